@@ -1,0 +1,115 @@
+"""ZooConfig: what a model is, one field per concept."""
+
+import importlib
+from copy import deepcopy
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig, PreTrainedConfig
+
+from .fields_attention import AttentionFields
+from .fields_checks import nearest
+from .fields_mlp import MlpFields
+from .fields_model import ModelFields
+from .fields_norm import NormFields
+from .fields_position import LEGACY_ROPE_KEYS, PositionFields
+
+# Keys that transformers, PEFT and serving engines put into a config of any model.
+PLATFORM_KEYS = (
+    "attn_implementation",
+    "auto_map",
+    "classifier_dropout",
+    "experts_implementation",
+    "is_decoder",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "tie_last_hidden_states",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "use_bfloat16",
+)
+
+
+@strict
+class ZooConfig(ModelFields, AttentionFields, PositionFields, NormFields, MlpFields, PreTrainedConfig):
+    """A decoder, described by one name or number per concept.
+
+    Each group of fields stands in its own file (`fields_<concept>.py`) with meaning, source and checks. What is left
+    at None is derived from the rest and written out in full to config.json. A bad value, a contradiction or a name that
+    does not exist raises at construction (`huggingface_hub.errors.StrictDataclassError`, or ValueError) with the field,
+    the value and what is allowed.
+    """
+
+    model_type = "zoo"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "rms_norm_eps": "norm_eps",
+        "layer_norm_eps": "norm_eps",
+        "layer_norm_epsilon": "norm_eps",
+        "rope_interleaved": "rope_interleave",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    def __post_init__(self, **kwargs):
+        kwargs = self._apply_aliases(kwargs)
+        self._refuse_unknown(kwargs)
+        self._resolve()
+        rotates = self.position_embedding_type == "rope"
+        if not rotates:
+            self._refuse_rotation(kwargs)
+        self.rope_parameters = deepcopy(self.rope_parameters)
+        super().__post_init__(**kwargs)
+        if not rotates:
+            self.rope_parameters = None
+
+    def _apply_aliases(self, kwargs: dict) -> dict:
+        for alias in [key for key in kwargs if key in self.attribute_map]:
+            setattr(self, alias, kwargs.pop(alias))
+        return kwargs
+
+    def _refuse_unknown(self, kwargs: dict) -> None:
+        known = {field.name for field in fields(self)} | set(self.attribute_map)
+        generation = GenerationConfig._get_default_generation_params()
+        for key in kwargs:
+            if key.startswith("_") or key in PLATFORM_KEYS or key in LEGACY_ROPE_KEYS or key in generation:
+                continue
+            raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, known)}")
+
+    def _refuse_rotation(self, kwargs: dict) -> None:
+        for key in [key for key in LEGACY_ROPE_KEYS if kwargs.get(key) is not None]:
+            raise ValueError(
+                f"{key}={kwargs[key]!r} only means something with position_embedding_type='rope', "
+                f"got {self.position_embedding_type!r}."
+            )
+
+    def _resolve(self) -> None:
+        # Model sizes first, then layer_types, then what depends on them; the order of the groups.
+        for group in type(self).__mro__:
+            for name in vars(group):
+                if name.startswith("resolve_"):
+                    getattr(self, name)()
+
+    def validate_rope(self):
+        try:
+            super().validate_rope()
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Writes config.json and, from the installed package, the code that goes with it and the complete auto_map.
+
+        The hook is here because every way to save a model comes through it after an upload has taken its time stamps.
+        A copy that was itself loaded as remote code leaves the copying of its files to transformers.
+        """
+        if not type(self).__module__.startswith("transformers_modules."):
+            importlib.import_module("modeling_zoo.export").export_code(self, save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)

@@ -1,0 +1,156 @@
+"""Softmax attention: heads, reach, norms on queries and keys, gates, caps."""
+
+from dataclasses import dataclass
+
+from .fields_checks import (
+    check_choice,
+    check_per_layer,
+    check_positive,
+    check_probability,
+    for_each_layer,
+    refuse_unless,
+)
+
+# transformers' words that mean softmax attention, and those that mean a recurrence or a convolution.
+SOFTMAX_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+RECURRENT_LAYERS = ("linear_attention", "conv")
+HYBRID_LAYERS = ("hybrid", "hybrid_sliding")
+NO_MIXER_LAYERS = ("mlp", "moe")
+LAYER_TYPES = SOFTMAX_LAYERS + RECURRENT_LAYERS + HYBRID_LAYERS + NO_MIXER_LAYERS
+
+ATTENTION_TYPES = ("grouped_query", "latent")
+SPARSE_PATTERNS = ("none", "strided", "fixed", "banded")
+QK_NORM_FIELDS = ("qk_norm_scope", "qk_norm_weight", "qk_norm_bias", "qk_norm_position", "qk_norm_eps")
+
+
+@dataclass(kw_only=True, repr=False)
+class AttentionFields:
+    """Softmax attention (Vaswani et al. 2017) with shared key-value heads (Shazeer 2019; Ainslie et al. 2023)."""
+
+    attention_type: str = "grouped_query"
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    # transformers' word for each layer: how far it sees, hence its mask and its cache.
+    layer_types: list[str] | None = None
+    # A token sees itself and window - 1 before it (Beltagy et al. 2020) | its own chunk.
+    sliding_window: int | None = None
+    attention_chunk_size: int | None = None
+    # Factorised patterns over a full layer (Child et al. 2019, §4.2), one name per layer, and their stride.
+    sparse_attention_pattern: str | list[str] | None = None
+    sparse_attention_stride: int | None = None
+    is_causal: bool = True
+    # Biases of q, k, v and of the output projection. None: the output follows attention_bias.
+    attention_bias: bool = False
+    attention_out_bias: bool | None = None
+    # Scale of the scores; None: head_dim ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
+    attention_multiplier: float | int | None = None
+    scale_attn_by_inverse_layer_idx: bool = False
+    # cap · tanh(score / cap) (Gemma 2); clamp of the projections to ± clip (MPT, OLMo).
+    attn_logit_softcapping: float | int | None = None
+    clip_qkv: float | int | None = None
+    # Norm on queries and keys (Henry et al. 2020; Dehghani et al. 2023): over a head or the whole projection; weight
+    # shared by the heads, one for each, or none; before or after the rotation.
+    qk_norm: str | None = None
+    qk_norm_scope: str | None = None
+    qk_norm_weight: str | None = None
+    qk_norm_bias: bool | None = None
+    qk_norm_position: str | None = None
+    qk_norm_eps: float | int | None = None
+    # One learned logit per head that takes probability and gives nothing (gpt-oss), on which layers.
+    attention_sinks: str | None = None
+    # sigmoid gate on the attention output before o_proj (Qiu et al. 2025), per channel or per head; projected beside
+    # the query (q_proj twice as wide) or by its own g_proj.
+    attn_output_gate: str | None = None
+    attn_gate_source: str | None = None
+    attention_dropout: float | int = 0.0
+
+    def resolve_attention(self):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None and self.num_attention_heads > 0:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.layer_types is None:
+            word = "sliding_attention" if self.sliding_window is not None else "full_attention"
+            self.layer_types = [word] * self.num_hidden_layers
+        if self.attention_out_bias is None:
+            self.attention_out_bias = self.attention_bias
+        if isinstance(self.sparse_attention_pattern, str):
+            pattern = self.sparse_attention_pattern
+            softmax = [word in SOFTMAX_LAYERS for word in self.layer_types]
+            self.sparse_attention_pattern = [pattern if is_softmax else "none" for is_softmax in softmax]
+        if self.qk_norm is not None:
+            self.qk_norm_scope = self.qk_norm_scope or "head"
+            self.qk_norm_weight = self.qk_norm_weight or "shared"
+            self.qk_norm_bias = bool(self.qk_norm_bias)
+            self.qk_norm_position = self.qk_norm_position or "before_rope"
+            self.qk_norm_eps = self.norm_eps if self.qk_norm_eps is None else self.qk_norm_eps
+        if self.attn_output_gate is not None and self.attn_gate_source is None:
+            self.attn_gate_source = "q_proj" if self.attn_output_gate == "elementwise" else "g_proj"
+
+    @for_each_layer
+    def validate_attention(self):
+        check_choice(self, "attention_type", ATTENTION_TYPES)
+        check_choice(self, "layer_types", LAYER_TYPES)
+        check_choice(self, "attention_sinks", ("all", "full_attention", "sliding_attention", "chunked_attention"))
+        check_per_layer(self, "layer_types", "sparse_attention_pattern")
+        check_positive(self, "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window")
+        check_positive(self, "attention_chunk_size", "attn_logit_softcapping", "clip_qkv", "sparse_attention_stride")
+        check_probability(self, "attention_dropout")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}."
+            )
+        self._validate_reach()
+        self._validate_qk_norm()
+        self._validate_gate()
+
+    def _validate_reach(self):
+        for field, words in (
+            ("sliding_window", ("sliding_attention", "hybrid_sliding")),
+            ("attention_chunk_size", ("chunked_attention",)),
+        ):
+            used = any(word in words for word in self.layer_types)
+            if used and getattr(self, field) is None:
+                raise ValueError(f"layer_types has {words[0]!r}, which needs {field}, which is not set.")
+            refuse_unless(self, used, f"a layer of layer_types that is one of {list(words)}", (field,))
+        sparse = [p for p in self.sparse_attention_pattern or () if p != "none"]
+        check_choice(self, "sparse_attention_pattern", SPARSE_PATTERNS)
+        if sparse and self.sparse_attention_stride is None:
+            raise ValueError("sparse_attention_pattern needs sparse_attention_stride, which is not set.")
+        refuse_unless(self, bool(sparse), "a sparse_attention_pattern", ("sparse_attention_stride",))
+        for index, pattern in enumerate(self.sparse_attention_pattern or ()):
+            if pattern != "none" and self.layer_types[index] != "full_attention":
+                raise ValueError(
+                    f"sparse_attention_pattern[{index}]={pattern!r} needs layer_types[{index}]='full_attention', "
+                    f"got {self.layer_types[index]!r}."
+                )
+        if not self.is_causal and any(word not in ("full_attention", *NO_MIXER_LAYERS) for word in self.layer_types):
+            raise ValueError("is_causal=False needs full attention in every layer: the other layers only see the past.")
+
+    def _validate_qk_norm(self):
+        check_choice(self, "qk_norm", ("rms_norm", "layer_norm"))
+        check_choice(self, "qk_norm_scope", ("head", "full"))
+        check_choice(self, "qk_norm_weight", ("shared", "per_head", "none"))
+        check_choice(self, "qk_norm_position", ("before_rope", "after_rope"))
+        refuse_unless(self, self.qk_norm is not None, "qk_norm", QK_NORM_FIELDS)
+        if self.qk_norm_bias and (self.qk_norm != "layer_norm" or self.qk_norm_weight == "none"):
+            raise ValueError("qk_norm_bias=True needs qk_norm='layer_norm' and a qk_norm_weight.")
+        if self.qk_norm_scope == "full" and self.qk_norm_weight == "per_head":
+            raise ValueError("qk_norm_weight='per_head' needs qk_norm_scope='head', got 'full'.")
+
+    def _validate_gate(self):
+        check_choice(self, "attn_output_gate", ("elementwise", "headwise"))
+        check_choice(self, "attn_gate_source", ("q_proj", "g_proj"))
+        refuse_unless(self, self.attn_output_gate is not None, "attn_output_gate", ("attn_gate_source",))
+        if self.attn_output_gate == "headwise" and self.attn_gate_source == "q_proj":
+            raise ValueError("attn_output_gate='headwise' needs attn_gate_source='g_proj'.")
+
+    def has_attention_sinks(self, layer_idx: int) -> bool:
+        """Whether layer `layer_idx` has learned sink logits."""
+        return self.attention_sinks in ("all", self.layer_types[layer_idx])
+
+    def sparse_pattern_of(self, layer_idx: int) -> str:
+        """The factorised pattern of layer `layer_idx`, "none" for a plain one."""
+        return self.sparse_attention_pattern[layer_idx] if self.sparse_attention_pattern else "none"

@@ -1,0 +1,36 @@
+"""The dense channel mixer."""
+
+from dataclasses import dataclass
+
+from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer
+
+MLP_LAYER_TYPES = ("dense", "sparse")
+WIDTH_MULTIPLE = 64
+
+
+@dataclass(kw_only=True, repr=False)
+class MlpFields:
+    """Feed-forward layers: plain down(act(up x)) or gated down(act(gate x) · up x) (Shazeer 2020)."""
+
+    gated_mlp: bool = True
+    # Any name of transformers' ACT2FN; "linear" with a gate is the bilinear GLU, "sigmoid" the original GLU.
+    hidden_act: str = "silu"
+    # Inner width; None: 4 · hidden_size plain, 8/3 · hidden_size rounded up to 64 gated (equal parameters, ibid. §2).
+    intermediate_size: int | None = None
+    mlp_bias: bool = False
+    # "dense" or "sparse" (experts) for each layer.
+    mlp_layer_types: list[str] | None = None
+
+    def resolve_mlp(self):
+        if self.intermediate_size is None:
+            plain = 4 * self.hidden_size
+            matched = -(-(2 * plain) // (3 * WIDTH_MULTIPLE)) * WIDTH_MULTIPLE
+            self.intermediate_size = matched if self.gated_mlp else plain
+        if self.mlp_layer_types is None:
+            self.mlp_layer_types = ["dense"] * self.num_hidden_layers
+
+    @for_each_layer
+    def validate_mlp(self):
+        check_choice(self, "mlp_layer_types", MLP_LAYER_TYPES)
+        check_per_layer(self, "mlp_layer_types")
+        check_positive(self, "intermediate_size")

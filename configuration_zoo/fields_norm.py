@@ -1,0 +1,79 @@
+"""Which norm, where it stands, and how a layer's two halves join the residual stream."""
+
+from dataclasses import dataclass
+
+from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer
+
+# The orders in which an implementation casts; they differ below float32 only.
+NORM_CASTS = {
+    "rms_norm": ("cast_then_scale", "scale_then_cast"),
+    "layer_norm": ("native", "float32"),
+}
+
+BLOCK_TYPES = (
+    "pre_norm",
+    "post_norm",
+    "output_norm",
+    "sandwich_norm",
+    "pre_norm_residual",
+    "parallel",
+    "parallel_two_norms",
+    "mixer_only",
+    "mlp_only",
+)
+# Where the two residual sums of a layer are one, or missing.
+SINGLE_BRANCH_BLOCKS = ("mixer_only", "mlp_only")
+
+
+@dataclass(kw_only=True, repr=False)
+class NormFields:
+    """Normalisation and residual topology."""
+
+    # "rms_norm" (Zhang & Sennrich 2019) or "layer_norm" (Ba et al. 2016), for every norm of the residual stream.
+    norm_type: str = "rms_norm"
+    norm_eps: float | int = 1e-6
+    # Learned scale; without it the norm has no parameters at all (OLMo, nanochat).
+    norm_elementwise_affine: bool = True
+    # Learned shift of a layer norm. None: as the norm has it by default (layer norm with, RMS norm without).
+    norm_bias: bool | None = None
+    # The stored weight is an offset from one: y = x̂ · (1 + w) (Gemma, Nemotron).
+    norm_unit_offset: bool = False
+    # Cast order: RMS norm "cast_then_scale" | "scale_then_cast"; layer norm "native" | "float32".
+    norm_cast: str | None = None
+    # Residual topology, one name for all layers or one for each (Xiong et al. 2020; Wang & Komatsuzaki 2021).
+    block_type: str | list[str] = "pre_norm"
+    # Scale of each sub-layer's output before it joins the stream (Granite, MiniCPM).
+    residual_multiplier: float | int = 1.0
+    # A norm on the embeddings (BLOOM) and the norm before the head.
+    embedding_norm: bool = False
+    final_norm: bool = True
+
+    def resolve_norm(self):
+        affine_layer_norm = self.norm_type == "layer_norm" and self.norm_elementwise_affine
+        if self.norm_bias is None and self.norm_type in NORM_CASTS:
+            self.norm_bias = affine_layer_norm
+        if self.norm_cast is None and self.norm_type in NORM_CASTS:
+            scale_first = self.norm_type == "rms_norm" and self.norm_unit_offset
+            self.norm_cast = NORM_CASTS[self.norm_type][1 if scale_first else 0]
+
+    @for_each_layer
+    def validate_norm(self):
+        check_choice(self, "norm_type", NORM_CASTS)
+        check_choice(self, "norm_cast", NORM_CASTS[self.norm_type])
+        check_choice(self, "block_type", BLOCK_TYPES)
+        check_per_layer(self, "block_type")
+        check_positive(self, "norm_eps")
+        if self.norm_bias and not (self.norm_type == "layer_norm" and self.norm_elementwise_affine):
+            raise ValueError(
+                "norm_bias=True needs norm_type='layer_norm' and norm_elementwise_affine=True, "
+                f"got norm_type={self.norm_type!r}, norm_elementwise_affine={self.norm_elementwise_affine}."
+            )
+        if self.norm_unit_offset and not self.norm_elementwise_affine:
+            raise ValueError("norm_unit_offset=True needs norm_elementwise_affine=True: there is no weight to offset.")
+
+    @property
+    def block_types(self) -> list[str]:
+        """The residual topology of each layer."""
+        if isinstance(self.block_type, list):
+            return self.block_type
+        return [self.block_type] * self.num_hidden_layers

@@ -1,0 +1,123 @@
+"""How a model knows where a token stands."""
+
+from dataclasses import dataclass
+
+from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless, require
+
+POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "none")
+ROPE_DTYPES = ("activation", "float32_trig", "float32_qk")
+# The scalings of transformers' modeling_rope_utils that a decoder can use.
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+TEMPERATURE_LAYERS = ("all", "rope", "no_rope")
+LEGACY_ROPE_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+
+
+@dataclass(kw_only=True, repr=False)
+class PositionFields:
+    """Position information: rotary, absolute, relative, linear bias, or none."""
+
+    position_embedding_type: str = "rope"
+    max_position_embeddings: int = 4096
+    # transformers' dict: rope_type, rope_theta, partial_rotary_factor, factor ...; flat, or one dict per layer type,
+    # where None means no rotation (Su et al. 2021; scalings: transformers' modeling_rope_utils).
+    rope_parameters: dict | None = None
+    # Pairs (2j, 2j+1) rotate together (GPT-J) instead of (j, j + d/2) (GPT-NeoX, Llama).
+    rope_interleave: bool | None = None
+    # Precision of the rotation: trig in the activation dtype | trig kept float32 | queries and keys lifted to float32.
+    rope_dtype: str | None = None
+    # One entry per layer, 1 rotates, 0 does not (NoPE: Kazemnejad et al. 2023). None: every layer rotates.
+    no_rope_layers: list[int] | None = None
+    # Rows skipped at the start of a learned table (OPT: 2).
+    position_offset: int | None = None
+    # Positions count the attended tokens when none are given, so padding takes no position (OPT).
+    position_ids_from_mask: bool = False
+    # ALiBi (Press et al. 2022): bias times the attention scale; dtype in which slope · position is rounded (Falcon).
+    alibi_scaled: bool | None = None
+    alibi_dtype: str | None = None
+    # T5's bucketed relative bias (Raffel et al. 2020, §2.1), one table for all layers.
+    relative_attention_num_buckets: int | None = None
+    relative_attention_max_distance: int | None = None
+    # Query temperature 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)), on which layers.
+    attn_temperature_layers: str | None = None
+    attn_scale: float | int | None = None
+    floor_scale: float | int | None = None
+    attn_temperature_offset: int | None = None
+
+    def resolve_position(self):
+        kind = self.position_embedding_type
+        if kind == "rope":
+            self.rope_interleave = bool(self.rope_interleave)
+            self.rope_dtype = self.rope_dtype or "activation"
+        if kind == "learned":
+            self.position_offset = self.position_offset or 0
+        if kind == "alibi":
+            self.alibi_scaled = bool(self.alibi_scaled)
+        if kind == "relative":
+            self.relative_attention_num_buckets = self.relative_attention_num_buckets or 32
+            self.relative_attention_max_distance = self.relative_attention_max_distance or 128
+        if self.attn_temperature_layers is not None:
+            self.attn_temperature_offset = self.attn_temperature_offset or 0
+
+    @for_each_layer
+    def validate_position(self):
+        check_choice(self, "position_embedding_type", POSITION_EMBEDDINGS)
+        check_choice(self, "rope_dtype", ROPE_DTYPES)
+        check_choice(self, "attn_temperature_layers", TEMPERATURE_LAYERS)
+        check_choice(self, "alibi_dtype", ("float32", "bfloat16", "float16"))
+        check_positive(self, "max_position_embeddings", "floor_scale", "relative_attention_max_distance")
+        check_per_layer(self, "no_rope_layers")
+        kind = self.position_embedding_type
+        rope_fields = ("rope_parameters", "rope_interleave", "rope_dtype", "no_rope_layers")
+        refuse_unless(self, kind == "rope", "position_embedding_type='rope'", rope_fields)
+        refuse_unless(self, kind == "learned", "position_embedding_type='learned'", ("position_offset",))
+        refuse_unless(self, kind == "alibi", "position_embedding_type='alibi'", ("alibi_scaled", "alibi_dtype"))
+        relative = ("relative_attention_num_buckets", "relative_attention_max_distance")
+        refuse_unless(self, kind == "relative", "position_embedding_type='relative'", relative)
+        absolute = kind in ("learned", "sinusoidal")
+        refuse_unless(self, absolute, "learned or sinusoidal positions", ("position_ids_from_mask",))
+        temperature = ("attn_scale", "floor_scale", "attn_temperature_offset")
+        if self.attn_temperature_layers is None:
+            refuse_unless(self, False, "attn_temperature_layers", temperature)
+        else:
+            require(self, "attn_temperature_layers", temperature)
+        self._validate_rotations()
+
+    def _validate_rotations(self):
+        for index, entry in enumerate(self.no_rope_layers or ()):
+            if entry not in (0, 1):
+                raise ValueError(f"no_rope_layers[{index}]={entry} must be 1 (rotates) or 0 (does not).")
+        if self.relative_attention_num_buckets is not None and self.relative_attention_num_buckets < 4:
+            raise ValueError(
+                f"relative_attention_num_buckets={self.relative_attention_num_buckets} must be at least 4: "
+                "half of the buckets hold exact distances, half grow with the logarithm."
+            )
+        for name, table in self.rope_tables.items():
+            theta = table.get("rope_theta")
+            if not isinstance(theta, (int, float)) or isinstance(theta, bool) or theta <= 0:
+                raise ValueError(f"rope_parameters: rope_theta={theta!r} of {name!r} must be a number greater than 0.")
+            partial = table.get("partial_rotary_factor", 1.0)
+            if not isinstance(partial, (int, float)) or not 0 < partial <= 1:
+                raise ValueError(f"rope_parameters: partial_rotary_factor={partial!r} of {name!r} must be in (0, 1].")
+            kind = table.get("rope_type", "default")
+            if kind not in ROPE_TYPES:
+                raise ValueError(f"rope_parameters: rope_type={kind!r} of {name!r} is not one of {list(ROPE_TYPES)}.")
+
+    @property
+    def rope_tables(self) -> dict[str, dict]:
+        """Rotation name → parameters: layer types for nested `rope_parameters`, else the one name "default"."""
+        parameters = self.rope_parameters or {}
+        if any(key in self.layer_types for key in parameters):
+            return {key: parameters[key] for key in parameters if key in self.layer_types and parameters[key]}
+        return {"default": parameters} if parameters else {}
+
+    def rope_table_of(self, layer_idx: int) -> str | None:
+        """The name of the rotation layer `layer_idx` uses, None where it does not rotate."""
+        if self.no_rope_layers is not None and not self.no_rope_layers[layer_idx]:
+            return None
+        tables = self.rope_tables
+        return "default" if "default" in tables else next((n for n in tables if n == self.layer_types[layer_idx]), None)
+
+    def has_attention_temperature(self, layer_idx: int) -> bool:
+        """Whether the queries of layer `layer_idx` are scaled by position."""
+        rotates = self.rope_table_of(layer_idx) is not None
+        return {None: False, "all": True, "rope": rotates, "no_rope": not rotates}[self.attn_temperature_layers]
