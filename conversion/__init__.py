@@ -1,0 +1,1 @@
+"""Checkpoints in and out: one file per foreign family, one engine for both directions."""

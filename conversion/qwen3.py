@@ -1,0 +1,21 @@
+"""Qwen3 (Yang et al. 2025): Qwen2 without its biases, with a norm on the queries and keys of every head."""
+
+from .family import Family
+from .qwen2 import FAMILY as QWEN2
+from .rules_common import LLAMA_FIELDS, LLAMA_RULES
+
+_SIZES = dict(vocab_size=101, hidden_size=48, intermediate_size=80, num_attention_heads=6, num_key_value_heads=2)
+_SIZES |= dict(num_hidden_layers=3, head_dim=12, max_position_embeddings=64)
+
+FAMILY = Family(
+    fields=LLAMA_FIELDS | {"attention_bias": "attention_bias"},
+    fixed={"qk_norm": "rms_norm"},
+    derive=QWEN2.derive,
+    restore=QWEN2.restore,
+    rules=LLAMA_RULES,
+    tiny=[
+        dict(_SIZES),
+        dict(_SIZES, tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+        dict(_SIZES, attention_bias=True, rms_norm_eps=1e-5),
+    ],
+)

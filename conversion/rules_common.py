@@ -1,0 +1,49 @@
+"""What many family files share: the Llama skeleton's fields and rules, experts stored one by one, layer reach."""
+
+from typing import Any
+
+from .family import COMMON_FIELDS
+from .rules import Drop, Keep, Rule, StackExperts, renames
+
+LLAMA_FIELDS = COMMON_FIELDS | {"rms_norm_eps": "norm_eps"}
+
+# Buffers that files of older libraries carry.
+ROPE_BUFFERS = [
+    Drop("model.layers.{i}.self_attn.rotary_emb.{inv_freq|cos_cached|sin_cached}"),
+    Drop("model.rotary_emb.inv_freq"),
+]
+
+# Norms whose names mean something else in other families (Gemma, OLMo 2); everything else is spelt as zoo spells it.
+LLAMA_RULES = [
+    *renames({"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}),
+    *ROPE_BUFFERS,
+]
+
+
+def expert_rules(
+    theirs: str = "model.layers.{i}.mlp.experts.{e}.",
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    down: str = "down_proj",
+) -> list[Rule]:
+    """Experts stored one by one, three matrices each, to zoo's `[E, 2I, D]` and `[E, D, I]`."""
+    ours = "model.layers.{i}.mlp.experts."
+    return [
+        Rule([f"{theirs}{gate}.weight", f"{theirs}{up}.weight"], ours + "gate_up_proj", StackExperts()),
+        Rule(f"{theirs}{down}.weight", ours + "down_proj", StackExperts()),
+    ]
+
+
+# Layers after the last one: heads that predict further tokens. Zoo has no use for them yet.
+PREDICTION_LAYERS = [Keep("model.layers.{i}.{*}", where=lambda ctx: ctx.layer >= ctx.config.num_hidden_layers)]
+
+
+def reach(theirs: Any) -> dict[str, Any]:
+    """`layer_types`, and the window only where a layer slides: a number nobody uses is not copied."""
+    slides = "sliding_attention" in theirs.layer_types
+    return {"layer_types": list(theirs.layer_types), "sliding_window": theirs.sliding_window if slides else None}
+
+
+def restore_reach(ours: Any) -> dict[str, Any]:
+    """The inverse of `reach`."""
+    return {"layer_types": list(ours.layer_types), "sliding_window": ours.sliding_window}
