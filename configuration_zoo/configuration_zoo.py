@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from .fields_attention import AttentionFields
 from .fields_checks import nearest
+from .fields_experts import ExpertFields
 from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_norm import NormFields
@@ -20,6 +21,7 @@ PLATFORM_KEYS = (
     "auto_map",
     "classifier_dropout",
     "experts_implementation",
+    "is_causal",
     "is_decoder",
     "model_type",
     "name_or_path",
@@ -36,7 +38,7 @@ PLATFORM_KEYS = (
 
 
 @strict
-class ZooConfig(ModelFields, AttentionFields, PositionFields, NormFields, MlpFields, PreTrainedConfig):
+class ZooConfig(ModelFields, AttentionFields, PositionFields, NormFields, ExpertFields, MlpFields, PreTrainedConfig):
     """A decoder, described by one name or number per concept.
 
     Each group of fields stands in its own file (`fields_<concept>.py`) with meaning, source and checks. What is left
@@ -70,6 +72,9 @@ class ZooConfig(ModelFields, AttentionFields, PositionFields, NormFields, MlpFie
         super().__post_init__(**kwargs)
         if not rotates:
             self.rope_parameters = None
+        if self.use_bidirectional_attention:
+            # The name under which transformers' masks look for it; left unset where every model is causal.
+            self.is_causal = False
 
     def _apply_aliases(self, kwargs: dict) -> dict:
         for alias in [key for key in kwargs if key in self.attribute_map]:

@@ -39,7 +39,8 @@ class AttentionFields:
     # Factorised patterns over a full layer (Child et al. 2019, §4.2), one name per layer, and their stride.
     sparse_attention_pattern: str | list[str] | None = None
     sparse_attention_stride: int | None = None
-    is_causal: bool = True
+    # Every token sees every other: an encoder made of a decoder.
+    use_bidirectional_attention: bool = False
     # Biases of q, k, v and of the output projection. None: the output follows attention_bias.
     attention_bias: bool = False
     attention_out_bias: bool | None = None
@@ -126,8 +127,9 @@ class AttentionFields:
                     f"sparse_attention_pattern[{index}]={pattern!r} needs layer_types[{index}]='full_attention', "
                     f"got {self.layer_types[index]!r}."
                 )
-        if not self.is_causal and any(word not in ("full_attention", *NO_MIXER_LAYERS) for word in self.layer_types):
-            raise ValueError("is_causal=False needs full attention in every layer: the other layers only see the past.")
+        two_sided = ("full_attention", *NO_MIXER_LAYERS)
+        if self.use_bidirectional_attention and any(word not in two_sided for word in self.layer_types):
+            raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
 
     def _validate_qk_norm(self):
         check_choice(self, "qk_norm", ("rms_norm", "layer_norm"))
@@ -146,6 +148,34 @@ class AttentionFields:
         refuse_unless(self, self.attn_output_gate is not None, "attn_output_gate", ("attn_gate_source",))
         if self.attn_output_gate == "headwise" and self.attn_gate_source == "q_proj":
             raise ValueError("attn_output_gate='headwise' needs attn_gate_source='g_proj'.")
+
+    @property
+    def mixer_types(self) -> list[str | None]:
+        """The mechanism of each layer: a name of the mixer registry, None for a layer that has no mixer."""
+        linear = getattr(self, "linear_attention_type", None)
+        by_word = {word: [linear] * self.num_hidden_layers for word in RECURRENT_LAYERS}
+        if isinstance(linear, list):
+            by_word = dict.fromkeys(RECURRENT_LAYERS, linear)
+        by_word |= {word: [None] * self.num_hidden_layers for word in NO_MIXER_LAYERS}
+        by_word |= {word: ["hybrid"] * self.num_hidden_layers for word in HYBRID_LAYERS}
+        by_word["indexed_attention"] = ["indexed"] * self.num_hidden_layers
+        softmax = [self.attention_type] * self.num_hidden_layers
+        return [by_word.get(word, softmax)[index] for index, word in enumerate(self.layer_types)]
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels of a head that rotate, before partial_rotary_factor."""
+        return self.qk_rope_head_dim if self.attention_type == "latent" else self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Channels of a head's value, hence of its output."""
+        return self.v_head_dim if self.attention_type == "latent" else self.head_dim
+
+    def attention_scaling(self, layer_idx: int) -> float:
+        """The factor on the scores of layer `layer_idx`."""
+        scale = self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+        return scale / (layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     def has_attention_sinks(self, layer_idx: int) -> bool:
         """Whether layer `layer_idx` has learned sink logits."""

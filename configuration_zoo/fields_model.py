@@ -35,6 +35,11 @@ class ModelFields:
     # The config.json this model was converted from, word for word, so that the way back loses nothing.
     source_config: dict | None = None
 
+    @property
+    def output_width(self) -> int:
+        """Width of the token table, of the last hidden states and of the head's input."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
+
     @for_each_layer
     def validate_model(self):
         check_positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "embedding_size", "initializer_range")

@@ -1,0 +1,235 @@
+"""Sparse layers: routed experts, their router, shared experts, balance losses."""
+
+from dataclasses import dataclass, fields
+
+from .fields_checks import check_choice, check_positive, for_each_layer, refuse_unless, require
+
+SCORING_FUNCS = ("softmax", "sigmoid", "sqrtsoftplus", "sparsemixer")
+GROUP_SCORES = ("top2_sum", "max")
+GROUP_MASK_VALUES = ("-inf", "zero")
+ROUTER_DTYPES = ("activation", "float32_scores", "float32_linear", "float32_weight")
+ROUTER_WEIGHTS_DTYPES = ("activation", "float32")
+ZERO_EXPERT_TYPES = ("identity", "zero")
+SHARED_EXPERT_COMBINATIONS = ("sum", "average")
+GROUP_FIELDS = ("topk_group", "group_score", "group_mask_value")
+SHARED_FIELDS = ("shared_expert_intermediate_size", "shared_expert_gate", "shared_expert_combination_strategy")
+SWIGLU_FIELDS = ("swiglu_limit", "swiglu_alpha", "swiglu_up_offset")
+
+
+def _fill(config, field: str, value) -> None:
+    if getattr(config, field) is None:
+        setattr(config, field, value)
+
+
+@dataclass(kw_only=True, repr=False)
+class ExpertFields:
+    """Mixture of experts (Shazeer et al. 2017): a router sends each token to k of E small MLPs.
+
+    Used by the layers that `mlp_layer_types` calls "sparse"; all None when there is none.
+    """
+
+    # E routed experts, k of them per token, each of inner width I. I is intermediate_size when left out.
+    num_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    moe_intermediate_size: int | None = None
+    # Width of the space the experts work in, between two projections of the layer's own (Nemotron 3); None: as wide as
+    # the layer.
+    moe_latent_size: int | None = None
+    # Further ids of the router that cost nothing: they give the token back, or zero (MoE++, Jin et al. 2024; LongCat).
+    zero_expert_num: int | None = None
+    zero_expert_type: str | None = None
+
+    # Biases of the expert projections. gated_mlp and hidden_act say what an expert computes, as for a dense layer.
+    expert_bias: bool | None = None
+    # act(min(gate, limit)) · (clamp(up, ±limit) + offset), with act = x · sigmoid(alpha x) if alpha is set (gpt-oss).
+    # Routed and shared experts alike.
+    swiglu_limit: float | int | None = None
+    swiglu_alpha: float | int | None = None
+    swiglu_up_offset: float | int | None = None
+
+    # Score of an expert: softmax (Shazeer et al. 2017), sigmoid (DeepSeek-V3), sqrt(softplus) (DeepSeek-V4), or
+    # sparsemixer's sampling and thresholds (Liu et al. 2024, arXiv 2409.12136; its threshold is 2 · jitter_eps).
+    scoring_func: str | None = None
+    sparsemixer_jitter_eps: float | int | None = None
+    # Select on the logits, then score the selected ones only (gpt-oss, Llama 4), instead of scoring first.
+    score_after_topk: bool | None = None
+    # weights / max(sum + eps, min), then · routed_scaling_factor.
+    norm_topk_prob: bool | None = None
+    norm_topk_eps: float | int | None = None
+    norm_topk_min: float | int | None = None
+    routed_scaling_factor: float | int | None = None
+    # Select within the best topk_group of n_group groups of experts (DeepSeek-V2 §2.2.2; "top2_sum": DeepSeek-V3).
+    # group_mask_value is what the experts outside are set to before the selection.
+    n_group: int | None = None
+    topk_group: int | None = None
+    group_score: str | None = None
+    group_mask_value: str | None = None
+    # A bias per expert that counts in the selection, not in the weights (Wang et al. 2024, arXiv 2408.15664).
+    use_score_correction_bias: bool | None = None
+    # A learned bias of the logits.
+    router_bias: bool | None = None
+    # Where float32 starts: nowhere, at the scores, at the linear map, at the stored weight.
+    router_dtype: str | None = None
+    # dtype of the weights the experts' outputs are multiplied with.
+    router_weights_dtype: str | None = None
+    # Multiply the experts' input by the weight instead of their output (Llama 4).
+    apply_router_weight_on_input: bool | None = None
+    # RMS norm with a weight on what the router reads, times a constant; a learned factor per expert on the weights
+    # (Gemma 4).
+    router_input_norm: bool | None = None
+    router_input_multiplier: float | int | None = None
+    router_per_expert_scale: bool | None = None
+    # In training, the layer's input is multiplied by U(1 - noise, 1 + noise) (Switch Transformer, Fedus et al. 2021).
+    router_jitter_noise: float | int | None = None
+
+    # Experts that every token visits (DeepSeekMoE, Dai et al. 2024): one MLP, n · I wide unless a width is given, with
+    # an optional sigmoid gate per token (Qwen1.5-MoE), added to or averaged with the routed output.
+    n_shared_experts: int | None = None
+    shared_expert_intermediate_size: int | None = None
+    shared_expert_gate: bool | None = None
+    shared_expert_combination_strategy: str | None = None
+
+    # Return the router logits; with labels, add coef · the balance loss (Switch Transformer §2.2) and coef · the z-loss
+    # (ST-MoE, Zoph et al. 2022, eq. 5) to the loss.
+    output_router_logits: bool | None = None
+    router_aux_loss_coef: float | int | None = None
+    router_z_loss_coef: float | int | None = None
+
+    def resolve_experts(self):
+        if self.mlp_layer_types is None and self.num_experts is not None:
+            self.mlp_layer_types = ["sparse"] * self.num_hidden_layers
+        if "sparse" not in (self.mlp_layer_types or ()):
+            return
+        if self.moe_intermediate_size is None:
+            self.moe_intermediate_size = self.intermediate_size
+        self._resolve_router()
+        self._resolve_shared_experts()
+        for field, default in (
+            ("expert_bias", False),
+            ("output_router_logits", False),
+            ("router_aux_loss_coef", 0.0),
+            ("router_z_loss_coef", 0.0),
+            ("zero_expert_type", "identity" if self.zero_expert_num else None),
+        ):
+            _fill(self, field, default)
+
+    def _resolve_router(self):
+        _fill(self, "scoring_func", "softmax")
+        _fill(self, "score_after_topk", False)
+        sums_to_one = self.score_after_topk and self.scoring_func == "softmax"
+        _fill(self, "norm_topk_prob", self.scoring_func != "sparsemixer" and not sums_to_one)
+        if self.norm_topk_prob:
+            _fill(self, "norm_topk_eps", 1e-20)
+        if self.scoring_func == "sparsemixer":
+            _fill(self, "sparsemixer_jitter_eps", 0.01)
+        if self.n_group is not None:
+            _fill(self, "group_score", "top2_sum")
+            _fill(self, "group_mask_value", "-inf")
+        if self.router_input_norm:
+            _fill(self, "router_input_multiplier", 1.0)
+        for field, default in (
+            ("routed_scaling_factor", 1.0),
+            ("use_score_correction_bias", False),
+            ("router_bias", False),
+            ("router_dtype", "float32_scores"),
+            ("router_weights_dtype", "float32"),
+            ("apply_router_weight_on_input", False),
+            ("router_input_norm", False),
+            ("router_per_expert_scale", False),
+            ("router_jitter_noise", 0.0),
+        ):
+            _fill(self, field, default)
+
+    def _resolve_shared_experts(self):
+        _fill(self, "n_shared_experts", 0 if self.shared_expert_intermediate_size is None else 1)
+        if self.n_shared_experts and self.moe_intermediate_size is not None:
+            _fill(self, "shared_expert_intermediate_size", self.n_shared_experts * self.moe_intermediate_size)
+        if self.n_shared_experts:
+            _fill(self, "shared_expert_gate", False)
+            _fill(self, "shared_expert_combination_strategy", "sum")
+
+    @for_each_layer
+    def validate_experts(self):
+        sparse = "sparse" in self.mlp_layer_types
+        layer = "a 'sparse' layer in mlp_layer_types"
+        refuse_unless(self, sparse, layer, [field.name for field in fields(ExpertFields)])
+        if not sparse:
+            return
+        require(self, layer.capitalize(), ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
+        check_positive(self, "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size")
+        check_positive(self, "zero_expert_num", "routed_scaling_factor")
+        check_choice(self, "zero_expert_type", ZERO_EXPERT_TYPES)
+        refuse_unless(self, bool(self.zero_expert_num), "zero_expert_num", ("zero_expert_type",))
+        if self.zero_expert_num and self.apply_router_weight_on_input:
+            raise ValueError("apply_router_weight_on_input=True cannot be combined with zero_expert_num.")
+        self._validate_expert_activation()
+        self._validate_selection()
+        self._validate_groups()
+        self._validate_router_numbers()
+        self._validate_shared_experts()
+
+    @property
+    def num_router_outputs(self) -> int:
+        """Ids the router chooses among: the experts and the zero experts after them."""
+        return self.num_experts + (self.zero_expert_num or 0)
+
+    def _validate_expert_activation(self):
+        refuse_unless(self, self.gated_mlp, "gated_mlp=True", SWIGLU_FIELDS)
+        check_positive(self, "swiglu_limit")
+        if self.swiglu_alpha is not None and self.hidden_act != "silu":
+            raise ValueError(f"swiglu_alpha={self.swiglu_alpha} needs hidden_act='silu', got {self.hidden_act!r}.")
+
+    def _validate_selection(self):
+        check_choice(self, "scoring_func", SCORING_FUNCS)
+        if self.num_experts_per_tok > self.num_router_outputs:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} must not exceed the "
+                f"{self.num_router_outputs} experts there are."
+            )
+        samples = self.scoring_func == "sparsemixer"
+        refuse_unless(self, samples, "scoring_func='sparsemixer'", ("sparsemixer_jitter_eps",))
+        refuse_unless(
+            self,
+            not samples,
+            "a scoring_func other than 'sparsemixer'",
+            ("score_after_topk", "norm_topk_prob", "n_group", "use_score_correction_bias"),
+        )
+        refuse_unless(self, not self.score_after_topk, "score_after_topk=False", ("n_group",))
+        refuse_unless(self, bool(self.norm_topk_prob), "norm_topk_prob=True", ("norm_topk_eps", "norm_topk_min"))
+
+    def _validate_groups(self):
+        refuse_unless(self, self.n_group is not None, "n_group", GROUP_FIELDS)
+        if self.n_group is None:
+            return
+        require(self, "n_group", ("topk_group",))
+        check_positive(self, "n_group", "topk_group")
+        check_choice(self, "group_score", GROUP_SCORES)
+        check_choice(self, "group_mask_value", GROUP_MASK_VALUES)
+        size, rest = divmod(self.num_router_outputs, self.n_group)
+        if rest:
+            raise ValueError(f"n_group={self.n_group} must divide the {self.num_router_outputs} experts evenly.")
+        if self.topk_group > self.n_group or self.topk_group * size < self.num_experts_per_tok:
+            raise ValueError(
+                f"topk_group={self.topk_group} must be at most n_group={self.n_group}, and those groups of {size} "
+                f"experts must hold num_experts_per_tok={self.num_experts_per_tok}."
+            )
+        if self.group_score == "top2_sum" and size < 2:
+            raise ValueError(f"group_score='top2_sum' needs groups of two experts, n_group={self.n_group} leaves one.")
+
+    def _validate_router_numbers(self):
+        check_choice(self, "router_dtype", ROUTER_DTYPES)
+        check_choice(self, "router_weights_dtype", ROUTER_WEIGHTS_DTYPES)
+        refuse_unless(self, bool(self.router_input_norm), "router_input_norm=True", ("router_input_multiplier",))
+        numbers = ("router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise", "sparsemixer_jitter_eps")
+        for field in (*numbers, "norm_topk_eps", "norm_topk_min"):
+            if (getattr(self, field) or 0) < 0:
+                raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
+        if self.router_jitter_noise >= 1:
+            raise ValueError(f"router_jitter_noise={self.router_jitter_noise} must be below 1.")
+
+    def _validate_shared_experts(self):
+        if self.n_shared_experts < 0:
+            raise ValueError(f"n_shared_experts={self.n_shared_experts} must not be negative.")
+        refuse_unless(self, self.n_shared_experts > 0, "n_shared_experts", SHARED_FIELDS)
+        check_positive(self, "shared_expert_intermediate_size")
+        check_choice(self, "shared_expert_combination_strategy", SHARED_EXPERT_COMBINATIONS)

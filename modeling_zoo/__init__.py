@@ -1,0 +1,41 @@
+"""The zoo model family, registered with transformers' Auto classes on import."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from configuration_zoo import ZooConfig
+
+from .modeling_zoo import (
+    ZooForCausalLM,
+    ZooForQuestionAnswering,
+    ZooForSequenceClassification,
+    ZooForTokenClassification,
+    ZooModel,
+    ZooPreTrainedModel,
+)
+
+AutoConfig.register("zoo", ZooConfig, exist_ok=True)
+for auto_class, model_class in (
+    (AutoModel, ZooModel),
+    (AutoModelForCausalLM, ZooForCausalLM),
+    (AutoModelForQuestionAnswering, ZooForQuestionAnswering),
+    (AutoModelForSequenceClassification, ZooForSequenceClassification),
+    (AutoModelForTokenClassification, ZooForTokenClassification),
+):
+    auto_class.register(ZooConfig, model_class, exist_ok=True)
+
+__all__ = [
+    "ZooConfig",
+    "ZooForCausalLM",
+    "ZooForQuestionAnswering",
+    "ZooForSequenceClassification",
+    "ZooForTokenClassification",
+    "ZooModel",
+    "ZooPreTrainedModel",
+]

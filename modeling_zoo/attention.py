@@ -1,0 +1,158 @@
+"""Grouped-query attention: queries, keys and values per head, with what stands around them as slots.
+
+heads share keys and values in groups:    multi-head   H = K      grouped-query   K < H      multi-query   K = 1
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .attention_gates import make_output_gate
+from .attention_interface import eager_attention_forward
+from .norms import make_qk_norm
+from .rotary import apply_rotary
+
+
+class TokenMixer(nn.Module):
+    """What mixes tokens in a layer: attention, a recurrence or a convolution.
+
+    Called as `mixer(hidden_states, *, position_embeddings, attention_mask, past_key_values, **kwargs)`, `[B, T, D]`,
+    and gives (output `[B, T, D]`, weights or None).
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+
+
+class Clamp(nn.Module):
+    """x clamped to [-limit, limit] (MPT, OLMo)."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x):
+        return x.clamp(min=-self.limit, max=self.limit)
+
+
+class QueryTemperature(nn.Module):
+    """q · (1 + attn_scale · log(1 + floor((position + offset) / floor_scale))), `[B, T, H, d]` (Llama 4, Ministral
+    3)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.scale, self.floor = config.attn_scale, config.floor_scale
+        self.offset = config.attn_temperature_offset
+
+    def forward(self, query, position_ids):
+        steps = torch.floor((position_ids.float() + self.offset) / self.floor)
+        temperature = 1 + self.scale * torch.log1p(steps)
+        return (query * temperature[..., None, None]).to(query.dtype)
+
+
+class SoftmaxAttention(TokenMixer):
+    """What every softmax attention shares: scale, sinks, gate and the call of the attention interface."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.is_causal = not config.use_bidirectional_attention
+        self.attention_dropout = config.attention_dropout
+        self.softcap = config.attn_logit_softcapping
+        self.scaling = config.attention_scaling(layer_idx)
+        self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
+        self.sinks = (
+            nn.Parameter(torch.empty(config.num_attention_heads)) if config.has_attention_sinks(layer_idx) else None
+        )
+        self.output_gate = make_output_gate(config, layer_idx)
+
+    def initialize(self, std):
+        if self.sinks is not None:
+            init.normal_(self.sinks, mean=0.0, std=std)
+
+    def attend(self, query, key, value, attention_mask, **kwargs):
+        """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or None) by the configured
+        backend."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        special = {"softcap": self.softcap, "s_aux": self.sinks}
+        return attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            sliding_window=self.sliding_window,
+            **{name: part for name, part in special.items() if part is not None},
+            **kwargs,
+        )
+
+
+class GroupedQueryAttention(SoftmaxAttention):
+    """softmax(q kᵀ · scale) v over `num_attention_heads` query and `num_key_value_heads` key-value heads of `head_dim`.
+
+    q, k, v = W x → clamp → norm and rotation (in the order `qk_norm_position` says) → temperature → cache → attention →
+    gate → o_proj. (Vaswani et al. 2017; Shazeer 2019; Ainslie et al. 2023; Llama, Qwen3.)
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.head_dim = config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.num_key_value_groups = heads // kv_heads
+        self.query_width = self.output_gate.query_width
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(hidden, heads * self.head_dim * self.query_width, bias=bias)
+        self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(heads * self.head_dim, hidden, bias=config.attention_out_bias)
+        self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else nn.Identity()
+        self.q_norm = make_qk_norm(config, heads)
+        self.k_norm = make_qk_norm(config, kv_heads)
+        self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
+        self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
+        steps = (self._normalise, self._rotate)
+        self.steps = tuple(
+            step.__name__ for step in (steps if config.qk_norm_position != "after_rope" else steps[::-1])
+        )
+
+    def _normalise(self, query, key, position_embeddings):
+        return self.q_norm(query), self.k_norm(key)
+
+    def _rotate(self, query, key, position_embeddings):
+        if position_embeddings is None:
+            return query, key
+        return tuple(apply_rotary(states, position_embeddings, **self.rotation) for states in (query, key))
+
+    def project(self, hidden_states):
+        """`[B, T, D]` → queries `[B, T, H, d]`, keys and values `[B, T, K, d]`, gate `[B, T, H, d]` or None."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.clip(self.q_proj(hidden_states)).view(*shape[:-1], self.head_dim * self.query_width)
+        query, *gate = query.split(self.head_dim, dim=-1)
+        key, value = (self.clip(proj(hidden_states)).view(shape) for proj in (self.k_proj, self.v_proj))
+        return query, key, value, gate[0] if gate else None
+
+    def forward(
+        self,
+        hidden_states,
+        *,
+        position_embeddings=None,
+        attention_mask=None,
+        past_key_values=None,
+        position_ids=None,
+        **kwargs,
+    ):
+        query, key, value, gate = self.project(hidden_states)
+        for step in self.steps:
+            query, key = getattr(self, step)(query, key, position_embeddings)
+        if self.temperature is not None:
+            query = self.temperature(query, position_ids)
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
+        attn_output = self.output_gate(attn_output, hidden_states, gate)
+        return self.o_proj(attn_output.flatten(-2).contiguous()), weights

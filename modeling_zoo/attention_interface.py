@@ -1,0 +1,75 @@
+"""Softmax attention over ready queries, keys and values: the plain form, and which backends keep a config's
+promises."""
+
+import torch
+from torch import nn
+
+
+def repeat_kv(states, groups):
+    """`[B, K, T, d]` → `[B, K · groups, T, d]`, each head `groups` times in a row."""
+    if groups == 1:
+        return states
+    batch, heads, length, dim = states.shape
+    return states[:, :, None].expand(batch, heads, groups, length, dim).reshape(batch, heads * groups, length, dim)
+
+
+def eager_attention_forward(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling,
+    dropout=0.0,
+    softcap=None,
+    s_aux=None,
+    position_bias=None,
+    **kwargs,
+):
+    """softmax(cap(q kᵀ · scaling) + bias + mask) v for `[B, H, T, d]`, `[B, K, S, d]` → `[B, T, H, d]`, weights `[B,
+    H, T, S]`.
+
+    cap(x) = softcap · tanh(x / softcap) (Gemma 2). `s_aux` `[H]` adds to every row a logit that takes probability and
+    has no value (gpt-oss). The softmax is taken in float32.
+    """
+    key = repeat_kv(key, module.num_key_value_groups)
+    value = repeat_kv(value, module.num_key_value_groups)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    if s_aux is not None:
+        sinks = s_aux.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        scores = torch.cat((scores, sinks.to(scores.dtype)), dim=-1)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if s_aux is not None:
+        weights = weights[..., :-1]
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+# What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
+# drops sinks in silence, flash attention drops a position bias in silence.
+SCORE_NEEDS = {
+    "attn_logit_softcapping": ("eager", "flex_attention"),
+    "attention_sinks": ("eager", "flex_attention"),
+    "position_bias": ("eager", "sdpa", "flex_attention"),
+    "sparse_attention_pattern": ("eager", "sdpa", "flex_attention"),
+}
+
+
+def attention_backends(config):
+    """(backends that compute this config rightly or None for all, the field that limits them)."""
+    needs = {
+        "attn_logit_softcapping": config.attn_logit_softcapping is not None,
+        "attention_sinks": config.attention_sinks is not None,
+        "position_bias": config.position_embedding_type in ("alibi", "relative"),
+        "sparse_attention_pattern": bool(config.sparse_attention_pattern),
+    }
+    for need, backends in SCORE_NEEDS.items():
+        if needs[need]:
+            return backends, "position_embedding_type" if need == "position_bias" else need
+    return None, None

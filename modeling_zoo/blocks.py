@@ -1,0 +1,145 @@
+"""Residual topologies: how a layer's mixer and MLP join the stream.
+
+pre_norm           x ─┬─ norm ── f ──────── + ─     output_norm    x ─┬─ f ── norm ── + ─
+                      └──────────────────── ┘                        └───────────── ┘
+sandwich_norm      x ─┬─ norm ── f ── norm ── + ─   post_norm      x ─┬─ f ── + ── norm ─
+                      └───────────────────── ┘                       └────── ┘
+pre_norm_residual  x ── norm ─┬─ f ── + ─           parallel       x ─┬─ norm ─┬─ mixer ── + ─
+                              └────── ┘                              │        └─ mlp ──── +
+                                                                     └─────────────────── ┘
+"""
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .mixers import make_mixer
+from .mlp_registry import make_mlp
+from .norms import make_norm
+
+SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
+
+
+class ZooDecoderLayer(GradientCheckpointingLayer):
+    """x + m · norm(mixer(norm(x))), then x + m · norm(mlp(norm(x))), with Identity where `norms` has no name.
+
+    Pre-norm (Xiong et al. 2020; Llama), and what differs from it in its slots only.
+    """
+
+    norms = ("attn_norm", "mlp_norm")
+    branches = ("mixer", "mlp")
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        for slot in SLOTS:
+            setattr(self, slot, make_norm(config, config.hidden_size) if slot in self.norms else nn.Identity())
+        if "mixer" in self.branches:
+            self.self_attn = make_mixer(config, layer_idx)
+        if "mlp" in self.branches:
+            self.mlp = make_mlp(config, layer_idx)
+        self.dropout = nn.Dropout(config.residual_dropout)
+        self.residual_multiplier = config.residual_multiplier
+
+    def scaled(self, output):
+        """Dropout and residual multiplier on a sub-layer's output."""
+        output = self.dropout(output)
+        return output if self.residual_multiplier == 1.0 else output * self.residual_multiplier
+
+    def mix(self, x, context):
+        """The mixer's contribution to the stream."""
+        return self.scaled(self.attn_output_norm(self.self_attn(x, **context)[0]))
+
+    def feed(self, x):
+        """The MLP's contribution to the stream."""
+        return self.scaled(self.mlp_output_norm(self.mlp(x)))
+
+    def forward(self, hidden_states, **context):
+        hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
+        return hidden_states + self.feed(self.mlp_norm(hidden_states))
+
+
+class OutputNormLayer(ZooDecoderLayer):
+    """x + norm(mixer(x)), then x + norm(mlp(x)) (OLMo 2, EXAONE 4)."""
+
+    norms = ("attn_output_norm", "mlp_output_norm")
+
+
+class SandwichNormLayer(ZooDecoderLayer):
+    """x + norm(mixer(norm(x))), then x + norm(mlp(norm(x))) (Ding et al. 2021; Gemma 2, Grok-1)."""
+
+    norms = SLOTS
+
+
+class PostNormLayer(ZooDecoderLayer):
+    """norm(x + mixer(x)), then norm(x + mlp(x)) (Vaswani et al. 2017; GPT-1, OPT 350m)."""
+
+    norms = ("attn_output_norm", "mlp_output_norm")
+
+    def forward(self, hidden_states, **context):
+        mixed = self.scaled(self.self_attn(hidden_states, **context)[0])
+        hidden_states = self.attn_output_norm(hidden_states + mixed)
+        return self.mlp_output_norm(hidden_states + self.scaled(self.mlp(hidden_states)))
+
+
+class PreNormResidualLayer(ZooDecoderLayer):
+    """n + mixer(n), n = norm(x), then the same for the MLP: the residual starts at the norm (BLOOM's variant)."""
+
+    def forward(self, hidden_states, **context):
+        hidden_states = self.attn_norm(hidden_states)
+        hidden_states = self.mlp_norm(hidden_states + self.mix(hidden_states, context))
+        return hidden_states + self.feed(hidden_states)
+
+
+class ParallelLayer(ZooDecoderLayer):
+    """x + mixer(norm(x)) + mlp(norm(x)) with one norm (Wang & Komatsuzaki 2021; PaLM, Command R)."""
+
+    norms = ("attn_norm",)
+
+    def forward(self, hidden_states, **context):
+        normed = self.attn_norm(hidden_states)
+        return hidden_states + self.mix(normed, context) + self.feed(normed)
+
+
+class ParallelTwoNormsLayer(ZooDecoderLayer):
+    """x + mixer(norm₁(x)) + mlp(norm₂(x)) (Black et al. 2022; Falcon 40B)."""
+
+    def forward(self, hidden_states, **context):
+        mixed = self.mix(self.attn_norm(hidden_states), context)
+        return hidden_states + mixed + self.feed(self.mlp_norm(hidden_states))
+
+
+class MixerOnlyLayer(ZooDecoderLayer):
+    """x + mixer(norm(x)) (Mamba 2, Nemotron-H)."""
+
+    norms = ("attn_norm",)
+    branches = ("mixer",)
+
+    def forward(self, hidden_states, **context):
+        return hidden_states + self.mix(self.attn_norm(hidden_states), context)
+
+
+class MlpOnlyLayer(ZooDecoderLayer):
+    """x + mlp(norm(x)) (Nemotron-H)."""
+
+    norms = ("mlp_norm",)
+    branches = ("mlp",)
+
+    def forward(self, hidden_states, **context):
+        return hidden_states + self.feed(self.mlp_norm(hidden_states))
+
+
+BLOCKS = {
+    "pre_norm": ZooDecoderLayer,
+    "output_norm": OutputNormLayer,
+    "sandwich_norm": SandwichNormLayer,
+    "post_norm": PostNormLayer,
+    "pre_norm_residual": PreNormResidualLayer,
+    "parallel": ParallelLayer,
+    "parallel_two_norms": ParallelTwoNormsLayer,
+    "mixer_only": MixerOnlyLayer,
+    "mlp_only": MlpOnlyLayer,
+}
+
+
+def make_block(config, layer_idx):
+    """Layer `layer_idx` of a model; where layers differ in a number, built from that layer's own view of the config."""
+    return BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)

@@ -1,0 +1,81 @@
+"""From tokens to the stream: the table, what scales and shifts it, and the positions of a call."""
+
+import torch
+from torch import nn
+
+from .norms import make_norm
+from .positions import ADDED_POSITIONS, POSITION_BIASES
+from .rotary import Rotations
+
+
+class ScaledEmbedding(nn.Embedding):
+    """table[token] · scale, the scale rounded to the table's dtype first, `[B, T]` → `[B, T, D]` (Gemma)."""
+
+    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, scale=1.0):
+        super().__init__(num_embeddings, embedding_dim, padding_idx)
+        self.scale = scale
+
+    def forward(self, input_ids):
+        return super().forward(input_ids) * torch.tensor(self.scale, dtype=self.weight.dtype)
+
+
+def make_embedding(config):
+    """The token table `[V, embedding_size or D]`."""
+    size = (config.vocab_size, config.output_width, config.pad_token_id)
+    if config.embedding_multiplier_in_weight_dtype:
+        return ScaledEmbedding(*size, scale=config.embedding_multiplier)
+    return nn.Embedding(*size)
+
+
+def make_projection(config, inputs, outputs):
+    """A linear map where a narrow embedding meets the stream, else Identity (OPT 350m)."""
+    return nn.Linear(inputs, outputs, bias=False) if config.embedding_size is not None else nn.Identity()
+
+
+class Backbone:
+    """The parts of a ZooModel around its layers; they live on the model itself, under the names tools look for."""
+
+    @staticmethod
+    def build(model, config):
+        width = config.hidden_size
+        model.embed_tokens = make_embedding(config)
+        model.project_in = make_projection(config, config.output_width, width)
+        model.embed_positions = ADDED_POSITIONS[config.position_embedding_type](config)
+        model.embed_norm = make_norm(config, width) if config.embedding_norm else nn.Identity()
+        model.embed_dropout = nn.Dropout(config.embedding_dropout)
+        model.rotary_emb = Rotations(config)
+        bias = POSITION_BIASES.get(config.position_embedding_type)
+        model.position_bias = bias(config) if bias is not None else None
+        model.norm = make_norm(config, width) if config.final_norm else nn.Identity()
+        model.project_out = make_projection(config, width, config.output_width)
+
+    @staticmethod
+    def embed(model, inputs_embeds, position_ids):
+        """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`."""
+        config = model.config
+        if config.embedding_multiplier != 1.0 and not config.embedding_multiplier_in_weight_dtype:
+            inputs_embeds = inputs_embeds * config.embedding_multiplier
+        hidden_states = model.project_in(inputs_embeds)
+        hidden_states = hidden_states + model.embed_positions(position_ids, hidden_states)
+        return model.embed_dropout(model.embed_norm(hidden_states))
+
+
+def positions_of(config, inputs_embeds, attention_mask, past_key_values):
+    """Positions `[1 or B, T]` of a call that names none: slots from what the cache has seen, or the count of attended
+    tokens."""
+    length, device = inputs_embeds.shape[1], inputs_embeds.device
+    if config.position_ids_from_mask and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        counted = attention_mask.long().cumsum(-1) * attention_mask.long() - 1
+        return counted[:, -length:]
+    seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+    return (torch.arange(length, device=device) + seen).unsqueeze(0)
+
+
+def key_positions(hidden_states, past_key_values, layer_idx):
+    """Slots of the queries `[T]` and of the keys `[K]` that layer `layer_idx` will see in this call."""
+    length, device = hidden_states.shape[1], hidden_states.device
+    slots = torch.arange(length, device=device)
+    if past_key_values is None:
+        return slots, slots
+    kv_length, kv_offset = past_key_values.get_mask_sizes(length, layer_idx)
+    return slots + past_key_values.get_seq_length(), torch.arange(kv_length, device=device) + kv_offset

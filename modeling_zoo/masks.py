@@ -1,0 +1,103 @@
+"""One mask per distinct reach of a model, built by transformers' own builders."""
+
+from functools import partial
+
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_chunked_causal_mask,
+    create_recurrent_attention_mask,
+    create_sliding_window_causal_mask,
+)
+
+MASK_BUILDERS = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+    "chunked_attention": create_chunked_causal_mask,
+    # An indexer ranks keys under the mask, so it needs one even where attention would not.
+    "indexed_attention": partial(create_causal_mask, allow_is_causal_skip=False),
+    "linear_attention": create_recurrent_attention_mask,
+    "conv": create_recurrent_attention_mask,
+}
+# Layers that need another mask than one of their own name.
+PARTS = {
+    "hybrid": ("full_attention", "linear_attention"),
+    "hybrid_sliding": ("sliding_attention", "linear_attention"),
+    "mlp": (),
+    "moe": (),
+}
+# The 2-D padding mask, kept beside the built ones where someone passes masks on as a dict.
+PADDING = "padding_mask"
+
+
+def strided(stride):
+    """The last `stride` tokens and every `stride`-th before them (Child et al. 2019, §4.2)."""
+
+    def visible(batch_idx, head_idx, q_idx, kv_idx):
+        distance = q_idx - kv_idx
+        return (distance < stride) | (distance % stride == 0)
+
+    return visible
+
+
+def fixed(stride):
+    """One's own block of `stride` tokens and the last token of every block before it (Child et al. 2019, §4.2)."""
+
+    def visible(batch_idx, head_idx, q_idx, kv_idx):
+        return (q_idx // stride == kv_idx // stride) | (kv_idx % stride == stride - 1)
+
+    return visible
+
+
+def banded(stride):
+    """The last `stride` tokens: the local half of the pattern (Brown et al. 2020, §2.1)."""
+
+    def visible(batch_idx, head_idx, q_idx, kv_idx):
+        return q_idx - kv_idx < stride
+
+    return visible
+
+
+PATTERNS = {"strided": strided, "fixed": fixed, "banded": banded}
+
+
+def mask_key(config, layer_idx):
+    """The name of the mask that layer `layer_idx` uses: its word, or the pattern laid over it."""
+    pattern = config.sparse_pattern_of(layer_idx)
+    return config.layer_types[layer_idx] if pattern == "none" else pattern
+
+
+def layer_mask(masks, key):
+    """The mask of a layer with `mask_key` key; {word: mask} for a layer made of two mixers, None for one without."""
+    if key not in PARTS:
+        return masks[key]
+    return {word: masks[word] for word in PARTS[key]} or None
+
+
+def build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+    """{mask name: mask} for `inputs_embeds` `[B, T, D]` and a padding mask `[B, S + T]` or a ready 4-D one.
+
+    Sparse patterns go by slot, so that padding takes part in the stride.
+    """
+    arguments = {
+        "inputs_embeds": inputs_embeds,
+        "attention_mask": attention_mask,
+        "past_key_values": past_key_values,
+        "position_ids": position_ids,
+    }
+    arguments |= {name: part for name, part in kwargs.items() if part is not None}
+    masks = {}
+    for layer_idx in range(config.num_hidden_layers):
+        key = mask_key(config, layer_idx)
+        layer = config.per_layer_config[layer_idx]
+        for word in PARTS.get(key, (key,)):
+            if word in masks:
+                continue
+            if word in PATTERNS:
+                overlay = PATTERNS[word](config.sparse_attention_stride)
+                masks[word] = create_causal_mask(config=layer, **arguments, and_mask_function=overlay)
+            else:
+                masks[word] = MASK_BUILDERS[word](config=layer, **arguments)
+    # It grows with every token, so it stays out of compiled graphs where nothing reads it.
+    if config.position_embedding_type == "alibi" and attention_mask is not None and attention_mask.dim() == 2:
+        masks[PADDING] = attention_mask
+    return masks

@@ -1,0 +1,12 @@
+"""Every channel mixer by its word in `mlp_layer_types`."""
+
+from .mlps import make_dense_mlp
+
+MLPS = {
+    "dense": make_dense_mlp,
+}
+
+
+def make_mlp(config, layer_idx):
+    """The channel mixer of layer `layer_idx`."""
+    return MLPS[config.mlp_layer_types[layer_idx]](config, layer_idx)

@@ -1,0 +1,81 @@
+"""Channel mixers: `[B, T, D]` → `[B, T, D]`, token by token."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+
+class XIELU(nn.Module):
+    """x > 0: a⁺x² + βx; else a⁻(eˣ - 1 - x) + βx, with learned a⁺, a⁻ per layer (Huang & Schlag 2024; Apertus).
+
+    a⁺ = softplus(alpha_p), a⁻ = β + softplus(alpha_n); the exponent is held below `eps` < 0 so that it never vanishes.
+    """
+
+    def __init__(self, alpha_p=0.8, alpha_n=0.8, beta=0.5, eps=-1e-6):
+        super().__init__()
+        self.start = {"alpha_p": alpha_p, "alpha_n": alpha_n - beta}
+        self.constants = {"beta": beta, "eps": eps}
+        for name, value in self.start.items():
+            setattr(self, name, nn.Parameter(self.inverse_softplus(value)))
+        for name, value in self.constants.items():
+            self.register_buffer(name, torch.tensor(value))
+
+    @staticmethod
+    def inverse_softplus(value):
+        return torch.log(torch.expm1(torch.tensor(value))).unsqueeze(0)
+
+    def initialize(self, std):
+        for name, value in self.start.items():
+            init.copy_(getattr(self, name), self.inverse_softplus(value))
+        for name, value in self.constants.items():
+            init.constant_(getattr(self, name), value)
+
+    def forward(self, x):
+        above = nn.functional.softplus(self.alpha_p)
+        below = self.beta + nn.functional.softplus(self.alpha_n)
+        positive = above * x * x + self.beta * x
+        negative = (torch.expm1(torch.min(x, self.eps)) - x) * below + self.beta * x
+        return torch.where(x > 0, positive, negative)
+
+
+def make_activation(config):
+    """The activation `hidden_act` names; xIELU is the one that learns and gets a module per layer."""
+    return XIELU() if config.hidden_act == "xielu" else ACT2FN[config.hidden_act]
+
+
+class PlainMLP(nn.Module):
+    """down(act(up x)), inner width `intermediate_size` (GPT-2, OPT, Nemotron)."""
+
+    def __init__(self, config, layer_idx=None, intermediate_size=None):
+        super().__init__()
+        inner = config.intermediate_size if intermediate_size is None else intermediate_size
+        self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.act_fn = make_activation(config)
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.up_proj(x)))
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate x) · up x) (Dauphin et al. 2017; Shazeer 2020; Llama, Gemma)."""
+
+    def __init__(self, config, layer_idx=None, intermediate_size=None):
+        super().__init__()
+        inner = config.intermediate_size if intermediate_size is None else intermediate_size
+        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.act_fn = make_activation(config)
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+DENSE_MLPS = {True: GatedMLP, False: PlainMLP}
+
+
+def make_dense_mlp(config, layer_idx=None, intermediate_size=None):
+    """A gated or plain MLP as the config says, of its own width if one is given."""
+    return DENSE_MLPS[config.gated_mlp](config, layer_idx, intermediate_size)

@@ -1,0 +1,220 @@
+"""The zoo model: embeddings, a stack of blocks, a norm and a head, all of them chosen by the config."""
+
+import torch
+from torch import nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from configuration_zoo import ZooConfig
+
+from .attention import TokenMixer
+from .attention_interface import attention_backends
+from .blocks import BLOCKS, ZooDecoderLayer, make_block
+from .embeddings import Backbone, key_positions, positions_of
+from .logits import shape_logits
+from .masks import PADDING, build_masks, layer_mask, mask_key
+
+
+class ZooPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of every zoo model."""
+
+    config_class = ZooConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = sorted({block.__name__ for block in BLOCKS.values()})
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ZooDecoderLayer, "attentions": TokenMixer}
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if hasattr(module, "initialize"):
+            module.initialize(self.config.initializer_range)
+
+    def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
+        """The backend to use; raises ValueError for one that would silently drop what the config asks for."""
+        backends, field = attention_backends(self.config)
+        if backends is not None:
+            if requested_attention is None:
+                requested_attention = "sdpa" if "sdpa" in backends else backends[0]
+            elif requested_attention not in backends:
+                raise ValueError(
+                    f"attn_implementation={requested_attention!r} cannot compute a model with "
+                    f"{field}={getattr(self.config, field)!r}: use one of {list(backends)}."
+                )
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+        """Masks built ahead of a compiled forward, the same as the forward builds."""
+        return build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+
+
+class ZooModel(ZooPreTrainedModel):
+    """Tokens `[B, T]` → hidden states `[B, T, D]`: embed → positions → blocks → norm."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        Backbone.build(self, config)
+        self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
+        self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
+        self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if position_ids is None:
+            position_ids = positions_of(self.config, inputs_embeds, attention_mask, past_key_values)
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            # Built before a fresh cache exists: packed sequences are recognised only without one.
+            masks = build_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        hidden_states = Backbone.embed(self, inputs_embeds, position_ids)
+        rotations = self.rotary_emb(hidden_states, position_ids)
+        biases = self.position_biases(hidden_states, masks, past_key_values)
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            key = self.mask_keys[index]
+            bias = {"position_bias": biases[key]} if key in biases else {}
+            hidden_states = layer(
+                hidden_states,
+                position_embeddings=rotations.get(self.rope_keys[index]),
+                attention_mask=layer_mask(masks, key),
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **bias,
+                **kwargs,
+            )
+        hidden_states = self.project_out(self.norm(hidden_states))
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def position_biases(self, hidden_states, masks, past_key_values):
+        """{mask name: bias on the scores `[B or 1, H, T or 1, K]`}; empty without such positions."""
+        if self.position_bias is None:
+            return {}
+        biases = {}
+        for index, key in enumerate(self.mask_keys):
+            if key not in biases:
+                queries, keys = key_positions(hidden_states, past_key_values, index)
+                biases[key] = self.position_bias(hidden_states, queries, keys, masks.get(PADDING))
+        return biases
+
+
+class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
+    """Hidden states → logits `[B, T, V]` over the vocabulary, and the loss of predicting the next token."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = ZooModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.output_width, config.vocab_size, bias=config.lm_head_bias)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = shape_logits(self.lm_head(outputs.last_hidden_state[:, keep, :]), self.config)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# transformers' generic heads build their body through AutoModel, which asks for trust where a remote copy already has
+# it; these build it themselves and keep the generic forward.
+
+
+class ZooForSequenceClassification(GenericForSequenceClassification, ZooPreTrainedModel):
+    """A label per sequence, read at its last token that is no padding."""
+
+    def __init__(self, config):
+        ZooPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = ZooModel(config)
+        self.score = nn.Linear(config.output_width, self.num_labels, bias=False)
+        self.post_init()
+
+
+class ZooForTokenClassification(GenericForTokenClassification, ZooPreTrainedModel):
+    """A label per token."""
+
+    def __init__(self, config):
+        ZooPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = ZooModel(config)
+        dropout = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
+        self.score = nn.Linear(config.output_width, self.num_labels)
+        self.post_init()
+
+
+class ZooForQuestionAnswering(GenericForQuestionAnswering, ZooPreTrainedModel):
+    """The first and last token of an answer."""
+
+    def __init__(self, config):
+        ZooPreTrainedModel.__init__(self, config)
+        self.model = ZooModel(config)
+        self.qa_outputs = nn.Linear(config.output_width, 2)
+        self.post_init()

@@ -1,0 +1,145 @@
+"""Norms over the last dimension, and the two ways they are used: on the stream and on queries and keys."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+
+class Norm(nn.Module):
+    """Shared parameters of the norms: y = normalise(x) · (offset + weight) + bias over the last dimension of `shape`.
+
+    A `shape` of more than one dimension gives each leading entry (a head) a weight of its own. `unit_offset` stores the
+    weight as an offset from one. `cast` says where an implementation rounds; it matters below float32 only.
+    """
+
+    def __init__(self, shape, eps, affine=True, bias=False, unit_offset=False, cast=None):
+        super().__init__()
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.eps = eps
+        self.offset = 1.0 if unit_offset else 0.0
+        self.cast = cast
+        self.dim = shape[-1]
+        self.weight = nn.Parameter(torch.empty(shape)) if affine else None
+        self.bias = nn.Parameter(torch.empty(shape)) if affine and bias else None
+        if affine:
+            nn.init.constant_(self.weight, 1.0 - self.offset)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def initialize(self, std):
+        if self.weight is not None:
+            init.constant_(self.weight, 1.0 - self.offset)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def extra_repr(self):
+        return f"{self.dim}, eps={self.eps}, cast={self.cast}, unit_offset={bool(self.offset)}"
+
+
+class RMSNorm(Norm):
+    """y = x / sqrt(mean(x²) + eps) · weight, `[..., D]` (Zhang & Sennrich 2019; Llama, Qwen).
+
+    The mean is taken in float32. `cast_then_scale` rounds before the weight (Llama), `scale_then_cast` after (OLMo 2,
+    Gemma).
+    """
+
+    def forward(self, x):
+        normed = x.float()
+        normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.weight is None:
+            return normed.to(x.dtype)
+        if self.cast == "scale_then_cast":
+            weight = self.weight.float() + self.offset if self.offset else self.weight
+            return (normed * weight).to(x.dtype)
+        weight = self.weight + self.offset if self.offset else self.weight
+        return weight * normed.to(x.dtype)
+
+
+class LayerNorm(Norm):
+    """y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias, `[..., D]` (Ba et al. 2016; GPT-2, Cohere).
+
+    `native` is torch's kernel in the dtype of x, `float32` computes mean, variance and weight in float32 and rounds
+    once.
+    """
+
+    def forward(self, x):
+        if self.cast == "float32":
+            return self._float32(x)
+        if self.weight is None:
+            return F.layer_norm(x, (self.dim,), eps=self.eps)
+        weight = self.weight + self.offset if self.offset else self.weight
+        if weight.dim() == 1:
+            return F.layer_norm(x, (self.dim,), weight, self.bias, self.eps)
+        normed = F.layer_norm(x, (self.dim,), eps=self.eps) * weight
+        return normed if self.bias is None else normed + self.bias
+
+    def _float32(self, x):
+        normed = x.float()
+        mean = normed.mean(-1, keepdim=True)
+        variance = (normed - mean).pow(2).mean(-1, keepdim=True)
+        normed = (normed - mean) * torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            normed = (self.weight.float() + self.offset) * normed
+        if self.bias is not None:
+            normed = normed + self.bias.float()
+        return normed.to(x.dtype)
+
+
+class ProjectionRMSNorm(RMSNorm):
+    """RMS norm over all heads of a projection together: `[..., H, d]` normalised over H · d (OLMo 2, OLMoE)."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(-2)).view_as(x)
+
+
+class ProjectionLayerNorm(LayerNorm):
+    """Layer norm over all heads of a projection together: `[..., H, d]` normalised over H · d (Chinchilla-style
+    ViT-22B)."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(-2)).view_as(x)
+
+
+NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+QK_NORMS = {
+    ("rms_norm", "head"): RMSNorm,
+    ("layer_norm", "head"): LayerNorm,
+    ("rms_norm", "full"): ProjectionRMSNorm,
+    ("layer_norm", "full"): ProjectionLayerNorm,
+}
+
+
+def make_norm(config, size):
+    """The norm of the residual stream over `size` channels."""
+    return NORMS[config.norm_type](
+        size,
+        config.norm_eps,
+        affine=config.norm_elementwise_affine,
+        bias=config.norm_bias,
+        unit_offset=config.norm_unit_offset,
+        cast=config.norm_cast,
+    )
+
+
+def make_qk_norm(config, num_heads):
+    """The norm of queries or keys `[..., num_heads, head_dim]`, Identity where the config has none.
+
+    Of the same kind as the stream's norm, it shares that norm's offset and cast order.
+    """
+    if config.qk_norm is None:
+        return nn.Identity()
+    shape = {
+        "head": {"shared": (config.head_dim,), "per_head": (num_heads, config.head_dim), "none": (config.head_dim,)},
+        "full": {"shared": (num_heads * config.head_dim,), "none": (num_heads * config.head_dim,)},
+    }[config.qk_norm_scope][config.qk_norm_weight]
+    same_kind = config.qk_norm == config.norm_type
+    affine = config.qk_norm_weight != "none"
+    return QK_NORMS[config.qk_norm, config.qk_norm_scope](
+        shape,
+        config.qk_norm_eps,
+        affine=affine,
+        bias=config.qk_norm_bias,
+        unit_offset=same_kind and affine and config.norm_unit_offset,
+        cast=config.norm_cast if same_kind else None,
+    )

@@ -1,0 +1,125 @@
+"""Positions that are not rotations: tables and waves added to the stream, and biases added to the scores."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+
+class LearnedPositions(nn.Embedding):
+    """position_ids `[B, T]` → rows `[B, T, D]` of a learned table; the first `position_offset` rows are reserved
+    (GPT-2, OPT)."""
+
+    def __init__(self, config):
+        self.offset = config.position_offset
+        super().__init__(config.max_position_embeddings + self.offset, config.hidden_size)
+
+    def forward(self, position_ids, like):
+        return super().forward(position_ids + self.offset)
+
+
+class SinusoidalPositions(nn.Module):
+    """sin(p / 10000^(2j/D)) and cos of the same in alternate channels, `[B, T]` → `[B, T, D]` (Vaswani et al. 2017,
+    §3.5)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dim = config.hidden_size
+
+    def forward(self, position_ids, like):
+        exponents = torch.arange(0, self.dim, 2, device=position_ids.device, dtype=torch.float) / self.dim
+        angles = position_ids[..., None].float() * 10000.0**-exponents
+        waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.dim]
+        return waves.to(like.dtype)
+
+
+class NoPositions(nn.Module):
+    """Nothing is added to the stream."""
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, position_ids, like):
+        return 0
+
+
+def alibi_slopes(num_heads):
+    """Slope 2^(-8 i / n) of head i for the nearest power of two n ≤ num_heads, odd powers of the 2n series for the
+    rest `[H]`."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
+    return torch.tensor(slopes, dtype=torch.float32)
+
+
+class AlibiBias(nn.Module):
+    """slope_h · (key position - last query position), `[B or 1, H, 1, K]` (Press et al. 2022).
+
+    A shift that all keys of a row share leaves the softmax unchanged, so the query's own position need not enter. With
+    `alibi_dtype` the slope and its product with the absolute position are rounded to that dtype (Falcon).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.scale = config.head_dim**-0.5 if config.alibi_scaled else 1.0
+        self.round_dtype = getattr(torch, config.alibi_dtype) if config.alibi_dtype else None
+        self.num_heads = config.num_attention_heads
+        self.register_buffer("slopes", alibi_slopes(self.num_heads), persistent=False)
+
+    def initialize(self, std):
+        init.copy_(self.slopes, alibi_slopes(self.num_heads))
+
+    def forward(self, like, query_positions, key_positions, attention_mask):
+        if attention_mask is not None and attention_mask.shape[-1] == key_positions.shape[-1]:
+            counted = attention_mask.long().cumsum(-1) - 1
+            key_positions = counted.masked_fill(attention_mask == 0, 0)
+            last = counted[:, -1:]
+        else:
+            key_positions = key_positions[None]
+            last = query_positions[None, -1:]
+        slopes = self.slopes[None, :, None, None]
+        if self.round_dtype is not None:
+            slopes, key_positions = slopes.to(self.round_dtype), key_positions.to(self.round_dtype)
+        else:
+            key_positions = (key_positions - last).float()
+        bias = slopes * key_positions[:, None, None, :]
+        return bias.to(like.dtype) * self.scale
+
+
+class RelativeBias(nn.Module):
+    """One learned scalar per head and bucket of the distance back, `[1, H, T, K]` (Raffel et al. 2020, §2.1).
+
+    Half of the buckets hold the distances 0 … n/2 - 1, the other half grows with the logarithm up to `max_distance`.
+    Ahead of the query, where only a bidirectional model looks, every key has distance 0.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_buckets = config.relative_attention_num_buckets
+        self.max_distance = config.relative_attention_max_distance
+        self.relative_attention_bias = nn.Embedding(self.num_buckets, config.num_attention_heads)
+
+    def buckets(self, distance):
+        """Distances back `[...]` → bucket numbers `[...]`."""
+        exact = self.num_buckets // 2
+        distance = distance.clamp(min=0)
+        growth = torch.log(distance.float().clamp(min=1) / exact) / math.log(self.max_distance / exact)
+        far = exact + (growth * (self.num_buckets - exact)).long()
+        return torch.where(distance < exact, distance, far.clamp(max=self.num_buckets - 1))
+
+    def forward(self, like, query_positions, key_positions, attention_mask):
+        distance = query_positions[:, None] - key_positions[None, :]
+        bias = self.relative_attention_bias(self.buckets(distance))
+        return bias.permute(2, 0, 1).unsqueeze(0).to(like.dtype)
+
+
+ADDED_POSITIONS = {
+    "learned": LearnedPositions,
+    "sinusoidal": SinusoidalPositions,
+    "rope": NoPositions,
+    "alibi": NoPositions,
+    "relative": NoPositions,
+    "none": NoPositions,
+}
+POSITION_BIASES = {"alibi": AlibiBias, "relative": RelativeBias}

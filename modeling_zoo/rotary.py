@@ -1,0 +1,120 @@
+"""Rotary position embedding: one table of angles per rotation a model uses, and the two ways channels pair up.
+
+A pair of channels (a, b) at position p turns by p · θ_j: (a cos - b sin, b cos + a sin). GPT-NeoX and Llama pair
+channel j with j + d/2 ("half"), GPT-J pairs 2j with 2j + 1 ("interleaved"). The two are the same up to a permutation
+of the rows of the query and key projections, which is why published code mixes them up so easily.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+
+
+def rotate_half(x):
+    """(x1, x2) → (-x2, x1) for the two halves of the last dimension."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def rotate_pairs(x):
+    """(x0, x1, x2, x3, ...) → (-x1, x0, -x3, x2, ...) along the last dimension."""
+    return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+
+
+# interleave flag → how channels pair, and how a row of angles is spread over the channels.
+ROTATIONS = {
+    False: (rotate_half, lambda angles: torch.cat((angles, angles), dim=-1)),
+    True: (rotate_pairs, lambda angles: angles.repeat_interleave(2, dim=-1)),
+}
+
+
+def apply_rotary(x, position_embeddings, interleave=False, lift=False):
+    """Rotates the first channels of `x` `[B, T, H, d]` by cos and sin `[B, T, r]`, r ≤ d; the rest passes through.
+
+    With `lift` the product is taken in float32. The result has the dtype of `x`.
+    """
+    cos, sin = (table.unsqueeze(2) for table in position_embeddings)
+    rotate, _ = ROTATIONS[interleave]
+    width = cos.shape[-1]
+    turning, still = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
+    if lift:
+        turning = turning.float()
+    turned = (turning * cos + rotate(turning) * sin).to(x.dtype)
+    return turned if still is None else torch.cat((turned, still), dim=-1)
+
+
+class RopeSettings(SimpleNamespace):
+    """What transformers' rope functions read from a config, for one rotation."""
+
+    def standardize_rope_params(self):
+        """The parameters already are in transformers' standard form."""
+
+
+class RotaryEmbedding(nn.Module):
+    """cos and sin of position · inv_freq, `[B, T]` → two of `[B, T, r]` (Su et al. 2021).
+
+    The frequencies of every scaling are transformers' own. `settings` holds rope_parameters, head_dim (the width that
+    turns) and max_position_embeddings.
+    """
+
+    def __init__(self, settings, interleave=False, keep_float32=False):
+        super().__init__()
+        self.config = settings
+        self.interleave = interleave
+        self.keep_float32 = keep_float32
+        self.rope_type = settings.rope_parameters["rope_type"]
+        self.max_seq_len_cached = settings.max_position_embeddings
+        self.original_max_seq_len = settings.max_position_embeddings
+        inv_freq, self.attention_scaling = self.frequencies()
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    def frequencies(self):
+        """(inv_freq `[r / 2]`, factor on cos and sin) for short sequences."""
+        compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        return compute(self.config, None)
+
+    @staticmethod
+    def compute_default_rope_parameters(config, device=None, seq_len=None, layer_type=None):
+        """inv_freq_j = θ^(-2j / r), r = head_dim · partial_rotary_factor."""
+        parameters = config.rope_parameters
+        width = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
+        exponents = torch.arange(0, width, 2, dtype=torch.int64).to(device=device, dtype=torch.float) / width
+        return 1.0 / (parameters["rope_theta"] ** exponents), 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x, position_ids):
+        angles = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float)
+        spread = ROTATIONS[self.interleave][1](angles)
+        cos, sin = spread.cos() * self.attention_scaling, spread.sin() * self.attention_scaling
+        dtype = torch.float32 if self.keep_float32 else x.dtype
+        return cos.to(dtype), sin.to(dtype)
+
+
+class Rotations(nn.Module):
+    """Every rotation of a model: x, positions `[B, T]` → {name: (cos, sin)}; empty without rotary positions."""
+
+    def __init__(self, config):
+        super().__init__()
+        tables = {name: self._table(config, name) for name in config.rope_tables}
+        self.tables = nn.ModuleDict(tables)
+
+    @staticmethod
+    def _table(config, name):
+        first = next(i for i in range(config.num_hidden_layers) if config.rope_table_of(i) in (name, None))
+        users = [i for i in range(config.num_hidden_layers) if config.rope_table_of(i) == name] or [first]
+        layer = config.per_layer_config[users[0]]
+        settings = RopeSettings(
+            rope_parameters=dict(config.rope_tables[name]),
+            head_dim=layer.rotary_width,
+            hidden_size=config.hidden_size,
+            num_attention_heads=layer.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+        return RotaryEmbedding(settings, config.rope_interleave, config.rope_dtype == "float32_trig")
+
+    def forward(self, x, position_ids):
+        return {name: table(x, position_ids) for name, table in self.tables.items()}
