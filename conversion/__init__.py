@@ -1,1 +1,31 @@
-"""Checkpoints in and out: one file per foreign family, one engine for both directions."""
+"""Checkpoints in and out: one file per foreign family, one engine for both directions.
+
+    from conversion import convert, load
+    convert("path/to/llama", "path/to/zoo")                   # foreign folder or Hub id -> zoo folder
+    convert("path/to/zoo", "path/to/back", to="llama")        # and back, bit for bit
+    model = load("path/to/llama")                             # straight into a ZooForCausalLM
+
+`family` says how to add a family.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "ConversionError": "errors",
+    "Family": "family",
+    "Report": "transfer",
+    "convert": "transfer",
+    "export_config": "config_bridge",
+    "family_of": "registry",
+    "import_config": "config_bridge",
+    "known_families": "registry",
+    "load": "transfer",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    # On first use: listing the families, or writing one, needs neither torch nor the model.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

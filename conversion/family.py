@@ -21,7 +21,7 @@ How to write one (a `-` in the model_type is a `_` in the file name):
     )
 
 - `theirs` in `derive` is transformers' own config object, so defaults, aliases and old spellings are already resolved;
-  `prepare(dict) -> dict` mends config.json first if transformers would refuse it or if the text part is nested.
+  `prepare(dict) -> dict` mends config.json first if transformers would refuse it; `section="text_config"` takes a part.
 - A field whose attribute `theirs` does not have is skipped; ZooConfig then derives it (head_dim, key-value heads).
 - `fields` is used in both directions. Nothing is compared by hand: an export is imported again, and any field of
   ZooConfig that differs is refused by name. So `restore` only has to invert `derive`.
@@ -62,6 +62,7 @@ class Family:
     derive: Callable[[Any], dict[str, Any]] | None = None  # their config object -> further ZooConfig arguments
     restore: Callable[[Any], dict[str, Any]] | None = None  # ZooConfig -> their keys: the inverse of `derive`
     prepare: Callable[[dict], dict] | None = None  # config.json -> the dict transformers' config class is given
+    section: str | None = None  # key of config.json under which the text model stands ("text_config")
     reads: str | None = None  # model_type whose config class reads the dict; the file name when None
     rules: Sequence[Rule] | Callable[[Any], Sequence[Rule]] = ()  # or a function of the ZooConfig
     prefixes: dict[str, str] = field(default_factory=dict)  # beginning of their names -> beginning for the rules

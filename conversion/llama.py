@@ -1,10 +1,7 @@
 """Llama 1 to 3 (Touvron et al. 2023; Grattafiori et al. 2024) and every model that shares its class."""
 
 from .family import Family, restore_rope, rope
-from .rules_common import LLAMA_FIELDS, LLAMA_RULES
-
-_SIZES = dict(vocab_size=101, hidden_size=48, intermediate_size=80, num_attention_heads=6, num_key_value_heads=2)
-_SIZES |= dict(num_hidden_layers=3, head_dim=12, max_position_embeddings=64)
+from .rules_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
@@ -12,16 +9,15 @@ FAMILY = Family(
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},
     rules=LLAMA_RULES,
     tiny=[
-        dict(_SIZES),
-        dict(_SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, hidden_act="gelu", rms_norm_eps=1e-5),
-        dict(
-            _SIZES,
+        tiny(),
+        tiny(tie_word_embeddings=True, attention_bias=True, mlp_bias=True, hidden_act="gelu", rms_norm_eps=1e-5),
+        tiny(
             rope_parameters={
                 "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
             },
         ),
-        dict(_SIZES, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
-        dict(_SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+        tiny(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
+        tiny(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
     ],
 )  # fmt: skip

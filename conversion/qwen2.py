@@ -1,10 +1,7 @@
 """Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases on q, k and v; the upper layers may slide."""
 
 from .family import Family, restore_rope, rope
-from .rules_common import LLAMA_FIELDS, LLAMA_RULES, reach, restore_reach
-
-_SIZES = dict(vocab_size=101, hidden_size=48, intermediate_size=80, num_attention_heads=6, num_key_value_heads=2)
-_SIZES |= dict(num_hidden_layers=3, max_position_embeddings=64)
+from .rules_common import LLAMA_FIELDS, LLAMA_RULES, reach, restore_reach, tiny
 
 
 def restore(ours):
@@ -19,8 +16,8 @@ FAMILY = Family(
     restore=restore,
     rules=LLAMA_RULES,
     tiny=[
-        dict(_SIZES),
-        dict(_SIZES, tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=1),
-        dict(_SIZES, head_dim=12, sliding_window=7, rms_norm_eps=1e-5),
+        tiny(head_dim=...),
+        tiny(head_dim=..., tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+        tiny(sliding_window=7, rms_norm_eps=1e-5),
     ],
 )

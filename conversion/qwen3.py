@@ -2,10 +2,7 @@
 
 from .family import Family
 from .qwen2 import FAMILY as QWEN2
-from .rules_common import LLAMA_FIELDS, LLAMA_RULES
-
-_SIZES = dict(vocab_size=101, hidden_size=48, intermediate_size=80, num_attention_heads=6, num_key_value_heads=2)
-_SIZES |= dict(num_hidden_layers=3, head_dim=12, max_position_embeddings=64)
+from .rules_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias"},
@@ -14,8 +11,8 @@ FAMILY = Family(
     restore=QWEN2.restore,
     rules=LLAMA_RULES,
     tiny=[
-        dict(_SIZES),
-        dict(_SIZES, tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=1),
-        dict(_SIZES, attention_bias=True, rms_norm_eps=1e-5),
+        tiny(),
+        tiny(tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+        tiny(attention_bias=True, rms_norm_eps=1e-5),
     ],
 )

@@ -7,6 +7,18 @@ from .rules import Drop, Keep, Rule, StackExperts, renames
 
 LLAMA_FIELDS = COMMON_FIELDS | {"rms_norm_eps": "norm_eps"}
 
+# Small, odd and mutually different, so that no two dimensions can be mistaken for each other.
+TINY_SIZES = {
+    "vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """A small variant for the tests: `tiny(attention_bias=True)`; a value of `...` takes a size away."""
+    return {name: value for name, value in (TINY_SIZES | changes).items() if value is not ...}
+
+
 # Buffers that files of older libraries carry.
 ROPE_BUFFERS = [
     Drop("model.layers.{i}.self_attn.rotary_emb.{inv_freq|cos_cached|sin_cached}"),

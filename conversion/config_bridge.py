@@ -1,0 +1,173 @@
+"""Configs there and back: config.json of a family <-> ZooConfig, with nothing lost and nothing guessed.
+
+The way back starts from the config.json that came in (`source_config`) and changes only what has changed since; a model
+that never came from anywhere starts from the defaults of the family's config class. Either way the result is imported
+again, and a field of ZooConfig that would come out different is refused by name.
+"""
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from configuration_zoo import ZooConfig
+
+from .errors import ConversionError
+from .family import Family
+from .registry import OWN_TYPE, family_of, file_name, model_type_of
+
+# Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
+NOT_ARCHITECTURE = {
+    "source_config", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
+    "attention_dropout", "embedding_dropout", "residual_dropout",
+}  # fmt: skip
+# Older spellings that would be merged into, or win over, the key they stand for.
+_OLD_SPELLINGS = {
+    "rope_parameters": (
+        "rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rope_local_base_freq",
+    ),
+    "dtype": ("torch_dtype",),
+}  # fmt: skip
+_BAD_CONFIG = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError)
+
+
+def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTrainedConfig:
+    """transformers' own config object of a config.json, defaults and old spellings resolved."""
+    text = deepcopy(raw)
+    if family.section and isinstance(text.get(family.section), dict):
+        text = text[family.section]
+    if family.prepare:
+        text = family.prepare(text)
+    reads = family.reads or next((key for key in CONFIG_MAPPING if file_name(key) == file_name(model_type)), None)
+    if reads is None:
+        raise ConversionError(f"this version of transformers has no config class for model_type {model_type!r}.")
+    try:
+        return CONFIG_MAPPING[reads].from_dict(text)
+    except _BAD_CONFIG as error:
+        raise ConversionError(f"config.json is not a valid {model_type} configuration: {_one_line(error)}") from error
+
+
+def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
+    """config.json of any known family (or zoo's own) -> ZooConfig; `overrides` are ZooConfig fields."""
+    if raw.get("model_type") == OWN_TYPE:
+        return _build(raw | overrides, OWN_TYPE)
+    model_type = model_type_of(raw)
+    family = family_of(model_type)
+    _refuse_quantized(raw)
+    theirs = their_config(raw, model_type, family)
+    arguments = {ours: getattr(theirs, name) for name, ours in family.fields.items() if hasattr(theirs, name)}
+    arguments |= family.fixed
+    if family.derive:
+        arguments |= family.derive(theirs)
+    return _build(arguments | {"source_config": deepcopy(raw)} | overrides, model_type)
+
+
+def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any]:
+    """ZooConfig -> config.json of the family `to`; raises ConversionError for what `to` cannot express.
+
+    `overrides` are fields in which the model is known to differ from its own config.json.
+    """
+    family = family_of(to)
+    source = config.source_config
+    same = source is not None and file_name(model_type_of(source)) == file_name(to)
+    try:
+        raw = _changed_source(config, family, overrides) if same else _from_defaults(config, to, family)
+        again = import_config(raw, **(overrides if same else {}))
+    except _BAD_CONFIG as error:
+        raise ConversionError(f"{to} cannot express this model: {_one_line(error)}") from error
+    if differing := architecture_differences(config, again):
+        raise ConversionError(
+            f"{to} cannot express "
+            + ", ".join(f"{name}={ours!r} (it would become {theirs!r})" for name, ours, theirs in differing)
+            + ": choose another family or change that."
+        )
+    return raw
+
+
+def architecture_differences(one: ZooConfig, other: ZooConfig) -> list[tuple[str, Any, Any]]:
+    """(field, its value in one, in the other) for every architectural field that differs."""
+    left, right = architecture(one), architecture(other)
+    return [(name, left.get(name), right.get(name)) for name in left | right if left.get(name) != right.get(name)]
+
+
+def architecture(config: ZooConfig) -> dict[str, Any]:
+    """The fields that decide what a trained model computes, as config.json holds them."""
+    own = set(ZooConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - NOT_ARCHITECTURE
+    own |= {"tie_word_embeddings", "per_layer_config"}
+    content = json.loads(config.to_json_string(use_diff=False))
+    return {name: value for name, value in content.items() if name in own}
+
+
+def _build(arguments: dict[str, Any], model_type: str) -> ZooConfig:
+    try:
+        return ZooConfig.from_dict(arguments)
+    except _BAD_CONFIG as error:
+        raise ConversionError(
+            f"this {model_type} configuration is not a valid ZooConfig: {_one_line(error)}"
+        ) from error
+
+
+def _back(config: ZooConfig, family: Family) -> dict[str, Any]:
+    """Their keys from a ZooConfig, by the inverse of `fields` and by `restore`."""
+    keys = {name: getattr(config, ours) for name, ours in family.fields.items()}
+    keys |= family.restore(config) if family.restore else {}
+    return {name: _plain(value) for name, value in keys.items()}
+
+
+def _changed_source(config: ZooConfig, family: Family, overrides: dict) -> dict[str, Any]:
+    raw = deepcopy(config.source_config)
+    before, after = _back(import_config(raw, **overrides), family), _back(config, family)
+    changed = {name: value for name, value in after.items() if name not in before or before[name] != value}
+    place = raw[family.section] if family.section and isinstance(raw.get(family.section), dict) else raw
+    aliases = CONFIG_MAPPING[family.reads or model_type_of(raw)].attribute_map
+    for name, value in changed.items():
+        _set(place, name, value, aliases)
+    return raw
+
+
+def _set(raw: dict[str, Any], name: str, value: Any, aliases: dict[str, str]) -> None:
+    """Writes a key under the spelling the file already uses, and removes its other spellings."""
+    real = aliases.get(name, name)
+    spellings = [real, *(alias for alias, target in aliases.items() if target == real), *_OLD_SPELLINGS.get(real, ())]
+    used = next(
+        (spelling for spelling in spellings if spelling in raw and spelling not in _OLD_SPELLINGS.get(real, ())), real
+    )
+    for spelling in spellings:
+        raw.pop(spelling, None)
+    raw[used] = value
+
+
+def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]:
+    if family.section:
+        raise ConversionError(f"a {to} checkpoint has more than a text model; only one that came from there goes back.")
+    reads = family.reads or next(key for key in CONFIG_MAPPING if file_name(key) == file_name(to))
+    raw = json.loads(CONFIG_MAPPING[reads].from_dict(_back(config, family)).to_json_string())
+    architecture = family.architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(reads)
+    return raw | {"model_type": family.reads and to or reads, "architectures": [architecture] if architecture else None}
+
+
+def _refuse_quantized(raw: dict[str, Any]) -> None:
+    method = raw.get("quantization_config")
+    if method:
+        name = method.get("quant_method", "an unnamed method") if isinstance(method, dict) else method
+        raise ConversionError(
+            f"the checkpoint is quantised ({name}): load it with transformers, dequantise it and save it in a plain "
+            "dtype."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else deepcopy(value)
+
+
+def _one_line(error: BaseException) -> str:
+    """The sentence inside an error, without the wrapping of validators."""
+    inner = error
+    while isinstance(inner, StrictDataclassError) and inner.__cause__ is not None:
+        inner = inner.__cause__
+    return " ".join(str(inner).split()).removesuffix(".") + "."

@@ -1,0 +1,94 @@
+"""A zoo folder on its way out: the inverse plan, what the sidecar adds, and the proof that it comes back the same."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configuration_zoo import ZooConfig
+
+from .checkpoint import Checkpoint
+from .config_bridge import export_config, import_config
+from .errors import ConversionError
+from .incoming import Reader
+from .plan import Plan, Planner, Step
+from .registry import family_of, file_name
+from .sidecar import Manifest, set_aside
+from .zoo_side import check_own, expected_tensors
+
+
+class TiedReader(Reader):
+    """A reader that also answers to the second names of shared tensors."""
+
+    def __init__(self, checkpoint, dtype, exempt, second_names: dict[str, str]):
+        super().__init__(checkpoint, dtype, exempt)
+        self.second_names = second_names
+        self.headers |= {second: self.headers[first] for second, first in second_names.items()}
+
+    def read(self, name):
+        return super().read(self.second_names.get(name, name))
+
+
+@dataclass
+class Outgoing:
+    """`plan.steps` read through `reader`, and `aside` as it is, are the target's tensors; `raw` is its config.json."""
+
+    config: ZooConfig
+    raw: dict[str, Any]
+    reader: TiedReader
+    plan: Plan
+    aside: Checkpoint | None
+    left_behind: list[str] = field(default_factory=list)
+
+    def outputs(self) -> dict[str, Tensor]:
+        """What will be written, as meta tensors."""
+        return self.plan.outputs | (self.aside.headers if self.aside else {})
+
+
+def read_outgoing(folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype | None = None) -> Outgoing:
+    """Plans the export of a zoo folder to the family `to`."""
+    family, config, manifest = family_of(to), import_config(raw), Manifest.read(folder)
+    same = manifest.model_type is not None and file_name(manifest.model_type) == file_name(to)
+    target = export_config(config, to, **(manifest.overrides if same else {}))
+    checkpoint, expected = Checkpoint(folder), expected_tensors(config)
+    check_own(checkpoint, expected)
+    wide = {name for name in checkpoint.headers if expected.is_kept_wide(name)}
+    second_names = {name: expected.tied[name] for name in manifest.tied if same and name in expected.tied}
+    reader = TiedReader(checkpoint, dtype, wide, second_names)
+    for name in expected.tied:
+        if name not in second_names:
+            reader.headers.pop(name, None)
+    planner = Planner(family, config)
+    plan = _plan_by_names(planner, manifest, reader) if same and manifest.names else None
+    plan = plan or planner.backward(reader.headers)
+    _check_comes_back(planner, plan, reader.headers, to)
+    if dtype is not None:
+        target = {key: value for key, value in target.items() if key != "torch_dtype"}
+        target["dtype"] = str(dtype).removeprefix("torch.")
+    aside = set_aside(folder)
+    left_behind = [] if same or aside is None else sorted(aside.headers)
+    return Outgoing(config, target, reader, plan, aside if same else None, left_behind)
+
+
+def _plan_by_names(planner: Planner, manifest: Manifest, reader: Reader) -> Plan | None:
+    """The import's own plan, inverted step by step; None when the model has other tensors by now."""
+    forward = planner.forward(manifest.headers())
+    if set(forward.outputs) != set(reader.headers):
+        return None
+    plan = Plan()
+    for step in forward.steps:
+        back = Step(step.targets, step.sources, step.rule, step.ctx, backward=True)
+        planner.add(back, plan, reader.headers)
+    return plan
+
+
+def _check_comes_back(planner: Planner, plan: Plan, headers: dict[str, Tensor], to: str) -> None:
+    """Importing what will be written must give this model's tensors again."""
+    again = planner.forward(plan.outputs).outputs
+    if differing := sorted(set(again) ^ set(headers)):
+        raise ConversionError(f"{to} has no place for {differing[0]!r}: the export would not come back.")
+    for name, tensor in headers.items():
+        if again[name].shape != tensor.shape or again[name].dtype != tensor.dtype:
+            raise ConversionError(f"{name!r} would come back from {to} with another shape: {list(again[name].shape)}.")

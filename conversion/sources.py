@@ -1,0 +1,27 @@
+"""Where a source is: a local folder, or a repository of the Hub, fetched without its code and without pickles."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from .companions import CARD, COMPANIONS
+from .errors import ConversionError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve_source(source: str | Path) -> Path:
+    """The local folder of a source; raises ConversionError when there is none."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not _HUB_ID.fullmatch(str(source)):
+        raise ConversionError(f"{source} is neither a folder nor a Hub id like 'owner/name'.")
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", CARD, *COMPANIONS]
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConversionError(f"{source} is no local folder, and the Hub did not give it: {reason}.") from error
