@@ -47,6 +47,8 @@ class AttentionFields:
     # Scale of the scores; None: head_dim ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
     attention_multiplier: float | int | None = None
     scale_attn_by_inverse_layer_idx: bool = False
+    # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones always sum in float32.
+    attention_upcast: bool = False
     # cap · tanh(score / cap) (Gemma 2); clamp of the projections to ± clip (MPT, OLMo).
     attn_logit_softcapping: float | int | None = None
     clip_qkv: float | int | None = None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer
+from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless
 
 # The orders in which an implementation casts; they differ below float32 only.
 NORM_CASTS = {
@@ -21,6 +21,8 @@ BLOCK_TYPES = (
     "mixer_only",
     "mlp_only",
 )
+PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
+PARALLEL_SUM_ORDERS = ("residual_first", "branches_first")
 # Where the two residual sums of a layer are one, or missing.
 SINGLE_BRANCH_BLOCKS = ("mixer_only", "mlp_only")
 
@@ -42,6 +44,8 @@ class NormFields:
     norm_cast: str | None = None
     # Residual topology, one name for all layers or one for each (Xiong et al. 2020; Wang & Komatsuzaki 2021).
     block_type: str | list[str] = "pre_norm"
+    # What a parallel block adds first, (x + mixer) + mlp or x + (mixer + mlp) (GPT-J, NeoX); it matters below float32.
+    parallel_sum_order: str | None = None
     # Scale of each sub-layer's output before it joins the stream (Granite, MiniCPM).
     residual_multiplier: float | int = 1.0
     # A norm on the embeddings (BLOOM) and the norm before the head.
@@ -55,6 +59,8 @@ class NormFields:
         if self.norm_cast is None and self.norm_type in NORM_CASTS:
             scale_first = self.norm_type == "rms_norm" and self.norm_unit_offset
             self.norm_cast = NORM_CASTS[self.norm_type][1 if scale_first else 0]
+        if self.parallel_sum_order is None and any(block in PARALLEL_BLOCKS for block in self.block_types):
+            self.parallel_sum_order = PARALLEL_SUM_ORDERS[0]
 
     @for_each_layer
     def validate_norm(self):
@@ -63,6 +69,9 @@ class NormFields:
         check_choice(self, "block_type", BLOCK_TYPES)
         check_per_layer(self, "block_type")
         check_positive(self, "norm_eps")
+        check_choice(self, "parallel_sum_order", PARALLEL_SUM_ORDERS)
+        parallel = any(block in PARALLEL_BLOCKS for block in self.block_types)
+        refuse_unless(self, parallel, "a parallel block_type", ("parallel_sum_order",))
         if self.norm_bias and not (self.norm_type == "layer_norm" and self.norm_elementwise_affine):
             raise ValueError(
                 "norm_bias=True needs norm_type='layer_norm' and norm_elementwise_affine=True, "

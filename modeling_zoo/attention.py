@@ -76,7 +76,7 @@ class SoftmaxAttention(TokenMixer):
         """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or None) by the configured
         backend."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        special = {"softcap": self.softcap, "s_aux": self.sinks}
+        special = {"softcap": self.softcap, "s_aux": self.sinks, "upcast": self.config.attention_upcast or None}
         return attention(
             self,
             query,

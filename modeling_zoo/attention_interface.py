@@ -24,16 +24,20 @@ def eager_attention_forward(
     softcap=None,
     s_aux=None,
     position_bias=None,
+    upcast=False,
     **kwargs,
 ):
     """softmax(cap(q kᵀ · scaling) + bias + mask) v for `[B, H, T, d]`, `[B, K, S, d]` → `[B, T, H, d]`, weights `[B,
     H, T, S]`.
 
     cap(x) = softcap · tanh(x / softcap) (Gemma 2). `s_aux` `[H]` adds to every row a logit that takes probability and
-    has no value (gpt-oss). The softmax is taken in float32.
+    has no value (gpt-oss). The softmax is taken in float32, with `upcast` the scores too.
     """
     key = repeat_kv(key, module.num_key_value_groups)
     value = repeat_kv(value, module.num_key_value_groups)
+    dtype = query.dtype
+    if upcast:
+        query, key = query.float(), key.float()
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -44,7 +48,7 @@ def eager_attention_forward(
     if s_aux is not None:
         sinks = s_aux.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat((scores, sinks.to(scores.dtype)), dim=-1)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
     if s_aux is not None:
         weights = weights[..., :-1]
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)

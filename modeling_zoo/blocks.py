@@ -89,22 +89,41 @@ class PreNormResidualLayer(ZooDecoderLayer):
         return hidden_states + self.feed(hidden_states)
 
 
+def residual_first(x, mixed, fed):
+    """(x + mixer) + mlp (Command R, StableLM)."""
+    return x + mixed + fed
+
+
+def branches_first(x, mixed, fed):
+    """x + (mixer + mlp) (GPT-J, GPT-NeoX, Phi)."""
+    return x + (mixed + fed)
+
+
+PARALLEL_SUMS = {"residual_first": residual_first, "branches_first": branches_first}
+
+
 class ParallelLayer(ZooDecoderLayer):
     """x + mixer(norm(x)) + mlp(norm(x)) with one norm (Wang & Komatsuzaki 2021; PaLM, Command R)."""
 
     norms = ("attn_norm",)
 
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.join = PARALLEL_SUMS[config.parallel_sum_order]
+
     def forward(self, hidden_states, **context):
         normed = self.attn_norm(hidden_states)
-        return hidden_states + self.mix(normed, context) + self.feed(normed)
+        return self.join(hidden_states, self.mix(normed, context), self.feed(normed))
 
 
-class ParallelTwoNormsLayer(ZooDecoderLayer):
+class ParallelTwoNormsLayer(ParallelLayer):
     """x + mixer(norm₁(x)) + mlp(norm₂(x)) (Black et al. 2022; Falcon 40B)."""
+
+    norms = ("attn_norm", "mlp_norm")
 
     def forward(self, hidden_states, **context):
         mixed = self.mix(self.attn_norm(hidden_states), context)
-        return hidden_states + mixed + self.feed(self.mlp_norm(hidden_states))
+        return self.join(hidden_states, mixed, self.feed(self.mlp_norm(hidden_states)))
 
 
 class MixerOnlyLayer(ZooDecoderLayer):
