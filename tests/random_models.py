@@ -1,0 +1,51 @@
+"""Models of other families with every parameter random, so that no wrong mapping can hide behind a one or a zero."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import transformers
+from conversion.registry import file_name
+
+# Buffers computed from the config; random ones would describe no model at all.
+COMPUTED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_freq", "position_ids")
+
+
+def their_class_config(model_type, family, arguments):
+    """transformers' config object of a family file's `tiny` variant."""
+    reads = family.reads or next(key for key in CONFIG_MAPPING if file_name(key) == model_type)
+    return CONFIG_MAPPING[reads](**{"attn_implementation": "eager", **arguments})
+
+
+def build(config, family=None, dtype=torch.float32):
+    """transformers' own model of a config, all parameters and all buffers it saves random."""
+    oracle = getattr(transformers, family.oracle) if family is not None and family.oracle else None
+    model = oracle._from_config(config) if oracle else AutoModelForCausalLM.from_config(config)
+    randomize(model)
+    model.generation_config.eos_token_id = None
+    return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def randomize(model):
+    """Weights that keep activations near one; norms, biases, gates and buffers away from their initial values."""
+    owners = dict(model.named_modules())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not name.endswith(COMPUTED):
+            _fill(name, tensor, owners[name.rpartition(".")[0]])
+
+
+def _fill(name, tensor, owner):
+    if name.endswith("A_log"):
+        tensor.uniform_(1, 8).log_()
+    elif isinstance(owner, nn.Embedding):
+        tensor.normal_(0, 1)
+    elif tensor.ndim >= 2:
+        tensor.normal_(0, 1.3 / math.sqrt(tensor.shape[-1]))
+    elif name.endswith("weight"):
+        tensor.uniform_(0.5, 1.5)
+    else:
+        tensor.normal_(0, 0.3)

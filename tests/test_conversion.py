@@ -1,0 +1,156 @@
+"""Every family file against transformers' own model: same logits, same tokens, and back again bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from random_models import build, their_class_config
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import transformers
+from conversion import convert, export_config, family_of, import_config, known_families, load
+from conversion.config_bridge import their_config
+from conversion.registry import file_name
+from modeling_zoo import ZooForCausalLM
+
+CONFIGS = Path(__file__).parent / "data" / "configs"
+RELATIVE = 2e-5
+VARIANTS = [(name, index) for name in known_families() for index in range(len(family_of(name).tiny))]
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda variant: f"{variant[0]}-{variant[1]}")
+def variant(request):
+    name, index = request.param
+    family = family_of(name)
+    return name, family, their_class_config(name, family, family.tiny[index]), index
+
+
+def tensors_of(folder):
+    tensors = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def assert_same_tensors(found, expected):
+    assert sorted(found) == sorted(expected)
+    for name in expected:
+        assert found[name].dtype == expected[name].dtype, name
+        assert found[name].shape == expected[name].shape, name
+        assert torch.equal(_bits(found[name]), _bits(expected[name])), name
+
+
+def _bits(tensor):
+    return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
+
+
+def assert_same_config(found, expected):
+    found, expected = (json.loads((Path(folder) / "config.json").read_text()) for folder in (found, expected))
+    assert found == expected
+
+
+def batch(vocab_size):
+    """Two rows, the first of them left-padded."""
+    tokens = torch.randint(1, vocab_size, (2, 13), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(tokens)
+    tokens[0, :4], mask[0, :4] = 0, 0
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+def greedy(model, inputs):
+    return model.generate(**inputs, max_new_tokens=10, do_sample=False, pad_token_id=0)
+
+
+def test_logits_tokens_and_the_way_back(variant, tmp_path):
+    name, family, config, index = variant
+    theirs = build(config, family)
+    source, zoo, back = tmp_path / "source", tmp_path / "zoo", tmp_path / "back"
+    # Every second variant in many shards, both ways.
+    size = "20KB" if index % 2 else "5GB"
+    theirs.save_pretrained(source, max_shard_size=size)
+
+    convert(source, zoo, max_shard_size=size, progress=False)
+    ours, info = ZooForCausalLM.from_pretrained(zoo, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ours.generation_config.eos_token_id = None
+    inputs = batch(config.get_text_config().vocab_size)
+    with torch.no_grad():
+        expected, found = theirs(**inputs).logits, ours(**inputs).logits
+    attended = inputs["attention_mask"].bool()
+    expected, found = expected[attended], found[attended]
+    assert expected.std() > 1e-3, "logits that are all alike compare nothing"
+    assert (found - expected).abs().max() <= RELATIVE * expected.abs().max()
+    assert torch.equal(greedy(ours, inputs), greedy(theirs, inputs))
+
+    straight = load(source)
+    for key, tensor in ours.state_dict().items():
+        assert torch.equal(straight.state_dict()[key], tensor), key
+
+    convert(zoo, back, to=name, max_shard_size=size, progress=False)
+    assert_same_tensors(tensors_of(back), tensors_of(source))
+    assert_same_config(back, source)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", [name for name in known_families() if family_of(name).tiny])
+def test_half_precision_is_preserved(name, dtype, tmp_path):
+    family = family_of(name)
+    theirs = build(their_class_config(name, family, family.tiny[-1]), family, dtype)
+    source, zoo, back = tmp_path / "source", tmp_path / "zoo", tmp_path / "back"
+    theirs.save_pretrained(source)
+    convert(source, zoo, progress=False)
+    convert(zoo, back, to=name, progress=False)
+    assert json.loads((zoo / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert dtype in {tensor.dtype for tensor in tensors_of(zoo).values()}
+    assert_same_tensors(tensors_of(back), tensors_of(source))
+    assert_same_config(back, source)
+
+
+def test_a_model_that_came_from_nowhere_goes_out_to_the_family(variant, tmp_path):
+    """Without the source's config.json the family's own class reads what was written and computes the same."""
+    name, family, config, _ = variant
+    if family.section or family.reads:
+        pytest.skip("its checkpoints hold more than transformers' text model of this type")
+    source, zoo, out = tmp_path / "source", tmp_path / "zoo", tmp_path / "out"
+    theirs = build(config, family)
+    theirs.save_pretrained(source)
+    ours = load(source)
+    ours.config.source_config = None
+    ours.save_pretrained(zoo)
+    convert(zoo, out, to=name, progress=False)
+    oracle = getattr(transformers, family.oracle) if family.oracle else AutoModelForCausalLM
+    again, info = oracle.from_pretrained(
+        out, output_loading_info=True, attn_implementation=theirs.config._attn_implementation
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    inputs = batch(config.get_text_config().vocab_size)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, theirs(**inputs).logits)
+
+
+def public_configs():
+    """(id, config.json) of every public config whose family is known."""
+    for path in sorted(CONFIGS.glob("*.json")):
+        raw = json.loads(path.read_text())
+        # Some sources store constructor arguments and the class they belong to.
+        class_name = raw.pop("__cls__", None)
+        if "model_type" not in raw and class_name:
+            raw["model_type"] = class_name.removesuffix("Config").lower()
+        if file_name(raw.get("model_type") or "") in known_families():
+            yield pytest.param(raw, id=path.stem)
+
+
+@pytest.mark.parametrize("raw", public_configs())
+def test_public_config_has_the_original_number_of_parameters(raw):
+    name = file_name(raw["model_type"])
+    family = family_of(name)
+    theirs = their_config(raw, name, family)
+    class_name = family.oracle or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[theirs.model_type]
+    with torch.device("meta"):
+        original = getattr(transformers, class_name)(theirs)
+        ours = ZooForCausalLM(import_config(raw))
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in original.parameters())
+    assert export_config(import_config(raw), name) == raw
