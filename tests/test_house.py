@@ -1,0 +1,300 @@
+"""The house rules, as tests: what a reader of CONTRIBUTING.md is promised about every file."""
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conversion.registry import known_families
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ("configuration_zoo", "modeling_zoo")
+PACKAGES = (*SHIPPED, "conversion", "zoo_cli")
+NEVER_SHIPPED = {"__init__.py", "export.py"}
+FILE_BUDGET, FUNCTION_BUDGET, FAMILY_BUDGET = 300, 40, 80
+
+
+def sources(*packages):
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+# conversion/<model_type>.py is a family; the other files there are the engine.
+FAMILIES = [ROOT / "conversion" / f"{name}.py" for name in known_families()]
+
+
+def identify(path):
+    return str(path.relative_to(ROOT))
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def docstrings(tree):
+    """The string nodes of `tree` that are docstrings."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, owners) and node.body]
+    firsts = [body[0].value for body in bodies if isinstance(body[0], ast.Expr)]
+    return [value for value in firsts if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+
+
+def code_words(tree):
+    """(line, word) of each name and each string of the code, docstrings left out."""
+    skipped = {id(node) for node in docstrings(tree)}
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield line, node.value
+        for field in ("id", "attr", "name", "arg", "asname", "module"):
+            value = getattr(node, field, None)
+            if isinstance(value, str):
+                yield line, value
+
+
+# -- what ships ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", SHIPPED)
+def test_shipped_packages_are_flat(package):
+    folders = [path.name for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert folders == []
+
+
+def test_shipped_base_names_are_unique():
+    names = [path.name for path in sources(*SHIPPED) if path.name not in NEVER_SHIPPED]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+
+
+# As transformers' dynamic_module_utils reads it: anywhere in the text, docstrings included.
+RELATIVE_LINE = re.compile(r"^\s*(?:from\s+\.|import\s+\.).*$", re.MULTILINE)
+ALLOWED_LINE = re.compile(r"^from \.(\w+) import (\(|\w+)")
+
+
+@pytest.mark.parametrize("path", sources(*SHIPPED), ids=identify)
+def test_neighbours_are_imported_in_the_one_form_the_hub_follows(path):
+    text, package = path.read_text(), path.parent
+    lines = [match.group().lstrip("\n") for match in RELATIVE_LINE.finditer(text)]
+    for line in lines:
+        match = ALLOWED_LINE.match(line)
+        assert match, f"{line!r} must read `from .name import thing` at the start of its line"
+        assert (package / f"{match[1]}.py").is_file(), f"{line!r} names no file of {package.name}/"
+    in_code = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.level]
+    assert len(in_code) == len(lines), "a relative import inside a docstring, or one that is not on a line of its own"
+
+
+def absolute_imports_of_own_packages(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in PACKAGES:
+            yield node.module
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in PACKAGES)
+
+
+def test_the_config_is_imported_by_one_line_of_one_shipped_file():
+    found = {
+        path.name: list(absolute_imports_of_own_packages(path))
+        for path in sources(*SHIPPED)
+        if path.name not in NEVER_SHIPPED
+    }
+    assert {name: modules for name, modules in found.items() if modules} == {"modeling_zoo.py": ["configuration_zoo"]}
+
+
+def relative_imports(path):
+    return {node.module for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.level == 1}
+
+
+@pytest.mark.parametrize("package", SHIPPED)
+def test_every_shipped_file_is_reached_from_the_one_auto_map_names(package):
+    folder = ROOT / package
+    reached, todo = set(), [package]
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            todo += relative_imports(folder / f"{name}.py")
+    assert reached == {path.stem for path in folder.glob("*.py") if path.name not in NEVER_SHIPPED}
+
+
+def test_arrows_go_one_way():
+    """configuration_zoo <- modeling_zoo <- conversion <- zoo_cli."""
+    for index, package in enumerate(PACKAGES):
+        later = set(PACKAGES[index + 1 :])
+        for path in sources(package):
+            wrong = [name for name in absolute_imports_of_own_packages(path) if name.split(".")[0] in later]
+            assert not wrong, f"{identify(path)} imports {wrong}"
+
+
+@pytest.mark.parametrize("package", SHIPPED)
+def test_no_import_cycle(package):
+    from graphlib import TopologicalSorter
+
+    graph = {path.stem: relative_imports(path) for path in (ROOT / package).glob("*.py")}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+# What a person calls the models; every family of conversion/ is added by its file name.
+FOREIGN = set(
+    (
+        "apertus arcee baichuan bailing bamba bloom chatglm cohere dbrx deepseek ernie exaone falcon gemma "
+        "glm gpt granite grok hunyuan internlm jamba kimi llama longcat mimo minimax ministral mistral "
+        "mixtral nemotron olmo persimmon pythia qwen smollm solar stablelm starcoder zamba"
+    ).split()
+)
+FOREIGN |= {re.match("[a-z]*", path.stem)[0] for path in FAMILIES}
+# Names of mechanisms, not of the model that brought them, and words with another meaning in code.
+MECHANISMS = {"kimi_delta_attention", "KimiDeltaAttention", "llama3"}
+FOREIGN -= {"phi", "opt", "seed"}
+
+
+def parts(word):
+    """ "LlamaAttention", "qwen3_norm" -> {"llama", "attention"}, {"qwen", "norm"}."""
+    return {part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", word)}
+
+
+@pytest.mark.parametrize("path", sources(*SHIPPED), ids=identify)
+def test_no_code_of_the_model_names_a_foreign_model(path):
+    words = [(line, word) for line, word in code_words(tree_of(path)) if word not in MECHANISMS]
+    assert [f"{line}: {word}" for line, word in words if parts(word) & FOREIGN] == []
+
+
+def test_a_foreign_name_would_be_found():
+    tree = ast.parse(
+        "class LlamaNorm:\n    'Llama may be cited here.'\n    kind = 'qwen3_moe'\n    def gemma_step(self): ...\n"
+    )
+    assert {word for _, word in code_words(tree) if parts(word) & FOREIGN} == {"LlamaNorm", "qwen3_moe", "gemma_step"}
+
+
+@pytest.mark.parametrize("path", sources(*SHIPPED), ids=identify)
+def test_no_code_of_the_model_compares_a_model_type(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Compare):
+            assert "model_type" not in ast.unparse(node), f"line {node.lineno}"
+
+
+# transformers changes its behaviour where one of these stands in a class name.
+SPECIAL_SUBSTRINGS = ("mamba", "reformer", "minimax", "xlnet", "rwkv", "xlstm")
+
+
+@pytest.mark.parametrize("path", sources("modeling_zoo"), ids=identify)
+def test_no_class_name_is_one_transformers_treats_specially(path):
+    names = [node.name for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)]
+    assert [name for name in names if any(special in name.lower() for special in SPECIAL_SUBSTRINGS)] == []
+
+
+# -- sizes and state -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=identify)
+def test_files_and_functions_keep_to_their_budget(path):
+    """A function's lines are those of its body: a long list of documented options is no logic."""
+    assert len(path.read_text().splitlines()) <= FILE_BUDGET
+    functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    lengths = {function.name: function.end_lineno - function.body[0].lineno + 1 for function in functions}
+    assert {name: length for name, length in lengths.items() if length > FUNCTION_BUDGET} == {}
+
+
+REGISTRY_NAME = re.compile(r"_?[A-Z][A-Z0-9_]*$")
+MUTABLE = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp, ast.Call)
+
+
+@pytest.mark.parametrize("path", sources("configuration_zoo", "modeling_zoo"), ids=identify)
+def test_no_mutable_module_state(path):
+    """A module's top level holds constants and literal registries in capitals; nothing writes to them."""
+    tree = tree_of(path)
+    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.Global, ast.Nonlocal))]
+    literal = set()
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        for name in [target.id for target in targets if isinstance(target, ast.Name)]:
+            if isinstance(node.value, MUTABLE):
+                assert REGISTRY_NAME.match(name) or name in ("logger", "__all__"), f"{name}, line {node.lineno}"
+                literal.add(name)
+    for node in ast.walk(tree):
+        written = []
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.Delete)):
+            written = node.targets if hasattr(node, "targets") else [node.target]
+        for target in written:
+            if isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name):
+                assert target.value.id not in literal, f"{target.value.id} is written to, line {node.lineno}"
+
+
+# -- registries ----------------------------------------------------------------------------------------------------
+
+
+def registries():
+    """NAME -> dict for each literal dict of name -> class or function at the top level of modeling_zoo/."""
+    found = {}
+    for path in sources("modeling_zoo"):
+        if path.name in NEVER_SHIPPED:
+            continue
+        module = importlib.import_module(f"modeling_zoo.{path.stem}")
+        for node in tree_of(path).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+                name = node.targets[0].id
+                values = getattr(module, name)
+                if values and all(callable(value) for value in values.values()):
+                    found[name] = values
+    return found
+
+
+def run_python(code):
+    """Run `code` in a fresh interpreter that sees the repository; -> its standard output."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -- families -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FAMILIES, ids=identify)
+def test_a_family_is_short_and_has_a_card(path):
+    assert len(path.read_text().splitlines()) <= FAMILY_BUDGET
+    card = ROOT / "model_cards" / f"{path.stem}.md"
+    assert card.is_file() and len(card.read_text()) > 200, f"{identify(card)} is missing or empty"
+
+
+# -- imports, style, front page -------------------------------------------------------------------------------------
+
+
+def test_importing_the_config_package_loads_no_torch():
+    loaded = run_python("import configuration_zoo, json, sys; print(json.dumps(sorted(sys.modules)))")
+    assert "torch" not in json.loads(loaded)
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_finds_nothing(command):
+    done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# A path in backticks: a folder with a trailing slash, or a file with a known ending.
+README_PATH = re.compile(r"`([\w./-]+(?:/|\.(?:py|md|toml|txt|json)))`")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_paths_on_the_front_pages_exist(page):
+    paths = README_PATH.findall((ROOT / page).read_text())
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_flags_on_the_front_page_are_fields():
+    from dataclasses import fields
+
+    from configuration_zoo import ZooConfig
+
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")][2:]
+    flags = {flag for row in rows for flag in re.findall(r"`(\w+)", row.split("|")[2])}
+    assert len(flags) > 10
+    assert flags - {field.name for field in fields(ZooConfig)} == set()

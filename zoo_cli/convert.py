@@ -1,0 +1,35 @@
+"""zoo convert SOURCE TARGET."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder with config.json and safetensors, or a Hub id owner/name.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; afterwards it is absent or complete.")],
+    to: Annotated[str | None, typer.Option(metavar="MODEL_TYPE", help="Family to write. Without it: zoo.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Without it: as stored.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, such as 500MB or 5GB.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET if it exists.")] = False,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the summary.")] = False,
+) -> None:
+    """Convert a published checkpoint into a zoo folder that loads anywhere, or a zoo folder back."""
+    import conversion
+
+    from .loading import quiet
+
+    quiet()
+    report = conversion.convert(source, target, to, dtype, max_shard_size, overwrite, progress)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), default=str))
+        return
+    typer.echo(f"{source} -> {target}: {report.model_type}, {report.parameters:,} parameters")
+    for name in report.kept:
+        typer.echo(f"kept for the way back, not used by zoo: {name}")
+    for name in report.left_behind:
+        typer.echo(f"left behind, belongs to another family: {name}")

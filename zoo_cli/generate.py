@@ -1,0 +1,97 @@
+"""zoo generate FOLDER --prompt TEXT."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import UserError
+from .loading import DEVICE_HELP, DTYPE_HELP, TRUST_HELP, load_model, load_tokenizer, open_folder
+
+
+def generate(
+    folder: Annotated[Path, typer.Argument(help="A zoo folder, or a foreign one of a family zoo knows.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 100,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Above 0 samples; 0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Sample within this probability mass.")] = None,
+    min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Drop what is below min_p · best.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="Above 1 repeats less.")] = None,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beam search; more than one beam cannot stream.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the folder's chat template.")] = False,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, flex_attention ...")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of streamed text.")] = False,
+) -> None:
+    """Continue a text, word by word. Greedy unless a sampling option is given."""
+    options = sampling(temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    options |= {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    if repetition_penalty is not None:
+        options["repetition_penalty"] = repetition_penalty
+    text = sys.stdin.read() if prompt == "-" else prompt
+    model, tokenizer = load(folder, attn, dtype=dtype, device=device, trust=trust_remote_code)
+    inputs = encode(tokenizer, text, chat).to(model.device)
+    answer(model, tokenizer, inputs, options, seed, as_json)
+
+
+def sampling(temperature: float | None, **limits) -> dict:
+    """Generation options: greedy unless something only sampling understands was asked for."""
+    limits = {name: value for name, value in limits.items() if value is not None}
+    if temperature == 0.0 and limits:
+        raise UserError(f"--temperature 0 is greedy decoding, which {', '.join(limits)} cannot change.")
+    if not limits and not temperature:
+        return {"do_sample": False}
+    # Zero is transformers' word for "all": without it its default of 50 would cut silently.
+    return {"do_sample": True, "top_k": 0} | limits | ({"temperature": temperature} if temperature else {})
+
+
+def load(folder: Path, attn: str | None, trust: bool, **options):
+    """-> model and tokenizer; what is wrong with the folder is found before any weight is read."""
+    open_folder(folder, trust)
+    tokenizer = load_tokenizer(folder, trust)
+    model = load_model(folder, trust=trust, **options)
+    if attn is not None:
+        model.set_attn_implementation(attn)
+    return model, tokenizer
+
+
+def encode(tokenizer, prompt: str, chat: bool):
+    """Text -> input_ids and attention_mask [1, T]; raises UserError for an empty prompt or a missing template."""
+    if not chat:
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    elif tokenizer.chat_template is None:
+        raise UserError("--chat needs a chat template, and this folder's tokenizer has none.")
+    else:
+        turn = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    if inputs["input_ids"].shape[1] == 0:
+        raise UserError("--prompt has no tokens: give at least one word.")
+    return inputs
+
+
+def answer(model, tokenizer, inputs, options: dict, seed: int | None, as_json: bool) -> None:
+    """Generate, and print the whole text: while it comes if it can, else at the end."""
+    import torch
+    from transformers import TextStreamer
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    streams = options["num_beams"] == 1 and not as_json
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if streams else None
+    started = time.perf_counter()
+    tokens = model.generate(**inputs, streamer=streamer, **options)[0].tolist()
+    seconds = time.perf_counter() - started
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    if as_json:
+        prompt_tokens = inputs["input_ids"].shape[1]
+        new = {"prompt_tokens": prompt_tokens, "new_tokens": len(tokens) - prompt_tokens, "seconds": round(seconds, 3)}
+        typer.echo(json.dumps({"text": text, "tokens": tokens} | new, ensure_ascii=False))
+    elif not streams:
+        typer.echo(text)

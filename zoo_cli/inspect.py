@@ -1,0 +1,80 @@
+"""zoo inspect FOLDER | config.json | PRESET."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import UserError
+from .presets import names, read
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model folder, a config.json, or a preset (see `zoo presets`).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
+) -> None:
+    """Show what each layer is and costs, without allocating a weight. Reads zoo's configs and foreign ones."""
+    from .loading import quiet
+    from .measure import measure
+
+    quiet()
+    report = measure(config_of(model))
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        show(report)
+
+
+def config_of(model: str):
+    """The ZooConfig of a folder, a config.json or a preset; raises UserError or ConversionError."""
+    from conversion.checkpoint import read_json
+    from conversion.config_bridge import import_config
+
+    from .loading import read_config
+
+    path = Path(model)
+    if path.is_dir():
+        return import_config(read_config(path))
+    if path.is_file():
+        return import_config(read_json(path))
+    if model in names():
+        return import_config(read(model))
+    raise UserError(f"{model} is no model folder, no config.json and no preset (`zoo presets` lists them).")
+
+
+def show(report: dict) -> None:
+    """The table, runs of equal layers in one row, and the totals."""
+    from .tables import print_table, short, short_bytes
+
+    rows = []
+    for first, last, layer in runs(report["layers"]):
+        rows.append((
+            str(first) if first == last else f"{first}-{last}",
+            layer["mixer"],
+            layer["reach"],
+            layer["mlp"],
+            short(layer["parameters"]),
+            short_bytes(layer["cache_bytes_per_token"]),
+            short_bytes(layer["state_bytes"]) if report["state_bytes"] else "",
+        ))  # fmt: skip
+    columns = ("layer", "mixer", "reach", "MLP", "parameters", "cache / token", "state")
+    shown = len(columns) if report["state_bytes"] else len(columns) - 1
+    print_table(columns[:shown], [row[:shown] for row in rows], numeric=(4, 5, 6))
+    source = report["source_model_type"]
+    typer.echo(f"{report['model_type']}{f' (from {source})' if source else ''}, {report['dtype']}")
+    total, active, table = (report[name] for name in ("parameters", "active_parameters", "embedding_parameters"))
+    typer.echo(f"parameters  {total:,}; active for one token {active:,}; in embedding and head {table:,}")
+    typer.echo(f"weights     {short_bytes(report['bytes'])}")
+    length = report["max_position_embeddings"]
+    per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
+    typer.echo(f"cache       {per_token} per token, {full} at {length} tokens")
+
+
+def runs(layers: list[dict]):
+    """(first, last, layer) of each run of layers that differ in nothing but their number."""
+    start = 0
+    for index in range(1, len(layers) + 1):
+        if index == len(layers) or layers[index] | {"layer": start} != layers[start]:
+            yield start, index - 1, layers[start]
+            start = index
