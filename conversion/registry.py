@@ -1,15 +1,19 @@
 """Which families there are: a file of this package that defines or imports FAMILY is one, its name is the key."""
 
 import ast
+import re
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionError
-from .family import Family
+
+if TYPE_CHECKING:
+    from .family import Family
 
 OWN_TYPE = "zoo"
+_FOLDER = Path(__file__).parent
 # A config.json of the first type with this key means the second type, as transformers' AutoConfig reads it.
 REDIRECTS = {"mistral": ("layer_types", "ministral")}
 
@@ -21,26 +25,26 @@ def file_name(model_type: str) -> str:
 
 def known_families() -> list[str]:
     """Every family's file name, found without importing any."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _defines_family(path))
+    return sorted(path.stem for path in _FOLDER.glob("*.py") if _defines_family(path))
 
 
 def _defines_family(path: Path) -> bool:
-    if path.stem.startswith("_"):
-        return False
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
-        names += [alias.asname or alias.name for alias in getattr(node, "names", [])]
-        if "FAMILY" in names:
-            return True
-    return False
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # The cheap look first: most files of the engine never say the word.
+    return "FAMILY" in text and any(_binds_family(node) for node in ast.parse(text).body)
 
 
-def family_of(model_type: str) -> Family:
+def _binds_family(node: ast.stmt) -> bool:
+    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return "FAMILY" in names + [alias.asname or alias.name for alias in getattr(node, "names", [])]
+
+
+def family_of(model_type: str) -> "Family":
     """The family of a model_type; raises ConversionError with the list of what is known."""
-    known = known_families()
     name = file_name(model_type)
-    if name not in known:
+    if not re.fullmatch(r"[a-z0-9_]+", name) or not _defines_family(_FOLDER / f"{name}.py"):
+        known = known_families()
         close = get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConversionError(f"model_type {model_type!r} is not known.{hint} Known are: {', '.join(known)}.")
@@ -53,4 +57,4 @@ def model_type_of(raw: dict[str, Any], where: str = "config.json") -> str:
     if not isinstance(model_type, str):
         raise ConversionError(f"{where} has no model_type: one of {', '.join(known_families())} is needed.")
     key, instead = REDIRECTS.get(model_type, (None, model_type))
-    return instead if key in raw and file_name(instead) in known_families() else model_type
+    return instead if key in raw and _defines_family(_FOLDER / f"{instead}.py") else model_type

@@ -3,11 +3,11 @@
 import math
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import transformers
 from conversion.registry import file_name
 
 # Buffers computed from the config; random ones would describe no model at all.

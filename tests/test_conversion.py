@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from random_models import build, their_class_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-import transformers
 from conversion import convert, export_config, family_of, import_config, known_families, load
 from conversion.config_bridge import their_config
 from conversion.registry import file_name
@@ -133,13 +133,14 @@ def test_a_model_that_came_from_nowhere_goes_out_to_the_family(variant, tmp_path
 
 def public_configs():
     """(id, config.json) of every public config whose family is known."""
+    known = known_families()
     for path in sorted(CONFIGS.glob("*.json")):
         raw = json.loads(path.read_text())
         # Some sources store constructor arguments and the class they belong to.
         class_name = raw.pop("__cls__", None)
         if "model_type" not in raw and class_name:
             raw["model_type"] = class_name.removesuffix("Config").lower()
-        if file_name(raw.get("model_type") or "") in known_families():
+        if file_name(raw.get("model_type") or "") in known:
             yield pytest.param(raw, id=path.stem)
 
 
