@@ -1,9 +1,11 @@
 """Every channel mixer by its word in `mlp_layer_types`."""
 
 from .mlps import make_dense_mlp
+from .sparse_mlp import SparseMLP
 
 MLPS = {
     "dense": make_dense_mlp,
+    "sparse": SparseMLP,
 }
 
 

@@ -8,18 +8,21 @@ from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GenericForTokenClassification,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from configuration_zoo import ZooConfig
 
 from .attention import TokenMixer
 from .attention_interface import attention_backends
 from .blocks import BLOCKS, ZooDecoderLayer, make_block
+from .caches import advance_cache, upgrade_cache
 from .embeddings import Backbone, key_positions, positions_of
 from .logits import shape_logits
 from .masks import PADDING, build_masks, layer_mask, mask_key
+from .router_losses import add_router_losses, wants_router_losses
+from .routers import Router
 
 
 class ZooPreTrainedModel(PreTrainedModel):
@@ -35,7 +38,13 @@ class ZooPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": ZooDecoderLayer, "attentions": TokenMixer}
+    # transformers looks for the experts' decorator in the text of this file; it stands in experts.py.
+    _can_set_experts_implementation_cached_value = True
+    _can_record_outputs = {
+        "hidden_states": ZooDecoderLayer,
+        "attentions": TokenMixer,
+        "router_logits": OutputRecorder(Router, index=0),
+    }
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -86,7 +95,7 @@ class ZooModel(ZooPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> MoeModelOutputWithPast:
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -98,7 +107,7 @@ class ZooModel(ZooPreTrainedModel):
             # Built before a fresh cache exists: packed sequences are recognised only without one.
             masks = build_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
 
         hidden_states = Backbone.embed(self, inputs_embeds, position_ids)
         rotations = self.rotary_emb(hidden_states, position_ids)
@@ -116,8 +125,9 @@ class ZooModel(ZooPreTrainedModel):
                 **bias,
                 **kwargs,
             )
+        advance_cache(past_key_values, hidden_states.shape[1])
         hidden_states = self.project_out(self.norm(hidden_states))
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def position_biases(self, hidden_states, masks, past_key_values):
         """{mask name: bias on the scores `[B or 1, H, T or 1, K]`}; empty without such positions."""
@@ -146,6 +156,12 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.output_width, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        prepared = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if model_kwargs.get("past_key_values") is not None:
+            upgrade_cache(model_kwargs["past_key_values"], self.config)
+        return prepared
+
     @can_return_tuple
     def forward(
         self,
@@ -158,7 +174,9 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> MoeCausalLMOutputWithPast:
+        record = kwargs.pop("output_router_logits", self.config.output_router_logits)
+        balance = wants_router_losses(self, labels, record)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -166,6 +184,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **({"output_router_logits": True} if record or balance else {}),
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -173,12 +192,17 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        aux_loss = None
+        if balance:
+            loss, aux_loss = add_router_losses(loss, self.config, outputs.router_logits, attention_mask, labels, kwargs)
+        return MoeCausalLMOutputWithPast(
             loss=loss,
+            aux_loss=aux_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            router_logits=outputs.router_logits if record else None,
         )
 
 
