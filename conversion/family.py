@@ -26,7 +26,8 @@ How to write one (a `-` in the model_type is a `_` in the file name):
 - `fields` is used in both directions. Nothing is compared by hand: an export is imported again, and any field of
   ZooConfig that differs is refused by name. So `restore` only has to invert `derive`.
 - `rules` may be a function of the ZooConfig; one rule can also be limited with `where=` (see `rules`).
-- `prefixes={"language_model.model.": "model."}` are replaced before the rules and put back after them.
+- `prefixes={"language_model.model.": "model."}` are replaced before the rules and put back after them;
+  `base_prefix="transformer."` where the body is not called `model.`.
 - A tensor zoo does not have: `Drop` (a buffer that can be recomputed) or `Keep` (anything else); both come
   back bit-equal.
 - A new operation: subclass `EachOp` (one tensor), `Permutation` (an order of rows) or `Op` (any number of tensors).
