@@ -1,0 +1,150 @@
+"""Routed experts: one 3-D parameter per projection, run by the implementation that transformers' interface selects.
+
+Canonical layout, [out, in] with the gate's rows before the up projection's:
+
+    gate_up_proj [E, 2I, D]   gate_up_proj_bias [E, 2I]   down_proj [E, D, I]   down_proj_bias [E, D]
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.integrations.moe import use_experts_implementation
+
+from .mlps import make_activation
+
+
+class ScaledSiLU(nn.Module):
+    """x · sigmoid(alpha x) (Ramachandran et al. 2017; gpt-oss)."""
+
+    def __init__(self, alpha):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.alpha * x)
+
+
+def make_expert_activation(config):
+    """The activation of routed and shared experts: a dense layer's, or a SiLU with `swiglu_alpha` inside it."""
+    return make_activation(config) if config.swiglu_alpha is None else ScaledSiLU(config.swiglu_alpha)
+
+
+def gate_and_clamp(act_fn, gate, up, limit, offset):
+    """act(min(gate, limit)) · (clamp(up, ±limit) + offset), `[..., I]` each (gpt-oss, DeepSeek-V4)."""
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+    if offset is not None:
+        up = up + offset
+    return act_fn(gate) * up
+
+
+class Experts(nn.Module):
+    """y = Σ_slots weight · expert(x), x `[N, D]`, expert ids and weights `[N, k]` → `[N, D]`.
+
+    An id of `num_experts` is nobody's: expert parallelism marks other ranks' slots so. A subclass names its projection
+    into the experts, which is all the implementations distinguish.
+    """
+
+    def __init__(self, config, layer_idx=None):
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.hidden_dim = config.moe_latent_size or config.hidden_size
+        self.intermediate_dim = config.moe_intermediate_size
+
+    def make_projections(self, name, width, bias):
+        """Registers `name` [E, width, D] and down_proj [E, D, I], each with a `_bias` if asked."""
+        shapes = {name: (width, self.hidden_dim), "down_proj": (self.hidden_dim, self.intermediate_dim)}
+        for projection, shape in shapes.items():
+            self.register_parameter(projection, nn.Parameter(torch.empty(self.num_experts, *shape)))
+            if bias:
+                self.register_parameter(f"{projection}_bias", nn.Parameter(torch.empty(self.num_experts, shape[0])))
+
+    def initialize(self, std):
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.endswith("_bias"):
+                init.zeros_(parameter)
+            else:
+                init.normal_(parameter, mean=0.0, std=std)
+
+    def linear(self, x, projection, expert):
+        bias = getattr(self, f"{projection}_bias", None)
+        return F.linear(x, getattr(self, projection)[expert], None if bias is None else bias[expert])
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        output = torch.zeros_like(hidden_states)
+        for expert in top_k_index.unique().tolist():
+            if expert >= self.num_experts:
+                continue
+            token, slot = torch.where(top_k_index == expert)
+            result = self.linear(self.expand(hidden_states[token], expert), "down_proj", expert)
+            result = result * top_k_weights[token, slot, None]
+            output.index_add_(0, token, result.to(output.dtype))
+        return output
+
+
+class GatedProjection(Experts):
+    """down(act(gate x) · up x) (Shazeer 2020)."""
+
+    has_projection_bias = False
+
+    def __init__(self, config, layer_idx=None):
+        super().__init__(config, layer_idx)
+        self.make_projections("gate_up_proj", 2 * self.intermediate_dim, self.has_projection_bias)
+        self.act_fn = make_expert_activation(config)
+        self.limit, self.offset = config.swiglu_limit, config.swiglu_up_offset
+
+    def _apply_gate(self, gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset)
+
+    def expand(self, x, expert):
+        return self._apply_gate(self.linear(x, "gate_up_proj", expert))
+
+
+class PlainProjection(Experts):
+    """down(act(up x))."""
+
+    has_projection_bias = False
+
+    def __init__(self, config, layer_idx=None):
+        super().__init__(config, layer_idx)
+        self.make_projections("up_proj", self.intermediate_dim, self.has_projection_bias)
+        self.act_fn = make_expert_activation(config)
+
+    def expand(self, x, expert):
+        return self.act_fn(self.linear(x, "up_proj", expert))
+
+
+# What the interface needs to know about an experts class is fixed where it is decorated.
+@use_experts_implementation
+class GatedExperts(GatedProjection):
+    """Gated experts without biases (Mixtral, DeepSeek-V3, Qwen3)."""
+
+
+@use_experts_implementation(has_bias=True)
+class GatedBiasExperts(GatedProjection):
+    """Gated experts with biases (gpt-oss)."""
+
+    has_projection_bias = True
+
+
+@use_experts_implementation(has_gate=False)
+class PlainExperts(PlainProjection):
+    """Experts without a gate (Nemotron 3)."""
+
+
+@use_experts_implementation(has_gate=False, has_bias=True)
+class PlainBiasExperts(PlainProjection):
+    """Experts without a gate, with biases (Switch Transformer)."""
+
+    has_projection_bias = True
+
+
+# By (gated_mlp, expert_bias).
+EXPERTS = {
+    (True, False): GatedExperts,
+    (True, True): GatedBiasExperts,
+    (False, False): PlainExperts,
+    (False, True): PlainBiasExperts,
+}

@@ -1,0 +1,314 @@
+"""Sparse layers: equal to transformers' own, to a slow reference, and to themselves under every implementation."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import references_experts as slow
+import torch
+from families_experts import FAMILIES, SHARED, WIDTH, D, E, randomize, zoo_config
+from torch import nn
+
+from configuration_zoo import fields_experts
+from modeling_zoo.experts import EXPERTS
+from modeling_zoo.sparse_mlp import COMBINATIONS, SHARED_EXPERTS, SparseMLP
+
+IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+
+
+def inputs_of(family, dtype=torch.float32):
+    """What the layer reads, and for some a second tensor that only its router reads."""
+    return [torch.randn(3, 11, D).to(dtype) for _ in range(2 if family.reads_other_input else 1)]
+
+
+def run(block, inputs):
+    output = block(*inputs)
+    return (output[0] if isinstance(output, tuple) else output).view(inputs[0].shape)
+
+
+def pair(name, **changes):
+    """(theirs, ours) with the same weights."""
+    family = FAMILIES[name]
+    theirs = family.build()
+    ours = SparseMLP(family.config(**changes), 0).eval()
+    ours.load_state_dict(family.state(theirs))
+    return family, theirs, ours
+
+
+def distance(found, wanted):
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+# -- against transformers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_outputs_and_gradients_equal_the_originals(name):
+    family, theirs, ours = pair(name)
+    inputs = inputs_of(family)
+    upstream = torch.randn(3, 11, D)
+    outputs, gradients = [], []
+    for block in (theirs, ours):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        outputs.append(run(block, leaves))
+        (outputs[-1] * upstream).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    assert distance(outputs[1], outputs[0]) < 2e-6
+    for found, wanted in zip(*reversed(gradients), strict=True):
+        assert distance(found, wanted) < 5e-6
+
+    tensors = dict(theirs.named_parameters()) | dict(theirs.named_buffers())
+    grads = {key: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for key, tensor in tensors.items()}
+    wanted = family.state(SimpleNamespace(state_dict=lambda: grads))
+    for key, parameter in ours.named_parameters():
+        assert parameter.grad.abs().sum() > 0, key
+        assert distance(parameter.grad, wanted[key]) < 1e-5, key
+
+
+def lower(module, stays):
+    """bfloat16, except the tensors whose name matches `stays`."""
+    for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if not re.search(stays, key):
+            tensor.data = tensor.data.bfloat16()
+
+
+# Where the sum over experts or the bias is rounded at another place than here.
+ROUNDED_ELSEWHERE = {"longcat_flash", "gpt_oss", "nemotron_h", "nemotron_h_latent"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_rounds_where_the_original_does(name):
+    family, theirs, ours = pair(name)
+    lower(theirs, family.float32)
+    stored = r"|^gate\.(weight|bias)" if ours.config.router_dtype == "float32_weight" else ""
+    lower(ours, "e_score_correction_bias" + stored)
+    routed = {}
+    router = next(module for module in theirs.modules() if re.search("Router|Gate$", type(module).__name__))
+    for key, module in (("theirs", router), ("ours", ours.gate)):
+        module.register_forward_hook(lambda module, args, output, key=key: routed.update({key: output}))
+    inputs = inputs_of(family, torch.bfloat16)
+    with torch.no_grad():
+        wanted, found = run(theirs, inputs), run(ours, inputs)
+    assert found.dtype == torch.bfloat16
+    if isinstance(routed["theirs"], tuple) and len(routed["theirs"]) == 3:
+        (_, weights, experts), (_, our_weights, our_experts) = routed["theirs"], routed["ours"]
+        order, our_order = experts.argsort(), our_experts.argsort()
+        assert torch.equal(our_experts.gather(1, our_order), experts.gather(1, order))
+        assert our_weights.dtype == weights.dtype
+        assert torch.equal(our_weights.gather(1, our_order), weights.gather(1, order))
+    if name in ROUNDED_ELSEWHERE:
+        assert distance(found, wanted) < 2**-6
+    else:
+        assert torch.equal(found, wanted)
+
+
+# A flag of the family, and another value: the output must not be the same.
+FLAGS_THAT_MATTER = [
+    ("mixtral", {"norm_topk_prob": False, "norm_topk_eps": None}),
+    ("mixtral", {"hidden_act": "gelu"}),
+    ("deepseek_v3", {"routed_scaling_factor": 2.4}),
+    ("deepseek_v3", {"scoring_func": "softmax"}),
+    ("deepseek_v3", {"n_group": None, "topk_group": None}),
+    ("deepseek_v3", {"topk_group": 3}),
+    ("deepseek_v3", {"group_score": "max"}),
+    ("deepseek_v2_groups", {"group_score": "top2_sum"}),
+    ("gpt_oss", {"swiglu_limit": None}),
+    ("gpt_oss", {"swiglu_alpha": None}),
+    ("gpt_oss", {"swiglu_up_offset": None}),
+    ("gpt_oss", {"score_after_topk": False, "norm_topk_prob": False}),
+    ("deepseek_v4", {"swiglu_limit": 0.6}),
+    ("deepseek_v4", {"scoring_func": "sigmoid"}),
+    ("llama4_top1", {"apply_router_weight_on_input": False}),
+    ("longcat_flash", {"zero_expert_type": "zero"}),
+    ("cohere2_moe_softmax_average", {"shared_expert_combination_strategy": "sum"}),
+    ("gemma4", {"router_input_multiplier": 1.0}),
+    ("gemma4", {"norm_eps": 1e-1}),
+    ("lfm2_moe", {"norm_topk_eps": 0.1}),
+    ("phimoe", {"sparsemixer_jitter_eps": 0.3}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), FLAGS_THAT_MATTER, ids=[f"{n}-{next(iter(c))}" for n, c in FLAGS_THAT_MATTER]
+)
+def test_every_flag_changes_the_output(name, changes):
+    family, theirs, ours = pair(name, **changes)
+    inputs = inputs_of(family)
+    with torch.no_grad():
+        assert distance(run(ours, inputs), run(theirs, inputs)) > 1e-3
+
+
+# -- against the slow reference: combinations no published model has -----------------------------------------------
+
+LAYERS = {
+    "gated": {},
+    "plain": {"gated_mlp": False, "hidden_act": "relu2"},
+    "gated_biases": {"expert_bias": True, "mlp_bias": True, "n_shared_experts": 1},
+    "plain_biases_shared": {
+        **{"gated_mlp": False, "hidden_act": "relu2", "expert_bias": True, "mlp_bias": True},
+        **{"n_shared_experts": 2, "shared_expert_gate": True},
+    },
+    "clamped": {"swiglu_limit": 0.4, "n_shared_experts": 1},
+    "clamped_alpha_offset": {
+        **{"swiglu_limit": 0.6, "swiglu_alpha": 1.7, "swiglu_up_offset": 0.5, "expert_bias": True},
+        **{"shared_expert_intermediate_size": SHARED, "shared_expert_combination_strategy": "average"},
+    },
+    "alpha_alone": {"swiglu_alpha": 2.5, "hidden_act": "silu"},
+    "latent": {"moe_latent_size": 20, "mlp_bias": True, "router_input_norm": True, "router_bias": True},
+    "latent_identity": {"moe_latent_size": 20, "zero_expert_num": 5, "n_shared_experts": 1},
+    "zero": {"zero_expert_num": 5, "zero_expert_type": "zero", "use_score_correction_bias": True},
+    "identity_groups_gate": {
+        **{"zero_expert_num": 4, "scoring_func": "sigmoid", "n_group": 4, "topk_group": 2},
+        **{"shared_expert_intermediate_size": SHARED, "shared_expert_gate": True},
+    },
+    "identity_plain_biases": {"zero_expert_num": 9, "gated_mlp": False, "hidden_act": "relu2", "expert_bias": True},
+    "weight_on_input": {
+        **{"apply_router_weight_on_input": True, "expert_bias": True, "swiglu_limit": 0.5},
+        **{"n_shared_experts": 1, "shared_expert_combination_strategy": "average", "router_per_expert_scale": True},
+    },
+    "weight_on_input_latent": {"apply_router_weight_on_input": True, "moe_latent_size": 20, "scoring_func": "sigmoid"},
+    "sparsemixer": {"scoring_func": "sparsemixer", "sparsemixer_jitter_eps": 0.4, "n_shared_experts": 1},
+    "one_expert": {"num_experts": 1, "num_experts_per_tok": 1, "scoring_func": "sigmoid", "norm_topk_prob": False},
+    "all_experts": {"num_experts_per_tok": E, "router_dtype": "float32_weight", "router_weights_dtype": "activation"},
+}
+
+
+def layer_of(name, implementation="eager"):
+    return randomize(SparseMLP(zoo_config(implementation, **LAYERS[name]), 0)).eval()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_every_combination_equals_the_slow_reference(name, implementation):
+    layer = layer_of(name, implementation)
+    hidden_states = torch.randn(2, 7, D)
+    wanted = slow.sparse_mlp(hidden_states, layer.state_dict(), layer.config)
+    assert distance(layer(hidden_states), wanted) < 2e-6
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_implementations_agree_in_output_and_gradient(name):
+    hidden_states, upstream = torch.randn(2, 40, D), torch.randn(2, 40, D)
+    reference = None
+    for implementation in IMPLEMENTATIONS:
+        layer = layer_of(name, implementation)
+        if reference is not None:
+            layer.load_state_dict(reference[0])
+        x = hidden_states.clone().requires_grad_()
+        output = layer(x)
+        (output * upstream).sum().backward()
+        found = {"output": output, "input": x.grad} | {key: p.grad for key, p in layer.named_parameters()}
+        if reference is None:
+            reference = layer.state_dict(), found
+            assert all(gradient.abs().sum() > 0 for gradient in found.values())
+        for key, tensor in found.items():
+            assert distance(tensor, reference[1][key]) < 1e-5, (implementation, key)
+
+
+@pytest.mark.parametrize(
+    "name", ["gated", "gated_biases", "plain", "clamped", "identity_groups_gate", "weight_on_input"]
+)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bfloat16_is_float32_up_to_rounding(name, implementation):
+    flags = LAYERS[name] | {"router_dtype": "float32_linear"}
+    layer = randomize(SparseMLP(zoo_config(implementation, **flags), 0)).eval()
+    for tensor in layer.state_dict().values():
+        tensor.copy_(tensor.bfloat16())
+    hidden_states = torch.randn(2, 7, D).bfloat16()
+    exact = slow.sparse_mlp(hidden_states, layer.state_dict(), layer.config)
+    lower(layer, "e_score_correction_bias")
+    found = layer(hidden_states)
+    assert found.dtype == torch.bfloat16
+    assert distance(found, exact) < 2**-6
+
+
+def test_the_registries_cover_what_a_config_can_say():
+    assert set(EXPERTS) == {(gated, bias) for gated in (True, False) for bias in (True, False)}
+    assert set(SHARED_EXPERTS) == {True, False}
+    assert set(COMBINATIONS) == set(fields_experts.SHARED_EXPERT_COMBINATIONS)
+
+
+@pytest.mark.parametrize(("gated", "bias"), EXPERTS)
+def test_expert_parameters_are_in_the_canonical_layout(gated, bias):
+    flags = {"gated_mlp": gated, "hidden_act": "silu", "expert_bias": bias}
+    experts = SparseMLP(zoo_config(**flags)).experts
+    into, width = ("gate_up_proj", 2 * WIDTH) if gated else ("up_proj", WIDTH)
+    shapes = {into: (E, width, D), "down_proj": (E, D, WIDTH)}
+    if bias:
+        shapes |= {f"{into}_bias": (E, width), "down_proj_bias": (E, D)}
+    assert {name: tuple(parameter.shape) for name, parameter in experts.named_parameters()} == shapes
+    assert (experts.has_gate, experts.has_bias) == (gated, bias)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_tokens_that_only_visit_zero_experts_cost_nothing_and_train(implementation):
+    layer = layer_of("identity_groups_gate", implementation)
+    layer.shared_experts = None
+    weights, experts = torch.rand(5, 3), torch.full((5, 3), E)
+    tokens = torch.randn(5, D, requires_grad=True)
+    output = layer._route(tokens, weights, experts)
+    torch.testing.assert_close(output, tokens * weights.sum(-1, keepdim=True))
+    output.sum().backward()
+    assert tokens.grad is not None
+
+
+@pytest.mark.parametrize("name", ["zero", "latent_identity", "identity_groups_gate"])
+def test_zero_experts_in_a_compiled_graph(name, monkeypatch):
+    """A graph's shapes are fixed, so there every slot runs an expert; the result is the same."""
+    layer = layer_of(name, "grouped_mm")
+    hidden_states = torch.randn(2, 7, D)
+    wanted = layer(hidden_states)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert distance(layer(hidden_states), wanted) < 2e-6
+
+
+def test_an_expert_id_past_the_last_is_nobodys():
+    experts = layer_of("gated").experts
+    tokens, weights = torch.randn(4, D), torch.rand(4, 2)
+    ids = torch.tensor([[0, 3], [E, 3], [2, E], [E, E]])
+    wanted = experts(tokens, ids.clamp(max=E - 1), weights.masked_fill(ids == E, 0.0))
+    torch.testing.assert_close(experts(tokens, ids, weights), wanted)
+
+
+def test_jitter_scales_the_input_of_router_and_experts_in_training_only():
+    layer = randomize(SparseMLP(zoo_config(router_jitter_noise=0.3, n_shared_experts=1)))
+    hidden_states, seen = torch.randn(2, 7, D), {}
+    layer.gate.register_forward_pre_hook(lambda module, args: seen.update(gate=args[0]))
+    layer.experts.register_forward_pre_hook(lambda module, args: seen.update(experts=args[0]))
+    layer.shared_experts.register_forward_pre_hook(lambda module, args: seen.update(shared=args[0]))
+    before = hidden_states.clone()
+    layer.train()(hidden_states)
+    ratio = seen["gate"] / hidden_states.flatten(0, 1)
+    assert torch.equal(seen["gate"], seen["experts"]) and torch.equal(hidden_states, before)
+    assert torch.equal(seen["shared"], hidden_states.flatten(0, 1))
+    assert 0.7 <= ratio.min() < 0.75 and 1.25 < ratio.max() <= 1.3
+    layer.eval()(hidden_states)
+    assert torch.equal(seen["gate"], hidden_states.flatten(0, 1))
+
+
+def test_an_implementation_that_would_drop_the_clamp_is_refused():
+    with pytest.raises(ValueError, match="'sonicmoe' ignores swiglu_limit"):
+        layer_of("clamped", "sonicmoe")(torch.randn(1, 2, D))
+
+
+def test_initialize_reaches_every_tensor():
+    layer = SparseMLP(zoo_config(expert_bias=True, use_score_correction_bias=True))
+    with torch.no_grad():
+        for tensor in layer.state_dict().values():
+            tensor.fill_(torch.nan)
+    for module in layer.modules():
+        if hasattr(module, "initialize"):
+            module.initialize(0.02)
+    state = layer.state_dict()
+    assert state["experts.gate_up_proj"].std().item() == pytest.approx(0.02, rel=0.1)
+    assert state["experts.down_proj"].std().item() == pytest.approx(0.02, rel=0.1)
+    assert not state["experts.gate_up_proj_bias"].any() and not state["experts.down_proj_bias"].any()
+
+
+def test_shared_experts_are_a_plain_mlp_without_the_experts_activation():
+    """Their parameters carry the names of a dense MLP, whatever the activation."""
+    for flags in ({}, {"swiglu_alpha": 1.7, "swiglu_limit": 1.0}):
+        shared = SparseMLP(zoo_config(n_shared_experts=2, **flags)).shared_experts
+        names = {name for name, _ in shared.named_parameters()}
+        assert names == {"gate_proj.weight", "up_proj.weight", "down_proj.weight"}
+        assert shared.up_proj.out_features == 2 * WIDTH and isinstance(shared, nn.Module)
