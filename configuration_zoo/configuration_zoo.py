@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from .fields_attention import AttentionFields
 from .fields_checks import nearest
 from .fields_experts import ExpertFields
+from .fields_latent import LatentFields
 from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_norm import NormFields
@@ -38,7 +39,9 @@ PLATFORM_KEYS = (
 
 
 @strict
-class ZooConfig(ModelFields, AttentionFields, PositionFields, NormFields, ExpertFields, MlpFields, PreTrainedConfig):
+class ZooConfig(
+    ModelFields, AttentionFields, PositionFields, LatentFields, NormFields, ExpertFields, MlpFields, PreTrainedConfig
+):
     """A decoder, described by one name or number per concept.
 
     Each group of fields stands in its own file (`fields_<concept>.py`) with meaning, source and checks. What is left

@@ -44,7 +44,7 @@ class AttentionFields:
     # Biases of q, k, v and of the output projection. None: the output follows attention_bias.
     attention_bias: bool = False
     attention_out_bias: bool | None = None
-    # Scale of the scores; None: head_dim ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
+    # Scale of the scores; None: (a key's width) ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
     attention_multiplier: float | int | None = None
     scale_attn_by_inverse_layer_idx: bool = False
     # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones always sum in float32.
@@ -176,7 +176,9 @@ class AttentionFields:
 
     def attention_scaling(self, layer_idx: int) -> float:
         """The factor on the scores of layer `layer_idx`."""
-        scale = self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+        width = self.qk_head_dim or self.head_dim
+        scale = width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+        scale *= self.mscale_factor(layer_idx)
         return scale / (layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     def has_attention_sinks(self, layer_idx: int) -> bool:
