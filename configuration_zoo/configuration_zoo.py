@@ -3,9 +3,11 @@
 import importlib
 from copy import deepcopy
 from dataclasses import fields
+from difflib import get_close_matches
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .fields_attention import AttentionFields
 from .fields_checks import nearest
@@ -16,6 +18,10 @@ from .fields_model import ModelFields
 from .fields_norm import NormFields
 from .fields_position import LEGACY_ROPE_KEYS, PositionFields
 
+logger = logging.get_logger(__name__)
+
+# How alike (difflib's ratio) an unknown key of a file and a field must be for the key to be a misspelling.
+MISSPELT = 0.8
 # Keys that transformers, PEFT and serving engines put into a config of any model.
 PLATFORM_KEYS = (
     "attn_implementation",
@@ -40,7 +46,7 @@ PLATFORM_KEYS = (
 
 @strict
 class ZooConfig(
-    ModelFields, AttentionFields, PositionFields, LatentFields, NormFields, ExpertFields, MlpFields, PreTrainedConfig
+    ModelFields, LatentFields, AttentionFields, PositionFields, NormFields, ExpertFields, MlpFields, PreTrainedConfig
 ):
     """A decoder, described by one name or number per concept.
 
@@ -79,18 +85,43 @@ class ZooConfig(
             # The name under which transformers' masks look for it; left unset where every model is causal.
             self.is_causal = False
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As transformers', but a field named beside the file takes part in derivation and checks like one in it.
+
+        A key of the file that is no field is kept as an attribute with a warning, and refused if it looks misspelt.
+        """
+        names = {field.name for field in fields(cls)} | set(cls.attribute_map)
+        given = {key: kwargs.pop(key) for key in list(kwargs) if key in names and key != "dtype"}
+        for alias in [key for key in given if key in cls.attribute_map]:
+            given[cls.attribute_map[alias]] = given.pop(alias)
+        config_dict = {**config_dict, **given}
+        unknown = [key for key in config_dict if not cls._knows(key)]
+        notes = {key: config_dict.pop(key) for key in unknown if not get_close_matches(key, names, cutoff=MISSPELT)}
+        returned = super().from_dict(config_dict, **kwargs)
+        for key, value in notes.items():
+            logger.warning(
+                f"config.json has {key}={value!r}, which is not a field of ZooConfig: kept, but it does nothing."
+            )
+            setattr(returned[0] if isinstance(returned, tuple) else returned, key, value)
+        return returned
+
+    @classmethod
+    def _knows(cls, key: str) -> bool:
+        names = {field.name for field in fields(cls)} | set(cls.attribute_map)
+        known = names | {*PLATFORM_KEYS, *LEGACY_ROPE_KEYS, *GenerationConfig._get_default_generation_params()}
+        return key.startswith("_") or key in known
+
     def _apply_aliases(self, kwargs: dict) -> dict:
         for alias in [key for key in kwargs if key in self.attribute_map]:
             setattr(self, alias, kwargs.pop(alias))
         return kwargs
 
     def _refuse_unknown(self, kwargs: dict) -> None:
-        known = {field.name for field in fields(self)} | set(self.attribute_map)
-        generation = GenerationConfig._get_default_generation_params()
         for key in kwargs:
-            if key.startswith("_") or key in PLATFORM_KEYS or key in LEGACY_ROPE_KEYS or key in generation:
-                continue
-            raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, known)}")
+            if not self._knows(key):
+                known = {field.name for field in fields(self)} | set(self.attribute_map)
+                raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, known)}")
 
     def _refuse_rotation(self, kwargs: dict) -> None:
         for key in [key for key in LEGACY_ROPE_KEYS if kwargs.get(key) is not None]:

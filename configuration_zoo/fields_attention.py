@@ -44,7 +44,7 @@ class AttentionFields:
     # Biases of q, k, v and of the output projection. None: the output follows attention_bias.
     attention_bias: bool = False
     attention_out_bias: bool | None = None
-    # Scale of the scores; None: (a key's width) ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
+    # Scale of the scores; None: key width ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
     attention_multiplier: float | int | None = None
     scale_attn_by_inverse_layer_idx: bool = False
     # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones always sum in float32.

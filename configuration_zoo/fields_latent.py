@@ -39,7 +39,8 @@ class LatentFields:
     kv_lora_rank: int | None = None
     q_lora_rank: int | None = None
     # Channels of a head: its own part of the key, the part that rotates and that all heads share, the value. Left out:
-    # head_dim, head_dim / 2 (0 without rope), head_dim (ibid. §2.1.4).
+    # head_dim, head_dim / 2 (0 without rope), head_dim, which is hidden_size / num_attention_heads if left out as well
+    # (ibid. §2.1.4).
     qk_nope_head_dim: int | None = None
     qk_rope_head_dim: int | None = None
     v_head_dim: int | None = None
@@ -68,18 +69,19 @@ class LatentFields:
     indexer_warmup: bool | None = None
 
     def resolve_latent(self):
-        if self.attention_type == "latent":
+        if self.attention_type == "latent" and self.num_attention_heads > 0:
             self._resolve_widths()
-        if "indexed_attention" in self.layer_types:
+        if "indexed_attention" in (self.layer_types or ()):
             self._resolve_indexer()
 
     def _resolve_widths(self):
         rotates = self.position_embedding_type == "rope"
+        width = self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
         for field, default in (
-            ("kv_lora_rank", 4 * self.head_dim),
-            ("qk_nope_head_dim", self.head_dim),
-            ("qk_rope_head_dim", max(self.head_dim // 4 * 2, 2) if rotates else 0),
-            ("v_head_dim", self.head_dim),
+            ("kv_lora_rank", 4 * width),
+            ("qk_nope_head_dim", width),
+            ("qk_rope_head_dim", max(width // 4 * 2, 2) if rotates else 0),
+            ("v_head_dim", width),
             ("mla_norm_eps", 1e-6),
             ("mla_scale_q_lora", False),
             ("mla_scale_kv_lora", False),
@@ -87,6 +89,9 @@ class LatentFields:
         ):
             if getattr(self, field) is None:
                 setattr(self, field, default)
+        if self.head_dim is None:
+            # transformers checks the rotation against it and takes it, in latent attention, for the width that rotates.
+            self.head_dim = self.qk_rope_head_dim if rotates and self.qk_rope_head_dim else width
 
     def _resolve_indexer(self):
         indexed = [word == "indexed_attention" for word in self.layer_types]

@@ -110,7 +110,7 @@ class ZooModel(ZooPreTrainedModel):
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
 
         hidden_states = Backbone.embed(self, inputs_embeds, position_ids)
-        rotations = self.rotary_emb(hidden_states, position_ids)
+        rotations = self.rotary_emb.tables_at(hidden_states, position_ids)
         biases = self.position_biases(hidden_states, masks, past_key_values)
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             key = self.mask_keys[index]

@@ -95,7 +95,11 @@ class RotaryEmbedding(nn.Module):
 
 
 class Rotations(nn.Module):
-    """Every rotation of a model: x, positions `[B, T]` → {name: (cos, sin)}; empty without rotary positions."""
+    """Every rotation of a model, one table for each name of `config.rope_tables`; none without rotary positions.
+
+    Called like transformers' own rotary modules: x, positions `[B, T]` (and `layer_type` where the parameters are
+    nested) → cos, sin `[B, T, r]`. `tables_at` gives all of them.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -116,5 +120,14 @@ class Rotations(nn.Module):
         )
         return RotaryEmbedding(settings, config.rope_interleave, config.rope_dtype == "float32_trig")
 
-    def forward(self, x, position_ids):
-        return {name: table(x, position_ids) for name, table in self.tables.items()}
+    @property
+    def inv_freq(self):
+        """The frequencies `[r / 2]` of a model that has one rotation."""
+        return self.tables["default"].inv_freq
+
+    def forward(self, x, position_ids, layer_type="default"):
+        return self.tables[layer_type](x, position_ids)
+
+    def tables_at(self, x, position_ids):
+        """{name: (cos, sin)} at these positions."""
+        return {name: self(x, position_ids, name) for name in self.tables}
