@@ -231,6 +231,27 @@ def test_no_mutable_module_state(path):
 # -- registries ----------------------------------------------------------------------------------------------------
 
 
+SPARSE = {"num_experts": 4, "num_experts_per_tok": 2}
+# Registry -> the field(s) its keys are values of (a tuple of fields: a tuple of keys), and what else the config needs.
+FIELDS_OF = {
+    "BLOCKS": (("block_type",), {}),
+    "COMBINATIONS": (("shared_expert_combination_strategy",), SPARSE | {"n_shared_experts": 1}),
+    "GROUP_SCORES": (("group_score",), SPARSE | {"n_group": 2, "topk_group": 1}),
+    "MLPS": (("mlp_layer_types",), {}),
+    "NORMS": (("norm_type",), {}),
+    "OUTPUT_GATES": (("attn_output_gate", "attn_gate_source"), {}),
+    "PARALLEL_SUMS": (("parallel_sum_order",), {"block_type": "parallel"}),
+    "ADDED_POSITIONS": (("position_embedding_type",), {}),
+    "QK_NORMS": (("qk_norm", "qk_norm_scope"), {}),
+    "ROUTERS": (("scoring_func",), SPARSE),
+}
+# Keyed by transformers' words, by a boolean, or holding a part of what another registry lists.
+KEYED_OTHERWISE = {
+    "DENSE_MLPS", "EXPERTS", "MASK_BUILDERS", "MIXERS", "PATTERNS", "POSITION_BIASES", "ROTATIONS", "SCORING_FUNCTIONS",
+    "SHARED_EXPERTS",
+}  # fmt: skip
+
+
 def registries():
     """NAME -> dict for each literal dict of name -> class or function at the top level of modeling_zoo/."""
     found = {}
@@ -242,9 +263,41 @@ def registries():
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
                 name = node.targets[0].id
                 values = getattr(module, name)
-                if values and all(callable(value) for value in values.values()):
+                if values and all(callable(value) and not isinstance(key, type) for key, value in values.items()):
                     found[name] = values
     return found
+
+
+def accepted(field, context):
+    """The names that ZooConfig itself says are allowed for `field`, from its refusal of one that is not."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    from configuration_zoo import ZooConfig
+
+    per_layer = field in ("mlp_layer_types", "layer_types")
+    value = ["no such name"] * 2 if per_layer else "no such name"
+    with pytest.raises((ValueError, StrictDataclassError), match="no such name") as refusal:
+        ZooConfig(num_hidden_layers=2, **context, **{field: value})
+    return set(ast.literal_eval(re.search(r"is not one of (\[.*?\])", str(refusal.value))[1]))
+
+
+def test_every_registry_is_checked_here():
+    assert set(registries()) - KEYED_OTHERWISE == set(FIELDS_OF)
+
+
+@pytest.mark.parametrize("name", FIELDS_OF)
+def test_the_config_accepts_the_keys_of_a_registry_and_no_others(name):
+    fields, context = FIELDS_OF[name]
+    keys = [key if isinstance(key, tuple) else (key,) for key in registries()[name]]
+    for index, field in enumerate(fields):
+        assert {key[index] for key in keys} - {None} == accepted(field, context)
+
+
+def test_the_config_accepts_the_mechanisms_of_the_mixers_and_no_others():
+    names = accepted("attention_type", {})
+    names |= accepted("linear_attention_type", {"layer_types": ["linear_attention"] * 2})
+    # What a word of layer_types makes of a mechanism: fields_attention.py, mixer_types.
+    assert set(registries()["MIXERS"]) - {"hybrid", "indexed"} == names
 
 
 def run_python(code):

@@ -18,7 +18,7 @@ REACH = {
 def measure(config) -> dict:
     """ZooConfig -> the report of `zoo inspect --json`: one entry per layer, then totals."""
     model = empty_model(config)
-    layers = [measure_layer(model, index) for index in range(config.num_hidden_layers)]
+    layers = [measure_layer(model, index, *sizes) for index, sizes in enumerate(cache_sizes(model))]
     total = model.num_parameters()
     embedding = sum(part.weight.numel() for part in {model.get_input_embeddings(), model.get_output_embeddings()})
     if config.tie_word_embeddings:
@@ -52,14 +52,13 @@ def empty_model(config):
         return ZooForCausalLM._from_config(deepcopy(config), dtype=dtype, attn_implementation="eager").eval()
 
 
-def measure_layer(model, index: int) -> dict:
+def measure_layer(model, index: int, per_token: int, state: int) -> dict:
     """One layer's mixer, reach, MLP, parameters and cache."""
     layer, config = model.model.layers[index], model.config.per_layer_config[index]
     word = config.layer_types[index]
     mixer, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     reach, field = REACH.get(word, (word, None))
     limit = getattr(config, field) if field else None
-    per_token, state = cache_bytes(model, mixer)
     return {
         "layer": index,
         "layer_type": word,
@@ -84,12 +83,14 @@ def describe_mixer(config, mixer, index: int) -> str:
 
 
 def describe_mlp(config, index: int) -> str:
-    """Kind, activation and inner width of a layer's MLP."""
-    kind = "gated" if config.gated_mlp else "plain"
-    if config.mlp_layer_types[index] == "sparse":
-        experts = f"{config.num_experts_per_tok} of {config.num_experts} experts"
-        return f"{experts}, {kind} {config.hidden_act} {config.moe_intermediate_size}"
-    return f"{kind} {config.hidden_act} {config.intermediate_size}"
+    """Kind, activation and inner width of a layer's MLP; how many experts, and how many a token visits."""
+    kind = f"{'gated' if config.gated_mlp else 'plain'} {config.hidden_act}"
+    if config.mlp_layer_types[index] != "sparse":
+        return f"{kind} {config.intermediate_size}"
+    shared = f" + {config.n_shared_experts} shared" if config.n_shared_experts else ""
+    return (
+        f"{config.num_experts_per_tok} of {config.num_experts}{shared} experts, {kind} {config.moe_intermediate_size}"
+    )
 
 
 def idle_parameters(config, mlp) -> int:
@@ -101,26 +102,33 @@ def idle_parameters(config, mlp) -> int:
     return sum(weight.numel() // weight.shape[0] * unused for weight in experts.parameters())
 
 
-def cache_bytes(model, mixer) -> tuple[int, int]:
-    """(bytes each further token adds, bytes held whatever the length) of one layer's cache, by filling one.
+def cache_sizes(model) -> list[tuple[int, int]]:
+    """(bytes each further token adds, bytes held whatever the length) for each layer's cache.
 
     transformers' own cache is filled with one token and with two: what grew is per token, the rest is state.
     """
-    if mixer is None:
-        return 0, 0
-    one, two = (filled_bytes(model, mixer, length) for length in (1, 2))
-    return two - one, 2 * one - two
+    one, two = (filled_cache(model, length) for length in (1, 2))
+    return [(longer - shorter, 2 * shorter - longer) for shorter, longer in zip(one, two, strict=True)]
 
 
-def filled_bytes(model, mixer, length: int) -> int:
-    """Bytes of `mixer`'s cache layer after `length` tokens."""
+def filled_cache(model, length: int) -> list[int]:
+    """Bytes of each layer's cache after `length` tokens; a layer is fed alone, as sizes do not depend on its input."""
     import torch
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
     with torch.device("meta"), torch.no_grad():
         hidden_states = torch.empty(1, length, model.config.hidden_size, dtype=model.dtype)
-        mixer(hidden_states, past_key_values=cache, position_ids=torch.arange(length)[None], attention_mask=None)
-    held = vars(cache.layers[mixer.layer_idx]).values()
-    # What is not a float counts tokens.
-    return sum(part.nbytes for part in held if isinstance(part, torch.Tensor) and part.is_floating_point())
+        context = {"past_key_values": cache, "position_ids": torch.arange(length)[None], "attention_mask": None}
+        for layer in model.model.layers:
+            if hasattr(layer, "self_attn"):
+                layer.self_attn(hidden_states, **context)
+    return [held_bytes(layer) for layer in cache.layers]
+
+
+def held_bytes(cache_layer) -> int:
+    """Bytes of the tensors a cache layer holds; what is not a float counts tokens."""
+    import torch
+
+    parts = [part for part in vars(cache_layer).values() if isinstance(part, torch.Tensor)]
+    return sum(part.nbytes for part in parts if part.is_floating_point())
