@@ -42,17 +42,18 @@ class Checkpoint:
         weight_map = read_json(inside(self.folder, index.name)).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise ConversionError(f"{index} has no weight_map from tensor names to file names.")
-        for file in dict.fromkeys(weight_map.values()):
-            path = inside(self.folder, file)
+        paths = {file: inside(self.folder, file) for file in dict.fromkeys(weight_map.values())}
+        for file, path in paths.items():
             if not path.is_file():
                 raise ConversionError(f"{index} names {file!r}, which is not in the folder: a shard is missing.")
+        for path in paths.values():
             self._read_headers(path)
-            listed = {name for name, its_file in weight_map.items() if its_file == file}
-            found = {name for name, its_path in self._file_of.items() if its_path == path}
-            if lacking := sorted(listed - found):
-                raise ConversionError(f"{index} says that {lacking[0]!r} is in {file!r}, but it is not there.")
-            if unlisted := sorted(found - listed):
-                raise ConversionError(f"{file!r} holds {unlisted[0]!r}, which {index} does not list.")
+        for name, file in weight_map.items():
+            if self._file_of.get(name) != paths[file]:
+                raise ConversionError(f"{index} says that {name!r} is in {file!r}, but it is not there.")
+        for name, path in self._file_of.items():
+            if name not in weight_map:
+                raise ConversionError(f"{path.name!r} holds {name!r}, which {index} does not list.")
 
     def _read_headers(self, path: Path) -> None:
         file = self._file(path)

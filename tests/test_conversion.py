@@ -40,10 +40,10 @@ def assert_same_tensors(found, expected):
     for name in expected:
         assert found[name].dtype == expected[name].dtype, name
         assert found[name].shape == expected[name].shape, name
-        assert torch.equal(_bits(found[name]), _bits(expected[name])), name
+        assert torch.equal(bits(found[name]), bits(expected[name])), name
 
 
-def _bits(tensor):
+def bits(tensor):
     return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
 
 
