@@ -59,17 +59,18 @@ class RMSNorm(Norm):
 class LayerNorm(Norm):
     """y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias, `[..., D]` (Ba et al. 2016; GPT-2, Cohere).
 
-    `native` is torch's kernel in the dtype of x, `float32` computes mean, variance and weight in float32 and rounds
-    once.
+    `native` is torch's kernel for x and weight of one dtype, `float32` computes all in float32; both round once. A
+    weight per head is no kernel's: `native` then is `float32`, None rounds before that weight too (Chameleon).
     """
 
     def forward(self, x):
-        if self.cast == "float32":
+        per_head = self.weight is not None and self.weight.dim() > 1
+        if self.cast == "float32" or (self.cast == "native" and per_head):
             return self._float32(x)
         if self.weight is None:
             return F.layer_norm(x, (self.dim,), eps=self.eps)
         weight = self.weight + self.offset if self.offset else self.weight
-        if weight.dim() == 1:
+        if not per_head:
             return F.layer_norm(x, (self.dim,), weight, self.bias, self.eps)
         normed = F.layer_norm(x, (self.dim,), eps=self.eps) * weight
         return normed if self.bias is None else normed + self.bias
