@@ -13,6 +13,7 @@ from .fields_attention import AttentionFields
 from .fields_checks import nearest
 from .fields_experts import ExpertFields
 from .fields_latent import LatentFields
+from .fields_linear import LinearFields
 from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_norm import NormFields
@@ -46,7 +47,15 @@ PLATFORM_KEYS = (
 
 @strict
 class ZooConfig(
-    ModelFields, LatentFields, AttentionFields, PositionFields, NormFields, ExpertFields, MlpFields, PreTrainedConfig
+    ModelFields,
+    LatentFields,
+    AttentionFields,
+    LinearFields,
+    PositionFields,
+    NormFields,
+    ExpertFields,
+    MlpFields,
+    PreTrainedConfig,
 ):
     """A decoder, described by one name or number per concept.
 
@@ -105,6 +114,16 @@ class ZooConfig(
             )
             setattr(returned[0] if isinstance(returned, tuple) else returned, key, value)
         return returned
+
+    @classmethod
+    def preset(cls, name: str, tiny: bool = False, **fields):
+        """A published architecture by name (`zoo presets` lists them), `fields` on top; raises ValueError for no such
+        name.
+
+        `tiny` keeps its concepts and takes sizes that run anywhere.
+        """
+        library = importlib.import_module("configuration_zoo.presets")
+        return cls(**{**library.preset(name, tiny), **fields})
 
     @classmethod
     def _knows(cls, key: str) -> bool:

@@ -161,7 +161,8 @@ class AttentionFields:
         by_word |= {word: [None] * self.num_hidden_layers for word in NO_MIXER_LAYERS}
         by_word |= {word: ["hybrid"] * self.num_hidden_layers for word in HYBRID_LAYERS}
         by_word["indexed_attention"] = ["indexed"] * self.num_hidden_layers
-        softmax = [self.attention_type] * self.num_hidden_layers
+        by_distance = self.position_embedding_type == "transformer_xl"
+        softmax = ["transformer_xl" if by_distance else self.attention_type] * self.num_hidden_layers
         return [by_word.get(word, softmax)[index] for index, word in enumerate(self.layer_types)]
 
     @property

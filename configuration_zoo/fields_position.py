@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless, require
 
-POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "none")
+POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")
 ROPE_DTYPES = ("activation", "float32_trig", "float32_qk")
 # The scalings of transformers' modeling_rope_utils that a decoder can use.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
@@ -16,6 +16,7 @@ LEGACY_ROPE_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 class PositionFields:
     """Position information: rotary, absolute, relative, linear bias, or none."""
 
+    # "transformer_xl": each layer scores distances with projections of its own (Dai et al. 2019, §3.3).
     position_embedding_type: str = "rope"
     max_position_embeddings: int = 4096
     # transformers' dict: rope_type, rope_theta, partial_rotary_factor, factor ...; flat, or one dict per layer type,
@@ -80,6 +81,8 @@ class PositionFields:
             refuse_unless(self, False, "attn_temperature_layers", temperature)
         else:
             require(self, "attn_temperature_layers", temperature)
+        if kind == "transformer_xl" and self.attention_type != "grouped_query":
+            raise ValueError("position_embedding_type='transformer_xl' needs attention_type='grouped_query'.")
         self._validate_rotations()
 
     def _validate_rotations(self):
@@ -116,6 +119,11 @@ class PositionFields:
             return None
         tables = self.rope_tables
         return "default" if "default" in tables else next((n for n in tables if n == self.layer_types[layer_idx]), None)
+
+    def rope_changes_between(self, seen: int, length: int) -> bool:
+        """Whether keys cached at a length of `seen` > 0 are rotated otherwise at `length`: LongRoPE's long factors."""
+        long = (table for table in self.rope_tables.values() if table.get("rope_type") == "longrope")
+        return any(0 < seen <= table["original_max_position_embeddings"] < length for table in long)
 
     def has_attention_temperature(self, layer_idx: int) -> bool:
         """Whether the queries of layer `layer_idx` are scaled by position."""

@@ -62,6 +62,7 @@ SCORE_NEEDS = {
     "attention_sinks": ("eager", "flex_attention"),
     "position_bias": ("eager", "sdpa", "flex_attention"),
     "sparse_attention_pattern": ("eager", "sdpa", "flex_attention"),
+    "index_topk": ("eager", "sdpa"),
 }
 
 
@@ -70,10 +71,12 @@ def attention_backends(config):
     needs = {
         "attn_logit_softcapping": config.attn_logit_softcapping is not None,
         "attention_sinks": config.attention_sinks is not None,
-        "position_bias": config.position_embedding_type in ("alibi", "relative"),
+        "position_bias": config.position_embedding_type in ("alibi", "relative", "transformer_xl"),
         "sparse_attention_pattern": bool(config.sparse_attention_pattern),
+        "index_topk": config.index_topk is not None,
     }
-    for need, backends in SCORE_NEEDS.items():
-        if needs[need]:
-            return backends, "position_embedding_type" if need == "position_bias" else need
-    return None, None
+    needs = [need for need in SCORE_NEEDS if needs[need]]
+    if not needs:
+        return None, None
+    backends = tuple(name for name in SCORE_NEEDS[needs[0]] if all(name in SCORE_NEEDS[need] for need in needs))
+    return backends, "position_embedding_type" if needs[0] == "position_bias" else needs[0]

@@ -1,9 +1,18 @@
 """Every token mixer by name; the only file that imports them all."""
 
 from .attention import GroupedQueryAttention
+from .latent_attention import LatentAttention
+from .linear_mixers import LINEAR_MIXERS, HybridMixer
+from .relative_attention import TransformerXLAttention
+from .sparse_attention import IndexedAttention
 
 MIXERS = {
     "grouped_query": GroupedQueryAttention,
+    "latent": LatentAttention,
+    "indexed": IndexedAttention,
+    "transformer_xl": TransformerXLAttention,
+    "hybrid": HybridMixer,
+    **LINEAR_MIXERS,
 }
 
 

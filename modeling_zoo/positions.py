@@ -19,19 +19,22 @@ class LearnedPositions(nn.Embedding):
         return super().forward(position_ids + self.offset)
 
 
+def sinusoids(positions, dim):
+    """sin(p / 10000^(2j/D)) and cos of the same in alternate channels, `[...]` → float32 `[..., D]`."""
+    exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float) / dim
+    angles = positions[..., None].float() * 10000.0**-exponents
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
+
+
 class SinusoidalPositions(nn.Module):
-    """sin(p / 10000^(2j/D)) and cos of the same in alternate channels, `[B, T]` → `[B, T, D]` (Vaswani et al. 2017,
-    §3.5)."""
+    """Positions `[B, T]` → waves `[B, T, D]` of geometrically growing length (Vaswani et al. 2017, §3.5)."""
 
     def __init__(self, config):
         super().__init__()
         self.dim = config.hidden_size
 
     def forward(self, position_ids, like):
-        exponents = torch.arange(0, self.dim, 2, device=position_ids.device, dtype=torch.float) / self.dim
-        angles = position_ids[..., None].float() * 10000.0**-exponents
-        waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.dim]
-        return waves.to(like.dtype)
+        return sinusoids(position_ids, self.dim).to(like.dtype)
 
 
 class NoPositions(nn.Module):
@@ -114,12 +117,23 @@ class RelativeBias(nn.Module):
         return bias.permute(2, 0, 1).unsqueeze(0).to(like.dtype)
 
 
+class Distances(nn.Module):
+    """How far each key lies behind each query, `[T, K]`: for attention that turns distances into scores itself."""
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, like, query_positions, key_positions, attention_mask):
+        return query_positions[:, None] - key_positions[None, :]
+
+
 ADDED_POSITIONS = {
     "learned": LearnedPositions,
     "sinusoidal": SinusoidalPositions,
     "rope": NoPositions,
     "alibi": NoPositions,
     "relative": NoPositions,
+    "transformer_xl": NoPositions,
     "none": NoPositions,
 }
-POSITION_BIASES = {"alibi": AlibiBias, "relative": RelativeBias}
+POSITION_BIASES = {"alibi": AlibiBias, "relative": RelativeBias, "transformer_xl": Distances}

@@ -1,0 +1,61 @@
+"""Published architectures: their parameter counts, and tiny versions that run."""
+
+import pytest
+import torch
+from random_models import randomize
+from transformers import T5Config, T5ForConditionalGeneration
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.presets import PRESETS
+from modeling_zoo import ZooForCausalLM
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name, entry in PRESETS.items() if entry.parameters])
+def test_parameter_count_is_the_published_one(name):
+    with torch.device("meta"):
+        model = ZooForCausalLM(ZooConfig.preset(name))
+    assert abs(count(model) / PRESETS[name].parameters - 1) < 0.01
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_tiny_version_runs_and_generates(name):
+    model = ZooForCausalLM(ZooConfig.preset(name, tiny=True))
+    randomize(model)
+    model.eval()
+    tokens = torch.randint(1, 101, (2, 9))
+    loss = model(tokens, labels=tokens).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        sequence = model.generate(tokens, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        assert torch.equal(sequence[:, -1], model(sequence[:, :-1]).logits[:, -1].argmax(-1))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_names_its_source(name):
+    assert PRESETS[name].source and (PRESETS[name].parameters or PRESETS[name].note)
+
+
+def test_t5_decoder_has_the_parameters_of_t5_without_cross_attention():
+    config = T5Config(d_model=2048, d_ff=5120, d_kv=64, num_heads=32, num_layers=24, num_decoder_layers=24)
+    config.feed_forward_proj, config.is_gated_act, config.dense_act_fn = "gated-gelu", True, "gelu_new"
+    config.tie_word_embeddings, config.vocab_size = False, 32128
+    with torch.device("meta"):
+        theirs = T5ForConditionalGeneration(config)
+        ours = ZooForCausalLM(ZooConfig.preset("t5-v1.1-xl-decoder"))
+    decoder = sum(
+        parameter.numel()
+        for name, parameter in theirs.named_parameters(remove_duplicate=False)
+        if name.startswith(("decoder.", "lm_head")) and ".layer.1." not in name
+    )
+    assert count(ours) == decoder
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="palm-540b"):
+        ZooConfig.preset("palm-540")
