@@ -1,5 +1,6 @@
 """Reading a folder of safetensors: headers first, one tensor at a time afterwards, nothing outside the folder."""
 
+import ctypes
 import json
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from .errors import ConversionError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_OPEN_FILES = 8
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -29,7 +29,7 @@ class Checkpoint:
         self.folder = folder
         self.headers: dict[str, Tensor] = {}
         self._file_of: dict[str, Path] = {}
-        self._open: dict[Path, safe_open] = {}
+        self._start_of: dict[str, int] = {}
         index = folder / f"{stem}.safetensors.index.json"
         if index.exists():
             self._read_index(index)
@@ -56,30 +56,48 @@ class Checkpoint:
                 raise ConversionError(f"{path.name!r} holds {name!r}, which {index} does not list.")
 
     def _read_headers(self, path: Path) -> None:
-        file = self._file(path)
-        for name in file.keys():
+        for name, entry in _header_of(path).items():
             if name in self.headers:
                 raise ConversionError(f"{name!r} is in two files, {self._file_of[name].name!r} and {path.name!r}.")
-            entry = file.get_slice(name)
-            dtype = DTYPES.get(entry.get_dtype())
+            dtype = DTYPES.get(entry["dtype"])
             if dtype is None:
-                raise ConversionError(f"{name!r} in {path} has dtype {entry.get_dtype()}, which torch does not know.")
-            self.headers[name] = torch.empty(entry.get_shape(), dtype=dtype, device="meta")
-            self._file_of[name] = path
-
-    def _file(self, path: Path):
-        if path not in self._open:
-            while len(self._open) >= _OPEN_FILES:
-                self._open.pop(next(iter(self._open)))
-            try:
-                self._open[path] = safe_open(path, framework="pt")
-            except (SafetensorError, ValueError, OSError) as error:
-                raise ConversionError(f"{path} is cut off or damaged: {error}.") from error
-        return self._open[path]
+                raise ConversionError(f"{name!r} in {path} has dtype {entry['dtype']}, which torch does not know.")
+            self.headers[name] = torch.empty(entry["shape"], dtype=dtype, device="meta")
+            self._file_of[name], self._start_of[name] = path, entry["start"]
 
     def read(self, name: str) -> Tensor:
-        """The tensor itself, on the CPU."""
-        return self._file(self._file_of[name]).get_tensor(name)
+        """The tensor itself, on the CPU, in memory of its own: mapping the file would keep all of it resident."""
+        tensor = torch.empty_like(self.headers[name], device="cpu")
+        missing = memoryview(raw_bytes(tensor))
+        with open(self._file_of[name], "rb", buffering=0) as file:
+            file.seek(self._start_of[name])
+            while missing:
+                count = file.readinto(missing)
+                if not count:
+                    raise ConversionError(
+                        f"{self._file_of[name]} ended inside {name!r}: it was changed while being read."
+                    )
+                missing = missing[count:]
+        return tensor
+
+
+def raw_bytes(tensor: Tensor) -> ctypes.Array:
+    """The memory of a contiguous CPU tensor as bytes, not copied."""
+    return (ctypes.c_ubyte * (tensor.numel() * tensor.element_size())).from_address(tensor.data_ptr())
+
+
+def _header_of(path: Path) -> dict[str, dict]:
+    """name -> dtype, shape and start in the file; the format's own library has judged the file sound before."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ConversionError(f"{path} is cut off or damaged: {error}.") from error
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {name: entry | {"start": 8 + size + entry["data_offsets"][0]} for name, entry in header.items()}
 
 
 def inside(folder: Path, name: str) -> Path:

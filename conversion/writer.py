@@ -1,13 +1,12 @@
 """Writing safetensors whose headers are known before the first tensor: each tensor goes straight to its place."""
 
-import ctypes
 import json
 import re
 from pathlib import Path
 
 from torch import Tensor
 
-from .checkpoint import DTYPES
+from .checkpoint import DTYPES, raw_bytes
 from .errors import ConversionError
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -87,7 +86,7 @@ class ShardWriter:
         if tensor.numel():
             with open(path, "r+b") as file:
                 file.seek(offset)
-                file.write((ctypes.c_char * nbytes(tensor)).from_address(tensor.data_ptr()))
+                file.write(raw_bytes(tensor))
 
     def finish(self) -> None:
         """Checks that every tensor has come and writes the index of a sharded checkpoint."""
