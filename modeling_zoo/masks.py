@@ -1,7 +1,5 @@
 """One mask per distinct reach of a model, built by transformers' own builders."""
 
-from functools import partial
-
 from transformers.masking_utils import (
     create_causal_mask,
     create_chunked_causal_mask,
@@ -13,8 +11,7 @@ MASK_BUILDERS = {
     "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
     "chunked_attention": create_chunked_causal_mask,
-    # An indexer ranks keys under the mask, so it needs one even where attention would not.
-    "indexed_attention": partial(create_causal_mask, allow_is_causal_skip=False),
+    "indexed_attention": create_causal_mask,
     "linear_attention": create_recurrent_attention_mask,
     "conv": create_recurrent_attention_mask,
 }

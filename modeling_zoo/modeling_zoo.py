@@ -19,6 +19,8 @@ from .attention_interface import attention_backends
 from .blocks import BLOCKS, ZooDecoderLayer, make_block
 from .caches import advance_cache, upgrade_cache
 from .embeddings import Backbone, key_positions, positions_of
+from .indexer import SharedIndices
+from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .logits import shape_logits
 from .masks import PADDING, build_masks, layer_mask, mask_key
 from .router_losses import add_router_losses, wants_router_losses
@@ -109,6 +111,8 @@ class ZooModel(ZooPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
 
+        if self.config.indexer_types is not None:
+            kwargs.setdefault("shared_indices", SharedIndices())
         hidden_states = Backbone.embed(self, inputs_embeds, position_ids)
         rotations = self.rotary_emb.tables_at(hidden_states, position_ids)
         biases = self.position_biases(hidden_states, masks, past_key_values)
@@ -184,6 +188,9 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+        guide = wants_indexer_loss(self, labels)
+        if guide:
+            kwargs["shared_indices"] = SharedIndices()
             **({"output_router_logits": True} if record or balance else {}),
             **kwargs,
         )
@@ -199,6 +206,8 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             loss=loss,
             aux_loss=aux_loss,
             logits=logits,
+        if guide:
+            loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"])
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -1,0 +1,38 @@
+"""The matrix that a linear layer really applies, whatever has been done to the layer.
+
+Adapters, quantisation and tensor parallelism replace or wrap a layer and leave a `weight` that is not what the layer
+multiplies with. Who needs the matrix itself has to ask for the effective one.
+"""
+
+import torch
+from torch import nn
+
+
+def direct_weight(module):
+    """`module.weight` `[out, in]` where that is all the module applies (this process' rows of it if it is sharded over
+    rows for inference), else None."""
+    if type(module).forward is not nn.Linear.forward or module.bias is not None or has_hooks(module):
+        return None
+    weight = module.weight
+    if hasattr(weight, "to_local"):
+        rows_only = all(placement.is_shard(0) or placement.is_replicate() for placement in weight.placements)
+        return weight.to_local() if rows_only and not torch.is_grad_enabled() else None
+    replaced = "forward" in vars(module)
+    return None if replaced or type(weight) not in (nn.Parameter, torch.Tensor) else weight
+
+
+def is_linear_map(module):
+    """Whether the module gives the columns of a matrix when it is applied to the unit vectors: no bias anywhere in it,
+    no hooks, no dropout at work."""
+    biased = any("bias" in name for name, _ in module.named_parameters())
+    return not (biased or has_hooks(module) or module.training)
+
+
+def basis_weight(module, width, like):
+    """The matrix `[out, width]` of a linear map, from its values at the unit vectors, in the dtype of `like`."""
+    return module(torch.eye(width, dtype=like.dtype, device=like.device)).t()
+
+
+def has_hooks(module):
+    """Whether calling the module does more than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,237 @@
+"""Multi-head latent attention: what is cached is one small latent per token, not keys and values per head."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .attention import QueryTemperature, SoftmaxAttention
+from .effective_weight import basis_weight, direct_weight, is_linear_map
+from .latent_maths import absorption_pays, per_head, read_shared_keys
+from .norms import RMSNorm
+from .rotary import apply_rotary
+
+
+class SharedKeyView:
+    """A mixer as an attention function should see it while all its heads read one key."""
+
+    def __init__(self, mixer, heads):
+        self.mixer = mixer
+        self.num_key_value_groups = heads
+
+    def __getattr__(self, name):
+        return getattr(self.mixer, name)
+
+
+def shared_parts(latent, rope_key, past_key_values, layer_idx):
+    """What all heads read, as few parts as possible: `[B, S, c + r]` where the cache holds them side by side, else
+    `[B, S, c]` and `[B, S, r]`."""
+    layers = getattr(past_key_values, "layers", ())
+    whole = getattr(layers[layer_idx], "latent_and_rope", None) if layer_idx < len(layers) else None
+    if whole is not None and whole.shape[2] == latent.shape[2]:
+        return (whole[:, 0],)
+    return tuple(part[:, 0] for part in (latent, rope_key) if part.shape[-1])
+
+
+class LatentAttention(SoftmaxAttention):
+    """softmax(q [U l, r]ᵀ · scale) V l: every head's key and value are maps of one latent l (DeepSeek-V2, §2.1).
+
+    x → q_a → norm → q_b (or q_proj) → queries [own n, rotating r]; x → kv_a → latent → norm → cached `[B, 1, T, c]`
+    and rope key → rotation → cached `[B, 1, T, r]`; kv_b holds U and V of each key-value head. Where few queries meet
+    many keys the maps are absorbed into query and output, else keys and values are expanded: whichever multiplies less.
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        heads, kv_heads, hidden = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
+        self.num_heads, self.num_key_value_groups = heads, heads // kv_heads
+        self.rank, self.nope, self.rope = config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.value_width = config.v_head_dim
+        self.query_parts = (self.nope, self.rope, self.value_width * (self.output_gate.query_width - 1))
+        self._build_queries(config, heads * sum(self.query_parts))
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
+        self.kv_a_layernorm = RMSNorm(self.rank, config.mla_norm_eps)
+        self.kv_b_proj = nn.Linear(self.rank, kv_heads * (self.nope + self.value_width), bias=False)
+        self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
+        self.query_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_scale_q_lora else None
+        self.latent_scale = (hidden / self.rank) ** 0.5 if config.mla_scale_kv_lora else None
+        self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
+        self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
+
+    def _build_queries(self, config, width):
+        rank = config.q_lora_rank
+        if rank is None:
+            self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+            return
+        self.q_a_proj = nn.Linear(config.hidden_size, rank, bias=config.attention_bias)
+        self.q_a_layernorm = RMSNorm(rank, config.mla_norm_eps)
+        self.q_b_proj = nn.Linear(rank, width, bias=False)
+
+    def rotate(self, states, position_embeddings):
+        """`[B, T, H, r]` turned by its positions, or as it is where this layer has none."""
+        return states if position_embeddings is None else apply_rotary(states, position_embeddings, **self.rotation)
+
+    def queries(self, hidden_states, position_embeddings, position_ids):
+        """`[B, T, D]` → what q_b reads `[B, T, q]`, queries (`[B, H, T, n]`, `[B, H, T, r]`), gate `[B, T, H, v]` or
+        None."""
+        compressed = hidden_states
+        if self.config.q_lora_rank is None:
+            query = self.q_proj(hidden_states)
+        else:
+            compressed = self.q_a_layernorm(self.q_a_proj(hidden_states))
+            query = self.q_b_proj(compressed)
+        query = query.view(*query.shape[:-1], -1, sum(self.query_parts))
+        nope, rope, gate = query.split(self.query_parts, dim=-1)
+        if self.query_scale is not None:
+            nope, rope = nope * self.query_scale, rope * self.query_scale
+        parts = nope, self.rotate(rope, position_embeddings)
+        if self.temperature is not None:
+            parts = tuple(self.temperature(part, position_ids) for part in parts)
+        return compressed, tuple(part.transpose(1, 2) for part in parts), gate if gate.shape[-1] else None
+
+    def latents(self, hidden_states, position_embeddings):
+        """`[B, T, D]` → latent `[B, 1, T, c]` and rope key `[B, 1, T, r]`."""
+        compressed = self.kv_a_proj_with_mqa(hidden_states)
+        latent, rope_key = compressed.split((self.rank, self.rope), dim=-1)
+        latent = self.kv_a_layernorm(latent)
+        if self.latent_scale is not None:
+            latent = latent * self.latent_scale
+        rope_key = self.rotate(rope_key.unsqueeze(2), position_embeddings)
+        return latent.unsqueeze(1), rope_key.transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states,
+        *,
+        position_embeddings=None,
+        attention_mask=None,
+        past_key_values=None,
+        position_ids=None,
+        **kwargs,
+    ):
+        compressed, query, gate = self.queries(hidden_states, position_embeddings, position_ids)
+        latent, rope_key = self.latents(hidden_states, position_embeddings)
+        if past_key_values is not None:
+            latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
+        inputs = hidden_states, compressed, position_embeddings
+        attn_output, weights = self.mix(
+            query, latent, rope_key, attention_mask, past_key_values, inputs, position_ids=position_ids, **kwargs
+        )
+        attn_output = self.output_gate(attn_output, hidden_states, gate)
+        return self.o_proj(attn_output.flatten(-2).contiguous()), weights
+
+    def mix(self, query, latent, rope_key, attention_mask, past_key_values, inputs, shared_indices=None, **kwargs):
+        """Queries over all cached latents → (`[B, T, H, v]`, weights or None), by the cheaper form."""
+        weight = self.absorbable(query[0], latent, attention_mask, past_key_values)
+        if weight is None:
+            return self.expanded(query, latent, rope_key, attention_mask, **kwargs)
+        return self.absorbed(query, latent, rope_key, attention_mask, past_key_values, weight, **kwargs)
+
+    # -- expanded ------------------------------------------------------------------------------------------------------
+
+    def expand(self, latent, rope_key):
+        """Keys `[B, K, S, n + r]` and values `[B, K, S, v]` of all key-value heads."""
+        batch, _, length, _ = latent.shape
+        expanded = self.kv_b_proj(latent).view(batch, length, -1, self.nope + self.value_width).transpose(1, 2)
+        key, value = expanded.split((self.nope, self.value_width), dim=-1)
+        if self.rope:
+            key = torch.cat((key, rope_key.expand(-1, key.shape[1], -1, -1)), dim=-1)
+        return key, value
+
+    def expanded(self, query, latent, rope_key, attention_mask, **kwargs):
+        """Attention over keys and values of every head, by the configured backend."""
+        return self.attend_expanded(torch.cat(query, dim=-1), *self.expand(latent, rope_key), attention_mask, **kwargs)
+
+    def attend_expanded(self, query, key, value, attention_mask, **kwargs):
+        """`attend`, with the narrower of keys and values filled up with zeros where the fused kernel needs one width.
+
+        On a CPU, unequal widths send `scaled_dot_product_attention` to a form that holds all scores at once.
+        """
+        width = value.shape[-1]
+        missing = query.shape[-1] - width
+        if missing and query.shape[2] > 1 and query.device.type == "cpu" and self.config._attn_implementation == "sdpa":
+            if missing > 0:
+                value = F.pad(value, (0, missing))
+            else:
+                query, key = F.pad(query, (0, -missing)), F.pad(key, (0, -missing))
+        attn_output, weights = self.attend(query, key, value, attention_mask, **kwargs)
+        return attn_output[..., :width], weights
+
+    # -- absorbed ------------------------------------------------------------------------------------------------------
+
+    def absorbable(self, query, latent, attention_mask, past_key_values):
+        """kv_b's effective matrix `[K (n + v), c]` where absorbing it is possible and cheaper, else None."""
+        queries, keys = query.shape[2], latent.shape[2]
+        masked = isinstance(attention_mask, torch.Tensor)
+        # Without a mask, several queries rely on the backend's own idea of what is causal.
+        readable = (masked and attention_mask.dim() == 4) or (queries == 1 and (masked or attention_mask is None))
+        if past_key_values is None or keys <= queries or not readable or (self.training and self.attention_dropout):
+            return None
+        return self.matrix_if_cheap(query, latent)
+
+    def matrix_if_cheap(self, query, latent, pairs=None):
+        """kv_b's effective matrix, None where it cannot be had or costs more than it saves."""
+        weight = direct_weight(self.kv_b_proj)
+        if weight is None and not is_linear_map(self.kv_b_proj):
+            return None
+        basis_rows = self.rank / query.shape[0] if weight is None else 0
+        heads = query.shape[1]
+        sizes = (heads, heads // self.num_key_value_groups, self.rank, self.nope, self.rope, self.value_width)
+        if not absorption_pays(query.shape[2], latent.shape[2], *sizes, basis_rows, pairs):
+            return None
+        return basis_weight(self.kv_b_proj, self.rank, latent) if weight is None else weight
+
+    def maps(self, weight):
+        """U `[K, n, c]` and V `[K, c, v]` of all key-value heads."""
+        per_head_maps = weight.unflatten(0, (-1, self.nope + self.value_width))
+        up_key, up_value = per_head_maps.split((self.nope, self.value_width), dim=1)
+        return up_key, up_value.transpose(1, 2)
+
+    def absorbed(self, query, latent, rope_key, attention_mask, past_key_values, weight, position_bias=None, **kwargs):
+        """Attention over the latents themselves; U goes into the query, V onto the output."""
+        up_key, up_value = self.maps(weight)
+        query = per_head(query[0], up_key), query[1]
+        backend = self.config._attn_implementation
+        if backend in ("eager", "sdpa") or "flash" in backend:
+            latent, rope_key, mask = self.seen(latent, rope_key, attention_mask)
+            parts = shared_parts(latent, rope_key, past_key_values, self.layer_idx)
+            context, weights = self.read(query, parts, mask=mask, position_bias=position_bias)
+        else:
+            context, weights = self.offer(query, latent, rope_key, attention_mask, position_bias, **kwargs)
+        return per_head(context, up_value).transpose(1, 2), weights
+
+    def read(self, query, parts, **shape):
+        """Latent queries over the shared keys by the maths of this package → (`[B, H, T, c]`, weights or None).
+
+        transformers' sdpa repeats a shared key for every head, and no fused kernel takes one this wide.
+        """
+        if len(parts) == 1:
+            query = (torch.cat(query, dim=-1),)
+        return read_shared_keys(
+            query[: len(parts)],
+            parts,
+            self.rank,
+            self.scaling,
+            softcap=self.softcap,
+            sinks=self.sink_logits,
+            upcast=self.config.attention_upcast,
+            want_weights=self.config._attn_implementation == "eager",
+            **shape,
+        )
+
+    def seen(self, latent, rope_key, attention_mask):
+        """Latents, rope keys and a mask `[B, 1, T, S]` or None, from what flash backends get: 2-D padding, a window."""
+        if "flash" in self.config._attn_implementation and self.sliding_window is not None:
+            latent, rope_key = (part[:, :, -self.sliding_window :] for part in (latent, rope_key))
+        if attention_mask is not None and attention_mask.dim() == 2:
+            attention_mask = attention_mask[:, None, None, -latent.shape[2] :].bool()
+        return latent, rope_key, attention_mask
+
+    def offer(self, query, latent, rope_key, attention_mask, position_bias=None, **kwargs):
+        """The same by a registered backend: one key-value head, keys c + r wide, values c wide."""
+        key = torch.cat((latent, rope_key), dim=-1)
+        view = SharedKeyView(self, query[0].shape[1])
+        bias = {} if position_bias is None else {"position_bias": position_bias}
+        context, weights = SoftmaxAttention.attend(
+            view, torch.cat(query, dim=-1), key, latent, attention_mask, **bias, **kwargs
+        )
+        return context.transpose(1, 2), weights
