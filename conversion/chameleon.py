@@ -42,6 +42,7 @@ FAMILY = Family(
         *renames(SWIN_NORMS if config.block_type == "output_norm" else {}),
         *LLAMA_RULES,
     ],
+    reads="chameleon",
     architecture="ChameleonForConditionalGeneration",
     oracle="ChameleonForConditionalGeneration",
     tiny=[

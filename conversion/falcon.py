@@ -58,11 +58,13 @@ FAMILY = Family(
         Drop("transformer.h.{i}.self_attention.rotary_emb.inv_freq"),
     ],
     base_prefix="transformer.",
+    # Their plain attention adds the ALiBi bias twice; the other is the model that was trained.
     tiny=[
         TINY_PLAIN,
         TINY_PLAIN | GROUPED | {"tie_word_embeddings": False},
         TINY_PLAIN | GROUPED | {"num_ln_in_parallel_attn": 1, "rope_theta": 500.0, "activation": "relu"},
-        TINY_PLAIN | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        TINY_PLAIN | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
+        | {"attn_implementation": "sdpa"},
         TINY_PLAIN | {"multi_query": False, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     ],
 )  # fmt: skip
