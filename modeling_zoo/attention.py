@@ -63,20 +63,25 @@ class SoftmaxAttention(TokenMixer):
         self.softcap = config.attn_logit_softcapping
         self.scaling = config.attention_scaling(layer_idx)
         self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
-        self.sinks = (
-            nn.Parameter(torch.empty(config.num_attention_heads)) if config.has_attention_sinks(layer_idx) else None
-        )
+        # transformers' paged attention asks whether the attribute is there, so it is only where it is used.
+        if config.has_attention_sinks(layer_idx):
+            self.sinks = nn.Parameter(torch.empty(config.num_attention_heads))
         self.output_gate = make_output_gate(config, layer_idx)
 
     def initialize(self, std):
-        if self.sinks is not None:
+        if self.sink_logits is not None:
             init.normal_(self.sinks, mean=0.0, std=std)
+
+    @property
+    def sink_logits(self):
+        """The learned sinks `[H]`, None for a layer without."""
+        return getattr(self, "sinks", None)
 
     def attend(self, query, key, value, attention_mask, **kwargs):
         """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or None) by the configured
         backend."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        special = {"softcap": self.softcap, "s_aux": self.sinks, "upcast": self.config.attention_upcast or None}
+        special = {"softcap": self.softcap, "s_aux": self.sink_logits, "upcast": self.config.attention_upcast or None}
         return attention(
             self,
             query,
