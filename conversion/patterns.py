@@ -28,15 +28,19 @@ class Pattern:
                 seen[name] = f"p{len(seen)}"
                 expression += f"(?P<{seen[name]}>{_value_expression(name)})"
             expression += re.escape(literal)
-        self._groups = seen
+        self._keys = [(name, _is_number(name)) for name in seen]
         return expression
 
     def match(self, name: str) -> dict[str, int | str] | None:
         """The placeholders' values in `name`, numbers as int; None when the name is another one."""
+        # Most names fail on the literal ends, long before the expression would see it.
+        if not (name.startswith(self._literals[0]) and name.endswith(self._literals[-1])):
+            return None
         found = self._regex.fullmatch(name)
         if found is None:
             return None
-        return {key: _read(key, found.group(group)) for key, group in self._groups.items()}
+        texts = found.groups()
+        return {key: int(text) if number else text for (key, number), text in zip(self._keys, texts, strict=True)}
 
     def format(self, values: dict[str, int | str]) -> str:
         """The name that has these values."""
@@ -61,10 +65,6 @@ def _value_expression(placeholder: str) -> str:
     if "|" in placeholder:
         return "|".join(re.escape(word) for word in placeholder.split("|"))
     raise ValueError(f"unknown placeholder {{{placeholder}}}: use one letter, {{a|b}} or {{*}}")
-
-
-def _read(placeholder: str, text: str) -> int | str:
-    return int(text) if _is_number(placeholder) else text
 
 
 def natural_key(name: str) -> tuple:
