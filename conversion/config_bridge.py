@@ -114,6 +114,10 @@ def _build(arguments: dict[str, Any], model_type: str) -> ZooConfig:
 
 def _back(config: ZooConfig, family: Family) -> dict[str, Any]:
     """Their keys from a ZooConfig, by the inverse of `fields` and by `restore`."""
+    if config.is_heterogeneous:
+        # What layers have in common; the comparison after the export sees whether the family says the rest.
+        config = deepcopy(config)
+        config.allow_global_per_layer_attribute_access = True
     keys = {name: getattr(config, ours) for name, ours in family.fields.items()}
     keys |= family.restore(config) if family.restore else {}
     return {name: _plain(value) for name, value in keys.items()}

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from test_conversion import assert_same_config, assert_same_tensors, batch, bits, tensors_of
 from transformers import AutoModelForCausalLM
 
+from configuration_zoo import ZooConfig
 from conversion import ConversionError, convert, export_config, family_of, load
 from conversion.__main__ import main
 from conversion.checkpoint import Checkpoint
@@ -391,6 +392,13 @@ def test_what_a_family_cannot_express_is_named(llama, tmp_path):
     refused(
         tmp_path / "zoo", tmp_path / "out", "mistral cannot express .*attention_bias=True .*mlp_bias=True", to="mistral"
     )
+
+
+def test_layers_that_differ_are_no_llama():
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "head_dim": 12}
+    config = ZooConfig(**sizes, intermediate_size=80, per_layer_config={1: {"intermediate_size": 40}})
+    with pytest.raises(ConversionError, match="llama cannot express per_layer_config"):
+        export_config(config, "llama")
 
 
 def test_from_one_family_to_another(llama, tmp_path):
