@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, LlamaForCausalLM
 
+from configuration_zoo.presets import PRESETS
 from zoo_cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +77,7 @@ def test_no_arguments_show_the_help(zoo):
 
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "zoo_cli", "presets"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "qwen3-8b" in done.stdout
+    assert done.returncode == 0 and "palm-540b" in done.stdout
 
 
 # -- convert --------------------------------------------------------------------------------------------------------
@@ -184,19 +185,28 @@ def test_inspect_shows_reach_and_bounded_caches(zoo, tmp_path):
     assert "window 10" in table and "chunk 20" in table and "gated silu 80" in table
 
 
-def test_every_preset_can_be_inspected_and_has_the_size_its_name_says(zoo):
-    configs = json.loads(zoo("presets", "--json")[1])
-    assert len(configs) >= 10
-    for name in configs:
-        report = json.loads(zoo("inspect", name, "--json")[1])
-        size, unit = name.rsplit("-", 1)[-1][:-1], name[-1]
-        if unit in "bm" and size.replace(".", "").isdigit():
-            said = float(size) * {"b": 1e9, "m": 1e6}[unit]
-            assert 0.85 * said < report["parameters"] < 1.25 * said, name
+@pytest.mark.parametrize("name", ["gpt2", "palm-8b"])
+def test_a_preset_has_the_parameters_its_paper_says(zoo, name):
+    report = json.loads(zoo("inspect", name, "--json")[1])
+    assert report["parameters"] == pytest.approx(PRESETS[name].parameters, rel=0.01)
 
 
-def test_a_preset_prints_its_config(zoo):
-    assert json.loads(zoo("presets", "qwen3-8b")[1])["model_type"] == "qwen3"
+def test_idle_experts_are_not_active(zoo):
+    """Grok-1: 8 experts of three 6144 x 32768 matrices in each of 64 layers, two visited."""
+    report = json.loads(zoo("inspect", "grok-1", "--json")[1])
+    assert report["parameters"] - report["active_parameters"] == 64 * 6 * 3 * 6144 * 32768
+    assert "2 of 8 experts" in zoo("inspect", "grok-1")[1]
+
+
+def test_a_sparse_pattern_is_the_reach_of_its_layers(zoo):
+    layers = json.loads(zoo("inspect", "gpt3-175b", "--json")[1])["layers"]
+    assert [layer["reach"] for layer in layers] == ["full", "banded 256"] * 48
+
+
+def test_presets_are_listed_and_printed_as_configs(zoo):
+    assert "palm-540b" in zoo("presets")[1]
+    config = json.loads(zoo("presets", "palm-540b")[1])
+    assert config["model_type"] == "zoo" and config["num_hidden_layers"] == 118
 
 
 # -- verify ---------------------------------------------------------------------------------------------------------
@@ -245,8 +255,9 @@ def test_verify_says_that_nan_cannot_be_compared(zoo, copy):
 WRONG = {
     "no such folder": (("generate", "nowhere", "--prompt", "x"), 1, "nowhere is not a folder"),
     "no config": (("inspect", "{tmp}"), 1, "has no config.json"),
-    "no such preset": (("inspect", "qwen3-9b"), 1, "no preset"),
-    "nearest preset": (("presets", "qwen3-8"), 1, "Did you mean qwen3-8b?"),
+    "no such file": (("inspect", "no/config.json"), 1, "neither a folder nor a file"),
+    "no such preset": (("inspect", "gpt3-175"), 1, "Did you mean 'gpt3-175b'?"),
+    "no such preset to print": (("presets", "palm-540"), 1, "Did you mean 'palm-540b'?"),
     "no such family": (("convert", "{zoo}", "{tmp}/new", "--to", "lama"), 1, "Did you mean 'llama'?"),
     "not expressible": (("convert", "{zoo}", "{tmp}/new", "--to", "qwen3"), 1, "qk_norm"),
     "wrong dtype": (("verify", "{zoo}", "{zoo}", "--dtype", "int4"), 1, "--dtype int4 is not one of"),
@@ -306,7 +317,7 @@ def test_a_folder_without_tokenizer(zoo, copy):
 
 def test_a_defect_of_zoo_is_told_apart(zoo, monkeypatch):
     monkeypatch.setattr("zoo_cli.measure.measure", lambda config: {}["nothing"])
-    code, _, err = zoo("inspect", "qwen3-8b")
+    code, _, err = zoo("inspect", "gpt2")
     assert code == 1 and "unexpected KeyError" in err and "ZOO_DEBUG=1" in err
     monkeypatch.setenv("ZOO_DEBUG", "1")
-    assert "Traceback" in zoo("inspect", "qwen3-8b")[2]
+    assert "Traceback" in zoo("inspect", "gpt2")[2]

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from .errors import UserError
-from .presets import names, read
 
 
 def inspect(
@@ -27,7 +26,8 @@ def inspect(
 
 
 def config_of(model: str):
-    """The ZooConfig of a folder, a config.json or a preset; raises UserError or ConversionError."""
+    """The ZooConfig of a folder, a config.json or a preset; raises UserError, or ValueError with what is wrong."""
+    from configuration_zoo import ZooConfig
     from conversion.checkpoint import read_json
     from conversion.config_bridge import import_config
 
@@ -38,9 +38,9 @@ def config_of(model: str):
         return import_config(read_config(path))
     if path.is_file():
         return import_config(read_json(path))
-    if model in names():
-        return import_config(read(model))
-    raise UserError(f"{model} is no model folder, no config.json and no preset (`zoo presets` lists them).")
+    if path.suffix or len(path.parts) > 1:
+        raise UserError(f"{model} is neither a folder nor a file.")
+    return ZooConfig.preset(model)
 
 
 def show(report: dict) -> None:

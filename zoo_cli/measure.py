@@ -57,20 +57,30 @@ def measure_layer(model, index: int, per_token: int, state: int) -> dict:
     layer, config = model.model.layers[index], model.config.per_layer_config[index]
     word = config.layer_types[index]
     mixer, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    reach, field = REACH.get(word, (word, None))
-    limit = getattr(config, field) if field else None
+    reach, limit = reach_of(config, index)
     return {
         "layer": index,
         "layer_type": word,
         "mixer": describe_mixer(config, mixer, index),
-        "reach": "" if mixer is None else reach if limit is None else f"{reach} {limit}",
+        "reach": reach if mixer is not None else "",
         "mlp": describe_mlp(config, index) if mlp is not None else "",
         "parameters": sum(parameter.numel() for parameter in layer.parameters()),
         "idle_parameters": idle_parameters(config, mlp),
         "cache_bytes_per_token": per_token,
-        "cache_bytes_at_full_length": state + per_token * min(config.max_position_embeddings, limit or float("inf")),
+        "cache_bytes_at_full_length": state + per_token * min(config.max_position_embeddings, limit),
         "state_bytes": state,
     }
+
+
+def reach_of(config, index: int) -> tuple[str, int]:
+    """(how far a layer sees, in words; the most tokens its cache has to keep)."""
+    pattern = config.sparse_pattern_of(index)
+    if pattern != "none":
+        return f"{pattern} {config.sparse_attention_stride}", config.max_position_embeddings
+    word = config.layer_types[index]
+    text, field = REACH.get(word, (word, None))
+    limit = getattr(config, field) if field else None
+    return (text, config.max_position_embeddings) if limit is None else (f"{text} {limit}", limit)
 
 
 def describe_mixer(config, mixer, index: int) -> str:
