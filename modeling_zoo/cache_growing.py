@@ -1,0 +1,178 @@
+"""Cache layers that remember every token, in storage that grows by doubling."""
+
+import torch
+from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
+
+from .cache_buffer import TokenBuffer
+from .cache_stores import PackedStore, PairStore
+
+
+class StoredLayer:
+    """What a dynamic attention layer does to its store, whatever the layout; mixed in before transformers' class.
+
+    `keys` and `values` are views of the store, `[B, H, T, D]`. A view stays valid until its tokens are cropped away and
+    written anew; copy it to keep it longer.
+    """
+
+    store_class = PairStore
+    bound = None
+
+    def __init__(self, *args, **kwargs):
+        self.store = self.store_class()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def keys(self):
+        return self._shown(0)
+
+    @keys.setter
+    def keys(self, states):
+        self._assign(states, None)
+
+    @property
+    def values(self):
+        return self._shown(1)
+
+    @values.setter
+    def values(self, states):
+        self._assign(None, states)
+
+    def _shown(self, index):
+        states = self.store.tail(self._shown_length())[index]
+        if states is None and self.is_initialized:
+            return torch.tensor([], dtype=self.dtype, device=self.device)
+        return states
+
+    def _shown_length(self):
+        return None
+
+    def _assign(self, keys, values):
+        if keys is None and values is None:
+            self.store.clear()
+        else:
+            self.store.assign(keys, values)
+
+    def lazy_initialization(self, key_states, value_states):
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def reorder_cache(self, beam_idx):
+        self._map_batch(lambda states: states.index_select(0, beam_idx.to(states.device)))
+
+    def batch_repeat_interleave(self, repeats):
+        self._map_batch(lambda states: states.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices):
+        self._map_batch(lambda states: states[indices])
+
+    def _map_batch(self, function):
+        self.store.map_batch(function)
+
+    def offload(self):
+        self.store.offload()
+
+    def prefetch(self):
+        if self.is_initialized:
+            self.store.prefetch(self.device, self.bound)
+
+    def reset(self):
+        self.store.clear()
+        self.is_initialized = False
+        super().reset()
+
+
+class GrowingLayer(StoredLayer, DynamicLayer):
+    """Full attention: keys and values `[B, H, T, D]`, one row written per new token."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Append `[B, H, t, D]` states; returns views of all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return self.store.append(key_states, value_states)
+
+    def get_seq_length(self):
+        return len(self.store)
+
+    def crop(self, tokens_to_remove):
+        """Forget the last `-tokens_to_remove` tokens; raises ValueError for a positive number."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}): pass minus the number of tokens to remove, so a number not above 0."
+            )
+        self.store.crop(-tokens_to_remove)
+
+
+class LatentLayer(GrowingLayer):
+    """Latent attention: `keys` is the latent `[B, 1, T, c]`, `values` the rotated rope key `[B, 1, T, r]`."""
+
+    store_class = PackedStore
+
+    @property
+    def latent_and_rope(self):
+        """`[B, 1, T, c + r]`, of which `keys` and `values` are the two column blocks; None before the first token."""
+        return self.store.buffer.tail()
+
+
+class IndexedLayer(GrowingLayer, DynamicIndexedLayer):
+    """Sparse attention: beside keys and values, the indexer's keys `[B, T, di]` (DeepSeek-V3.2, section 2.1).
+
+    A layer that reuses the indices of an earlier one never calls `update_indexer`; its `indexer_keys` stay None.
+    """
+
+    def __init__(self, **kwargs):
+        self.indexer_buffer = TokenBuffer()
+        super().__init__(**kwargs)
+        self.indexer_position_ids = None
+
+    @property
+    def indexer_keys(self):
+        return self.indexer_buffer.tail()
+
+    @indexer_keys.setter
+    def indexer_keys(self, states):
+        if states is None:
+            self.indexer_buffer.clear()
+        else:
+            self.indexer_buffer.adopt(states)
+
+    def lazy_initialization_indexer(self, indexer_key_states):
+        self.indexer_dtype, self.indexer_device = indexer_key_states.dtype, indexer_key_states.device
+        self.is_indexer_initialized = True
+
+    def update_indexer(self, indexer_key_states):
+        """Append `[B, t, di]` indexer keys; returns the view of all of them, `[B, T, di]`."""
+        if not self.is_indexer_initialized:
+            self.lazy_initialization_indexer(indexer_key_states)
+        return self.indexer_buffer.append(indexer_key_states)
+
+    def crop(self, tokens_to_remove):
+        super().crop(tokens_to_remove)
+        self.indexer_buffer.crop(-tokens_to_remove)
+        if self.indexer_position_ids is not None:
+            left = max(self.indexer_position_ids.shape[-1] + tokens_to_remove, 0)
+            self.indexer_position_ids = self.indexer_position_ids[..., :left]
+
+    def _map_batch(self, function):
+        super()._map_batch(function)
+        self.indexer_buffer.map_batch(function)
+        if self.indexer_position_ids is not None:
+            # [position_dims, B, T]: the batch is the second axis here.
+            self.indexer_position_ids = function(self.indexer_position_ids.transpose(0, 1)).transpose(0, 1)
+
+    def offload(self):
+        super().offload()
+        self.indexer_buffer.offload()
+
+    def prefetch(self):
+        super().prefetch()
+        if self.is_indexer_initialized:
+            self.indexer_buffer.prefetch(self.indexer_device)
+
+    def reset(self):
+        self.indexer_buffer.clear()
+        self.indexer_position_ids, self.is_indexer_initialized = None, False
+        super().reset()
+
+
+class IndexedLatentLayer(IndexedLayer, LatentLayer):
+    """Sparse latent attention: latent, rope key and indexer keys."""

@@ -1,0 +1,148 @@
+"""Which cache layer a layer of the model gets: better ones in the place of transformers' own.
+
+`upgrade_cache` keeps transformers' cache object, vocabulary and every promise of its layers; the layers it puts in hold
+the same tokens in storage that is not copied for every token. Nothing is registered: other models are not touched.
+"""
+
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
+    LinearAttentionAndStaticSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+    StaticCache,
+    StaticIndexedLayer,
+    StaticLayer,
+)
+
+from .cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
+from .cache_hybrid import (
+    RecurrentAndGrowingLayer,
+    RecurrentAndSlidingLayer,
+    RecurrentAndStaticLayer,
+    RecurrentAndStaticSlidingLayer,
+)
+from .cache_quantized import (
+    QuantizedGrowingLayer,
+    QuantizedIndexedLatentLayer,
+    QuantizedIndexedLayer,
+    QuantizedLatentLayer,
+    QuantizedSlidingLayer,
+)
+from .cache_recurrent import CountingRecurrentLayer, RecurrentLayer
+from .cache_sliding import SlidingLatentLayer, SlidingLayer
+from .cache_static import StaticIndexedLatentLayer, StaticLatentLayer
+
+# transformers' class, exactly -> ours, for keys and values; where one is missing, transformers' own stays.
+PLAIN_LAYERS = {
+    DynamicLayer: GrowingLayer,
+    DynamicSlidingWindowLayer: SlidingLayer,
+    DynamicIndexedLayer: IndexedLayer,
+    LinearAttentionLayer: RecurrentLayer,
+    LinearAttentionAndFullAttentionLayer: RecurrentAndGrowingLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer: RecurrentAndSlidingLayer,
+    LinearAttentionAndStaticFullAttentionLayer: RecurrentAndStaticLayer,
+    LinearAttentionAndStaticSlidingWindowAttentionLayer: RecurrentAndStaticSlidingLayer,
+}
+# The same where the attention is latent.
+LATENT_LAYERS = {
+    DynamicLayer: LatentLayer,
+    DynamicSlidingWindowLayer: SlidingLatentLayer,
+    DynamicIndexedLayer: IndexedLatentLayer,
+    StaticLayer: StaticLatentLayer,
+    StaticIndexedLayer: StaticIndexedLatentLayer,
+}
+# Our class -> the one that stores eight bits.
+QUANTIZED_LAYERS = {
+    GrowingLayer: QuantizedGrowingLayer,
+    SlidingLayer: QuantizedSlidingLayer,
+    IndexedLayer: QuantizedIndexedLayer,
+    LatentLayer: QuantizedLatentLayer,
+    IndexedLatentLayer: QuantizedIndexedLatentLayer,
+}
+
+
+def upgrade_cache(cache, config, quantized=False):
+    """Put zoo's layers into `cache`, in place, for the layers that are still empty; returns `cache`.
+
+    `config` says per layer whether attention is latent (`attention_type`) and how wide (`kv_lora_rank`,
+    `qk_rope_head_dim`); windows, lengths and what `activate_past_recording` and offloading asked for are taken over.
+    Only layers of exactly transformers' classes are replaced, so a second call changes nothing, and neither a filled
+    layer nor one of somebody else's class is touched. `quantized` stores eight bits wherever a class for it exists.
+    """
+    if not isinstance(getattr(cache, "layers", None), list):
+        return cache
+    config = config.get_text_config(decoder=True)
+    if cache.layer_class_to_replicate is DynamicLayer:
+        _upgrade_replicated(cache, config, quantized)
+    if not any(type(layer) in PLAIN_LAYERS or type(layer) in LATENT_LAYERS for layer in cache.layers):
+        return cache
+    # The layers of a cache can be fewer or more than the config's, those of prediction heads for example.
+    configs = dict(enumerate(config.per_layer_config))
+    for index, layer in enumerate(cache.layers):
+        if _is_empty(layer):
+            cache.layers[index] = _better(layer, configs.get(index, config), quantized)
+    _count_tokens(cache)
+    return cache
+
+
+def advance_cache(cache, count):
+    """Tell a cache without any attention layer that `count` more tokens have been seen; nothing for all others."""
+    if cache is not None:
+        first = next((layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)), None)
+        if isinstance(first, CountingRecurrentLayer):
+            first.advance(count)
+
+
+def _is_latent(config):
+    return getattr(config, "attention_type", None) == "latent"
+
+
+def _upgrade_replicated(cache, config, quantized):
+    """A cache made without a config, which adds a layer of one class whenever it meets a new index."""
+    kinds = {_is_latent(layer_config) for layer_config in config.per_layer_config}
+    if len(kinds) == 1:
+        better = (LATENT_LAYERS if kinds.pop() else PLAIN_LAYERS)[DynamicLayer]
+        cache.layer_class_to_replicate = QUANTIZED_LAYERS[better] if quantized else better
+
+
+def _is_empty(layer):
+    """Whether nothing was stored or reserved yet; layers without a state to ask for count as filled."""
+    names = ("is_conv_states_initialized", "is_recurrent_states_initialized")
+    recurrent = [flag for name in names for flag in getattr(layer, name, {}).values()]
+    return not getattr(layer, "is_initialized", False) and not any(recurrent)
+
+
+def _better(layer, config, quantized):
+    """The layer to put in the place of the empty `layer`: itself where there is none better."""
+    latent = _is_latent(config)
+    better = (LATENT_LAYERS.get(type(layer)) if latent else None) or PLAIN_LAYERS.get(type(layer))
+    if better is None:
+        return layer
+    if quantized:
+        better = QUANTIZED_LAYERS.get(better, better)
+    names = ("sliding_window", "max_cache_len", "number_of_states")
+    options = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+    if latent:
+        options |= {"latent_dim": config.kv_lora_rank, "rope_dim": config.qk_rope_head_dim}
+    new = better(**options)
+    if getattr(layer, "record_past", False):
+        new.activate_past_recording()
+    return new
+
+
+def _count_tokens(cache):
+    """Let the first recurrent layer count the tokens where no attention layer does."""
+    recurrent = [index for index, layer in enumerate(cache.layers) if type(layer) is RecurrentLayer]
+    if not recurrent or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return
+    old = cache.layers[recurrent[0]]
+    if _is_empty(old):
+        new = CountingRecurrentLayer(old.number_of_states, counts_on_device=isinstance(cache, StaticCache))
+        if old.record_past:
+            new.activate_past_recording()
+        cache.layers[recurrent[0]] = new
