@@ -23,9 +23,7 @@ def write_card(folder: Path, config: ZooConfig, manifest: Manifest, parameters: 
     lines = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- zoo\n---\n",
         f"# A {manifest.model_type} checkpoint as a zoo model\n",
-        f"{parameters:,} parameters, dtype {str(config.dtype).removeprefix('torch.')}. The tensors are those of the "
-        f"source, renamed and rearranged without loss; `python -m conversion THIS_FOLDER TARGET --to "
-        f"{manifest.model_type}` gives them back bit for bit.\n",
+        f"{parameters:,} parameters, dtype {str(config.dtype).removeprefix('torch.')}. {_fidelity(manifest)}\n",
         _table("Size", {name: getattr(config, name, None) for name in _FRONT}),
         "## Flags\n\nWhat this model sets differently from `ZooConfig()`:\n",
         _table("Flag", _differing_flags(config)),
@@ -33,6 +31,15 @@ def write_card(folder: Path, config: ZooConfig, manifest: Manifest, parameters: 
         _source_note(folder, manifest),
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _fidelity(manifest: Manifest) -> str:
+    back = f"`python -m conversion THIS_FOLDER TARGET --to {manifest.model_type}`"
+    if manifest.cast:
+        return f"The tensors are those of the source, cast to {manifest.cast} and rearranged; {back} goes back."
+    return (
+        f"The tensors are those of the source, rearranged without loss; {back} restores them bit for bit."
+    )
 
 
 def _differing_flags(config: ZooConfig) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None =
         plan = planner.forward(reader.headers)
     config.dtype = dtype or config.dtype
     manifest = Manifest(model_type, list(stored_twice), overrides, kept=plan.kept, dropped=plan.dropped)
+    if any(reader.headers[name].dtype != tensor.dtype for name, tensor in checkpoint.headers.items()):
+        manifest.cast = str(dtype).removeprefix("torch.")
     if not _rules_find_back(plan, planner):
         used = (name for step in plan.steps for name in step.source_names())
         headers = {name: checkpoint.headers[name] for name in used}

@@ -2,7 +2,8 @@
 
 `source/manifest.json`: model_type; `tied`, second names under which the source stored a shared tensor; `overrides`,
 config fields in which the tensors contradict their config.json; `names`, its tensors, where the rules alone would name
-them differently; `kept` and `dropped`. `source/tensors.safetensors`: the tensors set aside. Nothing loads this folder.
+them differently; `kept` and `dropped`; `cast`. `source/tensors.safetensors`: the tensors set aside. Nothing loads this
+folder, and engines that read every safetensors file of a model folder do not look into it.
 """
 
 import json
@@ -29,6 +30,7 @@ class Manifest:
     names: dict[str, list] | None = None  # name -> [dtype, shape]
     kept: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    cast: str | None = None  # the dtype its tensors were cast to
 
     def write(self, folder: Path) -> None:
         (folder / FOLDER).mkdir(exist_ok=True)

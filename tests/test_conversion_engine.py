@@ -352,7 +352,9 @@ def test_companions_travel_and_code_does_not(llama, tmp_path):
     for name in set(texts) - {"README.md", "modeling_evil.py", "pytorch_model.bin"}:
         assert (zoo / name).read_text() == (back / name).read_text() == texts[name]
     assert (back / "README.md").read_text() == "theirs" == (zoo / "source" / "README.md").read_text()
-    assert "llama" in (zoo / "README.md").read_text()
+    card = (zoo / "README.md").read_text()
+    for fact in ("llama", "| `hidden_size` | `48` |", "| `tie_word_embeddings` | `True` |", "bit for bit", "`LICENSE`"):
+        assert fact in card
     for folder in (zoo, back):
         assert not (folder / "modeling_evil.py").exists() and not (folder / "pytorch_model.bin").exists()
     assert ZooForCausalLM.from_pretrained(zoo).generation_config.eos_token_id == 7
@@ -422,6 +424,7 @@ def test_cast(llama, tmp_path):
     found = tensors_of(tmp_path / "zoo")
     assert torch.equal(found["model.norm.weight"], original["model.norm.weight"].bfloat16())
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert "cast to bfloat16" in (tmp_path / "zoo" / "README.md").read_text()
     model = ZooForCausalLM.from_pretrained(tmp_path / "zoo")
     assert model.dtype == torch.bfloat16 == load(source, dtype="bfloat16").dtype
     convert(tmp_path / "zoo", tmp_path / "back", to="llama", dtype=torch.float16, **QUIET)
