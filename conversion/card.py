@@ -37,9 +37,7 @@ def _fidelity(manifest: Manifest) -> str:
     back = f"`python -m conversion THIS_FOLDER TARGET --to {manifest.model_type}`"
     if manifest.cast:
         return f"The tensors are those of the source, cast to {manifest.cast} and rearranged; {back} goes back."
-    return (
-        f"The tensors are those of the source, rearranged without loss; {back} restores them bit for bit."
-    )
+    return f"The tensors are those of the source, rearranged without loss; {back} restores them bit for bit."
 
 
 def _differing_flags(config: ZooConfig) -> dict[str, Any]:
