@@ -82,6 +82,9 @@ class SoftmaxAttention(TokenMixer):
         backend."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         special = {"softcap": self.softcap, "s_aux": self.sink_logits, "upcast": self.config.attention_upcast or None}
+        if kwargs.get("position_bias") is not None and self.config._attn_implementation == "flex_attention":
+            # Its kernel reads the bias at every index of batch and query.
+            kwargs["position_bias"] = kwargs["position_bias"].expand(query.shape[0], -1, query.shape[2], -1)
         return attention(
             self,
             query,
