@@ -185,6 +185,19 @@ def test_inspect_shows_reach_and_bounded_caches(zoo, tmp_path):
     assert "window 10" in table and "chunk 20" in table and "gated silu 80" in table
 
 
+def test_a_state_is_counted_once_and_not_per_token(zoo, tmp_path):
+    sizes = {"hidden_size": 48, "num_attention_heads": 4, "vocab_size": 70, "max_position_embeddings": 100}
+    mixers = {"layer_types": ["linear_attention", "full_attention"], "linear_attention_type": "delta_net"}
+    config = {"model_type": "zoo", "dtype": "bfloat16", "num_hidden_layers": 2} | sizes | mixers
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    linear, full = json.loads(zoo("inspect", tmp_path, "--json")[1])["layers"]
+    assert (linear["reach"], linear["cache_bytes_per_token"]) == ("state", 0)
+    # A float32 state of 12 x 12 in each of 4 heads, and the last inputs of a convolution over queries, keys and values.
+    window = linear["state_bytes"] - 4 * 12 * 12 * 4
+    assert window in (3 * 48 * 3 * 2, 3 * 48 * 4 * 2)
+    assert (full["state_bytes"], full["cache_bytes_per_token"]) == (0, 2 * 48 * 2)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "palm-8b"])
 def test_a_preset_has_the_parameters_its_paper_says(zoo, name):
     report = json.loads(zoo("inspect", name, "--json")[1])

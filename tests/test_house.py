@@ -232,11 +232,13 @@ def test_no_mutable_module_state(path):
 
 
 SPARSE = {"num_experts": 4, "num_experts_per_tok": 2}
+LINEAR = {"layer_types": ["linear_attention"] * 2, "linear_attention_type": "linear_attention"}
 # Registry -> the field(s) its keys are values of (a tuple of fields: a tuple of keys), and what else the config needs.
 FIELDS_OF = {
     "BLOCKS": (("block_type",), {}),
     "COMBINATIONS": (("shared_expert_combination_strategy",), SPARSE | {"n_shared_experts": 1}),
     "GROUP_SCORES": (("group_score",), SPARSE | {"n_group": 2, "topk_group": 1}),
+    "FEATURE_MAPS": (("linear_feature_map",), LINEAR),
     "MLPS": (("mlp_layer_types",), {}),
     "NORMS": (("norm_type",), {}),
     "OUTPUT_GATES": (("attn_output_gate", "attn_gate_source"), {}),
@@ -245,10 +247,10 @@ FIELDS_OF = {
     "QK_NORMS": (("qk_norm", "qk_norm_scope"), {}),
     "ROUTERS": (("scoring_func",), SPARSE),
 }
-# Keyed by transformers' words, by a boolean, or holding a part of what another registry lists.
+# Keyed by transformers' words or classes, by a boolean, or holding a part of what another registry lists.
 KEYED_OTHERWISE = {
-    "DENSE_MLPS", "EXPERTS", "MASK_BUILDERS", "MIXERS", "PATTERNS", "POSITION_BIASES", "ROTATIONS", "SCORING_FUNCTIONS",
-    "SHARED_EXPERTS",
+    "ATTENTIONS_BESIDE", "DECAYS", "DENSE_MLPS", "EXPERTS", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS", "PATTERNS",
+    "POSITION_BIASES", "ROTATIONS", "SCORING_FUNCTIONS", "SHARED_EXPERTS",
 }  # fmt: skip
 
 
@@ -278,7 +280,8 @@ def accepted(field, context):
     value = ["no such name"] * 2 if per_layer else "no such name"
     with pytest.raises((ValueError, StrictDataclassError), match="no such name") as refusal:
         ZooConfig(num_hidden_layers=2, **context, **{field: value})
-    return set(ast.literal_eval(re.search(r"is not one of (\[.*?\])", str(refusal.value))[1]))
+    # The second is how transformers itself refuses a word of a per-layer list.
+    return set(ast.literal_eval(re.search(r"(?:is not one of|must be in) ([\[(].*?[\])])", str(refusal.value))[1]))
 
 
 def test_every_registry_is_checked_here():
@@ -296,8 +299,8 @@ def test_the_config_accepts_the_keys_of_a_registry_and_no_others(name):
 def test_the_config_accepts_the_mechanisms_of_the_mixers_and_no_others():
     names = accepted("attention_type", {})
     names |= accepted("linear_attention_type", {"layer_types": ["linear_attention"] * 2})
-    # What a word of layer_types makes of a mechanism: fields_attention.py, mixer_types.
-    assert set(registries()["MIXERS"]) - {"hybrid", "indexed"} == names
+    # Chosen by another field: a word of layer_types, the position embedding.
+    assert set(registries()["MIXERS"]) - {"hybrid", "indexed", "transformer_xl"} == names
 
 
 def run_python(code):

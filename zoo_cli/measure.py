@@ -88,8 +88,9 @@ def describe_mixer(config, mixer, index: int) -> str:
     if mixer is None:
         return ""
     name = config.mixer_types[index]
-    heads = f" {config.num_attention_heads}/{config.num_key_value_heads} x {config.head_dim}"
-    return name + heads if name == "grouped_query" else name
+    if name != "grouped_query":
+        return name
+    return f"{name} {config.num_attention_heads}/{config.num_key_value_heads} x {config.head_dim}"
 
 
 def describe_mlp(config, index: int) -> str:
@@ -136,9 +137,13 @@ def filled_cache(model, length: int) -> list[int]:
     return [held_bytes(layer) for layer in cache.layers]
 
 
-def held_bytes(cache_layer) -> int:
-    """Bytes of the tensors a cache layer holds; what is not a float counts tokens."""
+def held_bytes(holder) -> int:
+    """Bytes of the tensors a cache layer holds, in attributes, lists and dicts; what is not a float counts tokens."""
     import torch
 
-    parts = [part for part in vars(cache_layer).values() if isinstance(part, torch.Tensor)]
-    return sum(part.nbytes for part in parts if part.is_floating_point())
+    if isinstance(holder, torch.Tensor):
+        return holder.nbytes if holder.is_floating_point() else 0
+    if isinstance(holder, (list, tuple)):
+        return sum(held_bytes(part) for part in holder)
+    parts = holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})
+    return sum(held_bytes(part) for part in parts.values())
