@@ -100,8 +100,9 @@ class ExpertFields:
             self.mlp_layer_types = ["sparse"] * self.num_hidden_layers
         if "sparse" not in (self.mlp_layer_types or ()):
             return
-        if self.moe_intermediate_size is None:
-            self.moe_intermediate_size = self.intermediate_size
+        # The dense width, which an expert's is when left out, is derived by the group after this one.
+        self.resolve_mlp()
+        _fill(self, "moe_intermediate_size", self.intermediate_size)
         self._resolve_router()
         self._resolve_shared_experts()
         for field, default in (
@@ -142,9 +143,8 @@ class ExpertFields:
 
     def _resolve_shared_experts(self):
         _fill(self, "n_shared_experts", 0 if self.shared_expert_intermediate_size is None else 1)
-        if self.n_shared_experts and self.moe_intermediate_size is not None:
-            _fill(self, "shared_expert_intermediate_size", self.n_shared_experts * self.moe_intermediate_size)
         if self.n_shared_experts:
+            _fill(self, "shared_expert_intermediate_size", self.n_shared_experts * self.moe_intermediate_size)
             _fill(self, "shared_expert_gate", False)
             _fill(self, "shared_expert_combination_strategy", "sum")
 

@@ -97,6 +97,13 @@ class RoutedByAnother(nn.Module):
         return self.experts(x.flatten(0, 1), indices, weights).view(x.shape)
 
 
+def with_clamp(modeling, config):
+    """A limit that these weights reach; older releases do not read it from the config."""
+    block = modeling.GptOssMLP(config)
+    block.experts.limit = 1.5
+    return block
+
+
 def deinterleave(state):
     """[E, D, 2I] with gate and up in turn → [E, 2I, D] with the halves one after the other (gpt-oss)."""
     state["experts.gate_up_proj"] = torch.cat(
@@ -297,8 +304,8 @@ def cases():
     case(
         "gpt_oss",
         "gpt_oss",
-        "GptOssMLP",
-        {**LOCAL, "swiglu_limit": 1.5},
+        with_clamp,
+        LOCAL,
         {
             **{"score_after_topk": True, "router_bias": True, **IN_ACTIVATION, "expert_bias": True},
             **{"swiglu_limit": 1.5, "swiglu_alpha": 1.702, "swiglu_up_offset": 1.0},

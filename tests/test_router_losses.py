@@ -193,7 +193,7 @@ def test_a_step_counts_what_training_chose_and_skips_padding():
     for batch in batches:
         model(batch, attention_mask=MASK)
     with torch.no_grad():
-        model.eval()(torch.randn(BATCH, LENGTH, D))
+        model.eval()(torch.randn(20 * BATCH, LENGTH, D))
     balancer.step()
     for index, layer in enumerate(model.layers):
         load = [0] * E

@@ -263,8 +263,10 @@ def test_a_dense_config_has_no_expert_setting():
     assert {getattr(config, name) for name in fields_experts.ExpertFields.__dataclass_fields__} == {None}
 
 
-def test_every_layer_is_sparse_unless_the_list_says_otherwise():
-    assert zoo_config(num_hidden_layers=3).mlp_layer_types == ["sparse"] * 3
+def test_every_layer_is_sparse_and_as_wide_as_a_dense_one_unless_said_otherwise():
+    config = ZooConfig(hidden_size=D, num_attention_heads=4, num_hidden_layers=3, num_experts=E, num_experts_per_tok=K)
+    assert config.mlp_layer_types == ["sparse"] * 3
+    assert config.moe_intermediate_size == config.intermediate_size > 0
 
 
 def test_per_layer_numbers_reach_their_router():
