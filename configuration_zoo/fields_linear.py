@@ -1,0 +1,243 @@
+"""Recurrences and short convolutions in the place of attention: linear attention, state space models, gated units."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from .fields_checks import check_choice, check_positive, for_each_layer, refuse_unless
+
+# transformers' words for layers with a recurrence or a convolution, alone or beside attention.
+RECURRENT_WORDS = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
+SIDE_BY_SIDE_WORDS = ("hybrid", "hybrid_sliding")
+
+# What each mechanism reads, and what a field that is left at None means to it.
+CONVOLUTION = {"linear_bias": False, "linear_conv_kernel_dim": 4, "linear_conv_bias": False, "linear_act": "silu"}
+OUTPUT = {
+    "linear_output_norm": "head",
+    "linear_norm_before_gate": True,
+    "linear_norm_cast": "cast_then_scale",
+    "linear_norm_eps": None,
+    "linear_output_gate": "silu",
+}
+TIME_STEPS = {"time_step_min": 0.001, "time_step_max": 0.1, "time_step_floor": 1e-4}
+DECAY = {
+    "linear_decay": "softplus",
+    "linear_decay_granularity": "head",
+    "linear_decay_rank": None,
+    "linear_decay_dtype": "float32",
+    "linear_lower_bound": None,
+    "linear_decay_normalizer": None,
+} | TIME_STEPS
+HEADS = dict.fromkeys(
+    ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+)
+ADDITIVE = CONVOLUTION | OUTPUT | HEADS | {"linear_gate_rank": None, "linear_attention_multiplier": None}
+ADDITIVE |= {"linear_feature_map": "none"}
+DELTA = ADDITIVE | {"linear_qk_norm": "l2", "linear_allow_neg_eigval": False}
+STATE_SPACE = CONVOLUTION | OUTPUT | TIME_STEPS | HEADS | {"linear_conv_bias": True, "linear_norm_before_gate": False}
+
+LINEAR_MECHANISMS = {
+    "gated_delta_net": DELTA | DECAY,
+    "kimi_delta_attention": DELTA | DECAY
+    | {"linear_decay_granularity": "channel", "linear_norm_cast": "float32", "linear_output_gate": "sigmoid"},
+    "delta_net": DELTA,
+    "linear_attention": ADDITIVE,
+    "gated_linear_attention": ADDITIVE | DECAY
+    | {"linear_decay": "log_sigmoid", "linear_decay_granularity": "channel", "linear_decay_rank": 16,
+       "linear_decay_normalizer": 16.0, "linear_conv_kernel_dim": 0, "linear_act": "none"},
+    "lightning_attention": ADDITIVE
+    | {"linear_decay": "constant", "linear_conv_kernel_dim": 0, "linear_attention_multiplier": 1.0,
+       "linear_output_norm": "full", "linear_output_gate": "sigmoid"},
+    "mamba2": STATE_SPACE
+    | {"linear_output_norm": "group", "time_step_limit": None, "linear_in_multiplier": None,
+       "linear_out_multiplier": None, "linear_section_multipliers": None},
+    "mamba": STATE_SPACE | {"linear_output_norm": "none", "linear_step_norm": "none", "time_step_rank": None},
+    "rg_lru": CONVOLUTION | OUTPUT | HEADS
+    | {"linear_bias": True, "linear_conv_bias": True, "linear_act": "none", "linear_output_norm": "none",
+       "linear_output_gate": "gelu_pytorch_tanh"},
+    "short_conv": CONVOLUTION | {"linear_conv_kernel_dim": 3, "linear_act": "none"},
+}  # fmt: skip
+CHOICES = {
+    "linear_decay": ("softplus", "bounded_sigmoid", "log_sigmoid", "constant"),
+    "linear_decay_granularity": ("head", "channel"),
+    "linear_decay_dtype": ("float32", "activation"),
+    "linear_qk_norm": ("l2", "none"),
+    "linear_feature_map": ("none", "elu_plus_one", "relu"),
+    "linear_output_norm": ("head", "group", "full", "none"),
+    "linear_norm_cast": ("cast_then_scale", "float32"),
+    "linear_step_norm": ("none", "rms_norm", "rms_norm_without_weight"),
+}
+READ = sorted({field for fields in LINEAR_MECHANISMS.values() for field in fields})
+
+
+@dataclass(kw_only=True, repr=False)
+class LinearFields:
+    """Mixers with a state of fixed size, for the layers that `layer_types` calls linear_attention, conv or hybrid.
+
+    A field left at None means what the mechanism's own paper does, and is written out where all such layers share one
+    mechanism. `linear_settings` is what a mixer reads.
+    """
+
+    # A name of LINEAR_MECHANISMS for all of these layers, or one per layer.
+    linear_attention_type: str | list[str | None] | None = None
+    # Heads of queries and keys, heads of values (a multiple), their widths. Of a state space model: groups, heads,
+    # states, channels of a head; of a gated unit: -, blocks, -, channels of a block.
+    linear_num_key_heads: int | None = None
+    linear_num_value_heads: int | None = None
+    linear_key_head_dim: int | None = None
+    linear_value_head_dim: int | None = None
+    # Biases of the projections into and out of the mixer.
+    linear_bias: bool | None = None
+    # Taps of the causal convolution on what is projected, 0 for none; its bias; the activation behind it ("none").
+    linear_conv_kernel_dim: int | None = None
+    linear_conv_bias: bool | None = None
+    linear_act: str | None = None
+    # Queries and keys of length 1 (Yang et al. 2024, §3.4), and a map that makes them positive (Katharopoulos 2020).
+    linear_qk_norm: str | None = None
+    linear_feature_map: str | None = None
+    # Scale of the outputs; None: linear_key_head_dim ** -0.5.
+    linear_attention_multiplier: float | int | None = None
+    # How the state forgets: see modeling_zoo/linear_decays.py; per head or per channel of the keys; through a narrow
+    # projection; rounded to the activations' dtype or not; the bound of bounded_sigmoid, the divisor of log_sigmoid.
+    linear_decay: str | None = None
+    linear_decay_granularity: str | None = None
+    linear_decay_rank: int | None = None
+    linear_decay_dtype: str | None = None
+    linear_lower_bound: float | int | None = None
+    linear_decay_normalizer: float | int | None = None
+    # Writes of strength (0, 2) instead of (0, 1): the state can flip a direction (Grazzi et al. 2024).
+    linear_allow_neg_eigval: bool | None = None
+    # RMS norm of the output over each head, each group of heads, all of it, or none; before or after the gate; rounded
+    # before its weight or at the end; the gate's activation ("none": no gate) and the width its projection goes
+    # through.
+    linear_output_norm: str | None = None
+    linear_norm_before_gate: bool | None = None
+    linear_norm_cast: str | None = None
+    linear_norm_eps: float | int | None = None
+    linear_output_gate: str | None = None
+    linear_gate_rank: int | None = None
+    # Time steps of a state space model: bounds [low, high], None for open; width of their projection and the norm on
+    # it, B and C (Mamba); range and floor of their initial values.
+    time_step_limit: list[float | int | None] | None = None
+    time_step_rank: int | None = None
+    linear_step_norm: str | None = None
+    time_step_min: float | int | None = None
+    time_step_max: float | int | None = None
+    time_step_floor: float | int | None = None
+    # Factors on input, output and the sections z, x, B, C, dt of a state space model (Falcon-H1).
+    linear_in_multiplier: float | int | None = None
+    linear_out_multiplier: float | int | None = None
+    linear_section_multipliers: list[float | int] | None = None
+    # Factors on input and output of the attention beside a recurrence.
+    attention_in_multiplier: float | int | None = None
+    attention_out_multiplier: float | int | None = None
+
+    def recurrent_layers(self) -> list[int]:
+        """Indices of the layers with a recurrence or a short convolution."""
+        return [index for index, word in enumerate(self.layer_types or ()) if word in RECURRENT_WORDS]
+
+    def linear_mechanisms(self) -> list[str]:
+        """The distinct mechanisms in use, in order of their first layer."""
+        named = self.linear_attention_type
+        names = [named[index] if isinstance(named, list) else named for index in self.recurrent_layers()]
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    def resolve_linear(self):
+        mechanisms = self.linear_mechanisms()
+        if len(mechanisms) == 1 and mechanisms[0] in LINEAR_MECHANISMS:
+            for field, value in self._linear_values(mechanisms[0]).items():
+                setattr(self, field, value)
+
+    def linear_settings(self, layer_idx: int) -> SimpleNamespace:
+        """What the mixer of layer `layer_idx` reads: every field of its mechanism, without `linear_` in front."""
+        named = self.linear_attention_type
+        mechanism = named[layer_idx] if isinstance(named, list) else named
+        values = dict.fromkeys(READ) | self._linear_values(mechanism)
+        return SimpleNamespace(**{field.removeprefix("linear_"): value for field, value in values.items()})
+
+    def _linear_values(self, mechanism: str) -> dict:
+        defaults = LINEAR_MECHANISMS[mechanism]
+        own = {field: getattr(self, field) for field in defaults}
+        values = {field: defaults[field] if value is None else value for field, value in own.items()}
+        if "linear_norm_eps" in values and values["linear_norm_eps"] is None:
+            values["linear_norm_eps"] = self.norm_eps
+        return values | self._linear_sizes(mechanism, values)
+
+    def _linear_sizes(self, mechanism: str, values: dict) -> dict:
+        keys, heads, states, width = (values.get(field) for field in HEADS)
+        if mechanism == "short_conv":
+            return {}
+        if mechanism == "mamba2":
+            width = width or 64
+            sizes = (keys or 1, heads or 2 * self.hidden_size // width, states or 128, width)
+        elif mechanism == "mamba":
+            heads = heads or 1
+            sizes = (keys or 1, heads, states or 16, width or 2 * self.hidden_size // heads)
+            rank = values["time_step_rank"] or -(-self.hidden_size // 16)
+            return dict(zip(HEADS, sizes, strict=True)) | {"time_step_rank": rank}
+        elif mechanism == "rg_lru":
+            heads = heads or self.num_attention_heads
+            sizes = (keys or 1, heads, states, width or self.hidden_size // heads)
+        else:
+            heads = heads or self.num_attention_heads
+            states = states or self.head_dim
+            sizes = (keys or heads, heads, states, width or states)
+        return dict(zip(HEADS, sizes, strict=True))
+
+    @for_each_layer
+    def validate_linear(self):
+        check_choice(self, "linear_attention_type", LINEAR_MECHANISMS)
+        self._validate_linear_words()
+        mechanisms = self.linear_mechanisms()
+        for field in READ:
+            readers = [name for name, fields in LINEAR_MECHANISMS.items() if field in fields]
+            read = any(name in readers for name in mechanisms)
+            refuse_unless(self, read, f"a linear_attention_type of {readers}", (field,))
+        for field, allowed in CHOICES.items():
+            check_choice(self, field, allowed)
+        check_positive(self, *HEADS, "linear_decay_rank", "linear_gate_rank", "linear_decay_normalizer")
+        check_positive(self, "time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "linear_norm_eps")
+        for mechanism in mechanisms:
+            self._validate_linear_values(mechanism, self._linear_values(mechanism))
+
+    def _validate_linear_words(self):
+        layers = self.recurrent_layers()
+        named = self.linear_attention_type
+        reason = f"a layer of layer_types that is one of {list(RECURRENT_WORDS)}"
+        refuse_unless(self, bool(layers), reason, ("linear_attention_type",))
+        if isinstance(named, list) and len(named) != self.num_hidden_layers:
+            raise ValueError(
+                f"linear_attention_type has {len(named)} entries but num_hidden_layers={self.num_hidden_layers}: "
+                "a per-layer list needs one entry for each layer, None where a layer has no recurrence."
+            )
+        for index in layers:
+            if (named[index] if isinstance(named, list) else named) is None:
+                raise ValueError(
+                    f"layer_types[{index}]={self.layer_types[index]!r} needs linear_attention_type, "
+                    f"one of {sorted(LINEAR_MECHANISMS)}."
+                )
+        beside = any(self.layer_types[index] in SIDE_BY_SIDE_WORDS for index in layers)
+        reason = f"a layer of layer_types that is one of {list(SIDE_BY_SIDE_WORDS)}"
+        refuse_unless(self, beside, reason, ("attention_in_multiplier", "attention_out_multiplier"))
+
+    def _validate_linear_values(self, mechanism: str, values: dict):
+        heads, keys = values.get("linear_num_value_heads"), values.get("linear_num_key_heads")
+        if heads and keys and heads % keys:
+            raise ValueError(f"linear_num_value_heads={heads} must be a multiple of linear_num_key_heads={keys}.")
+        taps = values["linear_conv_kernel_dim"]
+        if taps < (1 if mechanism == "short_conv" else 0):
+            raise ValueError(f"linear_conv_kernel_dim={taps} is too small for linear_attention_type={mechanism!r}.")
+        if values["linear_conv_bias"] and not taps and self.linear_conv_bias:
+            raise ValueError("linear_conv_bias=True needs a convolution: linear_conv_kernel_dim above 0.")
+        decay, bound = values.get("linear_decay"), values.get("linear_lower_bound")
+        if (decay == "bounded_sigmoid") != (bound is not None) or (bound or -1) >= 0:
+            raise ValueError(
+                f"linear_lower_bound={bound} and linear_decay={decay!r}: 'bounded_sigmoid' needs a bound below 0, any "
+                "other decay none."
+            )
+        if (decay == "log_sigmoid") != (values.get("linear_decay_normalizer") is not None):
+            raise ValueError(f"linear_decay_normalizer is needed by linear_decay='log_sigmoid' alone, got {decay!r}.")
+        if decay is not None and (decay == "constant") != (mechanism == "lightning_attention"):
+            raise ValueError(f"linear_decay={decay!r} cannot be combined with linear_attention_type={mechanism!r}.")
+        for field, count in (("time_step_limit", 2), ("linear_section_multipliers", 5)):
+            if values.get(field) is not None and len(values[field]) != count:
+                raise ValueError(f"{field}={values[field]} must have {count} entries.")

@@ -1,0 +1,152 @@
+"""Recurrences with one matrix of state per head, and their one-token steps.
+
+    S <- Diag(e**g) S + β k (v - [delta] Sᵀk)ᵀ        o = scale · Sᵀq
+
+Shapes: query, key `[B, L, H', K]`; value `[B, L, H, V]`, H a multiple of H' (consecutive heads share a key head);
+beta `[B, L, H]`; log_decay (g <= 0) `[B, L, H]` per head or `[B, L, H, K]` per channel, or None for no decay;
+state `[B, H, K, V]`, float32 (float64 for float64 inputs), None for zeros. All arithmetic is in the dtype of the state.
+Both functions return (output `[B, L, H, V]` in the dtype of the state, state). A single token with a state updates that
+state in place when gradients are off.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .chunked_recurrences import additive_chunks, delta_chunks, from_chunks, to_chunks
+from .recurrence_kernels import has_kernels, run_kernel
+
+# Added to the sum of squares under the root of a key's or query's length, as in flash-linear-attention.
+L2_EPSILON = 1e-6
+# Chunks are worked off in segments of so many tokens: bounded intermediate memory, and better use of CPU caches.
+SEGMENT = 512
+
+
+def state_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """float32, or float64 where an input has it."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def l2_normalize(states: torch.Tensor) -> torch.Tensor:
+    """x / sqrt(Σx² + 1e-6) over the last dimension."""
+    width = states.shape[-1]
+    # Σx² + ε = width · (mean x² + ε / width): one fused operation.
+    return F.rms_norm(states, (width,), eps=L2_EPSILON / width) * width**-0.5
+
+
+def delta_rule(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor,
+    log_decay: torch.Tensor | None = None,
+    state: torch.Tensor | None = None,
+    *,
+    scale: float | None = None,
+    normalize: bool = False,
+    chunk_size: int = 32,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S <- Diag(e**g) S + β k (v - Sᵀ Diag(e**g) k)ᵀ, o = scale · Sᵀq; see the file for shapes.
+
+    DeltaNet (Schlag et al. 2021) without decay, Gated DeltaNet (Yang et al. 2024) with one decay per head, Kimi delta
+    attention (Moonshot 2025) with one per channel. `normalize`: q and k to length 1 first. scale: K ** -0.5.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if has_kernels(query.device):
+        inputs = (query, key, value, beta, log_decay, state)
+        return run_kernel(*inputs, delta=True, scale=scale, normalize=normalize)
+    if state is not None and query.shape[1] == 1:
+        return _delta_step(query, key, value, beta, log_decay, state, scale, normalize)
+    dtype = state_dtype(query, value)
+    query, key = query.to(dtype), key.to(dtype)
+    if normalize:
+        query, key = l2_normalize(query), l2_normalize(key)
+    return _in_segments(delta_chunks, query * scale, key, value, beta, log_decay, state, chunk_size)
+
+
+def linear_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor | None = None,
+    log_decay: torch.Tensor | None = None,
+    state: torch.Tensor | None = None,
+    *,
+    scale: float | None = None,
+    chunk_size: int = 32,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S <- Diag(e**g) S + β k vᵀ, o = scale · Sᵀq; see the file for shapes; beta None is 1.
+
+    Plain linear attention (Katharopoulos et al. 2020) without decay, lightning attention (Qin et al. 2024) with a
+    constant one, Mamba-2 (Dao and Gu 2024) with one per head, gated linear attention (Yang et al. 2023) per channel.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if has_kernels(query.device):
+        return run_kernel(query, key, value, beta, log_decay, state, delta=False, scale=scale)
+    if state is not None and query.shape[1] == 1:
+        return _additive_step(query, key, value, beta, log_decay, state, scale)
+    dtype = state_dtype(query, value)
+    return _in_segments(additive_chunks, query.to(dtype) * scale, key, value, beta, log_decay, state, chunk_size)
+
+
+def _in_segments(chunked, query, key, value, beta, log_decay, state, chunk_size):
+    dtype = state_dtype(query, value)
+    batch, length, heads, width = value.shape
+    if log_decay is None:
+        log_decay = value.new_zeros(batch, length, heads, dtype=dtype)
+    if state is None:
+        state = value.new_zeros(batch, heads, query.shape[-1], width, dtype=dtype)
+    state = state.to(dtype).flatten(0, 1)
+    outputs = []
+    for start in range(0, length, SEGMENT):
+        inputs = [
+            None if states is None else to_chunks(states[:, start : start + SEGMENT], chunk_size, dtype)
+            for states in (query, key, value, beta, log_decay)
+        ]
+        chunks, state = chunked(*inputs, state)
+        outputs.append(from_chunks(chunks, batch, min(SEGMENT, length - start)))
+    return torch.cat(outputs, dim=1), state.unflatten(0, (batch, heads))
+
+
+def _one_token(query, key, value, beta, log_decay, state):
+    # q and k as rows [B·H, 2, K], v [B·H, 1, V], beta [B·H, 1, 1] | None, decay [B·H, K | 1, 1] | None, S [B·H, K, V].
+    batch, heads, width, value_width = state.shape
+    rows = torch.stack([query, key], dim=-2).to(state.dtype)
+    if key.shape[2] != heads:
+        rows = rows.repeat_interleave(heads // key.shape[2], dim=2)
+    flat = batch * heads
+    beta = None if beta is None else beta.to(state.dtype).reshape(flat, 1, 1)
+    decay = None if log_decay is None else log_decay.to(state.dtype).exp().reshape(flat, -1, 1)
+    value = value.to(state.dtype).reshape(flat, 1, value_width)
+    return rows.view(flat, 2, width), value, beta, decay, state.view(flat, width, value_width)
+
+
+def _delta_step(query, key, value, beta, log_decay, state, scale, normalize):
+    rows, value, beta, decay, matrix = _one_token(query, key, value, beta, log_decay, state)
+    width, unit = rows.shape[-1], 1.0
+    if normalize:
+        # The remaining factor of l2_normalize goes into the products below.
+        rows, unit = F.rms_norm(rows, (width,), eps=L2_EPSILON / width), width**-0.5
+    in_place = not torch.is_grad_enabled()
+    if decay is not None:
+        matrix = matrix.mul_(decay) if in_place else matrix * decay
+    query, key = rows[:, :1], rows[:, 1:].transpose(1, 2)
+    read = torch.bmm(rows, matrix)
+    write = torch.sub(value, read[:, 1:], alpha=unit) * beta
+    update = matrix.baddbmm_ if in_place else matrix.baddbmm
+    matrix = update(key, write, alpha=unit)
+    output = torch.baddbmm(read[:, :1], torch.bmm(query, key), write, beta=scale * unit, alpha=scale * unit * unit)
+    return output.view(state.shape[0], 1, state.shape[1], -1), state if in_place else matrix.view_as(state)
+
+
+def _additive_step(query, key, value, beta, log_decay, state, scale):
+    rows, value, beta, decay, matrix = _one_token(query, key, value, beta, log_decay, state)
+    in_place = not torch.is_grad_enabled()
+    if decay is not None:
+        matrix = matrix.mul_(decay) if in_place else matrix * decay
+    update = matrix.baddbmm_ if in_place else matrix.baddbmm
+    matrix = update(rows[:, 1:].transpose(1, 2), value if beta is None else value * beta)
+    output = torch.bmm(rows[:, :1] * scale, matrix)
+    return output.view(state.shape[0], 1, state.shape[1], -1), state if in_place else matrix.view_as(state)

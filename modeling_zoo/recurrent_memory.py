@@ -1,0 +1,68 @@
+"""What a recurrent mixer reads from a cache and leaves there: the window of its convolution and its state."""
+
+import torch
+import torch.nn.functional as F
+
+
+class Memory:
+    """The place of one mixer in a cache, or nowhere (`cache` None).
+
+    Works with transformers' own linear-attention layers and with zoo's, which also restore a state on `crop`.
+    """
+
+    def __init__(self, cache, layer_idx, state_idx=0):
+        self.cache, self.layer_idx, self.state_idx = cache, layer_idx, state_idx
+        self.layer = None if cache is None else cache.layers[layer_idx]
+        if self.layer is not None and not hasattr(self.layer, "recurrent_states"):
+            raise ValueError(
+                f"Layer {layer_idx} of the cache is a {type(self.layer).__name__}, which holds no recurrent state: "
+                "build the cache from the model's config, as in DynamicCache(config=model.config)."
+            )
+        # Before this forward; what it stores itself must not count.
+        self.has_history = self.layer is not None and bool(self.layer.has_previous_state[state_idx])
+        self.recording = bool(getattr(self.layer, "record_past", False))
+
+    def window(self, taps):
+        """The last `taps` inputs of the convolution `[B, C, K]`, None before the first token."""
+        if not self.has_history:
+            return None
+        held = self.layer.conv_states[self.state_idx][..., -taps:]
+        return F.pad(held, (taps - held.shape[-1], 0))
+
+    def state(self):
+        """The recurrent state, None before the first token; a copy where it must not be changed in place."""
+        state = self.layer.recurrent_states[self.state_idx] if self.has_history else None
+        if state is not None and (self.recording or torch.is_grad_enabled()):
+            return state.clone()
+        return state
+
+    def store_window(self, inputs, taps, rows):
+        """Keep the last `taps` of the inputs `[R, T, C]` of a convolution, behind what is there."""
+        if self.cache is None:
+            return
+        inputs = inputs.transpose(1, 2)
+        if rows.moved:
+            before = self.window(taps)
+            before = inputs.new_zeros(*inputs.shape[:2], taps) if before is None else before.to(inputs.dtype)
+            last = rows.valid.sum(1, keepdim=True) + torch.arange(taps, device=inputs.device)
+            line = torch.cat([before, inputs], dim=-1)
+            inputs = line.gather(2, last.unsqueeze(1).expand(-1, inputs.shape[1], -1))
+            inputs = inputs if rows.keep is None else inputs[rows.keep]
+        elif not self.recording:
+            inputs = inputs[..., -taps:]
+        if not self.has_history and not self.recording:
+            inputs = F.pad(inputs, (taps - inputs.shape[-1], 0))
+        self.cache.update_conv_state(inputs, self.layer_idx, state_idx=self.state_idx, conv_kernel_size=taps)
+
+    def store_state(self, state, replay, tokens, rows):
+        """Keep the state after this forward's `tokens` tokens; `replay(state, n)` redoes the first n of them."""
+        if self.cache is None:
+            return
+        state = state if rows.keep is None else state[rows.keep]
+        self.cache.update_recurrent_state(
+            state, self.layer_idx, state_idx=self.state_idx, replay=replay, num_tokens=tokens
+        )
+        # transformers' own layer marks its state as present only through a convolution, and takes its device from it.
+        self.layer.has_previous_state[self.state_idx] = True
+        if self.layer.device is None:
+            self.layer.dtype, self.layer.device = state.dtype, state.device
