@@ -64,7 +64,7 @@ def attention_target(mixer, query, key, seen):
     scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * mixer.scaling
     scores = shaped_scores(scores, mask=seen, softcap=mixer.softcap)
     if mixer.sink_logits is not None:
-        sinks = mixer.sinks.float().view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        sinks = mixer.sink_logits.float().view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat((scores, sinks), dim=-1)
     summed = torch.softmax(scores, dim=-1)[..., : key.shape[2]].sum(dim=1)
     return summed / summed.sum(dim=-1, keepdim=True)

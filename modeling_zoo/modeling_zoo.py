@@ -166,6 +166,13 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             upgrade_cache(model_kwargs["past_key_values"], self.config)
         return prepared
 
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
+        """transformers' own, but the whole sequence once more where its cached keys were rotated otherwise."""
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if self.config.rope_changes_between(seen, input_ids.shape[1]):
+            past_key_values, kwargs["next_sequence_length"] = None, None
+        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -181,6 +188,9 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
     ) -> MoeCausalLMOutputWithPast:
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         balance = wants_router_losses(self, labels, record)
+        guide = wants_indexer_loss(self, labels)
+        if guide:
+            kwargs["shared_indices"] = SharedIndices()
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -188,9 +198,6 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-        guide = wants_indexer_loss(self, labels)
-        if guide:
-            kwargs["shared_indices"] = SharedIndices()
             **({"output_router_logits": True} if record or balance else {}),
             **kwargs,
         )
@@ -199,6 +206,8 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if guide:
+            loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"])
         aux_loss = None
         if balance:
             loss, aux_loss = add_router_losses(loss, self.config, outputs.router_logits, attention_mask, labels, kwargs)
@@ -206,8 +215,6 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             loss=loss,
             aux_loss=aux_loss,
             logits=logits,
-        if guide:
-            loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"])
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

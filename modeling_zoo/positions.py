@@ -65,7 +65,7 @@ class AlibiBias(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.scale = config.head_dim**-0.5 if config.alibi_scaled else 1.0
+        self.scale = (config.qk_head_dim or config.head_dim) ** -0.5 if config.alibi_scaled else 1.0
         self.round_dtype = getattr(torch, config.alibi_dtype) if config.alibi_dtype else None
         self.num_heads = config.num_attention_heads
         self.register_buffer("slopes", alibi_slopes(self.num_heads), persistent=False)

@@ -1,0 +1,85 @@
+"""Reading one shared latent: each form against the definition, and which form costs less."""
+
+import pytest
+import torch
+
+from modeling_zoo.latent_maths import absorption_pays, read_shared_keys, shared_key_attention, streamed_attention
+
+
+def relative_error(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+SHAPES = {"heads": 128, "kv_heads": 128, "rank": 512, "nope": 128, "rope": 64, "value": 128}
+
+
+def test_the_cheaper_form_is_chosen():
+    """Multiply-adds of DeepSeek-V3's shapes: few queries absorb, about 170 and more expand; a token always absorbs."""
+    assert all(absorption_pays(1, keys, **SHAPES) for keys in (2, 300, 65536))
+    assert absorption_pays(150, 65536, **SHAPES)
+    assert not absorption_pays(190, 65536, **SHAPES)
+    assert not absorption_pays(400, 400, **SHAPES)
+    # Behind an adapter the matrix first has to be found, which costs as much as expanding 512 keys.
+    assert not absorption_pays(1, 500, **SHAPES, basis_rows=512)
+    assert absorption_pays(1, 600, **SHAPES, basis_rows=512)
+
+
+def shared_case(dtype=torch.float32, length=3, keys=1100):
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    queries = random(2, 4, length, 12), random(2, 4, length, 6)
+    shared = random(2, keys, 12), random(2, keys, 6)
+    mask = torch.rand(2, 1, length, keys, generator=generator) > 0.4
+    # A query that sees nothing in the first chunks.
+    mask[0, :, 0, :1050] = False
+    bias = random(1, 4, length, keys)
+    return queries, shared, {"mask": mask, "position_bias": bias, "softcap": 3.0, "sinks": random(4)}
+
+
+def plainly(queries, keys, rank, scaling, mask=None, position_bias=None, softcap=None, sinks=None):
+    """The same, every head with keys of its own, in float64."""
+    query, key = (torch.cat(parts, dim=-1).double() for parts in (queries, keys))
+    scores = torch.einsum("bhtd,bsd->bhts", query, key) * scaling
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    scores = scores if position_bias is None else scores + position_bias.double()
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    weights = scores.exp()
+    mass = weights.sum(dim=-1, keepdim=True) + (0 if sinks is None else sinks.double().exp().view(1, -1, 1, 1))
+    return torch.einsum("bhts,bsc->bhtc", weights / mass, key[..., :rank])
+
+
+@pytest.mark.parametrize("options", [(), ("mask",), ("softcap", "position_bias"), ("mask", "sinks"), ("sinks",)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streamed_and_plain_reading_equal_the_definition(options, dtype):
+    queries, keys, shape = shared_case(dtype)
+    shape = {name: shape[name] for name in options}
+    expected = plainly(queries, keys, 12, 0.2, **shape)
+    tolerance = 2e-6 if dtype == torch.float32 else 8e-3
+    whole = (torch.cat(keys, dim=-1),)
+    with torch.no_grad():
+        assert relative_error(streamed_attention(queries, keys, 12, 0.2, **shape), expected) < tolerance
+        joined = (torch.cat(queries, dim=-1),)
+        assert relative_error(streamed_attention(joined, whole, 12, 0.2, **shape), expected) < tolerance
+        if dtype == torch.float32:
+            for some, other in ((queries, keys), (joined, whole)):
+                assert relative_error(shared_key_attention(some, other, 12, 0.2, **shape)[0], expected) < tolerance
+
+
+def test_streaming_leaves_the_sinks_alone():
+    queries, keys, shape = shared_case(length=1)
+    sinks = shape["sinks"].clone()
+    with torch.no_grad():
+        streamed_attention(tuple(q[:1] for q in queries), tuple(k[:1] for k in keys), 12, 0.2, sinks=shape["sinks"])
+    assert torch.equal(shape["sinks"], sinks)
+
+
+def test_reading_in_blocks_of_queries_changes_nothing(monkeypatch):
+    queries, keys, shape = shared_case(length=7)
+    expected = shared_key_attention(queries, keys, 12, 0.2, **shape)[0]
+    monkeypatch.setattr("modeling_zoo.latent_maths.MOST_SCORES", 2 * 2 * 4 * 1100)
+    found, weights = read_shared_keys(queries, keys, 12, 0.2, **shape)
+    assert weights is None
+    assert relative_error(found, expected) < 1e-6
