@@ -30,7 +30,7 @@ def location():
 def download(folder):
     """-> path of the source distribution of the installed version; raises CalledProcessError."""
     requirement = f"transformers=={version('transformers')}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-binary", "transformers", "--dest", str(folder), requirement]
     subprocess.run(command, check=True)
     return next(Path(folder).glob("transformers-*.tar.gz"))
