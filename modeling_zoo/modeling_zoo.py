@@ -66,6 +66,24 @@ class ZooPreTrainedModel(PreTrainedModel):
                 )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
+    def set_attn_implementation(self, *args, **kwargs):
+        super().set_attn_implementation(*args, **kwargs)
+        self._share_implementations()
+
+    def set_experts_implementation(self, *args, **kwargs):
+        super().set_experts_implementation(*args, **kwargs)
+        self._share_implementations()
+
+    def _share_implementations(self):
+        # Where layers differ, each holds its own view of the config, which transformers does not know of.
+        names = ("_attn_implementation_internal", "_experts_implementation_internal")
+        for view in {
+            id(module.config): module.config for module in self.modules() if hasattr(module, "config")
+        }.values():
+            for name in names:
+                if view is not self.config and hasattr(view, name):
+                    setattr(view, name, getattr(self.config, name, None))
+
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
         """Masks built ahead of a compiled forward, the same as the forward builds."""

@@ -256,3 +256,22 @@ def test_plain_initialisation_has_the_configured_spread():
     spread = model.model.layers[1].mlp.up_proj.weight.std()
     torch.testing.assert_close(spread, torch.tensor(0.05), rtol=0.02, atol=0)
     assert torch.equal(model.model.norm.weight, torch.ones(480))
+
+
+@torch.no_grad()
+def test_implementations_reach_layers_that_differ(tokens):
+    model = make(
+        per_layer_config={1: {"num_key_value_heads": 3}, 2: {"intermediate_size": 60}},
+        num_experts=5,
+        num_experts_per_tok=2,
+        mlp_layer_types=["dense", "sparse", "sparse"],
+        moe_intermediate_size=24,
+    )
+    expected = model(tokens).logits
+    assert model.model.layers[1].self_attn.k_proj.out_features == 36
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    for layer in model.model.layers:
+        assert layer.self_attn.config._attn_implementation == "eager"
+    assert model.model.layers[2].mlp.experts.config._experts_implementation == "eager"
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=2e-5, atol=2e-5)
