@@ -64,11 +64,11 @@ class LayerNorm(Norm):
     """
 
     def forward(self, x):
-        per_head = self.weight is not None and self.weight.dim() > 1
+        if self.weight is None:
+            return F.layer_norm(x.float() if self.cast == "float32" else x, (self.dim,), eps=self.eps).to(x.dtype)
+        per_head = self.weight.dim() > 1
         if self.cast == "float32" or (self.cast == "native" and per_head):
             return self._float32(x)
-        if self.weight is None:
-            return F.layer_norm(x, (self.dim,), eps=self.eps)
         weight = self.weight + self.offset if self.offset else self.weight
         if not per_head:
             return F.layer_norm(x, (self.dim,), weight, self.bias, self.eps)
@@ -79,9 +79,7 @@ class LayerNorm(Norm):
         normed = x.float()
         mean = normed.mean(-1, keepdim=True)
         variance = (normed - mean).pow(2).mean(-1, keepdim=True)
-        normed = (normed - mean) * torch.rsqrt(variance + self.eps)
-        if self.weight is not None:
-            normed = (self.weight.float() + self.offset) * normed
+        normed = (self.weight.float() + self.offset) * ((normed - mean) * torch.rsqrt(variance + self.eps))
         if self.bias is not None:
             normed = normed + self.bias.float()
         return normed.to(x.dtype)
