@@ -60,33 +60,36 @@ class AlibiBias(nn.Module):
     """slope_h · (key position - last query position), `[B or 1, H, 1, K]` (Press et al. 2022).
 
     A shift that all keys of a row share leaves the softmax unchanged, so the query's own position need not enter. With
-    `alibi_dtype` the slope and its product with the absolute position are rounded to that dtype (Falcon).
+    `alibi_dtype` the slope and its product with the absolute position are rounded to that dtype (Falcon). Where every
+    token sees every other, it is -slope_h · |query position - key position|, `[1, H, T, K]` (MosaicBERT).
     """
 
     def __init__(self, config):
         super().__init__()
         self.scale = (config.qk_head_dim or config.head_dim) ** -0.5 if config.alibi_scaled else 1.0
         self.round_dtype = getattr(torch, config.alibi_dtype) if config.alibi_dtype else None
+        self.two_sided = config.use_bidirectional_attention
         self.num_heads = config.num_attention_heads
         self.register_buffer("slopes", alibi_slopes(self.num_heads), persistent=False)
 
     def initialize(self, std):
         init.copy_(self.slopes, alibi_slopes(self.num_heads))
 
-    def forward(self, like, query_positions, key_positions, attention_mask):
+    def places(self, query_positions, key_positions, attention_mask):
+        """Key positions up to a shift per row, `[B or 1, 1 or T, K]`; padding counts for none if a mask says where it
+        is."""
+        if self.two_sided:
+            return -(query_positions[:, None] - key_positions).abs()[None]
+        key_positions, last = key_positions[None], query_positions[None, -1:]
         if attention_mask is not None and attention_mask.shape[-1] == key_positions.shape[-1]:
             counted = attention_mask.long().cumsum(-1) - 1
-            key_positions = counted.masked_fill(attention_mask == 0, 0)
-            last = counted[:, -1:]
-        else:
-            key_positions = key_positions[None]
-            last = query_positions[None, -1:]
-        slopes = self.slopes[None, :, None, None]
-        if self.round_dtype is not None:
-            slopes, key_positions = slopes.to(self.round_dtype), key_positions.to(self.round_dtype)
-        else:
-            key_positions = (key_positions - last).float()
-        bias = slopes * key_positions[:, None, None, :]
+            key_positions, last = counted.masked_fill(attention_mask == 0, 0), counted[:, -1:]
+        return (key_positions if self.round_dtype is not None else key_positions - last)[:, None]
+
+    def forward(self, like, query_positions, key_positions, attention_mask):
+        places = self.places(query_positions, key_positions, attention_mask)
+        dtype = self.round_dtype or torch.float32
+        bias = self.slopes[None, :, None, None].to(dtype) * places[:, None].to(dtype)
         return bias.to(like.dtype) * self.scale
 
 
