@@ -8,12 +8,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
 from references_latent import latent_row
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, StaticCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import modeling_zoo.latent_attention as latent_attention
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, ZooModel
+from modeling_zoo.caches import upgrade_cache
 
 # Odd and mutually different, so that no two sizes can be swapped unseen.
 WIDTHS = {
@@ -349,6 +350,21 @@ def test_a_decoded_token_reads_latents_only(monkeypatch):
         monkeypatch.setattr(latent_attention.LatentAttention, "expand", lambda *args: pytest.fail("expanded"))
         model(tokens[:, 9:10], past_key_values=cache)
         model(tokens[:, 10:13], past_key_values=cache)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "without config", "static", "better static"])
+@pytest.mark.parametrize("case", ["plain", "sliding", "no_shared_key"])
+def test_every_cache_gives_the_same(case, kind):
+    model = make(CASES[case], "sdpa")
+    expected = in_steps(model, (6, 1, 4, 1, 1))
+    config = model.config
+    cache = {
+        "dynamic": lambda: upgrade_cache(DynamicCache(config=config), config),
+        "without config": lambda: upgrade_cache(DynamicCache(), config),
+        "static": lambda: StaticCache(config=config, max_cache_len=20),
+        "better static": lambda: upgrade_cache(StaticCache(config=config, max_cache_len=20), config),
+    }[kind]()
+    assert relative_error(real(in_steps(model, (6, 1, 4, 1, 1), cache)), real(expected)) < 2e-6
 
 
 def test_the_cache_holds_the_latents_alone():
