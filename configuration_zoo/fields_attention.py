@@ -15,12 +15,21 @@ from .fields_checks import (
 SOFTMAX_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 RECURRENT_LAYERS = ("linear_attention", "conv")
 HYBRID_LAYERS = ("hybrid", "hybrid_sliding")
-NO_MIXER_LAYERS = ("mlp", "moe")
+# transformers' word, whatever the MLP: a layer that caches nothing.
+NO_MIXER_LAYERS = ("moe",)
 LAYER_TYPES = SOFTMAX_LAYERS + RECURRENT_LAYERS + HYBRID_LAYERS + NO_MIXER_LAYERS
 
 ATTENTION_TYPES = ("grouped_query", "latent")
 SPARSE_PATTERNS = ("none", "strided", "fixed", "banded")
-QK_NORM_FIELDS = ("qk_norm_scope", "qk_norm_weight", "qk_norm_bias", "qk_norm_position", "qk_norm_eps")
+QK_NORM_FIELDS = (
+    "qk_norm_scope",
+    "qk_norm_weight",
+    "qk_norm_bias",
+    "qk_norm_position",
+    "qk_norm_layers",
+    "qk_norm_eps",
+)
+CLIP_POSITIONS = ("before_norm", "after_norm")
 
 
 @dataclass(kw_only=True, repr=False)
@@ -31,6 +40,10 @@ class AttentionFields:
     num_attention_heads: int = 32
     num_key_value_heads: int | None = None
     head_dim: int | None = None
+    # Channels of a head's value, hence of its output (MiMo-V2-Flash). None: head_dim. Latent attention always has one.
+    v_head_dim: int | None = None
+    # Factor on the values before they are cached (MiMo-V2-Flash).
+    attention_value_scale: float | int | None = None
     # transformers' word for each layer: how far it sees, hence its mask and its cache.
     layer_types: list[str] | None = None
     # A token sees itself and window - 1 before it (Beltagy et al. 2020) | its own chunk.
@@ -49,16 +62,20 @@ class AttentionFields:
     scale_attn_by_inverse_layer_idx: bool = False
     # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones always sum in float32.
     attention_upcast: bool = False
-    # cap · tanh(score / cap) (Gemma 2); clamp of the projections to ± clip (MPT, OLMo).
+    # cap · tanh(score / cap) (Gemma 2); clamp of the projections to ± clip (MPT, OLMo), of queries and keys before or
+    # after their norm (OLMoE).
     attn_logit_softcapping: float | int | None = None
     clip_qkv: float | int | None = None
+    clip_qkv_position: str | None = None
     # Norm on queries and keys (Henry et al. 2020; Dehghani et al. 2023): over a head or the whole projection; weight
-    # shared by the heads, one for each, or none; before or after the rotation.
+    # shared by the heads, one for each, or none; before or after the rotation; in all layers or in those that rotate
+    # (Llama 4).
     qk_norm: str | None = None
     qk_norm_scope: str | None = None
     qk_norm_weight: str | None = None
     qk_norm_bias: bool | None = None
     qk_norm_position: str | None = None
+    qk_norm_layers: str | None = None
     qk_norm_eps: float | int | None = None
     # One learned logit per head that takes probability and gives nothing (gpt-oss), on which layers.
     attention_sinks: str | None = None
@@ -75,7 +92,7 @@ class AttentionFields:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.layer_types is None:
             word = "sliding_attention" if self.sliding_window is not None else "full_attention"
-            self.layer_types = [word] * self.num_hidden_layers
+            self.layer_types = [NO_MIXER_LAYERS[0] if block == "mlp_only" else word for block in self.block_types]
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if isinstance(self.sparse_attention_pattern, str):
@@ -87,7 +104,10 @@ class AttentionFields:
             self.qk_norm_weight = self.qk_norm_weight or "shared"
             self.qk_norm_bias = bool(self.qk_norm_bias)
             self.qk_norm_position = self.qk_norm_position or "before_rope"
+            self.qk_norm_layers = self.qk_norm_layers or "all"
             self.qk_norm_eps = self.norm_eps if self.qk_norm_eps is None else self.qk_norm_eps
+        if self.clip_qkv is not None:
+            self.clip_qkv_position = self.clip_qkv_position or "before_norm"
         if self.attn_output_gate is not None and self.attn_gate_source is None:
             self.attn_gate_source = "q_proj" if self.attn_output_gate == "elementwise" else "g_proj"
 
@@ -99,6 +119,7 @@ class AttentionFields:
         check_per_layer(self, "layer_types", "sparse_attention_pattern")
         check_positive(self, "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window")
         check_positive(self, "attention_chunk_size", "attn_logit_softcapping", "clip_qkv", "sparse_attention_stride")
+        check_positive(self, "v_head_dim")
         check_probability(self, "attention_dropout")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -108,6 +129,7 @@ class AttentionFields:
         self._validate_reach()
         self._validate_qk_norm()
         self._validate_gate()
+        self._validate_values()
 
     def _validate_reach(self):
         for field, words in (
@@ -129,6 +151,12 @@ class AttentionFields:
                     f"sparse_attention_pattern[{index}]={pattern!r} needs layer_types[{index}]='full_attention', "
                     f"got {self.layer_types[index]!r}."
                 )
+        for index, (word, block) in enumerate(zip(self.layer_types, self.block_types, strict=False)):
+            if (word in NO_MIXER_LAYERS) != (block == "mlp_only"):
+                raise ValueError(
+                    f"layer_types[{index}]={word!r} and block_type {block!r} contradict each other: a layer without "
+                    f"a mixer is {NO_MIXER_LAYERS[0]!r} in layer_types and 'mlp_only' in block_type."
+                )
         two_sided = ("full_attention", *NO_MIXER_LAYERS)
         if self.use_bidirectional_attention and any(word not in two_sided for word in self.layer_types):
             raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
@@ -138,7 +166,16 @@ class AttentionFields:
         check_choice(self, "qk_norm_scope", ("head", "full"))
         check_choice(self, "qk_norm_weight", ("shared", "per_head", "none"))
         check_choice(self, "qk_norm_position", ("before_rope", "after_rope"))
+        check_choice(self, "qk_norm_layers", ("all", "rope"))
+        check_choice(self, "clip_qkv_position", CLIP_POSITIONS)
+        refuse_unless(self, self.clip_qkv is not None, "clip_qkv", ("clip_qkv_position",))
         refuse_unless(self, self.qk_norm is not None, "qk_norm", QK_NORM_FIELDS)
+        if self.qk_norm_layers == "rope" and self.position_embedding_type != "rope":
+            raise ValueError(
+                f"qk_norm_layers='rope' needs position_embedding_type='rope', got {self.position_embedding_type!r}."
+            )
+        if self.clip_qkv_position == "after_norm" and self.qk_norm is None:
+            raise ValueError("clip_qkv_position='after_norm' needs qk_norm, which is not set.")
         if self.qk_norm_bias and (self.qk_norm != "layer_norm" or self.qk_norm_weight == "none"):
             raise ValueError("qk_norm_bias=True needs qk_norm='layer_norm' and a qk_norm_weight.")
         if self.qk_norm_scope == "full" and self.qk_norm_weight == "per_head":
@@ -150,6 +187,12 @@ class AttentionFields:
         refuse_unless(self, self.attn_output_gate is not None, "attn_output_gate", ("attn_gate_source",))
         if self.attn_output_gate == "headwise" and self.attn_gate_source == "q_proj":
             raise ValueError("attn_output_gate='headwise' needs attn_gate_source='g_proj'.")
+
+    def _validate_values(self):
+        if self.attention_value_scale == 0:
+            raise ValueError("attention_value_scale=0 would erase every value: use a number other than 0.")
+        grouped = self.attention_type == "grouped_query"
+        refuse_unless(self, grouped, "attention_type='grouped_query'", ("attention_value_scale",))
 
     @property
     def mixer_types(self) -> list[str | None]:
@@ -173,7 +216,7 @@ class AttentionFields:
     @property
     def value_width(self) -> int:
         """Channels of a head's value, hence of its output."""
-        return self.v_head_dim if self.attention_type == "latent" else self.head_dim
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
     def attention_scaling(self, layer_idx: int) -> float:
         """The factor on the scores of layer `layer_idx`."""
@@ -181,6 +224,12 @@ class AttentionFields:
         scale = width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
         scale *= self.mscale_factor(layer_idx)
         return scale / (layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+    def has_qk_norm(self, layer_idx: int) -> bool:
+        """Whether layer `layer_idx` normalises queries and keys."""
+        return self.qk_norm_layers == "all" or (
+            self.qk_norm_layers == "rope" and self.rope_table_of(layer_idx) is not None
+        )
 
     def has_attention_sinks(self, layer_idx: int) -> bool:
         """Whether layer `layer_idx` has learned sink logits."""

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer
 
 MLP_LAYER_TYPES = ("dense", "sparse")
+# transformers' ACT2FN without the one whose parameter it never initialises (prelu), and elu.
+ACTIVATIONS = (
+    "elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2",
+    "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
+)  # fmt: skip
 WIDTH_MULTIPLE = 64
 
 
@@ -13,7 +19,7 @@ class MlpFields:
     """Feed-forward layers: plain down(act(up x)) or gated down(act(gate x) · up x) (Shazeer 2020)."""
 
     gated_mlp: bool = True
-    # Any name of transformers' ACT2FN; "linear" with a gate is the bilinear GLU, "sigmoid" the original GLU.
+    # transformers' names; "linear" with a gate is the bilinear GLU, "sigmoid" the original GLU.
     hidden_act: str = "silu"
     # Inner width; None: 4 · hidden_size plain, 8/3 · hidden_size rounded up to 64 gated (equal parameters, ibid. §2).
     intermediate_size: int | None = None
@@ -32,5 +38,6 @@ class MlpFields:
     @for_each_layer
     def validate_mlp(self):
         check_choice(self, "mlp_layer_types", MLP_LAYER_TYPES)
+        check_choice(self, "hidden_act", ACTIVATIONS)
         check_per_layer(self, "mlp_layer_types")
         check_positive(self, "intermediate_size")

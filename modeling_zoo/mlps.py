@@ -39,9 +39,14 @@ class XIELU(nn.Module):
         return torch.where(x > 0, positive, negative)
 
 
+# Those that learn, and those transformers has no name for.
+ACTIVATIONS = {"elu": nn.ELU, "xielu": XIELU}
+
+
 def make_activation(config):
-    """The activation `hidden_act` names; xIELU is the one that learns and gets a module per layer."""
-    return XIELU() if config.hidden_act == "xielu" else ACT2FN[config.hidden_act]
+    """The activation `hidden_act` names, a module of its own for each layer."""
+    own = ACTIVATIONS.get(config.hidden_act)
+    return own() if own is not None else ACT2FN[config.hidden_act]
 
 
 class PlainMLP(nn.Module):

@@ -1,0 +1,172 @@
+"""Attention the slow way: one query, one head, one key after the other, in float64."""
+
+import math
+
+import torch
+
+
+def linear(parameters, name, x):
+    """[D] -> [rows]"""
+    y = parameters[name + ".weight"] @ x
+    return y + parameters[name + ".bias"] if name + ".bias" in parameters else y
+
+
+def normalise(x, kind, eps):
+    """Mean (layer norm only) and size taken away, over everything given."""
+    if kind == "layer_norm":
+        x = x - x.mean()
+    return x / math.sqrt(float((x * x).mean()) + eps)
+
+
+def norm_heads(parameters, name, heads, config):
+    """The QK-norm of one token's heads [H, d]."""
+    if config.qk_norm is None:
+        return heads
+    together = config.qk_norm_scope == "full"
+    groups = [heads.flatten()] if together else list(heads)
+    found = []
+    for number, group in enumerate(groups):
+        y = normalise(group, config.qk_norm, config.qk_norm_eps)
+        if config.qk_norm_weight != "none":
+            row = number if config.qk_norm_weight == "per_head" else ...
+            offset = 1 if config.norm_unit_offset and config.qk_norm == config.norm_type else 0
+            y = y * (parameters[name + ".weight"][row] + offset)
+            if config.qk_norm_bias:
+                y = y + parameters[name + ".bias"][row]
+        found.append(y)
+    return torch.stack(found).view_as(heads)
+
+
+def rotate(head, position, config):
+    """One head [d], turned pair by pair."""
+    table = config.rope_parameters
+    width = int(config.head_dim * table.get("partial_rotary_factor", 1.0))
+    given = head.tolist()
+    turned = list(given)
+    for pair in range(width // 2):
+        angle = position * table["rope_theta"] ** (-2 * pair / width)
+        first, second = (2 * pair, 2 * pair + 1) if config.rope_interleave else (pair, pair + width // 2)
+        turned[first] = given[first] * math.cos(angle) - given[second] * math.sin(angle)
+        turned[second] = given[second] * math.cos(angle) + given[first] * math.sin(angle)
+    return torch.tensor(turned, dtype=torch.double)
+
+
+def rotates(config, layer):
+    return config.position_embedding_type == "rope" and (config.no_rope_layers or {layer: 1})[layer] == 1
+
+
+def temperature(config, layer, position):
+    chosen = {None: False, "all": True, "rope": rotates(config, layer), "no_rope": not rotates(config, layer)}
+    if not chosen[config.attn_temperature_layers]:
+        return 1.0
+    floors = math.floor((position + config.attn_temperature_offset) / config.floor_scale)
+    return 1 + config.attn_scale * math.log(1 + floors)
+
+
+def sees(config, layer, query, key, first):
+    """Whether slot `query` may look at slot `key` in a row whose first real token stands in slot `first`."""
+    if key < first:
+        return False
+    if config.use_bidirectional_attention:
+        return True
+    if key > query:
+        return False
+    word, stride = config.layer_types[layer], config.sparse_attention_stride
+    pattern = (config.sparse_attention_pattern or {layer: "none"})[layer]
+    return {
+        "full_attention": True,
+        "sliding_attention": query - key < (config.sliding_window or 0),
+        "chunked_attention": (query - first) // (config.attention_chunk_size or 1)
+        == (key - first) // (config.attention_chunk_size or 1),
+    }[word] and {
+        "none": True,
+        "banded": query - key < (stride or 0),
+        "strided": query - key < (stride or 0) or (query - key) % (stride or 1) == 0,
+        "fixed": query // (stride or 1) == key // (stride or 1) or key % (stride or 1) == (stride or 1) - 1,
+    }[pattern]
+
+
+def alibi(config, head, query, key):
+    """slope · (key - query); the slopes are halves of halves, those beyond a power of two lie between them."""
+    power = 2 ** math.floor(math.log2(config.num_attention_heads))
+    exponent = -8 * (head + 1) / power if head < power else -4 * (2 * (head - power) + 1) / power
+    return 2**exponent * (key - query) * (config.head_dim**-0.5 if config.alibi_scaled else 1.0)
+
+
+def relative(config, table, head, query, key):
+    """A learned number for the bucket of the distance back."""
+    distance, buckets = max(query - key, 0), config.relative_attention_num_buckets
+    exact = buckets // 2
+    if distance >= exact:
+        growth = math.log(distance / exact) / math.log(config.relative_attention_max_distance / exact)
+        distance = min(exact + int(growth * (buckets - exact)), buckets - 1)
+    return float(table[distance, head])
+
+
+def position_bias(config, table, head, query, key):
+    if config.position_embedding_type == "alibi":
+        return alibi(config, head, query, key)
+    return relative(config, table, head, query, key) if config.position_embedding_type == "relative" else 0.0
+
+
+def project(parameters, x, position, config, layer):
+    """One token [D] -> its queries [H, d], keys and values [K, d], gate [H, d] or None."""
+    clip = config.clip_qkv or math.inf
+    wide = config.attn_gate_source == "q_proj"
+    query, key, value = (
+        linear(parameters, f"{name}_proj", x)
+        .clamp(-clip, clip)
+        .view(-1, config.head_dim * (2 if wide * (name == "q") else 1))
+        for name in "qkv"
+    )
+    gate = query[:, config.head_dim :] if wide else None
+    query = query[:, : config.head_dim]
+    steps = ["norm", "turn"] if config.qk_norm_position != "after_rope" else ["turn", "norm"]
+    for step in steps:
+        if step == "norm":
+            query, key = norm_heads(parameters, "q_norm", query, config), norm_heads(parameters, "k_norm", key, config)
+        elif rotates(config, layer):
+            query, key = (torch.stack([rotate(head, position, config) for head in heads]) for heads in (query, key))
+    return query * temperature(config, layer, position), key, value, gate
+
+
+def gated(parameters, output, x, gate, config):
+    """The output [H, d] of one token, through its gate."""
+    if config.attn_output_gate is None:
+        return output
+    if gate is None:
+        gate = parameters["output_gate.g_proj.weight"] @ x
+        gate = gate.view(-1, 1) if config.attn_output_gate == "headwise" else gate.view_as(output)
+    return output / (1 + torch.exp(-gate))
+
+
+def attention_row(parameters, x, config, layer, first=0, table=None):
+    """What layer `layer` gives for the tokens x [T, D], of which the first `first` are padding (given as zeros)."""
+    parameters = {name: value.double() for name, value in parameters.items()}
+    x = x.double()
+    tokens = [project(parameters, x[t], t, config, layer) for t in range(len(x))]
+    scale = config.attention_multiplier if config.attention_multiplier is not None else config.head_dim**-0.5
+    if config.scale_attn_by_inverse_layer_idx:
+        scale = scale / (layer + 1)
+    cap = config.attn_logit_softcapping
+    sinks = parameters.get("sinks")
+    shared = config.num_attention_heads // config.num_key_value_heads
+    rows = []
+    for q, (query, _, _, gate) in enumerate(tokens):
+        heads = []
+        for head in range(config.num_attention_heads):
+            exponentials, mixed = 0.0, torch.zeros(config.head_dim, dtype=torch.double)
+            for k, (_, keys, values, _) in enumerate(tokens):
+                if not sees(config, layer, q, k, first):
+                    continue
+                score = float(query[head] @ keys[head // shared]) * scale
+                score = cap * math.tanh(score / cap) if cap is not None else score
+                weight = math.exp(score + position_bias(config, table, head, q, k))
+                exponentials += weight
+                mixed += weight * values[head // shared]
+            if sinks is not None:
+                exponentials += math.exp(float(sinks[head]))
+            heads.append(mixed / exponentials if exponentials else mixed)
+        output = gated(parameters, torch.stack(heads), x[q], gate, config)
+        rows.append(linear(parameters, "o_proj", output.flatten()))
+    return torch.stack(rows)

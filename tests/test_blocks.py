@@ -1,0 +1,196 @@
+"""How a layer's two halves join the stream, each topology against the formula of its paper."""
+
+import math
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from random_models import randomize
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.fields_norm import BLOCK_TYPES
+from modeling_zoo import ZooForCausalLM, ZooModel
+from modeling_zoo.blocks import BLOCKS
+
+SIZES = {
+    "vocab_size": 17, "hidden_size": 20, "intermediate_size": 28, "num_attention_heads": 5, "num_key_value_heads": 1,
+    "num_hidden_layers": 2,
+}  # fmt: skip
+NORMS = {
+    "rms": {},
+    "rms_offset": {"norm_unit_offset": True, "norm_eps": 1e-3},
+    "rms_bare": {"norm_elementwise_affine": False},
+    "layer": {"norm_type": "layer_norm", "norm_eps": 1e-3},
+    "layer_offset": {"norm_type": "layer_norm", "norm_unit_offset": True},
+    "layer_without_bias": {"norm_type": "layer_norm", "norm_bias": False, "norm_cast": "float32"},
+    "layer_bare": {"norm_type": "layer_norm", "norm_elementwise_affine": False},
+}
+
+
+def normalise(x, kind, eps):
+    """One token's channels, mean (layer norm only) and size taken away."""
+    if kind == "layer_norm":
+        x = x - x.mean()
+    return x / math.sqrt(float((x * x).mean()) + eps)
+
+
+def norm(layer, name, config):
+    """The norm in slot `name`, token by token in float64."""
+    parameters = {key.split(".")[1]: value.double() for key, value in layer.state_dict().items() if f"{name}." in key}
+
+    def apply(x):
+        tokens = [normalise(token, config.norm_type, config.norm_eps) for token in x.double().flatten(0, -2)]
+        y = torch.stack(tokens).view_as(x)
+        if "weight" in parameters:
+            y = y * (parameters["weight"] + (1 if config.norm_unit_offset else 0))
+        return y + parameters.get("bias", 0.0)
+
+    return apply
+
+
+def slow_block(name, x, f, g, norms, m):
+    """The stream after a layer of mixer f and MLP g; norms by slot, m on every branch."""
+    a, ao, b, bo = (norms[slot] for slot in ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm"))
+    if name == "pre_norm":
+        y = x + m * f(a(x))
+        return y + m * g(b(y))
+    if name == "output_norm":
+        y = x + m * ao(f(x))
+        return y + m * bo(g(y))
+    if name == "sandwich_norm":
+        y = x + m * ao(f(a(x)))
+        return y + m * bo(g(b(y)))
+    if name == "post_norm":
+        y = ao(x + m * f(x))
+        return bo(y + m * g(y))
+    if name == "pre_norm_residual":
+        n = a(x)
+        y = b(n + m * f(n))
+        return y + m * g(y)
+    if name == "parallel":
+        return x + m * f(a(x)) + m * g(a(x))
+    if name == "parallel_two_norms":
+        return x + m * f(a(x)) + m * g(b(x))
+    return x + m * f(a(x)) if name == "mixer_only" else x + m * g(b(x))
+
+
+def make(**changes):
+    model = ZooModel(ZooConfig(**SIZES | changes)).eval()
+    randomize(model)
+    return model
+
+
+def halves(layer):
+    """The mixer and the MLP of a layer as plain functions of the stream."""
+
+    def mixer(x):
+        angles = torch.ones(1, x.shape[1], layer.self_attn.head_dim)
+        return layer.self_attn(x.float(), position_embeddings=(angles.cos(), angles.sin()))[0].double()
+
+    return mixer, lambda x: layer.mlp(x.float()).double()
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.3])
+@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("block", BLOCK_TYPES)
+def test_equals_its_formula(block, norms, multiplier):
+    model = make(block_type=block, residual_multiplier=multiplier, **NORMS[norms])
+    layer, config = model.layers[1], model.config
+    slots = {
+        slot: norm(layer, slot, config) for slot in ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
+    }
+    x = torch.randn(2, 7, config.hidden_size) * 2
+    with torch.no_grad():
+        angles = torch.ones(1, 7, 4)
+        found = layer(x, position_embeddings=(angles.cos(), angles.sin()))
+        mixer, mlp = halves(layer)
+        expected = slow_block(block, x.double(), mixer, mlp, slots, multiplier)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_every_name_of_the_config_has_a_class_and_the_other_way_round():
+    assert set(BLOCK_TYPES) == set(BLOCKS)
+
+
+@pytest.mark.parametrize("order", ["residual_first", "branches_first"])
+def test_order_of_the_parallel_sum(order):
+    """In bfloat16 (x + f) + g and x + (f + g) round differently: the one asked for is the one computed."""
+    layer = make(block_type="parallel", parallel_sum_order=order).bfloat16().layers[0]
+    x = (torch.randn(2, 9, 20) * 3).bfloat16()
+    with torch.no_grad():
+        angles = torch.ones(1, 9, 4)
+        rotation = {"position_embeddings": (angles.cos().bfloat16(), angles.sin().bfloat16())}
+        found, normed = layer(x, **rotation), layer.attn_norm(x)
+        f, g = layer.self_attn(normed, **rotation)[0], layer.mlp(normed)
+    sums = {"residual_first": (x + f) + g, "branches_first": x + (f + g)}
+    assert torch.equal(found, sums[order])
+    assert not torch.equal(*sums.values())
+
+
+def test_topologies_may_differ_from_layer_to_layer():
+    names = ["pre_norm", "parallel", "output_norm", "mixer_only", "mlp_only", "post_norm"]
+    words = ["full_attention"] * 4 + ["moe", "full_attention"]
+    model = make(num_hidden_layers=6, block_type=names, layer_types=words)
+    assert [type(layer) for layer in model.layers] == [BLOCKS[name] for name in names]
+    tokens = torch.randint(0, 17, (2, 8))
+    with torch.no_grad():
+        whole = model(tokens).last_hidden_state
+        first = model(tokens[:, :5], use_cache=True)
+        rest = model(tokens[:, 5:], past_key_values=first.past_key_values).last_hidden_state
+    torch.testing.assert_close(rest, whole[:, 5:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", BLOCK_TYPES)
+def test_gradients_reach_every_parameter(block):
+    words = {"layer_types": ["moe"] * 2} if block == "mlp_only" else {}
+    model = ZooForCausalLM(ZooConfig(**SIZES, block_type=block, **words))
+    randomize(model)
+    tokens = torch.randint(0, 17, (2, 8))
+    model(tokens, labels=tokens).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("block", BLOCK_TYPES)
+def test_dropout_stands_on_each_branch_and_not_on_the_stream(block):
+    """With everything dropped only the stream is left, through the norms that stand on it."""
+    model = make(block_type=block, residual_dropout=0.5)
+    layer, config = model.layers[0], model.config
+    layer.dropout.p = 1.0
+    layer.train()
+    x = torch.randn(2, 7, config.hidden_size)
+    slots = {
+        slot: norm(layer, slot, config) for slot in ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
+    }
+    with torch.no_grad():
+        angles = torch.ones(1, 7, 4)
+        found = layer(x, position_embeddings=(angles.cos(), angles.sin()))
+    expected = slow_block(block, x.double(), lambda x: 0.0, lambda x: 0.0, slots | _silent(block, slots), 1.0)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def _silent(block, slots):
+    """Norms of a branch give nothing where the branch does; those on the stream stay."""
+    on_the_stream = {
+        "post_norm": ("attn_output_norm", "mlp_output_norm"),
+        "pre_norm_residual": ("attn_norm", "mlp_norm"),
+    }
+    return {slot: (lambda x: 0.0) for slot in slots if slot not in on_the_stream.get(block, ())}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layer_types": ["full_attention"] * 2, "block_type": ["mlp_only", "pre_norm"]},
+        {"layer_types": ["moe", "full_attention"], "block_type": "pre_norm"},
+    ],
+)
+def test_a_layer_without_a_mixer_says_so_twice(fields):
+    """Its word decides what is cached and its block what is computed: one without the other counts wrong positions."""
+    with pytest.raises(StrictDataclassClassValidationError, match=r"layer_types\[0\]=.* contradict each other"):
+        ZooConfig(**SIZES, **fields)
+
+
+def test_the_word_of_a_layer_without_a_mixer_is_derived():
+    config = ZooConfig(**SIZES, block_type=["mlp_only", "parallel"], sliding_window=5)
+    assert config.layer_types == ["moe", "sliding_attention"]
