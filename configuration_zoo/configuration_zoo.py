@@ -18,6 +18,7 @@ from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_norm import NormFields
 from .fields_position import LEGACY_ROPE_KEYS, PositionFields
+from .parallel_plans import ParallelPlans
 
 logger = logging.get_logger(__name__)
 
@@ -55,6 +56,7 @@ class ZooConfig(
     NormFields,
     ExpertFields,
     MlpFields,
+    ParallelPlans,
     PreTrainedConfig,
 ):
     """A decoder, described by one name or number per concept.
@@ -143,9 +145,10 @@ class ZooConfig(
                 raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, known)}")
 
     def _refuse_rotation(self, kwargs: dict) -> None:
-        for key in [key for key in LEGACY_ROPE_KEYS if kwargs.get(key) is not None]:
+        given = {"rope_parameters": self.rope_parameters} | {key: kwargs.get(key) for key in LEGACY_ROPE_KEYS}
+        for key in [key for key in given if given[key] is not None]:
             raise ValueError(
-                f"{key}={kwargs[key]!r} only means something with position_embedding_type='rope', "
+                f"{key}={given[key]!r} only means something with position_embedding_type='rope', "
                 f"got {self.position_embedding_type!r}."
             )
 

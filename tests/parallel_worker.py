@@ -1,0 +1,39 @@
+"""One rank of test_parallel.py: loads a folder split as asked and writes what it computes."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from transformers.distributed import DistributedConfig
+from transformers.utils import logging
+
+from modeling_zoo import ZooForCausalLM
+
+PLANS = {
+    "tensor": lambda: {"tp_plan": "auto"},
+    "expert": lambda: {"distributed_config": DistributedConfig(enable_expert_parallel=True)},
+}
+
+
+def main(folder, plan):
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    model = ZooForCausalLM.from_pretrained(folder, **PLANS[plan]()).eval()
+    tokens = torch.load(f"{folder}/tokens.pt")
+    with torch.no_grad():
+        logits = model(tokens).logits
+    sequence = model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(
+        (parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel()
+        for parameter in model.parameters()
+    )
+    model.save_pretrained(f"{folder}/saved")
+    if dist.get_rank() == 0:
+        torch.save({"logits": logits, "sequence": sequence, "whole": whole, "held": held}, f"{folder}/found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,139 @@
+"""Every combination of flags is refused by name or works in every way a model is used. There is no third outcome."""
+
+import os
+from dataclasses import fields
+
+import pytest
+import torch
+from combinations import NOT_CONCEPTS, ROWS, SIZES
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_models import randomize
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from configuration_zoo import ZooConfig
+from modeling_zoo import ZooForCausalLM
+
+EXAMPLES = int(os.environ.get("ZOO_COMBINATIONS", "24"))
+TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
+
+
+def known_fields():
+    return {field.name for field in fields(ZooConfig) if not field.name.startswith("_")}
+
+
+@st.composite
+def flags(draw, mixer):
+    """One row of every group; a later row wins where two set the same field."""
+    chosen = dict(SIZES)
+    for group, rows in ROWS.items():
+        chosen |= ROWS["mixer"][mixer] if group == "mixer" else draw(st.sampled_from(rows), label=group)
+    return chosen
+
+
+def test_every_field_has_a_row():
+    rows = {name for group in ROWS.values() for row in group for name in row}
+    assert known_fields() - rows - NOT_CONCEPTS == set(), "a new flag needs a row in combinations.py"
+    assert rows - known_fields() == set()
+
+
+@pytest.mark.parametrize("group", ROWS)
+def test_every_row_alone_is_accepted(group):
+    for row in ROWS[group]:
+        if group != "stray":
+            ZooConfig(**{**SIZES, **row})
+
+
+def assert_names_a_field(error, chosen):
+    """A refusal has to say which of the fields stand against each other."""
+    named = [name for name in known_fields() if name in str(error)]
+    assert named, f"{error} names no field of {chosen}"
+
+
+def check_backward(model, tokens):
+    model.train()
+    loss = model(tokens, labels=tokens).loss
+    assert torch.isfinite(loss)
+    loss.backward()
+    # An indexer selects; only its own loss teaches it.
+    taught = [name for name, _ in model.named_parameters() if ".indexer." not in name or model.config.indexer_loss_coef]
+    without = [name for name in taught if model.get_parameter(name).grad is None]
+    assert without == []
+    model.eval()
+
+
+def check_steps(model, tokens, expected):
+    """One token at a time over a cache equals all at once."""
+    cache, found = None, []
+    for index in range(tokens.shape[1]):
+        outputs = model(tokens[:, index : index + 1], past_key_values=cache, use_cache=True)
+        cache = outputs.past_key_values
+        found.append(outputs.logits)
+    torch.testing.assert_close(torch.cat(found, 1), expected, **TOLERANCE, msg=lambda text: f"steps: {text}")
+
+
+def check_chunks(model, tokens, expected):
+    """Chunks of any size over a cache equal all at once."""
+    cache, found, start = None, [], 0
+    for size in (4, 1, tokens.shape[1] - 5):
+        outputs = model(tokens[:, start : start + size], past_key_values=cache, use_cache=True)
+        cache, start = outputs.past_key_values, start + size
+        found.append(outputs.logits)
+    torch.testing.assert_close(torch.cat(found, 1), expected, **TOLERANCE, msg=lambda text: f"chunks: {text}")
+
+
+def check_padding(model, tokens, expected):
+    """Four tokens of padding on the left change nothing."""
+    padded = torch.cat((torch.zeros(2, 4, dtype=torch.long), tokens), dim=1)
+    mask = (torch.arange(padded.shape[1]) >= 4).long().expand(2, -1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    found = model(padded, attention_mask=mask, position_ids=positions).logits[:, 4:]
+    torch.testing.assert_close(found, expected, **TOLERANCE, msg=lambda text: f"padding: {text}")
+
+
+def check_remote_copy(model, tokens, expected, folder):
+    """Saved, and loaded by the code in the folder, it is the same model to the last bit."""
+    model.save_pretrained(folder)
+    remote = get_class_from_dynamic_module("modeling_zoo.ZooForCausalLM", str(folder))
+    config = get_class_from_dynamic_module("configuration_zoo.ZooConfig", str(folder)).from_pretrained(folder)
+    assert remote is not ZooForCausalLM
+    again = remote.from_pretrained(folder, config=config).eval()
+    assert torch.equal(again(tokens).logits, expected)
+
+
+def check_all(chosen, folder):
+    try:
+        config = ZooConfig(**chosen)
+    except (StrictDataclassError, ValueError) as error:
+        assert_names_a_field(error, chosen)
+        return "refused"
+    torch.manual_seed(0)
+    model = ZooForCausalLM(config).eval()
+    randomize(model)
+    tokens = torch.randint(1, 101, (2, 11))
+    check_backward(model, tokens)
+    with torch.no_grad():
+        expected = model(tokens).logits
+        assert torch.isfinite(expected).all()
+        if not config.use_bidirectional_attention:
+            check_steps(model, tokens, expected)
+            check_chunks(model, tokens, expected)
+        # Patterns of 2019 and chunks count slots: padding takes part in them, as in transformers' chunked masks.
+        if config.sparse_attention_pattern is None:
+            check_padding(model, tokens, expected)
+        check_remote_copy(model, tokens, expected, folder)
+    return "works"
+
+
+@pytest.mark.parametrize("mixer", range(len(ROWS["mixer"])))
+def test_works_or_is_refused(mixer, tmp_path_factory):
+    outcomes = []
+
+    @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
+    @given(flags(mixer))
+    def run(chosen):
+        outcomes.append(check_all(chosen, tmp_path_factory.mktemp("model")))
+
+    run()
+    assert "works" in outcomes, "all of these were refused: the row tests nothing"

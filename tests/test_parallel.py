@@ -1,0 +1,65 @@
+"""Two processes give one process's logits and tokens, and save the whole model; every plan names what is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from combinations import EXPERTS, ROWS, SIZES
+from random_models import randomize
+
+from modeling_zoo import ZooConfig, ZooForCausalLM
+
+EVEN = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 101}
+EXPERTS = {**EXPERTS, "num_experts": 4}
+MODELS = {
+    "plain": ("tensor", {"attention_bias": True, "mlp_bias": True}),
+    "normed": ("tensor", {"qk_norm": "rms_norm", "attn_output_gate": "elementwise", "block_type": "sandwich_norm"}),
+    "full norm": ("tensor", {"qk_norm": "rms_norm", "qk_norm_scope": "full", "tie_word_embeddings": True}),
+    "gates": ("tensor", {"attn_output_gate": "headwise", "gated_mlp": False, "hidden_act": "relu2"}),
+    "sinks": ("tensor", {"attention_sinks": "all", "layer_types": ["sliding_attention"] * 3, "sliding_window": 4}),
+    "biases": ("tensor", {"position_embedding_type": "alibi"}),
+    "experts": ("tensor", {**EXPERTS, "n_shared_experts": 1}),
+    "experts apart": ("expert", {**EXPERTS, "n_shared_experts": 1}),
+}
+
+
+@pytest.mark.parametrize("mixer", range(len(ROWS["mixer"])))
+def test_every_rule_names_a_parameter_or_module(mixer):
+    config = ZooConfig(**{**SIZES, **ROWS["mixer"][mixer]})
+    with torch.device("meta"):
+        model = ZooForCausalLM(config)
+    names = {name for name, _ in [*model.model.named_modules(), *model.model.named_parameters()]}
+    for plan in (config.base_model_tp_plan, config.base_model_ep_plan or {}):
+        for rule in plan:
+            pattern = re.escape(rule).replace(r"\*", r"\d+")
+            assert any(re.fullmatch(pattern, name) for name in names), rule
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MODELS)
+def test_two_ranks_compute_what_one_does(name, tmp_path):
+    plan, flags = MODELS[name]
+    model = ZooForCausalLM(ZooConfig(**{**EVEN, **flags}))
+    randomize(model)
+    model.generation_config.eos_token_id = None
+    model.eval().save_pretrained(tmp_path)
+    tokens = torch.randint(1, 101, (2, 9))
+    torch.save(tokens, tmp_path / "tokens.pt")
+    worker = Path(__file__).with_name("parallel_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(worker), str(tmp_path), plan]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt")
+    with torch.no_grad():
+        expected = model(tokens).logits
+    torch.testing.assert_close(found["logits"], expected, rtol=2e-5, atol=2e-5)
+    greedy = model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(found["sequence"], greedy)
+    assert found["held"] < 0.9 * found["whole"]
+    again = ZooForCausalLM.from_pretrained(tmp_path / "saved")
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
