@@ -151,7 +151,7 @@ FOREIGN = set(
 FOREIGN |= {re.match("[a-z]*", path.stem)[0] for path in FAMILIES}
 # Names of mechanisms, not of the model that brought them, and words with another meaning in code.
 MECHANISMS = {"kimi_delta_attention", "KimiDeltaAttention", "llama3"}
-FOREIGN -= {"phi", "opt", "seed"}
+FOREIGN -= {"phi", "opt", "seed", "flex"}
 
 
 def parts(word):
@@ -249,7 +249,7 @@ FIELDS_OF = {
 }
 # Keyed by transformers' words or classes, by a boolean, or holding a part of what another registry lists.
 KEYED_OTHERWISE = {
-    "ATTENTIONS_BESIDE", "DECAYS", "DENSE_MLPS", "EXPERTS", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS", "PATTERNS",
+    "ACTIVATIONS", "ATTENTIONS_BESIDE", "DECAYS", "DENSE_MLPS", "EXPERTS", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS", "PATTERNS",
     "POSITION_BIASES", "ROTATIONS", "SCORING_FUNCTIONS", "SHARED_EXPERTS",
 }  # fmt: skip
 
