@@ -8,7 +8,9 @@ from .fields_checks import check_choice, check_per_layer, check_positive, for_ea
 INDEXER_TYPES = ("full", "shared", "none")
 WIDTH_FIELDS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_FIELDS = (
-    *WIDTH_FIELDS,
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
     "q_lora_rank",
     "mla_norm_eps",
     "mla_scale_q_lora",
@@ -38,12 +40,11 @@ class LatentFields:
     # projection). kv_lora_rank: 4 · head_dim when left out (DeepSeek-V2, §2.1.4).
     kv_lora_rank: int | None = None
     q_lora_rank: int | None = None
-    # Channels of a head: its own part of the key, the part that rotates and that all heads share, the value. Left out:
-    # head_dim, head_dim / 2 (0 without rope), head_dim, which is hidden_size / num_attention_heads if left out as well
-    # (ibid. §2.1.4).
+    # Channels of a head: its own part of the key, the part that rotates and that all heads share; the value's are
+    # v_head_dim. Left out: head_dim, head_dim / 2 (0 without rope), head_dim, which is hidden_size /
+    # num_attention_heads if left out as well (ibid. §2.1.4).
     qk_nope_head_dim: int | None = None
     qk_rope_head_dim: int | None = None
-    v_head_dim: int | None = None
     # Epsilon of the two latents' RMS norms, apart from norm_eps.
     mla_norm_eps: float | int | None = None
     # Queries · sqrt(hidden_size / q_lora_rank), latents · sqrt(hidden_size / kv_lora_rank) (LongCat-Flash,

@@ -103,23 +103,27 @@ class GroupedQueryAttention(SoftmaxAttention):
     """softmax(q kᵀ · scale) v over `num_attention_heads` query and `num_key_value_heads` key-value heads of `head_dim`.
 
     q, k, v = W x → clamp → norm and rotation (in the order `qk_norm_position` says) → temperature → cache → attention →
-    gate → o_proj. (Vaswani et al. 2017; Shazeer 2019; Ainslie et al. 2023; Llama, Qwen3.)
+    gate → o_proj. Values have `value_width` channels and a scale of their own; the clamp of queries and keys may stand
+    after their norm. (Vaswani et al. 2017; Shazeer 2019; Ainslie et al. 2023; Llama, Qwen3.)
     """
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        self.head_dim = config.head_dim
+        self.head_dim, self.value_width = config.head_dim, config.value_width
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.num_key_value_groups = heads // kv_heads
-        self.query_width = self.output_gate.query_width
+        self.query_parts = (self.head_dim, config.value_width * (self.output_gate.query_width - 1))
+        self.value_scale = config.attention_value_scale
         hidden, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(hidden, heads * self.head_dim * self.query_width, bias=bias)
+        self.q_proj = nn.Linear(hidden, heads * sum(self.query_parts), bias=bias)
         self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(heads * self.head_dim, hidden, bias=config.attention_out_bias)
+        self.v_proj = nn.Linear(hidden, kv_heads * config.value_width, bias=bias)
+        self.o_proj = nn.Linear(heads * config.value_width, hidden, bias=config.attention_out_bias)
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else nn.Identity()
-        self.q_norm = make_qk_norm(config, heads)
-        self.k_norm = make_qk_norm(config, kv_heads)
+        self.clip_first = config.clip_qkv_position != "after_norm"
+        normed = config.has_qk_norm(layer_idx)
+        self.q_norm = make_qk_norm(config, heads) if normed else nn.Identity()
+        self.k_norm = make_qk_norm(config, kv_heads) if normed else nn.Identity()
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
         steps = (self._normalise, self._rotate)
@@ -128,7 +132,8 @@ class GroupedQueryAttention(SoftmaxAttention):
         )
 
     def _normalise(self, query, key, position_embeddings):
-        return self.q_norm(query), self.k_norm(key)
+        query, key = self.q_norm(query), self.k_norm(key)
+        return (query, key) if self.clip_first else (self.clip(query), self.clip(key))
 
     def _rotate(self, query, key, position_embeddings):
         if position_embeddings is None:
@@ -136,12 +141,18 @@ class GroupedQueryAttention(SoftmaxAttention):
         return tuple(apply_rotary(states, position_embeddings, **self.rotation) for states in (query, key))
 
     def project(self, hidden_states):
-        """`[B, T, D]` → queries `[B, T, H, d]`, keys and values `[B, T, K, d]`, gate `[B, T, H, d]` or None."""
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.clip(self.q_proj(hidden_states)).view(*shape[:-1], self.head_dim * self.query_width)
-        query, *gate = query.split(self.head_dim, dim=-1)
-        key, value = (self.clip(proj(hidden_states)).view(shape) for proj in (self.k_proj, self.v_proj))
-        return query, key, value, gate[0] if gate else None
+        """`[B, T, D]` → queries `[B, T, H, d]`, keys `[B, T, K, d]`, values `[B, T, K, v]`, gate `[B, T, H, v]` or
+        None."""
+        query, key, value = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.clip_first:
+            query, key = self.clip(query), self.clip(key)
+        value = self.clip(value)
+        if self.value_scale is not None:
+            value = value * self.value_scale
+        heads = (*hidden_states.shape[:-1], -1)
+        query, gate = query.view(*heads, sum(self.query_parts)).split(self.query_parts, dim=-1)
+        key, value = key.view(*heads, self.head_dim), value.view(*heads, self.value_width)
+        return query, key, value, gate if gate.shape[-1] else None
 
     def forward(
         self,
