@@ -66,7 +66,8 @@ def positions_of(config, inputs_embeds, attention_mask, past_key_values):
     length, device = inputs_embeds.shape[1], inputs_embeds.device
     if config.position_ids_from_mask and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
         counted = attention_mask.long().cumsum(-1) * attention_mask.long() - 1
-        return counted[:, -length:]
+        # Padding stands before position 0 where a learned table has a row for it.
+        return counted[:, -length:].clamp(min=-1 if config.position_offset else 0)
     seen = past_key_values.get_seq_length() if past_key_values is not None else 0
     return (torch.arange(length, device=device) + seen).unsqueeze(0)
 
