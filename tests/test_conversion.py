@@ -138,6 +138,8 @@ def public_configs():
         raw = json.loads(path.read_text())
         # Some sources store constructor arguments and the class they belong to.
         class_name = raw.pop("__cls__", None)
+        # How a checkpoint stores its numbers says nothing about how many there are.
+        raw.pop("quantization_config", None)
         if "model_type" not in raw and class_name:
             raw["model_type"] = class_name.removesuffix("Config").lower()
         if file_name(raw.get("model_type") or "") in known:
@@ -155,3 +157,15 @@ def test_public_config_has_the_original_number_of_parameters(raw):
         ours = ZooForCausalLM(import_config(raw))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in original.parameters())
     assert export_config(import_config(raw), name) == raw
+
+
+def test_deepseek_v3_has_671_billion_parameters_and_37_at_work():
+    raw = json.loads((CONFIGS / "deepseek-v3.json").read_text())
+    config = import_config({key: value for key, value in raw.items() if key != "quantization_config"})
+    with torch.device("meta"):
+        model = ZooForCausalLM(config)
+    total = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    idle = experts * (config.num_experts - config.num_experts_per_tok) // config.num_experts
+    assert round(total / 1e9) == 671
+    assert int((total - idle) / 1e9) == 37
