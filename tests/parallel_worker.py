@@ -11,7 +11,7 @@ from modeling_zoo import ZooForCausalLM
 
 PLANS = {
     "tensor": lambda: {"tp_plan": "auto"},
-    "expert": lambda: {"distributed_config": DistributedConfig(enable_expert_parallel=True)},
+    "expert": lambda: {"distributed_config": DistributedConfig(tp_size=2, ep_size=2)},
 }
 
 
