@@ -320,6 +320,15 @@ def test_a_folder_without_weights_or_with_broken_ones(zoo, copy):
     assert code == 1 and err.count("\n") == 1 and "safetensors" in err
 
 
+def test_a_pickle_is_never_opened(zoo, copy, tmp_path):
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    back = ("convert", copy, tmp_path / "back", "--to", "llama")
+    for arguments in (("generate", copy, "--prompt", "x"), ("verify", STORIES, copy), back):
+        code, out, err = zoo(*arguments)
+        assert (code, out) == (1, "") and err.count("\n") == 1 and "safetensors" in err
+
+
 def test_a_folder_without_tokenizer(zoo, copy):
     for path in copy.glob("tokenizer*"):
         path.unlink()

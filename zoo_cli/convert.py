@@ -1,6 +1,7 @@
 """zoo convert SOURCE TARGET."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Without it: as stored.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, such as 500MB or 5GB.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET if it exists.")] = False,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar, where there is a terminal.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the summary.")] = False,
 ) -> None:
     """Convert a published checkpoint into a zoo folder that loads anywhere, or a zoo folder back."""
@@ -24,6 +25,7 @@ def convert(
     from .loading import quiet
 
     quiet()
+    progress = progress and sys.stderr.isatty()
     report = conversion.convert(source, target, to, dtype, max_shard_size, overwrite, progress)
     if as_json:
         typer.echo(json.dumps(asdict(report), default=str))

@@ -62,7 +62,9 @@ def load_model(folder: Path, dtype=None, device: str | None = None, trust: bool 
     own_code = "AutoModelForCausalLM" in config.get("auto_map", {})
     native = config.get("model_type") in CONFIG_MAPPING_NAMES
     if (trust and own_code) or config.get("model_type") == MODEL_TYPE or (original and native):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
+        # A pickle can run code when it is opened: never.
+        options = {"dtype": dtype, "trust_remote_code": trust, "use_safetensors": True}
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
     elif own_code and not native:
         raise UserError(f"{folder} brings its own code (auto_map in config.json): --trust-remote-code lets it run.")
     else:
