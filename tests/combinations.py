@@ -26,7 +26,9 @@ FULL, SLIDING, CHUNKED, INDEXED = ("full_attention", "sliding_attention", "chunk
 LINEAR, CONV, HYBRID = "linear_attention", "conv", "hybrid"
 ROPE = {"rope_type": "default", "rope_theta": 100.0}
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
-LONG = {"short_factor": [1.0] * 6, "long_factor": [3.0] * 6, "factor": 4.0, "original_max_position_embeddings": 8}
+# Longer than the test's sequences: beyond it all positions turn otherwise, so steps and whole differ by definition
+# (test_rotary.py has what `generate` makes of that).
+LONG = {"short_factor": [1.5] * 6, "long_factor": [3.0] * 6, "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "factor": 4.0, "original_max_position_embeddings": 16}
 LATENT = {
     "attention_type": "latent",
@@ -73,7 +75,9 @@ ROWS = {
         {"block_type": "sandwich_norm"},
         {"block_type": "pre_norm_residual"},
         {"block_type": "parallel"},
-        {"block_type": "parallel_two_norms"},
+        {"block_type": "parallel_two_norms", "parallel_sum_order": "branches_first"},
+        {"block_type": "shortcut", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+         "mlp_layer_types": ["sparse", "sparse", "dense"]},
         {"block_type": ["mixer_only", "mlp_only", "pre_norm"]},
     ],
     "position": [
