@@ -8,32 +8,62 @@ import transformers
 from random_models import randomize
 from safetensors.torch import load_file
 
-from conversion import convert, load
+from conversion import convert, import_config, load
 from conversion.ministral3 import YARN
 from conversion.rules_common import tiny
+from conversion.rules_gpt import TINY_PLAIN
 
 VISION = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 28,
     "patch_size": 14,
 }  # fmt: skip
 PIXTRAL = VISION | {"model_type": "pixtral"}
-GEMMA = {"mm_tokens_per_image": 4, "image_token_index": 99, "boi_token_index": 97, "eoi_token_index": 98}
+CODEBOOK = {
+    "codebook_size": 16, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "hidden_size": 32,
+    "attn_resolutions": [],
+}  # fmt: skip
+PERSIMMON = TINY_PLAIN | {"model_type": "persimmon", "intermediate_size": 80, "max_position_embeddings": 64}
+CONDITIONAL, CAUSAL = "ForConditionalGeneration", "ForCausalLM"
+# Case, beginning with the family -> transformers' classes, arguments of the config.
 WRAPPED = {
-    "gemma3": ("Gemma3", tiny(num_hidden_layers=6, sliding_window=5, query_pre_attn_scalar=7), VISION, GEMMA),
-    "mistral3": ("Mistral3", tiny(model_type="mistral", sliding_window=5), PIXTRAL, {"tie_word_embeddings": False}),
-    "mistral3-ministral3": (
-        "Mistral3", tiny(model_type="ministral3", rope_parameters=YARN, tie_word_embeddings=True), PIXTRAL, {},
+    "emu3": (
+        "Emu3", CONDITIONAL,
+        {
+            "text_config": tiny(head_dim=..., pad_token_id=0), "vq_config": CODEBOOK,
+            "vocabulary_map": {"<image>": 99, "<|visual token 000001|>": 98},
+        },
+    ),
+    "fuyu": ("Fuyu", CAUSAL, {"text_config": PERSIMMON | {"rope_theta": 500.0}, "patch_size": 3}),
+    "gemma3": (
+        "Gemma3", CONDITIONAL,
+        {
+            "text_config": tiny(num_hidden_layers=6, sliding_window=5, query_pre_attn_scalar=7),
+            "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 99, "boi_token_index": 97,
+            "eoi_token_index": 98,
+        },
+    ),
+    "mistral3": (
+        "Mistral3", CONDITIONAL,
+        {
+            "text_config": tiny(model_type="mistral", sliding_window=5), "vision_config": PIXTRAL,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "mistral3, Ministral's text model": (
+        "Mistral3", CONDITIONAL,
+        {
+            "text_config": tiny(model_type="ministral3", rope_parameters=YARN, tie_word_embeddings=True),
+            "vision_config": PIXTRAL,
+        },
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRAPPED)
-def test_text_of_a_wrapped_model(name, tmp_path):
-    prefix, text, vision, more = WRAPPED[name]
-    config = getattr(transformers, prefix + "Config")(
-        text_config=text, vision_config=vision, attn_implementation="eager", **more
-    )
-    theirs = getattr(transformers, prefix + "ForConditionalGeneration")._from_config(config).eval()
+@pytest.mark.parametrize("case", WRAPPED)
+def test_text_of_a_wrapped_model(case, tmp_path):
+    prefix, suffix, arguments = WRAPPED[case]
+    config = getattr(transformers, prefix + "Config")(**arguments, attn_implementation="eager")
+    theirs = getattr(transformers, prefix + suffix)._from_config(config).eval()
     randomize(theirs)
     source, zoo, back = (tmp_path / folder for folder in ("source", "zoo", "back"))
     theirs.save_pretrained(source)
@@ -45,8 +75,16 @@ def test_text_of_a_wrapped_model(name, tmp_path):
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
 
     convert(source, zoo, progress=False)
-    convert(zoo, back, to=name.split("-")[0], progress=False)
+    convert(zoo, back, to=case.split(",")[0], progress=False)
     before, after = (load_file(folder / "model.safetensors") for folder in (source, back))
     assert sorted(after) == sorted(before)
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert json.loads((back / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+
+
+def test_an_old_fuyu_config_has_its_text_model_at_the_top():
+    flat = {key: value for key, value in PERSIMMON.items() if key != "model_type"}
+    theirs = transformers.FuyuConfig(**flat, rope_theta=25000.0).text_config
+    ours = import_config(flat | {"model_type": "fuyu", "rope_theta": 25000.0})
+    assert ours.rope_parameters == theirs.rope_parameters
+    assert ours.hidden_size == theirs.hidden_size == 48
