@@ -24,7 +24,7 @@ def write_card(folder: Path, config: ZooConfig, manifest: Manifest, parameters: 
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- zoo\n---\n",
         f"# A {manifest.model_type} checkpoint as a zoo model\n",
         f"{parameters:,} parameters, dtype {str(config.dtype).removeprefix('torch.')}. {_fidelity(manifest)}\n",
-        _table("Size", {name: getattr(config, name, None) for name in _FRONT}),
+        _table("Size", {name: _size(config, name) for name in _FRONT}),
         "## Flags\n\nWhat this model sets differently from `ZooConfig()`:\n",
         _table("Flag", _differing_flags(config)),
         f"## Loading\n\n```python\n{_LOAD}\n```\n",
@@ -38,6 +38,12 @@ def _fidelity(manifest: Manifest) -> str:
     if manifest.cast:
         return f"The tensors are those of the source, cast to {manifest.cast} and rearranged; {back} goes back."
     return f"The tensors are those of the source, rearranged without loss; {back} restores them bit for bit."
+
+
+def _size(config: ZooConfig, name: str) -> Any:
+    """A size of the model, or the list over its layers where they differ in it."""
+    values = [getattr(layer, name, None) for layer in config.per_layer_config]
+    return values if any(value != values[0] for value in values) else values[0]
 
 
 def _differing_flags(config: ZooConfig) -> dict[str, Any]:

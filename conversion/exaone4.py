@@ -18,12 +18,16 @@ def derive(theirs):
     return {"rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates} | reach(theirs)
 
 
+def restore(ours):
+    return {"rope_parameters": restore_rope(ours)} | restore_reach(ours)
+
+
 FAMILY = Family(
     fields=LLAMA_FIELDS,
     fixed={"block_type": "output_norm", "qk_norm": "rms_norm"},
     prepare=prepare,
     derive=derive,
-    restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_reach(ours),
+    restore=restore,
     rules=RULES,
     tiny=[
         tiny(head_dim=..., num_hidden_layers=4, sliding_window=5),

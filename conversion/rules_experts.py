@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from .rules import Rule, renames
-from .rules_common import LLAMA_FIELDS, LLAMA_RULES, expert_rules, tiny
+from .rules import Keep, Rule, renames
+from .rules_common import LLAMA_FIELDS, LLAMA_RULES, expert_rules, restore_reach, tiny
 
 MOE_FIELDS = LLAMA_FIELDS | {
     "num_experts_per_tok": "num_experts_per_tok", "output_router_logits": "output_router_logits",
@@ -34,6 +34,9 @@ MIXTRAL_RULES = [
          "model.layers.{i}.mlp.experts.{gate_up_proj|down_proj}"),
 ]  # fmt: skip
 
+# Heads that predict further tokens, outside the layers (ERNIE, EXAONE, MiMo). Zoo has no use for them yet.
+MTP_HEADS = [Keep("mtp{*}"), Keep("model.mtp{*}")]
+
 QWEN_MOE_RULES = [*expert_rules(), *LLAMA_RULES]
 
 
@@ -47,6 +50,11 @@ def normed(theirs: Any) -> dict[str, Any]:
     """Weights that sum to one without an epsilon, where `norm_topk_prob` asks for it."""
     on = bool(theirs.norm_topk_prob)
     return {"norm_topk_prob": on, "norm_topk_eps": 0.0 if on else None}
+
+
+def restore_set_reach(ours: Any) -> dict[str, Any]:
+    """`restore_reach` for classes that want a window even where nothing slides."""
+    return {name: value for name, value in restore_reach(ours).items() if value is not None}
 
 
 def dense_first(count: int | None, layers: int) -> list[str]:
