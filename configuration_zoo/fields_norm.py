@@ -20,6 +20,7 @@ BLOCK_TYPES = (
     "parallel_two_norms",
     "mixer_only",
     "mlp_only",
+    "shortcut",
 )
 PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
 PARALLEL_SUM_ORDERS = ("residual_first", "branches_first")
@@ -72,6 +73,7 @@ class NormFields:
         check_choice(self, "parallel_sum_order", PARALLEL_SUM_ORDERS)
         parallel = any(block in PARALLEL_BLOCKS for block in self.block_types)
         refuse_unless(self, parallel, "a parallel block_type", ("parallel_sum_order",))
+        self._validate_shortcut()
         if self.norm_bias and not (self.norm_type == "layer_norm" and self.norm_elementwise_affine):
             raise ValueError(
                 "norm_bias=True needs norm_type='layer_norm' and norm_elementwise_affine=True, "
@@ -79,6 +81,17 @@ class NormFields:
             )
         if self.norm_unit_offset and not self.norm_elementwise_affine:
             raise ValueError("norm_unit_offset=True needs norm_elementwise_affine=True: there is no weight to offset.")
+
+    def _validate_shortcut(self):
+        if "shortcut" not in self.block_types:
+            return
+        if set(self.block_types) != {"shortcut"}:
+            raise ValueError("block_type: 'shortcut' reaches into the next layer, so every layer must have it.")
+        if self.mlp_layer_types[-1] == "sparse":
+            raise ValueError(
+                "block_type='shortcut' needs mlp_layer_types to end with 'dense': the experts of a 'sparse' layer join "
+                "the stream after the next one."
+            )
 
     @property
     def block_types(self) -> list[str]:

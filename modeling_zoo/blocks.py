@@ -9,11 +9,12 @@ pre_norm_residual  x ── norm ─┬─ f ── + ─           parallel    
                                                                      └─────────────────── ┘
 """
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .mixers import make_mixer
-from .mlp_registry import make_mlp
+from .mlp_registry import MLPS, make_mlp
 from .norms import make_norm
 
 SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
@@ -146,6 +147,51 @@ class MlpOnlyLayer(ZooDecoderLayer):
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
 
 
+class Shortcuts:
+    """What the experts of a layer give to the next one, by layer.
+
+    Made anew for each forward and handed to every layer, so that a layer recomputed for its gradient finds it again.
+    """
+
+    def __init__(self):
+        self.outputs = {}
+
+    def put(self, layer_idx, output):
+        self.outputs[layer_idx] = output
+
+    def take(self, layer_idx):
+        """What layer `layer_idx` left `[B, T, D]`, None if nothing."""
+        keep = torch.is_grad_enabled()
+        return self.outputs.get(layer_idx) if keep else self.outputs.pop(layer_idx, None)
+
+
+class ShortcutLayer(ZooDecoderLayer):
+    """Pre-norm with a dense MLP in every layer; the experts of a sparse layer read what its MLP reads, and join the
+    stream at the end of the next layer, x + mixer + mlp + experts of the layer before.
+
+    (Shortcut-connected experts, Cai et al. 2024, arXiv 2404.05019; LongCat-Flash, arXiv 2509.01322, §2.2.) Raises
+    ValueError for a sparse layer called without `shortcuts`.
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.layer_idx = layer_idx
+        self.moe = None
+        if config.mlp_layer_types[layer_idx] == "sparse":
+            self.moe, self.mlp = self.mlp, MLPS["dense"](config, layer_idx)
+
+    def forward(self, hidden_states, shortcuts=None, **context):
+        hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
+        normed = self.mlp_norm(hidden_states)
+        late = shortcuts.take(self.layer_idx - 1) if shortcuts is not None else None
+        if self.moe is not None:
+            if shortcuts is None:
+                raise ValueError(f"Layer {self.layer_idx} of block_type 'shortcut' needs the model's shortcuts.")
+            shortcuts.put(self.layer_idx, self.scaled(self.moe(normed)))
+        hidden_states = hidden_states + self.feed(normed)
+        return hidden_states if late is None else hidden_states + late.to(hidden_states.device)
+
+
 BLOCKS = {
     "pre_norm": ZooDecoderLayer,
     "output_norm": OutputNormLayer,
@@ -156,6 +202,7 @@ BLOCKS = {
     "parallel_two_norms": ParallelTwoNormsLayer,
     "mixer_only": MixerOnlyLayer,
     "mlp_only": MlpOnlyLayer,
+    "shortcut": ShortcutLayer,
 }
 
 

@@ -16,7 +16,7 @@ from configuration_zoo import ZooConfig
 
 from .attention import TokenMixer
 from .attention_interface import attention_backends
-from .blocks import BLOCKS, ZooDecoderLayer, make_block
+from .blocks import BLOCKS, Shortcuts, ZooDecoderLayer, make_block
 from .caches import advance_cache, upgrade_cache
 from .embeddings import Backbone, key_positions, positions_of
 from .indexer import SharedIndices
@@ -131,6 +131,8 @@ class ZooModel(ZooPreTrainedModel):
 
         if self.config.indexer_types is not None:
             kwargs.setdefault("shared_indices", SharedIndices())
+        if "shortcut" in self.config.block_types:
+            kwargs["shortcuts"] = Shortcuts()
         hidden_states = Backbone.embed(self, inputs_embeds, position_ids)
         rotations = self.rotary_emb.tables_at(hidden_states, position_ids)
         biases = self.position_biases(hidden_states, masks, past_key_values)

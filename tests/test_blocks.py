@@ -51,7 +51,8 @@ def norm(layer, name, config):
 def slow_block(name, x, f, g, norms, m):
     """The stream after a layer of mixer f and MLP g; norms by slot, m on every branch."""
     a, ao, b, bo = (norms[slot] for slot in ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm"))
-    if name == "pre_norm":
+    # Without experts in it, what a shortcut leads around is a plain layer.
+    if name in ("pre_norm", "shortcut"):
         y = x + m * f(a(x))
         return y + m * g(b(y))
     if name == "output_norm":
@@ -106,6 +107,29 @@ def test_equals_its_formula(block, norms, multiplier):
         mixer, mlp = halves(layer)
         expected = slow_block(block, x.double(), mixer, mlp, slots, multiplier)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.3])
+def test_experts_of_a_shortcut_join_after_the_next_layer(multiplier):
+    experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    words = ["sparse", "sparse", "dense"]
+    model = make(
+        block_type="shortcut", num_hidden_layers=3, mlp_layer_types=words, residual_multiplier=multiplier, **experts
+    )
+    model.norm = torch.nn.Identity()
+    tokens = torch.randint(0, 17, (2, 7))
+    with torch.no_grad():
+        found = model(tokens).last_hidden_state
+        rotation = model.rotary_emb(found, torch.arange(7)[None])
+        x, late = model.embed_tokens(tokens).double(), 0.0
+        for layer in model.layers:
+            normed = norm(layer, "attn_norm", model.config)(x).float()
+            mask = torch.full((7, 7), float("-inf")).triu(1)[None, None]
+            y = x + multiplier * layer.self_attn(normed, position_embeddings=rotation, attention_mask=mask)[0]
+            normed = norm(layer, "mlp_norm", model.config)(y).float()
+            x = y + multiplier * layer.mlp(normed) + late
+            late = multiplier * layer.moe(normed) if layer.moe is not None else 0.0
+    assert (found - x).abs().max() <= 1e-5 * x.abs().max()
 
 
 def test_every_name_of_the_config_has_a_class_and_the_other_way_round():

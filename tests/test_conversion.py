@@ -114,6 +114,8 @@ def test_a_model_that_came_from_nowhere_goes_out_to_the_family(variant, tmp_path
     name, family, config, _ = variant
     if family.section or family.reads:
         pytest.skip("its checkpoints hold more than transformers' text model of this type")
+    if getattr(config, "zero_expert_num", 0):
+        pytest.skip("transformers refuses a checkpoint without weights for the experts that have none")
     source, zoo, out = tmp_path / "source", tmp_path / "zoo", tmp_path / "out"
     theirs = build(config, family)
     theirs.save_pretrained(source)
