@@ -50,8 +50,6 @@ class Memory:
             inputs = inputs if rows.keep is None else inputs[rows.keep]
         elif not self.recording:
             inputs = inputs[..., -taps:]
-        if not self.has_history and not self.recording:
-            inputs = F.pad(inputs, (taps - inputs.shape[-1], 0))
         self.cache.update_conv_state(inputs, self.layer_idx, state_idx=self.state_idx, conv_kernel_size=taps)
 
     def store_state(self, state, replay, tokens, rows):
