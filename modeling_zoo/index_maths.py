@@ -55,12 +55,12 @@ def chosen_keys(positions, keys):
 
 def take_rows(states, positions):
     """`[B, S, d]` at `[B, T, k]` → `[B, T, k, d]`."""
-    batch, keys, width = states.shape
-    offsets = torch.arange(batch, device=positions.device).view(-1, 1, 1)
-    if states.is_contiguous():
-        rows = (positions + offsets * keys).flatten()
-        return states.view(-1, width).index_select(0, rows).view(*positions.shape, width)
-    return states[offsets, positions.long()]
+    if states.device.type == "cpu":
+        # Indexing by two tensors goes element by element there.
+        rows = [entry.index_select(0, at.flatten()) for entry, at in zip(states, positions, strict=True)]
+        return torch.stack(rows).unflatten(1, positions.shape[1:])
+    entries = torch.arange(states.shape[0], device=states.device).view(-1, 1, 1)
+    return states[entries, positions.long()]
 
 
 def divergence(target, scores):

@@ -6,7 +6,7 @@ from torch import nn
 
 from .attention import QueryTemperature, SoftmaxAttention
 from .effective_weight import basis_weight, direct_weight, is_linear_map
-from .latent_maths import absorption_pays, per_head, read_shared_keys
+from .latent_maths import absorption_pays, into_latent, out_of_latent, read_shared_keys
 from .norms import RMSNorm
 from .rotary import apply_rotary
 
@@ -181,15 +181,13 @@ class LatentAttention(SoftmaxAttention):
         return basis_weight(self.kv_b_proj, self.rank, latent) if weight is None else weight
 
     def maps(self, weight):
-        """U `[K, n, c]` and V `[K, c, v]` of all key-value heads."""
-        per_head_maps = weight.unflatten(0, (-1, self.nope + self.value_width))
-        up_key, up_value = per_head_maps.split((self.nope, self.value_width), dim=1)
-        return up_key, up_value.transpose(1, 2)
+        """U and V of all key-value heads one above the other, `[K, n + v, c]`."""
+        return weight.unflatten(0, (-1, self.nope + self.value_width))
 
     def absorbed(self, query, latent, rope_key, attention_mask, past_key_values, weight, position_bias=None, **kwargs):
         """Attention over the latents themselves; U goes into the query, V onto the output."""
-        up_key, up_value = self.maps(weight)
-        query = per_head(query[0], up_key), query[1]
+        maps = self.maps(weight)
+        query = into_latent(query[0], maps, self.nope), query[1]
         backend = self.config._attn_implementation
         if backend in ("eager", "sdpa") or "flash" in backend:
             latent, rope_key, mask = self.seen(latent, rope_key, attention_mask)
@@ -197,7 +195,7 @@ class LatentAttention(SoftmaxAttention):
             context, weights = self.read(query, parts, mask=mask, position_bias=position_bias)
         else:
             context, weights = self.offer(query, latent, rope_key, attention_mask, position_bias, **kwargs)
-        return per_head(context, up_value).transpose(1, 2), weights
+        return out_of_latent(context, maps, self.nope).transpose(1, 2), weights
 
     def read(self, query, parts, **shape):
         """Latent queries over the shared keys by the maths of this package → (`[B, H, T, c]`, weights or None).

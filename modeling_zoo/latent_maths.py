@@ -6,6 +6,7 @@ value l. Expanded or absorbed, the result is the same (DeepSeek-V2, arXiv 2405.0
 """
 
 import torch
+import torch.nn.functional as F
 
 # Keys per pass of the streamed form, so that its float32 copy of them stays in a core's cache; scores held at once by
 # the plain form.
@@ -33,6 +34,26 @@ def per_head(states, weight):
     rows = states.reshape(*groups, width).transpose(0, 1).reshape(weight.shape[0], -1, width)
     mapped = torch.bmm(rows, weight).view(weight.shape[0], batch, -1, length, weight.shape[-1])
     return mapped.transpose(0, 1).reshape(batch, heads, length, -1)
+
+
+def copies_slices(maps):
+    """Whether a batched product with a slice of `maps` would copy it first: low precision on a CPU."""
+    return maps.device.type == "cpu" and maps.dtype in (torch.bfloat16, torch.float16) and maps.is_contiguous()
+
+
+def into_latent(query, maps, nope):
+    """U_hᵀ q_h, `[B, H, T, n]` and maps [U; V] `[K, n + v, c]` → `[B, H, T, c]`."""
+    if copies_slices(maps) and query.shape[0] * query.shape[2] == 1:
+        # Twice the products, half the bytes.
+        return per_head(F.pad(query, (0, maps.shape[1] - nope)), maps)
+    return per_head(query, maps[:, :nope])
+
+
+def out_of_latent(context, maps, nope):
+    """V_h c_h, `[B, H, T, c]` and maps [U; V] `[K, n + v, c]` → `[B, H, T, v]`."""
+    if copies_slices(maps) and context.shape[0] * context.shape[2] <= 4:
+        return per_head(context, maps.transpose(1, 2))[..., nope:]
+    return per_head(context, maps[:, nope:].transpose(1, 2))
 
 
 def shaped_scores(scores, mask=None, position_bias=None, softcap=None):

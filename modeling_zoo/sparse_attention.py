@@ -6,7 +6,7 @@ from .index_maths import causal_keys, chosen_keys, take_rows, visible_keys
 from .indexer import LightningIndexer
 from .indexer_training import indexer_loss
 from .latent_attention import LatentAttention, shared_parts
-from .latent_maths import per_head
+from .latent_maths import into_latent, out_of_latent
 
 # Queries that are masked and read together; elements of gathered latents held at once.
 READING_BLOCK = 512
@@ -74,8 +74,8 @@ class IndexedAttention(LatentAttention):
 
     def gathered(self, query, latent, rope_key, attention_mask, past_key_values, positions, weight):
         """Attention over the chosen latents alone, `[B, T, H, v]`: each query has keys of its own."""
-        up_key, up_value = self.maps(weight)
-        query = per_head(query[0], up_key), query[1]
+        maps = self.maps(weight)
+        query = into_latent(query[0], maps, self.nope), query[1]
         parts = shared_parts(latent, rope_key, past_key_values, self.layer_idx)
         batch, heads, length, _ = query[0].shape
         per_query = batch * positions.shape[-1] * (self.rank + self.rope)
@@ -89,7 +89,7 @@ class IndexedAttention(LatentAttention):
             context, _ = self.read(rows, keys, mask=self.chosen_visible(attention_mask, here, block, length))
             contexts.append(context.view(batch, -1, heads, self.rank))
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=1)
-        return per_head(context.transpose(1, 2), up_value).transpose(1, 2)
+        return out_of_latent(context.transpose(1, 2), maps, self.nope).transpose(1, 2)
 
     def chosen_visible(self, attention_mask, positions, block, length):
         """Whether a chosen key may be seen, `[B · t, 1, 1, k]`: where few are visible, others fill up the choice."""

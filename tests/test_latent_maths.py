@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from modeling_zoo.latent_maths import absorption_pays, read_shared_keys, shared_key_attention, streamed_attention
+from modeling_zoo.latent_maths import (
+    absorption_pays,
+    into_latent,
+    out_of_latent,
+    read_shared_keys,
+    shared_key_attention,
+    streamed_attention,
+)
 
 
 def relative_error(found, expected):
@@ -83,3 +90,23 @@ def test_reading_in_blocks_of_queries_changes_nothing(monkeypatch):
     found, weights = read_shared_keys(queries, keys, 12, 0.2, **shape)
     assert weights is None
     assert relative_error(found, expected) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 1), (1, 5), (3, 2)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_maps_of_each_head_go_to_its_own_rows(dtype, batch, length, transposed):
+    """Six heads in three groups, widths 4 and 7, rank 5; also for maps that lie the other way round in memory."""
+    generator = torch.Generator().manual_seed(5)
+    maps = torch.randn(3, 11, 5, generator=generator).to(dtype)
+    if transposed:
+        maps = maps.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    query = torch.randn(batch, 6, length, 4, generator=generator).to(dtype)
+    context = torch.randn(batch, 6, length, 5, generator=generator).to(dtype)
+    up_key, up_value = (part.double().repeat_interleave(2, dim=0) for part in (maps[:, :4], maps[:, 4:]))
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    with torch.no_grad():
+        expected = torch.einsum("bhtn,hnc->bhtc", query.double(), up_key)
+        assert relative_error(into_latent(query, maps, 4), expected) < tolerance
+        expected = torch.einsum("bhtc,hvc->bhtv", context.double(), up_value)
+        assert relative_error(out_of_latent(context, maps, 4), expected) < tolerance

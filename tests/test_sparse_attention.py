@@ -150,6 +150,8 @@ INDEXED = {
     **MODEL, **WIDTHS, "hidden_size": 20, "num_hidden_layers": 2, "attention_type": "latent", "index_topk": 5,
     "index_n_heads": 7, "layer_types": ["indexed_attention"] * 2, "rope_parameters": DEFAULT,
 }  # fmt: skip
+# The same model with plain latent attention.
+DENSE = {"layer_types": ["full_attention"] * 2, **dict.fromkeys(("index_topk", "index_n_heads", "index_head_dim"))}
 NO_ROPE = {"rope_parameters": None}
 CASES = {
     "plain": {},
@@ -295,11 +297,16 @@ def test_attention_weights_are_those_of_all_keys():
     assert ((weights[0][1] > 0).sum(dim=-1) == torch.arange(1, TOKENS + 1).clamp(max=5)).all()
 
 
-def test_equal_scores_are_chosen_alike_in_one_pass_and_in_steps():
-    """With one head of weight zero all scores are equal: both ways have to take the same keys, the earliest."""
-    model = make({"index_n_heads": 1}, "sdpa")
+def without_preference(model):
+    """The model with every index score zero, so that the earliest keys are chosen."""
     for layer in model.layers:
         torch.nn.init.zeros_(layer.self_attn.indexer.weights_proj.weight)
+    return model
+
+
+def test_equal_scores_are_chosen_alike_in_one_pass_and_in_steps():
+    """Both ways have to take the same keys."""
+    model = without_preference(make({}, "sdpa"))
     with torch.no_grad():
         expected = real(model(tokens_and_mask(TOKENS, 0)[0], use_cache=False).last_hidden_state, 0)
     assert relative_error(in_steps(model, (1,) * TOKENS, 0), expected) < 4e-6
@@ -339,11 +346,7 @@ def decoded(model, length, mode):
 
 @pytest.mark.parametrize("indexed", [True, False])
 def test_no_token_makes_the_host_wait(indexed):
-    kind = "indexed_attention" if indexed else "full_attention"
-    changes = {"layer_types": [kind] * 2}
-    if not indexed:
-        changes |= {"index_topk": None, "index_n_heads": None, "index_head_dim": None}
-    assert decoded(make(changes, "sdpa"), 20, Watcher()).waits == []
+    assert decoded(make({} if indexed else DENSE, "sdpa"), 20, Watcher()).waits == []
 
 
 def test_a_token_costs_its_index_scan_and_k_keys():
@@ -358,16 +361,58 @@ def test_a_prompt_takes_memory_in_proportion_to_its_length(indexed, monkeypatch)
     monkeypatch.setattr(indexer, "QUERY_BLOCK", 16)
     monkeypatch.setattr(sparse_attention, "READING_BLOCK", 16)
     changes = {"max_position_embeddings": 1024, "vocab_size": 300}
-    if not indexed:
-        changes |= {"layer_types": ["full_attention"] * 2}
-        changes |= {"index_topk": None, "index_n_heads": None, "index_head_dim": None}
-    model = make(changes, "sdpa")
+    model = make(changes | ({} if indexed else DENSE), "sdpa")
     largest = []
     for length in (400, 800):
         with torch.no_grad(), Watcher() as watcher:
             model(torch.arange(length)[None] % 300, use_cache=False)
         largest.append(watcher.largest)
     assert largest[1] <= 2.01 * largest[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("better", [False, True])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_compiled_token_is_one_graph(indexed, better):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    changes = {"indexer_types": ["full", "shared"]} if indexed else DENSE
+    model = make(changes, "sdpa", ZooForCausalLM)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model.forward, fullgraph=True, backend=counter, dynamic=False)
+    tokens, _ = tokens_and_mask(TOKENS, 0)
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    if better:
+        upgrade_cache(cache, model.config)
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits
+        model(tokens[:, :6], past_key_values=cache)
+        for at in range(6, TOKENS):
+            one, position = tokens[:, at : at + 1], torch.full((2, 1), at)
+            embedded = model.model.embed_tokens(one)
+            masks = model.create_masks_for_generate(model.config, embedded, None, cache, position)
+            found = compiled(one, attention_mask=masks, position_ids=position, past_key_values=cache).logits
+            assert relative_error(found[:, 0], expected[:, at]) < 4e-6
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_half_precision_in_steps_and_at_once(indexed):
+    """A CPU lifts chunks of keys to float32 where gradients are off. The indexer is made to prefer the earliest keys:
+    among scores that are nearly equal, rounding would choose."""
+    model = make({} if indexed else DENSE, "sdpa")
+    if indexed:
+        without_preference(model)
+    tokens, mask = tokens_and_mask(TOKENS, FIRST)
+    with torch.no_grad():
+        exact = real(model(tokens, attention_mask=mask).last_hidden_state)
+        half = model.to(torch.bfloat16)
+        found = real(half(tokens, attention_mask=mask, use_cache=False).last_hidden_state)
+    stepped = in_steps(half, (6, 1, 3, 1, 1, 1))
+    assert found.dtype == stepped.dtype == torch.bfloat16
+    assert relative_error(found.float(), exact) < 0.05
+    assert relative_error(stepped.float(), exact) < 0.05
 
 
 # -- what layers share -------------------------------------------------------------------------------------------------
