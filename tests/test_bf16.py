@@ -7,8 +7,9 @@ from random_models import build, their_class_config
 from conversion import family_of, load
 
 # Each has an order of its own: norms that round before or after their weight, rotations in the activation dtype, with
-# float32 angles or on float32 queries, embeddings whose scale is rounded first, capped scores and logits.
-FAMILIES = ("llama", "qwen3", "gemma2", "olmo2", "cohere")
+# float32 angles or on float32 queries, embeddings whose scale is rounded first, capped scores and logits, scores of
+# float32 queries, parallel branches added before the stream, norms per head that round twice.
+FAMILIES = ("llama", "qwen3", "gemma2", "olmo2", "cohere", "gpt_neo", "gptj", "nemotron", "chameleon")
 VARIANTS = [(name, index) for name in FAMILIES for index in range(len(family_of(name).tiny))]
 
 

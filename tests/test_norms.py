@@ -106,12 +106,15 @@ def test_rounds_as_the_original_does(name, dtype):
 
 
 def test_rounds_as_one_kernel_per_head():
-    """StableLM has a layer norm of its own for every head; here they are one."""
+    """StableLM has a layer norm of its own for every head; here they are one, that rounds once too."""
     theirs = randomize(StableLmLayerNormPerHead(64, 3, EPS)).to(torch.bfloat16)
-    ours = LayerNorm((3, 64), EPS, cast="native").to(torch.bfloat16)
-    ours.weight.data = torch.stack([norm.weight.data for norm in theirs.norms])
-    x = torch.randn(2, 9, 3, 64).to(torch.bfloat16)
-    assert torch.equal(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))
+    x = torch.randn(20, 90, 3, 64).to(torch.bfloat16)
+    expected, differing = theirs(x.transpose(1, 2)).transpose(1, 2), {}
+    for cast in ("native", None):
+        ours = LayerNorm((3, 64), EPS, cast=cast).to(torch.bfloat16)
+        ours.weight.data = torch.stack([norm.weight.data for norm in theirs.norms])
+        differing[cast] = (ours(x) != expected).float().mean()
+    assert differing["native"] < 1e-3 and differing[None] > 1e-1
 
 
 def test_cast_orders_differ_below_float32():
