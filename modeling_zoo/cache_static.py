@@ -36,9 +36,10 @@ class StaticLatentLayer(StaticLayer):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.batch_size, self.num_heads = key_states.shape[0], 1
         if key_states.shape[-2] or self.latent_dim is None:
+            self.num_heads = key_states.shape[1]
             self.latent_dim, self.rope_dim = key_states.shape[-1], value_states.shape[-1]
         self.k_head_dim, self.v_head_dim = self.latent_dim, self.rope_dim
-        shape = (self.batch_size, 1, self.max_cache_len, self.latent_dim + self.rope_dim)
+        shape = (self.batch_size, self.num_heads, self.max_cache_len, self.latent_dim + self.rope_dim)
         self.latent_and_rope = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.cumulative_length = self.cumulative_length.to(self.device)
         mark_static(self.latent_and_rope, self.cumulative_length)

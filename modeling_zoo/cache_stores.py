@@ -105,4 +105,4 @@ class PackedStore(PairStore):
         self.buffer.adopt(whole)
 
     def _parts(self, whole):
-        return whole[..., : self.split], whole[..., self.split :]
+        return whole.narrow(-1, 0, self.split), whole.narrow(-1, self.split, whole.shape[-1] - self.split)

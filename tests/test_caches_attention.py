@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from modeling_zoo.cache_buffer import LEAST_ROOM, MOST_ROOM
+from modeling_zoo import cache_buffer
+from modeling_zoo.cache_buffer import LEAST_ROOM, MOST_ROOM, SMALL
 from modeling_zoo.cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
 from modeling_zoo.cache_quantized import (
     QuantizedGrowingLayer,
@@ -45,6 +46,25 @@ OPERATION = st.one_of(
     st.tuples(st.just("reset")),
 )
 MODES = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "grad": torch.enable_grad}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_place():
+    """The tensors of these tests are small, and would all be concatenated: here they are written in place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_buffer, "SMALL", 0)
+        yield
+
+
+# In place from the first token on, never, and from some point of the sequence on.
+SMALLS = st.sampled_from([0, SMALL, 700])
+
+
+def drive(pair, operations, small):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_buffer, "SMALL", small)
+        for operation in operations:
+            pair.do(*operation)
 
 
 class Pair:
@@ -150,20 +170,16 @@ class Pair:
 
 @pytest.mark.parametrize("case", FULL.values(), ids=FULL)
 @settings(max_examples=40, deadline=None)
-@given(operations=st.lists(OPERATION, max_size=14))
-def test_full_layers_equal_transformers(case, operations):
-    pair = Pair(*case)
-    for operation in operations:
-        pair.do(*operation)
+@given(operations=st.lists(OPERATION, max_size=14), small=SMALLS)
+def test_full_layers_equal_transformers(case, operations, small):
+    drive(Pair(*case), operations, small)
 
 
 @pytest.mark.parametrize("case", SLIDING.values(), ids=SLIDING)
 @settings(max_examples=80, deadline=None)
-@given(operations=st.lists(OPERATION, max_size=14), window=st.sampled_from([2, 3, 4, 7, 16]))
-def test_sliding_layers_equal_transformers(case, operations, window):
-    pair = Pair(*case, sliding_window=window)
-    for operation in operations:
-        pair.do(*operation)
+@given(operations=st.lists(OPERATION, max_size=14), window=st.sampled_from([2, 3, 4, 7, 16]), small=SMALLS)
+def test_sliding_layers_equal_transformers(case, operations, window, small):
+    drive(Pair(*case, sliding_window=window), operations, small)
 
 
 @pytest.mark.parametrize("case", SLIDING.values(), ids=SLIDING)
@@ -227,6 +243,17 @@ def test_growing_storage_reserves_a_bounded_amount():
     small = GrowingLayer()
     fill(small, [1])
     assert small.store.buffers[0].storage.shape[-2] == 1 + LEAST_ROOM
+
+
+def test_small_buffers_are_concatenated_and_large_ones_are_not(monkeypatch):
+    """With 64 float32 channels and 2 x 3 rows, 128 KiB are 85 tokens."""
+    monkeypatch.setattr(cache_buffer, "SMALL", SMALL)
+    layer, pointers = GrowingLayer(), []
+    with torch.no_grad():
+        for _ in range(300):
+            layer.update(torch.randn(2, HEADS, 1, 64), torch.randn(2, HEADS, 1, 64))
+            pointers.append([buffer.storage.data_ptr() for buffer in layer.store.buffers])
+    assert moves(pointers[:85]) > 40 and moves(pointers[87:]) == 1
 
 
 def test_beam_reordering_keeps_the_spare_room():
@@ -444,8 +471,8 @@ def test_quantisation_is_off_by_half_a_level_at_most():
 
 @pytest.mark.parametrize("case", [name for name in ALL if name.startswith("quantized")])
 @settings(max_examples=25, deadline=None)
-@given(operations=st.lists(OPERATION.filter(lambda operation: operation[-1] != "grad"), max_size=10))
-def test_quantised_layers_equal_plain_ones_on_rounded_states(case, operations):
+@given(operations=st.lists(OPERATION.filter(lambda operation: operation[-1] != "grad"), max_size=10), small=SMALLS)
+def test_quantised_layers_equal_plain_ones_on_rounded_states(case, operations, small):
     """What they hold is what a plain layer holds of the states rounded one by one."""
     layer, heads, options = ALL[case]
     rounds_values = "latent" not in case
@@ -459,8 +486,7 @@ def test_quantised_layers_equal_plain_ones_on_rounded_states(case, operations):
     pair = Pair(layer, Rounding, heads, **options)
     if not hasattr(layer, "update_indexer"):
         Rounding.update_indexer = property()
-    for operation in operations:
-        pair.do(*operation)
+    drive(pair, operations, small)
 
 
 @pytest.mark.parametrize("case", [name for name in ALL if name.startswith("quantized")])
