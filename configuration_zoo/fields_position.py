@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless, require
 
 POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")
+ABSOLUTE_POSITIONS = ("learned", "sinusoidal")
+SINUSOID_LAYOUTS = ("interleaved", "halves", "closed_halves")
 ROPE_DTYPES = ("activation", "float32_trig", "float32_qk")
 # The scalings of transformers' modeling_rope_utils that a decoder can use.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
@@ -28,8 +30,11 @@ class PositionFields:
     rope_dtype: str | None = None
     # One entry per layer, 1 rotates, 0 does not (NoPE: Kazemnejad et al. 2023). None: every layer rotates.
     no_rope_layers: list[int] | None = None
-    # Rows skipped at the start of a learned table (OPT: 2).
+    # The number of the first position: rows skipped at the start of a learned table (OPT, XGLM: 2).
     position_offset: int | None = None
+    # Order of the sinusoids: sine and cosine in turn (Vaswani et al. 2017) | sines before cosines (CTRL) | so, with
+    # wave lengths from 1 to 10000 inclusive (tensor2tensor, XGLM).
+    sinusoid_layout: str | None = None
     # Positions count the attended tokens when none are given, so padding takes no position (OPT).
     position_ids_from_mask: bool = False
     # ALiBi (Press et al. 2022): bias times the attention scale; dtype in which slope · position is rounded (Falcon).
@@ -49,8 +54,10 @@ class PositionFields:
         if kind == "rope":
             self.rope_interleave = bool(self.rope_interleave)
             self.rope_dtype = self.rope_dtype or "activation"
-        if kind == "learned":
+        if kind in ABSOLUTE_POSITIONS:
             self.position_offset = self.position_offset or 0
+        if kind == "sinusoidal":
+            self.sinusoid_layout = self.sinusoid_layout or SINUSOID_LAYOUTS[0]
         if kind == "alibi":
             self.alibi_scaled = bool(self.alibi_scaled)
         if kind == "relative":
@@ -62,6 +69,7 @@ class PositionFields:
     @for_each_layer
     def validate_position(self):
         check_choice(self, "position_embedding_type", POSITION_EMBEDDINGS)
+        check_choice(self, "sinusoid_layout", SINUSOID_LAYOUTS)
         check_choice(self, "rope_dtype", ROPE_DTYPES)
         check_choice(self, "attn_temperature_layers", TEMPERATURE_LAYERS)
         check_choice(self, "alibi_dtype", ("float32", "bfloat16", "float16"))
@@ -70,12 +78,12 @@ class PositionFields:
         kind = self.position_embedding_type
         rope_fields = ("rope_parameters", "rope_interleave", "rope_dtype", "no_rope_layers")
         refuse_unless(self, kind == "rope", "position_embedding_type='rope'", rope_fields)
-        refuse_unless(self, kind == "learned", "position_embedding_type='learned'", ("position_offset",))
+        refuse_unless(self, kind == "sinusoidal", "position_embedding_type='sinusoidal'", ("sinusoid_layout",))
         refuse_unless(self, kind == "alibi", "position_embedding_type='alibi'", ("alibi_scaled", "alibi_dtype"))
         relative = ("relative_attention_num_buckets", "relative_attention_max_distance")
         refuse_unless(self, kind == "relative", "position_embedding_type='relative'", relative)
-        absolute = kind in ("learned", "sinusoidal")
-        refuse_unless(self, absolute, "learned or sinusoidal positions", ("position_ids_from_mask",))
+        absolute = ("position_offset", "position_ids_from_mask")
+        refuse_unless(self, kind in ABSOLUTE_POSITIONS, "learned or sinusoidal positions", absolute)
         temperature = ("attn_scale", "floor_scale", "attn_temperature_offset")
         if self.attn_temperature_layers is None:
             refuse_unless(self, False, "attn_temperature_layers", temperature)

@@ -19,22 +19,43 @@ class LearnedPositions(nn.Embedding):
         return super().forward(position_ids + self.offset)
 
 
-def sinusoids(positions, dim):
-    """sin(p / 10000^(2j/D)) and cos of the same in alternate channels, `[...]` → float32 `[..., D]`."""
+def interleaved_waves(positions, dim):
+    """sin(p / 10000^(2j/D)) and cos of the same in alternate channels (Vaswani et al. 2017, §3.5)."""
     exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float) / dim
-    angles = positions[..., None].float() * 10000.0**-exponents
+    angles = positions[..., None].float() * (1.0 / 10000.0**exponents)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
 
 
+def halved_waves(positions, dim):
+    """The same waves, every sine before every cosine (CTRL)."""
+    waves = interleaved_waves(positions, dim)
+    return torch.cat((waves[..., 0::2], waves[..., 1::2]), dim=-1)
+
+
+def closed_waves(positions, dim):
+    """Sines before cosines, of p / 10000^(j/(D/2 - 1)): the last wave is exactly 10000 times the first (tensor2tensor,
+    XGLM)."""
+    count = dim // 2
+    step = math.log(10000.0) / max(count - 1, 1)
+    rates = torch.exp(torch.arange(count, device=positions.device, dtype=torch.float) * -step)
+    angles = positions[..., None].float() * rates
+    return nn.functional.pad(torch.cat((angles.sin(), angles.cos()), dim=-1), (0, dim % 2))
+
+
+WAVES = {"interleaved": interleaved_waves, "halves": halved_waves, "closed_halves": closed_waves}
+
+
 class SinusoidalPositions(nn.Module):
-    """Positions `[B, T]` → waves `[B, T, D]` of geometrically growing length (Vaswani et al. 2017, §3.5)."""
+    """Positions `[B, T]`, counted from `position_offset` → waves `[B, T, D]` of geometrically growing length."""
 
     def __init__(self, config):
         super().__init__()
         self.dim = config.hidden_size
+        self.offset = config.position_offset
+        self.waves = WAVES[config.sinusoid_layout]
 
     def forward(self, position_ids, like):
-        return sinusoids(position_ids, self.dim).to(like.dtype)
+        return self.waves(position_ids + self.offset, self.dim).to(like.dtype)
 
 
 class NoPositions(nn.Module):

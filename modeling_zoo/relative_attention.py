@@ -5,7 +5,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .attention import GroupedQueryAttention
-from .positions import sinusoids
+from .positions import interleaved_waves
 
 
 class TransformerXLAttention(GroupedQueryAttention):
@@ -31,7 +31,7 @@ class TransformerXLAttention(GroupedQueryAttention):
         """Queries `[B, H, T, d]`, distances `[T, K]` → `[B, H, T, K]`: every distance is projected once, then
         picked."""
         count = distances.shape[-1]
-        waves = sinusoids(torch.arange(count, device=query.device), self.config.hidden_size).to(query.dtype)
+        waves = interleaved_waves(torch.arange(count, device=query.device), self.config.hidden_size).to(query.dtype)
         rows = self.r_proj(waves).view(count, -1, self.head_dim).permute(1, 2, 0)
         by_distance = torch.matmul(query + self.distance_bias[:, None], rows)
         index = distances.clamp(0, count - 1).expand(*query.shape[:2], -1, -1)

@@ -11,12 +11,18 @@ def alibi_slopes(heads):
     return alibi_slopes(below) + alibi_slopes(2 * below)[0::2][: heads - below]
 
 
-def sinusoid(position, dim):
-    """Vaswani et al. 2017, §3.5."""
-    return [
-        (math.cos if channel % 2 else math.sin)(position / 10000 ** ((channel - channel % 2) / dim))
-        for channel in range(dim)
-    ]
+def sinusoid(position, dim, layout="interleaved"):
+    """Vaswani et al. 2017, §3.5; its sines before its cosines; so with the last wave exactly 10000 long."""
+    if layout == "interleaved":
+        return [
+            (math.cos if channel % 2 else math.sin)(position / 10000 ** ((channel - channel % 2) / dim))
+            for channel in range(dim)
+        ]
+    if layout == "halves":
+        pairs = sinusoid(position, dim)
+        return pairs[0::2] + pairs[1::2]
+    angles = [position / 10000 ** (wave / (dim // 2 - 1)) for wave in range(dim // 2)]
+    return [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles] + [0.0] * (dim % 2)
 
 
 def frequencies(table, head_dim, trained, length):

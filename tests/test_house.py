@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def identify(path):
     return str(path.relative_to(ROOT))
 
 
+@cache
 def tree_of(path):
     return ast.parse(path.read_text(), filename=str(path))
 
@@ -245,6 +247,7 @@ FIELDS_OF = {
     "PARALLEL_SUMS": (("parallel_sum_order",), {"block_type": "parallel"}),
     "ADDED_POSITIONS": (("position_embedding_type",), {}),
     "QK_NORMS": (("qk_norm", "qk_norm_scope"), {}),
+    "WAVES": (("sinusoid_layout",), {"position_embedding_type": "sinusoidal"}),
     "ROUTERS": (("scoring_func",), SPARSE),
 }
 # Keyed by transformers' words or classes, by a boolean, or holding a part of what another registry lists.
@@ -254,6 +257,7 @@ KEYED_OTHERWISE = {
 }  # fmt: skip
 
 
+@cache
 def registries():
     """NAME -> dict for each literal dict of name -> class or function at the top level of modeling_zoo/."""
     found = {}

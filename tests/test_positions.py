@@ -9,15 +9,24 @@ from references_positions import sinusoid
 from torch import nn
 from transformers import T5Config
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.ctrl.modeling_ctrl import positional_encoding
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as build_falcon_alibi
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbedding
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooModel
 from modeling_zoo.embeddings import positions_of
-from modeling_zoo.positions import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions, alibi_slopes
+from modeling_zoo.positions import (
+    WAVES,
+    AlibiBias,
+    LearnedPositions,
+    RelativeBias,
+    SinusoidalPositions,
+    alibi_slopes,
+)
 
 SIZES = {
     "vocab_size": 31, "hidden_size": 20, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 6,
@@ -100,15 +109,25 @@ def test_cached_steps_go_on_counting(kind, from_mask):
     torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], whole[mask.bool()])
 
 
+@pytest.mark.parametrize("layout", ["interleaved", "halves", "closed_halves"])
 @pytest.mark.parametrize("width", [8, 7])
-def test_sinusoids_are_the_formula(width):
-    class Sizes:
-        hidden_size = width
+@pytest.mark.parametrize("offset", [0, 2])
+def test_sinusoids_are_the_formula(width, layout, offset):
+    class Settings:
+        hidden_size, sinusoid_layout, position_offset = width, layout, offset
 
     positions = torch.tensor([[0, 1, 7], [250, 30, 2]])
-    found = SinusoidalPositions(Sizes)(positions, torch.empty(0))
-    expected = [[sinusoid(position, width) for position in row] for row in positions.tolist()]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    found = SinusoidalPositions(Settings)(positions, torch.empty(0))
+    expected = [[sinusoid(position + offset, width, layout) for position in row] for row in positions.tolist()]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=2e-5)
+
+
+def test_sinusoids_in_halves_are_ctrl_s_and_xglm_s():
+    """Over whole tables: far positions show the last digits of a frequency."""
+    positions = torch.arange(2000)
+    assert torch.equal(WAVES["halves"](positions, 20), positional_encoding(2000, 20, torch.float))
+    theirs = XGLMSinusoidalPositionalEmbedding.get_embedding(2000, 20)
+    assert torch.equal(WAVES["closed_halves"](positions, 20), theirs)
 
 
 # -- linear biases -------------------------------------------------------------------------------------------------
@@ -239,6 +258,8 @@ def test_attention_is_t5_s_decoder_attention(seen):
     "kind, fields, named",
     [
         ("learned", {"alibi_scaled": True}, "alibi_scaled"),
+        ("learned", {"sinusoid_layout": "halves"}, "sinusoid_layout"),
+        ("sinusoidal", {"sinusoid_layout": "half"}, "Did you mean 'halves'"),
         ("alibi", {"position_offset": 2}, "position_offset"),
         ("none", {"position_ids_from_mask": True}, "position_ids_from_mask"),
         ("sinusoidal", {"relative_attention_num_buckets": 8}, "relative_attention_num_buckets"),
