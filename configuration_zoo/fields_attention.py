@@ -44,6 +44,10 @@ class AttentionFields:
     v_head_dim: int | None = None
     # Factor on the values before they are cached (MiMo-V2-Flash).
     attention_value_scale: float | int | None = None
+    # RMS norm without a weight on each head's values before they are cached; values that are the projected keys, before
+    # those keys are normed and rotated (Gemma 4).
+    value_norm: bool = False
+    attention_k_eq_v: bool = False
     # transformers' word for each layer: how far it sees, hence its mask and its cache.
     layer_types: list[str] | None = None
     # A token sees itself and window - 1 before it (Beltagy et al. 2020) | its own chunk.
@@ -193,6 +197,16 @@ class AttentionFields:
             raise ValueError("attention_value_scale=0 would erase every value: use a number other than 0.")
         grouped = self.attention_type == "grouped_query"
         refuse_unless(self, grouped, "attention_type='grouped_query'", ("attention_value_scale",))
+        for field in ("value_norm", "attention_k_eq_v"):
+            if getattr(self, field) and (not grouped or self.position_embedding_type == "transformer_xl"):
+                raise ValueError(
+                    f"{field}=True needs attention_type='grouped_query' and a position_embedding_type other than "
+                    "'transformer_xl'."
+                )
+        if self.attention_k_eq_v and self.value_width != self.head_dim:
+            raise ValueError(
+                f"attention_k_eq_v=True needs v_head_dim={self.v_head_dim} to be head_dim={self.head_dim}."
+            )
 
     @property
     def mixer_types(self) -> list[str | None]:

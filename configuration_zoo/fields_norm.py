@@ -15,6 +15,7 @@ BLOCK_TYPES = (
     "post_norm",
     "output_norm",
     "sandwich_norm",
+    "scaled_sandwich_norm",
     "pre_norm_residual",
     "parallel",
     "parallel_two_norms",

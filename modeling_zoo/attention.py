@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_gates import make_output_gate
 from .attention_interface import eager_attention_forward
-from .norms import make_qk_norm
+from .norms import RMSNorm, make_qk_norm
 from .rotary import apply_rotary
 
 
@@ -117,7 +117,10 @@ class GroupedQueryAttention(SoftmaxAttention):
         hidden, bias = config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(hidden, heads * sum(self.query_parts), bias=bias)
         self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden, kv_heads * config.value_width, bias=bias)
+        self.v_proj = None
+        if not config.attention_k_eq_v:
+            self.v_proj = nn.Linear(hidden, kv_heads * config.value_width, bias=bias)
+        self.v_norm = RMSNorm(config.value_width, config.norm_eps, affine=False) if config.value_norm else nn.Identity()
         self.o_proj = nn.Linear(heads * config.value_width, hidden, bias=config.attention_out_bias)
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else nn.Identity()
         self.clip_first = config.clip_qkv_position != "after_norm"
@@ -143,15 +146,16 @@ class GroupedQueryAttention(SoftmaxAttention):
     def project(self, hidden_states):
         """`[B, T, D]` → queries `[B, T, H, d]`, keys `[B, T, K, d]`, values `[B, T, K, v]`, gate `[B, T, H, v]` or
         None."""
-        query, key, value = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
+        value = key if self.v_proj is None else self.v_proj(hidden_states)
         if self.clip_first:
             query, key = self.clip(query), self.clip(key)
         value = self.clip(value)
-        if self.value_scale is not None:
-            value = value * self.value_scale
         heads = (*hidden_states.shape[:-1], -1)
         query, gate = query.view(*heads, sum(self.query_parts)).split(self.query_parts, dim=-1)
-        key, value = key.view(*heads, self.head_dim), value.view(*heads, self.value_width)
+        key, value = key.view(*heads, self.head_dim), self.v_norm(value.view(*heads, self.value_width))
+        if self.value_scale is not None:
+            value = value * self.value_scale
         return query, key, value, gate if gate.shape[-1] else None
 
     def forward(

@@ -11,6 +11,7 @@ pre_norm_residual  x ── norm ─┬─ f ── + ─           parallel    
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .mixers import make_mixer
@@ -68,6 +69,35 @@ class SandwichNormLayer(ZooDecoderLayer):
     """x + norm(mixer(norm(x))), then x + norm(mlp(norm(x))) (Ding et al. 2021; Gemma 2, Grok-1)."""
 
     norms = SLOTS
+
+
+class ScaledSandwichLayer(SandwichNormLayer):
+    """s · (y + norm(mlp(norm(y)) or norm(mlp(norm(y))) + norm(experts(norm(y))))), y = x + norm(mixer(norm(x))).
+
+    A sparse layer has its experts beside the MLP, between norms of their own, and routes by y itself; s is one number
+    per layer, kept but not trained (Gemma 4).
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.register_buffer("layer_scalar", torch.ones(1))
+        self.moe = None
+        if config.mlp_layer_types[layer_idx] == "sparse":
+            self.moe, self.mlp = self.mlp, MLPS["dense"](config, layer_idx)
+            for slot in ("mlp_branch_norm", "moe_norm", "moe_output_norm"):
+                setattr(self, slot, make_norm(config, config.hidden_size))
+
+    def initialize(self, std):
+        init.ones_(self.layer_scalar)
+
+    def forward(self, hidden_states, **context):
+        hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
+        fed = self.mlp(self.mlp_norm(hidden_states))
+        if self.moe is not None:
+            routed = self.moe(self.moe_norm(hidden_states), router_input=hidden_states)
+            fed = self.mlp_branch_norm(fed) + self.moe_output_norm(routed)
+        hidden_states = hidden_states + self.scaled(self.mlp_output_norm(fed))
+        return hidden_states * self.layer_scalar
 
 
 class PostNormLayer(ZooDecoderLayer):
@@ -196,6 +226,7 @@ BLOCKS = {
     "pre_norm": ZooDecoderLayer,
     "output_norm": OutputNormLayer,
     "sandwich_norm": SandwichNormLayer,
+    "scaled_sandwich_norm": ScaledSandwichLayer,
     "post_norm": PostNormLayer,
     "pre_norm_residual": PreNormResidualLayer,
     "parallel": ParallelLayer,

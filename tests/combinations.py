@@ -73,6 +73,8 @@ ROWS = {
         {"block_type": "post_norm"},
         {"block_type": "output_norm", "residual_multiplier": 0.7},
         {"block_type": "sandwich_norm"},
+        {"block_type": "scaled_sandwich_norm", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+         "mlp_layer_types": ["dense", "sparse", "sparse"]},
         {"block_type": "pre_norm_residual"},
         {"block_type": "parallel"},
         {"block_type": "parallel_two_norms", "parallel_sum_order": "branches_first"},
@@ -96,6 +98,7 @@ ROWS = {
         },
         {"position_embedding_type": "learned", "position_offset": 2, "position_ids_from_mask": True},
         {"position_embedding_type": "sinusoidal"},
+        {"position_embedding_type": "sinusoidal", "sinusoid_layout": "closed_halves", "position_offset": 2},
         {"position_embedding_type": "alibi"},
         {"position_embedding_type": "alibi", "alibi_scaled": True, "alibi_dtype": "bfloat16"},
         {
@@ -147,6 +150,7 @@ ROWS = {
     ],
     "attention": [
         {},
+        {"value_norm": True, "attention_k_eq_v": True, "qk_norm": "rms_norm"},
         {"attention_bias": True},
         {"attention_out_bias": True, "attention_multiplier": 0.3, "clip_qkv": 1.5, "v_head_dim": 10},
         {"scale_attn_by_inverse_layer_idx": True, "attn_logit_softcapping": 4.0},

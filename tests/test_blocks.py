@@ -58,7 +58,7 @@ def slow_block(name, x, f, g, norms, m):
     if name == "output_norm":
         y = x + m * ao(f(x))
         return y + m * bo(g(y))
-    if name == "sandwich_norm":
+    if name in ("sandwich_norm", "scaled_sandwich_norm"):
         y = x + m * ao(f(a(x)))
         return y + m * bo(g(b(y)))
     if name == "post_norm":
@@ -105,7 +105,7 @@ def test_equals_its_formula(block, norms, multiplier):
         angles = torch.ones(1, 7, 4)
         found = layer(x, position_embeddings=(angles.cos(), angles.sin()))
         mixer, mlp = halves(layer)
-        expected = slow_block(block, x.double(), mixer, mlp, slots, multiplier)
+        expected = slow_block(block, x.double(), mixer, mlp, slots, multiplier) * getattr(layer, "layer_scalar", 1.0)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
@@ -190,7 +190,8 @@ def test_dropout_stands_on_each_branch_and_not_on_the_stream(block):
         angles = torch.ones(1, 7, 4)
         found = layer(x, position_embeddings=(angles.cos(), angles.sin()))
     expected = slow_block(block, x.double(), lambda x: 0.0, lambda x: 0.0, slots | _silent(block, slots), 1.0)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    expected = expected * getattr(layer, "layer_scalar", 1.0)
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-5)
 
 
 def _silent(block, slots):
