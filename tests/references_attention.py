@@ -110,22 +110,23 @@ def position_bias(config, table, head, query, key):
 
 
 def project(parameters, x, position, config, layer):
-    """One token [D] -> its queries [H, d], keys and values [K, d], gate [H, d] or None."""
+    """One token [D] -> its queries [H, d], keys [K, d], values [K, v], gate [H, v] or None."""
     clip = config.clip_qkv or math.inf
-    wide = config.attn_gate_source == "q_proj"
-    query, key, value = (
-        linear(parameters, f"{name}_proj", x)
-        .clamp(-clip, clip)
-        .view(-1, config.head_dim * (2 if wide * (name == "q") else 1))
-        for name in "qkv"
-    )
+    first = math.inf if config.clip_qkv_position == "after_norm" else clip
+    wide, value_width = config.attn_gate_source == "q_proj", config.v_head_dim or config.head_dim
+    query, key, value = (linear(parameters, f"{name}_proj", x) for name in "qkv")
+    query = query.clamp(-first, first).view(-1, config.head_dim + (value_width if wide else 0))
+    key = key.clamp(-first, first).view(-1, config.head_dim)
+    value = value.clamp(-clip, clip).view(-1, value_width) * (config.attention_value_scale or 1)
     gate = query[:, config.head_dim :] if wide else None
     query = query[:, : config.head_dim]
     steps = ["norm", "turn"] if config.qk_norm_position != "after_rope" else ["turn", "norm"]
     for step in steps:
-        if step == "norm":
+        if step == "norm" and (config.qk_norm_layers != "rope" or rotates(config, layer)):
             query, key = norm_heads(parameters, "q_norm", query, config), norm_heads(parameters, "k_norm", key, config)
-        elif rotates(config, layer):
+            if config.clip_qkv_position == "after_norm":
+                query, key = query.clamp(-clip, clip), key.clamp(-clip, clip)
+        elif step == "turn" and rotates(config, layer):
             query, key = (torch.stack([rotate(head, position, config) for head in heads]) for heads in (query, key))
     return query * temperature(config, layer, position), key, value, gate
 
@@ -155,7 +156,7 @@ def attention_row(parameters, x, config, layer, first=0, table=None):
     for q, (query, _, _, gate) in enumerate(tokens):
         heads = []
         for head in range(config.num_attention_heads):
-            exponentials, mixed = 0.0, torch.zeros(config.head_dim, dtype=torch.double)
+            exponentials, mixed = 0.0, torch.zeros(tokens[0][2].shape[-1], dtype=torch.double)
             for k, (_, keys, values, _) in enumerate(tokens):
                 if not sees(config, layer, q, k, first):
                     continue

@@ -3,6 +3,7 @@ it."""
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
 from references_attention import attention_row
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -81,6 +82,12 @@ CASES = {
     "gate_headwise": {"attn_output_gate": "headwise"},
     "clip": {"clip_qkv": 0.6},
     "clip_beside_gate": {"clip_qkv": 0.6, "attn_output_gate": "elementwise"},
+    "clip_after_norm": RMS | {"clip_qkv": 0.6, "clip_qkv_position": "after_norm"},
+    "norm_where_it_turns": RMS | AFTER | {"qk_norm_layers": "rope", "no_rope_layers": [1, 0]},
+    "narrow_values": {"v_head_dim": 6, "attention_value_scale": 0.7, "attention_bias": True},
+    "wide_values": {"v_head_dim": 10, "attention_value_scale": 1.3, "attention_sinks": "all"},
+    "narrow_values_gate_beside_query": {"v_head_dim": 6, "attn_output_gate": "elementwise"},
+    "narrow_values_gate": {"v_head_dim": 6, "attn_output_gate": "elementwise", "attn_gate_source": "g_proj"},
     "multiplier": {"attention_multiplier": 0.11},
     "inverse_layer": {"scale_attn_by_inverse_layer_idx": True},
     "inverse_layer_multiplier": {"scale_attn_by_inverse_layer_idx": True, "attention_multiplier": 2},
@@ -207,3 +214,25 @@ def test_rotation_by_halves_is_rotation_by_pairs_of_permuted_channels():
     by_half = apply_rotary(halves, [torch.cat((f, f), -1) for f in (angles.cos(), angles.sin())])
     by_pair = apply_rotary(pairs, [f.repeat_interleave(2, -1) for f in (angles.cos(), angles.sin())], interleave=True)
     torch.testing.assert_close(torch.cat((by_pair[..., 0::2], by_pair[..., 1::2]), -1), by_half)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"clip_qkv_position": "after_norm"}, "clip_qkv_position='after_norm' only means something with clip_qkv"),
+        ({"clip_qkv": 1.0, "clip_qkv_position": "after_norm"}, "clip_qkv_position='after_norm' needs qk_norm"),
+        ({"clip_qkv": 1.0, "clip_qkv_position": "later"}, "clip_qkv_position='later' is not one of"),
+        ({"qk_norm_layers": "rope"}, "qk_norm_layers='rope' only means something with qk_norm"),
+        (RMS | {"qk_norm_layers": "some"}, "qk_norm_layers='some' is not one of"),
+        (
+            NO_ROPE | RMS | {"position_embedding_type": "none", "qk_norm_layers": "rope"},
+            "needs position_embedding_type",
+        ),
+        ({"v_head_dim": 0}, "v_head_dim=0 must be greater than 0"),
+        ({"attention_value_scale": 0}, "attention_value_scale=0 would erase every value"),
+        ({"attention_type": "latent", "attention_value_scale": 0.7}, "attention_value_scale=0.7 only means something"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_by_name(changes, match):
+    with pytest.raises(StrictDataclassError, match=match):
+        ZooConfig(**BASE | changes)
