@@ -1,4 +1,4 @@
-"""What every test stands on: one thread, no network, quiet logs, one seed, an own cache of remote code."""
+"""What every test stands on: one thread, no network, one seed, an own cache of remote code."""
 
 import atexit
 import os
@@ -21,13 +21,15 @@ from transformers.utils import logging  # noqa: E402
 
 # OMP_NUM_THREADS alone does not bind a torch that was imported by a plugin before this file.
 torch.set_num_threads(1)
-logging.set_verbosity_error()
 logging.disable_progress_bar()
 if location().is_dir():
     sys.path.append(str(location()))
 
 
 @pytest.fixture(autouse=True)
-def seed():
-    """Every test starts from the same random numbers, alone or among others."""
+def same_start():
+    """Every test starts from the same random numbers and the same log level, alone or among others."""
     torch.manual_seed(0)
+    level = logging.get_verbosity()
+    yield
+    logging.set_verbosity(level)
