@@ -157,8 +157,12 @@ class RecurrentLayer(LinearAttentionLayer):
         """The convolution window `count` tokens ago, `[B, C, K]`."""
         if not self.is_conv_states_initialized[index]:
             return None
-        if count > self.recorded_columns[index]:
-            self._refuse(count, f"{self.recorded_columns[index]} tokens are recorded")
+        columns, tokens = self.recorded_columns[index], [step.tokens for step in self.steps[index]]
+        if count > columns:
+            self._refuse(count, f"{columns} tokens are recorded")
+        if count and tokens and None not in tokens and sum(tokens) != columns:
+            # A mixer that moves padding out of the way stores windows, not what came in.
+            self._refuse(count, f"its convolution was given {columns} columns for {sum(tokens)} tokens")
         held, width = self.conv_states[index], self.conv_kernel_size[index]
         end = held.shape[-1] - count
         return held[..., end - width : end].clone()

@@ -280,6 +280,13 @@ def refusals():
         cache.reorder_cache(torch.tensor([1, 0]))
         return -1, "0 tokens are recorded"
 
+    def columns_that_are_not_the_tokens(cache, weight):
+        cache.activate_past_recording()
+        mix(cache, torch.randn(2, CHANNELS, 3), weight)
+        cache.update_conv_state(torch.randn(2, CHANNELS, TAPS), 0, conv_kernel_size=TAPS)
+        cache.update_recurrent_state(torch.randn(2, CHANNELS), 0, num_tokens=6, replay=scan)
+        return -1, "7 columns for 9 tokens"
+
     def unknown_length(cache, weight):
         cache.activate_past_recording()
         cache.update_recurrent_state(torch.randn(2, CHANNELS), 0)

@@ -1,13 +1,22 @@
-"""zoo's static cache layers: transformers' answers, fixed addresses, one compiled graph."""
+"""zoo's static cache layers: transformers' answers, fixed addresses, one graph; and dynamic layers while tracing."""
 
 import pytest
 import torch
 import torch._dynamo.testing
 from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
-from transformers.cache_utils import Cache, StaticIndexedLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticIndexedLayer,
+    StaticLayer,
+)
 
+from modeling_zoo import cache_buffer
+from modeling_zoo.cache_growing import GrowingLayer, LatentLayer
 from modeling_zoo.cache_hybrid import RecurrentAndStaticLayer
 from modeling_zoo.cache_recurrent import CountingRecurrentLayer, RecurrentLayer
+from modeling_zoo.cache_sliding import SlidingLayer
 from modeling_zoo.cache_static import StaticIndexedLatentLayer, StaticLatentLayer
 from modeling_zoo.caches import upgrade_cache
 
@@ -185,4 +194,25 @@ def test_a_model_decodes_the_same_and_compiles_once(name):
         for position in range(3, 9):
             step(compiled, ours, position, position + 1)
     assert counter.frame_count == 1, "recompiled for another length"
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_dynamic_layers_can_be_traced(small, monkeypatch):
+    """Traced steps concatenate, as transformers' layers do, over what was written in place before and after."""
+    monkeypatch.setattr(cache_buffer, "SMALL", small)
+    kinds = [(GrowingLayer, {}), (SlidingLayer, {"sliding_window": 4}), (LatentLayer, {})]
+    ours = Cache(layers=[kind(**options) for kind, options in kinds])
+    plain = Cache(layers=[DynamicLayer(), DynamicSlidingWindowLayer(sliding_window=4), DynamicLayer()])
+
+    def step(cache, keys, values):
+        return [part.clone() for index in range(3) for part in cache.update(keys, values, index)]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager")
+    with torch.no_grad():
+        for count, traced in ((5, False), (1, False), (1, True), (2, True), (1, True), (1, False), (3, False)):
+            new = states(count)
+            for mine, other in zip((compiled if traced else step)(ours, *new), step(plain, *new), strict=True):
+                assert torch.equal(mine, other)
     torch._dynamo.reset()
