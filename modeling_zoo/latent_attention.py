@@ -47,6 +47,7 @@ class LatentAttention(SoftmaxAttention):
         self.rank, self.nope, self.rope = config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim
         self.value_width = config.v_head_dim
         self.query_parts = (self.nope, self.rope, self.value_width * (self.output_gate.query_width - 1))
+        self.ranked = config.q_lora_rank is not None
         self._build_queries(config, heads * sum(self.query_parts))
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
         self.kv_a_layernorm = RMSNorm(self.rank, config.mla_norm_eps)
@@ -55,48 +56,47 @@ class LatentAttention(SoftmaxAttention):
         self.query_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_scale_q_lora else None
         self.latent_scale = (hidden / self.rank) ** 0.5 if config.mla_scale_kv_lora else None
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
+        self.upcast = config.attention_upcast
         self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
 
     def _build_queries(self, config, width):
         rank = config.q_lora_rank
-        if rank is None:
+        if not self.ranked:
             self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
             return
         self.q_a_proj = nn.Linear(config.hidden_size, rank, bias=config.attention_bias)
         self.q_a_layernorm = RMSNorm(rank, config.mla_norm_eps)
         self.q_b_proj = nn.Linear(rank, width, bias=False)
 
-    def rotate(self, states, position_embeddings):
-        """`[B, T, H, r]` turned by its positions, or as it is where this layer has none."""
-        return states if position_embeddings is None else apply_rotary(states, position_embeddings, **self.rotation)
-
-    def queries(self, hidden_states, position_embeddings, position_ids):
-        """`[B, T, D]` → what q_b reads `[B, T, q]`, queries (`[B, H, T, n]`, `[B, H, T, r]`), gate `[B, T, H, v]` or
+    def queries(self, hidden_states):
+        """`[B, T, D]` → what q_b reads `[B, T, q]`, queries `[B, T, H, n]` and `[B, T, H, r]`, gate `[B, T, H, v]` or
         None."""
         compressed = hidden_states
-        if self.config.q_lora_rank is None:
-            query = self.q_proj(hidden_states)
-        else:
+        if self.ranked:
             compressed = self.q_a_layernorm(self.q_a_proj(hidden_states))
             query = self.q_b_proj(compressed)
+        else:
+            query = self.q_proj(hidden_states)
         query = query.view(*query.shape[:-1], -1, sum(self.query_parts))
         nope, rope, gate = query.split(self.query_parts, dim=-1)
         if self.query_scale is not None:
             nope, rope = nope * self.query_scale, rope * self.query_scale
-        parts = nope, self.rotate(rope, position_embeddings)
-        if self.temperature is not None:
-            parts = tuple(self.temperature(part, position_ids) for part in parts)
-        return compressed, tuple(part.transpose(1, 2) for part in parts), gate if gate.shape[-1] else None
+        return compressed, nope, rope, gate if gate.shape[-1] else None
 
-    def latents(self, hidden_states, position_embeddings):
-        """`[B, T, D]` → latent `[B, 1, T, c]` and rope key `[B, 1, T, r]`."""
-        compressed = self.kv_a_proj_with_mqa(hidden_states)
-        latent, rope_key = compressed.split((self.rank, self.rope), dim=-1)
+    def latents(self, hidden_states):
+        """`[B, T, D]` → latent `[B, T, c]` and rope key `[B, T, 1, r]`, not yet turned."""
+        latent, rope_key = self.kv_a_proj_with_mqa(hidden_states).split((self.rank, self.rope), dim=-1)
         latent = self.kv_a_layernorm(latent)
         if self.latent_scale is not None:
             latent = latent * self.latent_scale
-        rope_key = self.rotate(rope_key.unsqueeze(2), position_embeddings)
-        return latent.unsqueeze(1), rope_key.transpose(1, 2)
+        return latent, rope_key.unsqueeze(2)
+
+    def rotate(self, rope, rope_key, position_embeddings):
+        """Queries `[B, T, H, r]` and the shared key `[B, T, 1, r]`, turned together; as they are in a layer without."""
+        if position_embeddings is None:
+            return rope, rope_key
+        together = torch.cat((rope, rope_key), dim=2)
+        return apply_rotary(together, position_embeddings, **self.rotation).split((rope.shape[2], 1), dim=2)
 
     def forward(
         self,
@@ -108,8 +108,13 @@ class LatentAttention(SoftmaxAttention):
         position_ids=None,
         **kwargs,
     ):
-        compressed, query, gate = self.queries(hidden_states, position_embeddings, position_ids)
-        latent, rope_key = self.latents(hidden_states, position_embeddings)
+        compressed, nope, rope, gate = self.queries(hidden_states)
+        latent, rope_key = self.latents(hidden_states)
+        rope, rope_key = self.rotate(rope, rope_key, position_embeddings)
+        if self.temperature is not None:
+            nope, rope = (self.temperature(part, position_ids) for part in (nope, rope))
+        query = nope.transpose(1, 2), rope.transpose(1, 2)
+        latent, rope_key = latent.unsqueeze(1), rope_key.transpose(1, 2)
         if past_key_values is not None:
             latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
         inputs = hidden_states, compressed, position_embeddings
@@ -192,12 +197,12 @@ class LatentAttention(SoftmaxAttention):
         if backend in ("eager", "sdpa") or "flash" in backend:
             latent, rope_key, mask = self.seen(latent, rope_key, attention_mask)
             parts = shared_parts(latent, rope_key, past_key_values, self.layer_idx)
-            context, weights = self.read(query, parts, mask=mask, position_bias=position_bias)
+            context, weights = self.read(query, parts, backend == "eager", mask=mask, position_bias=position_bias)
         else:
             context, weights = self.offer(query, latent, rope_key, attention_mask, position_bias, **kwargs)
         return out_of_latent(context, maps, self.nope).transpose(1, 2), weights
 
-    def read(self, query, parts, **shape):
+    def read(self, query, parts, want_weights=False, **shape):
         """Latent queries over the shared keys by the maths of this package → (`[B, H, T, c]`, weights or None).
 
         transformers' sdpa repeats a shared key for every head, and no fused kernel takes one this wide.
@@ -211,14 +216,14 @@ class LatentAttention(SoftmaxAttention):
             self.scaling,
             softcap=self.softcap,
             sinks=self.sink_logits,
-            upcast=self.config.attention_upcast,
-            want_weights=self.config._attn_implementation == "eager",
+            upcast=self.upcast,
+            want_weights=want_weights,
             **shape,
         )
 
     def seen(self, latent, rope_key, attention_mask):
         """Latents, rope keys and a mask `[B, 1, T, S]` or None, from what flash backends get: 2-D padding, a window."""
-        if "flash" in self.config._attn_implementation and self.sliding_window is not None:
+        if self.sliding_window is not None and "flash" in self.config._attn_implementation:
             latent, rope_key = (part[:, :, -self.sliding_window :] for part in (latent, rope_key))
         if attention_mask is not None and attention_mask.dim() == 2:
             attention_mask = attention_mask[:, None, None, -latent.shape[2] :].bool()

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 # Keys per pass of the streamed form, so that its float32 copy of them stays in a core's cache; scores held at once by
-# the plain form.
+# the plain form; keys up to which the fused form is the fastest on a CPU.
 STREAM_KEYS = 512
 MOST_SCORES = 2**26
+FUSED_KEYS = 1024
 
 
 def absorption_pays(queries, keys, heads, kv_heads, rank, nope, rope, value, basis_rows=0, pairs=None):
@@ -30,6 +31,8 @@ def absorption_pays(queries, keys, heads, kv_heads, rank, nope, rope, value, bas
 def per_head(states, weight):
     """states_h · W_h, `[B, H, T, i]` and `[K, i, o]` → `[B, H, T, o]`; H / K heads in a row share a matrix."""
     batch, heads, length, width = states.shape
+    if batch == 1:
+        return torch.bmm(states.reshape(weight.shape[0], -1, width), weight).view(1, heads, length, -1)
     groups = (batch, weight.shape[0], -1, length)
     rows = states.reshape(*groups, width).transpose(0, 1).reshape(weight.shape[0], -1, width)
     mapped = torch.bmm(rows, weight).view(weight.shape[0], batch, -1, length, weight.shape[-1])
@@ -149,11 +152,31 @@ def _columns(part, start, count, total):
     return part[..., start : start + count] if per_key else part
 
 
+def fuses(query, keys, mask=None, sinks=None, upcast=False, softcap=None, position_bias=None):
+    """Whether one query `[B, H, 1, d]` over these few keys is a case for torch's own kernel on a CPU."""
+    plain = sinks is None and softcap is None and position_bias is None and not upcast
+    few = query.shape[2] == 1 and keys[0].shape[1] <= FUSED_KEYS
+    return plain and few and query.device.type == "cpu"
+
+
+def fused_attention(queries, keys, rank, scaling, mask=None):
+    """`shared_key_attention` of one query per head → `[B, H, 1, c]`: heads are the queries, the whole key its value.
+
+    The kernel wants values as wide as keys; what the rope part adds is cut off.
+    """
+    query, key = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1) for parts in (queries, keys))
+    key = key.unsqueeze(1)
+    context = F.scaled_dot_product_attention(query.transpose(1, 2), key, key, attn_mask=mask, scale=scaling)
+    return context[..., :rank].transpose(1, 2)
+
+
 def read_shared_keys(queries, keys, rank, scaling, upcast=False, want_weights=False, **options):
     """The form of `shared_key_attention` that suits the device → (`[B, H, T, c]`, weights or None), in blocks of
     queries where the scores would be too many."""
     if want_weights:
         return shared_key_attention(queries, keys, rank, scaling, upcast=upcast, **options)
+    if fuses(queries[0], keys, upcast=upcast, **options):
+        return fused_attention(queries, keys, rank, scaling, options.get("mask")), None
     if streams(keys[0]):
         return streamed_attention(queries, keys, rank, scaling, **options), None
     batch, heads, length, _ = queries[0].shape

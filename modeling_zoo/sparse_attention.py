@@ -28,7 +28,7 @@ class IndexedAttention(LatentAttention):
 
     def mix(self, query, latent, rope_key, attention_mask, past_key_values, inputs, shared_indices=None, **kwargs):
         positions = self.positions(attention_mask, past_key_values, inputs, shared_indices)
-        if self.indexer is not None and self.config.indexer_loss_coef and self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and self.indexer is not None and self.config.indexer_loss_coef:
             loss = indexer_loss(self, query, latent, rope_key, attention_mask, inputs, positions)
             if shared_indices is not None:
                 shared_indices.losses[self.layer_idx] = loss

@@ -75,6 +75,23 @@ def test_streamed_and_plain_reading_equal_the_definition(options, dtype):
                 assert relative_error(shared_key_attention(some, other, 12, 0.2, **shape)[0], expected) < tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_few_keys_are_read_by_the_fused_kernel(dtype, masked, monkeypatch):
+    queries, keys, shape = shared_case(dtype, length=1, keys=300)
+    mask = shape["mask"][..., :300] if masked else None
+    if masked:
+        mask[..., 0] = True
+    expected = plainly(queries, keys, 12, 0.2, mask=mask)
+    for form in ("shared_key_attention", "streamed_attention"):
+        monkeypatch.setattr(f"modeling_zoo.latent_maths.{form}", lambda *args, **kwargs: pytest.fail("not fused"))
+    with torch.no_grad():
+        for parts in ((queries, keys), ((torch.cat(queries, dim=-1),), (torch.cat(keys, dim=-1),))):
+            found, _ = read_shared_keys(*parts, 12, 0.2, mask=mask)
+            assert found.shape == (2, 4, 1, 12)
+            assert relative_error(found, expected) < (2e-6 if dtype == torch.float32 else 8e-3)
+
+
 def test_streaming_leaves_the_sinks_alone():
     queries, keys, shape = shared_case(length=1)
     sinks = shape["sinks"].clone()
