@@ -73,6 +73,7 @@ class ZooConfig(
         "rms_norm_eps": "norm_eps",
         "layer_norm_eps": "norm_eps",
         "layer_norm_epsilon": "norm_eps",
+        "norm_epsilon": "norm_eps",
         "rope_interleaved": "rope_interleave",
     }
     base_model_pp_plan = {

@@ -186,12 +186,15 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             upgrade_cache(model_kwargs["past_key_values"], self.config)
         return prepared
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs):
         """transformers' own, but the whole sequence once more where its cached keys were rotated otherwise."""
+        # `generate` reads from this signature that embeddings may be given.
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if self.config.rope_changes_between(seen, input_ids.shape[1]):
             past_key_values, kwargs["next_sequence_length"] = None, None
-        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        return super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
 
     @can_return_tuple
     def forward(

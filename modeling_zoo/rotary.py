@@ -112,7 +112,10 @@ class Rotations(nn.Module):
         users = [i for i in range(config.num_hidden_layers) if config.rope_table_of(i) == name] or [first]
         layer = config.per_layer_config[users[0]]
         settings = RopeSettings(
-            rope_parameters=dict(config.rope_tables[name]),
+            rope_parameters={
+                "original_max_position_embeddings": config.max_position_embeddings,
+                **config.rope_tables[name],
+            },
             head_dim=layer.rotary_width,
             hidden_size=config.hidden_size,
             num_attention_heads=layer.num_attention_heads,
