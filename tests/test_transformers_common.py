@@ -59,8 +59,8 @@ VARIANTS = {
 }
 
 
-# Tests of a concept, and when a variant does not have it. Zoo has one class with and without experts, so the class cannot
-# tell the mixins; tests/test_sparse_models.py has the tests of experts, tests/test_rotary.py those of the scalings.
+# Tests of a concept, and when a variant does not have it. Zoo has one class with and without experts, so the class
+# cannot tell the mixins; test_sparse_models.py has the tests of experts, test_rotary.py those of the scalings.
 NOT_FOR = {
     ("test_eager_matches_batched", "test_output_router_logits"): lambda flags: "num_experts" not in flags,
     ("test_model_rope",): lambda flags: flags.get("position_embedding_type", "rope") != "rope",
