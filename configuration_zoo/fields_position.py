@@ -91,6 +91,8 @@ class PositionFields:
             require(self, "attn_temperature_layers", temperature)
         if kind == "transformer_xl" and self.attention_type != "grouped_query":
             raise ValueError("position_embedding_type='transformer_xl' needs attention_type='grouped_query'.")
+        if kind == "transformer_xl" and any(word.startswith("hybrid") for word in self.layer_types):
+            raise ValueError("position_embedding_type='transformer_xl' needs layer_types without hybrid layers.")
         self._validate_rotations()
 
     def _validate_rotations(self):

