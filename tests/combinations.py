@@ -134,7 +134,7 @@ ROWS = {
         linear("gated_delta_net", [LINEAR] * 3, **HEADS, linear_allow_neg_eigval=True, linear_gate_rank=5),
         linear("kimi_delta_attention", **HEADS, linear_decay_rank=4),
         linear("kimi_delta_attention", **HEADS, linear_decay="bounded_sigmoid", linear_lower_bound=-5.0),
-        linear("delta_net", **HEADS, linear_bias=True, linear_qk_norm="l2", linear_feature_map="relu", linear_qk_norm="l2"),
+        linear("delta_net", **HEADS, linear_bias=True, linear_qk_norm="l2", linear_feature_map="relu"),
         linear("linear_attention", **HEADS, linear_feature_map="elu_plus_one", linear_norm_before_gate=False),
         linear("gated_linear_attention", **HEADS, linear_decay_granularity="head", linear_decay_normalizer=8.0),
         linear("lightning_attention", **HEADS, linear_attention_multiplier=0.5, linear_output_norm="group"),
