@@ -23,7 +23,7 @@ from .parallel_plans import ParallelPlans
 logger = logging.get_logger(__name__)
 
 # How alike (difflib's ratio) an unknown key of a file and a field must be for the key to be a misspelling.
-MISSPELT = 0.8
+MISSPELT = 0.85
 # Keys that transformers, PEFT and serving engines put into a config of any model.
 PLATFORM_KEYS = (
     "attn_implementation",
