@@ -2,7 +2,7 @@
 
 from .cohere import FIELDS, FIXED
 from .family import Family, restore_rope, rope
-from .rules_common import LLAMA_RULES, reach, restore_reach, tiny
+from .rules_common import LLAMA_RULES, reach, restore_window, tiny
 
 
 def derive(theirs):
@@ -11,7 +11,7 @@ def derive(theirs):
 
 
 def restore(ours):
-    return {"rope_parameters": restore_rope(ours), "logit_scale": 1 / ours.logits_scaling} | restore_reach(ours)
+    return {"rope_parameters": restore_rope(ours), "logit_scale": 1 / ours.logits_scaling} | restore_window(ours)
 
 
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}

@@ -33,7 +33,7 @@ _OLD_SPELLINGS = {
     ),
     "dtype": ("torch_dtype",),
 }  # fmt: skip
-_BAD_CONFIG = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError)
+_BAD_CONFIG = (StrictDataclassError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
 def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTrainedConfig:

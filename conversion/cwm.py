@@ -1,12 +1,12 @@
 """Code World Model 32B (Meta FAIR 2025): Llama without biases whose layers slide but every fourth."""
 
 from .family import Family, restore_rope, rope
-from .rules_common import LLAMA_FIELDS, LLAMA_RULES, reach, restore_reach, tiny
+from .rules_common import LLAMA_FIELDS, LLAMA_RULES, reach, restore_window, tiny
 
 FAMILY = Family(
     fields=LLAMA_FIELDS,
     derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs),
-    restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_reach(ours),
+    restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_window(ours),
     rules=LLAMA_RULES,
     tiny=[
         tiny(sliding_window=5, num_hidden_layers=5),

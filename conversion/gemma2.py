@@ -7,7 +7,7 @@ from .gemma import FIXED
 from .gemma import derive as gemma
 from .gemma import restore as restore_gemma
 from .rules import renames
-from .rules_common import ROPE_BUFFERS, reach, restore_reach, tiny
+from .rules_common import ROPE_BUFFERS, reach, restore_window, tiny
 
 FIELDS = {name: ours for name, ours in GEMMA.items() if name != "hidden_act"}
 FIELDS |= {"hidden_activation": "hidden_act", "final_logit_softcapping": "final_logit_softcapping"}
@@ -25,7 +25,7 @@ def derive(theirs):
 
 def restore(ours):
     scale = ours.attention_scaling(0)
-    return restore_gemma(ours) | restore_reach(ours) | {"query_pre_attn_scalar": round(scale**-2)}
+    return restore_gemma(ours) | restore_window(ours) | {"query_pre_attn_scalar": round(scale**-2)}
 
 
 FAMILY = Family(

@@ -6,7 +6,7 @@ from .family import Family
 from .granite import FIELDS
 from .granite import derive as granite
 from .granite import restore as restore_granite
-from .rules_common import LLAMA_RULES, reach, restore_reach, tiny
+from .rules_common import LLAMA_RULES, reach, restore_window, tiny
 
 
 def derive(theirs):
@@ -30,7 +30,7 @@ def restore(ours):
     bases = [tables[name]["rope_theta"] if name else 0 for name in names]
     table = next((tables[name] for name in names if name), ours.rope_parameters)
     shared = {"rope_parameters": dict(table), "layer_rope_theta": bases}
-    return restore_granite(ours) | restore_reach(ours) | shared
+    return restore_granite(ours) | restore_window(ours) | shared
 
 
 FAMILY = Family(

@@ -13,17 +13,22 @@ def derive(theirs):
     parameters = rope(theirs)
     parameters.pop("max_position_embeddings", None)
     beta = parameters.pop(BETA, None)
-    fields = {"rope_parameters": parameters}
-    if beta is not None:
-        fields |= {"attn_temperature_layers": "all", "attn_scale": beta, "floor_scale": parameters[LENGTH]}
-    return fields
+    if beta:
+        length = parameters[LENGTH]
+        fields = {"attn_temperature_layers": "all", "attn_scale": beta, "floor_scale": length}
+        return fields | {"rope_parameters": parameters}
+    if parameters["rope_type"] == "default":
+        parameters.pop(LENGTH, None)
+    return {"rope_parameters": parameters}
 
 
 def restore(ours):
+    """Their class needs both numbers; a temperature of scale 0 is none."""
     parameters = restore_rope(ours)
-    if ours.attn_temperature_layers is not None:
-        parameters |= {BETA: ours.attn_scale, LENGTH: ours.floor_scale}
-    return {"rope_parameters": parameters}
+    if ours.attn_temperature_layers is None:
+        missing = {BETA: 0.0, LENGTH: parameters.get(LENGTH, ours.max_position_embeddings)}
+        return {"rope_parameters": parameters | missing}
+    return {"rope_parameters": parameters | {BETA: ours.attn_scale, LENGTH: ours.floor_scale}}
 
 
 YARN = {

@@ -59,3 +59,8 @@ def reach(theirs: Any) -> dict[str, Any]:
 def restore_reach(ours: Any) -> dict[str, Any]:
     """The inverse of `reach`."""
     return {"layer_types": list(ours.layer_types), "sliding_window": ours.sliding_window}
+
+
+def restore_window(ours: Any) -> dict[str, Any]:
+    """`restore_reach` for a class that builds the mask of a window whether or not a layer slides: it needs a number."""
+    return restore_reach(ours) | {"sliding_window": ours.sliding_window or ours.max_position_embeddings}
