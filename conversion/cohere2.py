@@ -4,7 +4,7 @@ from .cohere import FIELDS, FIXED
 from .cohere import derive as cohere
 from .cohere import restore as restore_cohere
 from .family import Family
-from .rules_common import LLAMA_RULES, reach, restore_reach, tiny
+from .rules_common import LLAMA_RULES, reach, restore_window, tiny
 
 
 def derive(theirs):
@@ -16,7 +16,7 @@ FAMILY = Family(
     fields=FIELDS,
     fixed=FIXED,
     derive=derive,
-    restore=lambda ours: restore_cohere(ours) | restore_reach(ours),
+    restore=lambda ours: restore_cohere(ours) | restore_window(ours),
     rules=LLAMA_RULES,
     tiny=[
         tiny(head_dim=..., num_hidden_layers=4, sliding_window=5, logit_scale=0.25),

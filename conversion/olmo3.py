@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from .family import restore_rope, rope
 from .olmo2 import FAMILY as OLMO2
-from .rules_common import reach, restore_reach, tiny
+from .rules_common import reach, restore_window, tiny
 
 YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 16}
 
 FAMILY = replace(
     OLMO2,
     derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs),
-    restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_reach(ours),
+    restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_window(ours),
     tiny=[
         tiny(head_dim=..., num_hidden_layers=4, sliding_window=5),
         tiny(
