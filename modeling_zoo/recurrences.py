@@ -111,42 +111,56 @@ def _in_segments(chunked, query, key, value, beta, log_decay, state, chunk_size)
 
 
 def _one_token(query, key, value, beta, log_decay, state):
-    # q and k as rows [B·H, 2, K], v [B·H, 1, V], beta [B·H, 1, 1] | None, decay [B·H, K | 1, 1] | None, S [B·H, K, V].
-    batch, heads, width, value_width = state.shape
-    rows = torch.stack([query, key], dim=-2).to(state.dtype)
+    """Rows q and k `[B·H, 2, K]`, v `[B·H, 1, V]`, beta `[B·H, 1, 1]` or None, and S `[B·H, K, V]` after its decay.
+
+    On a CPU every call counts here, those that change nothing too.
+    """
+    batch, heads, width, _ = state.shape
+    rows = torch.stack([_cast(query, state.dtype), _cast(key, state.dtype)], dim=-2)
     if key.shape[2] != heads:
         rows = rows.repeat_interleave(heads // key.shape[2], dim=2)
     flat = batch * heads
-    beta = None if beta is None else beta.to(state.dtype).reshape(flat, 1, 1)
-    decay = None if log_decay is None else log_decay.to(state.dtype).exp().reshape(flat, -1, 1)
-    value = value.to(state.dtype).reshape(flat, 1, value_width)
-    return rows.view(flat, 2, width), value, beta, decay, state.view(flat, width, value_width)
+    matrix = state.view(flat, width, -1)
+    if log_decay is not None:
+        decay = _cast(log_decay, state.dtype).exp().view(flat, -1, 1)
+        matrix = matrix * decay if torch.is_grad_enabled() else matrix.mul_(decay)
+    beta = None if beta is None else _cast(beta, state.dtype).reshape(flat, 1, 1)
+    return rows.view(flat, 2, width), _cast(value, state.dtype).reshape(flat, 1, -1), beta, matrix
+
+
+def _cast(states, dtype):
+    return states if states.dtype == dtype else states.to(dtype)
+
+
+def _written(matrix, key, write, scale=1.0):
+    """S + scale · k wᵀ: key `[B·H, 1, K]`, write `[B·H, 1, V]`; into S itself when gradients are off."""
+    update = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
+    return update(matrix, key.transpose(1, 2), write, alpha=scale)
 
 
 def _delta_step(query, key, value, beta, log_decay, state, scale, normalize):
-    rows, value, beta, decay, matrix = _one_token(query, key, value, beta, log_decay, state)
+    rows, value, beta, matrix = _one_token(query, key, value, beta, log_decay, state)
     width, unit = rows.shape[-1], 1.0
     if normalize:
         # The remaining factor of l2_normalize goes into the products below.
         rows, unit = F.rms_norm(rows, (width,), eps=L2_EPSILON / width), width**-0.5
-    in_place = not torch.is_grad_enabled()
-    if decay is not None:
-        matrix = matrix.mul_(decay) if in_place else matrix * decay
-    query, key = rows[:, :1], rows[:, 1:].transpose(1, 2)
     read = torch.bmm(rows, matrix)
+    query, key = rows[:, :1], rows[:, 1:]
     write = torch.sub(value, read[:, 1:], alpha=unit) * beta
-    update = matrix.baddbmm_ if in_place else matrix.baddbmm
-    matrix = update(key, write, alpha=unit)
-    output = torch.baddbmm(read[:, :1], torch.bmm(query, key), write, beta=scale * unit, alpha=scale * unit * unit)
-    return output.view(state.shape[0], 1, state.shape[1], -1), state if in_place else matrix.view_as(state)
+    overlap = torch.bmm(query, key.transpose(1, 2))
+    output = torch.baddbmm(read[:, :1], overlap, write, beta=scale * unit, alpha=scale * unit * unit)
+    matrix = _written(matrix, key, write, unit)
+    return output.view(state.shape[0], 1, state.shape[1], -1), _as_state(matrix, state)
 
 
 def _additive_step(query, key, value, beta, log_decay, state, scale):
-    rows, value, beta, decay, matrix = _one_token(query, key, value, beta, log_decay, state)
-    in_place = not torch.is_grad_enabled()
-    if decay is not None:
-        matrix = matrix.mul_(decay) if in_place else matrix * decay
-    update = matrix.baddbmm_ if in_place else matrix.baddbmm
-    matrix = update(rows[:, 1:].transpose(1, 2), value if beta is None else value * beta)
-    output = torch.bmm(rows[:, :1] * scale, matrix)
-    return output.view(state.shape[0], 1, state.shape[1], -1), state if in_place else matrix.view_as(state)
+    rows, value, beta, matrix = _one_token(query, key, value, beta, log_decay, state)
+    matrix = _written(matrix, rows[:, 1:], value if beta is None else value * beta)
+    output = torch.bmm(rows[:, :1], matrix)
+    output = output if scale == 1.0 else output * scale
+    return output.view(state.shape[0], 1, state.shape[1], -1), _as_state(matrix, state)
+
+
+def _as_state(matrix, state):
+    # The very tensor that was given where it was written into: a cache then has nothing to copy.
+    return matrix.view_as(state) if torch.is_grad_enabled() else state
