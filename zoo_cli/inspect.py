@@ -15,7 +15,7 @@ def inspect(
 ) -> None:
     """Show what each layer is and costs, without allocating a weight. Reads zoo's configs and foreign ones."""
     from .loading import quiet
-    from .measure import measure
+    from conversion.measure import measure
 
     quiet()
     report = measure(config_of(model))

@@ -1,4 +1,4 @@
-"""What a model is made of, counted on the meta device: no weight is ever allocated."""
+"""What a model is made of, counted on the meta device: no weight is ever allocated. For `zoo inspect` and the card."""
 
 from copy import deepcopy
 
