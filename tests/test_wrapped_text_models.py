@@ -10,8 +10,12 @@ from safetensors.torch import load_file
 
 from conversion import convert, import_config, load
 from conversion.ministral3 import YARN
+from conversion.qwen3_5_moe_text import TINY as SPARSE
+from conversion.qwen3_5_text import OTHER_LAYERS
 from conversion.rules_common import tiny
+from conversion.rules_experts import tiny_experts
 from conversion.rules_gpt import TINY_PLAIN
+from conversion.rules_linear import TINY_DELTA
 
 VISION = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 28,
@@ -23,6 +27,11 @@ CODEBOOK = {
     "attn_resolutions": [],
 }  # fmt: skip
 PERSIMMON = TINY_PLAIN | {"model_type": "persimmon", "intermediate_size": 80, "max_position_embeddings": 64}
+TALL = {
+    "depth": 2, "hidden_size": 24, "intermediate_size": 40, "num_heads": 3, "patch_size": 14, "out_hidden_size": 48,
+    "num_position_embeddings": 16,
+}  # fmt: skip
+PICTURES = {"vision_config": TALL, "image_token_id": 99, "video_token_id": 98}
 CONDITIONAL, CAUSAL = "ForConditionalGeneration", "ForCausalLM"
 # Case, beginning with the family -> transformers' classes, arguments of the config.
 WRAPPED = {
@@ -56,6 +65,8 @@ WRAPPED = {
             "vision_config": PIXTRAL,
         },
     ),
+    "qwen3_5": ("Qwen3_5", CONDITIONAL, {"text_config": tiny(**TINY_DELTA | OTHER_LAYERS), **PICTURES}),
+    "qwen3_5_moe": ("Qwen3_5Moe", CONDITIONAL, {"text_config": tiny_experts(**SPARSE), **PICTURES}),
 }  # fmt: skip
 
 
