@@ -175,3 +175,12 @@ class ZooConfig(
         if not type(self).__module__.startswith("transformers_modules."):
             importlib.import_module("modeling_zoo.export").export_code(self, save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        self.write_card(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def write_card(self, folder) -> None:
+        """Puts the card of the installed package where transformers has left an empty one before an upload."""
+        if not type(self).__module__.startswith("transformers_modules."):
+            importlib.import_module("conversion.card").replace_empty_card(folder, self)

@@ -1,4 +1,4 @@
-"""The model card of a converted folder: what the config and the tensors say, nothing else."""
+"""The model card of a zoo folder: what the config and the tensors say, nothing else."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -6,31 +6,65 @@ from typing import Any
 
 from configuration_zoo import ZooConfig
 
+from .card_origin import carried_over, front_matter, origin_of, source_note
+from .card_picture import architecture_svg
+from .card_use import use_sections
 from .companions import CARD
 from .config_bridge import architecture
-from .sidecar import FOLDER, Manifest
+from .measure import empty_model, layer_runs, measure
+from .sidecar import Manifest
 
+PICTURE = "architecture.svg"
+_TEMPLATE = "This model card has been automatically generated"
 _FRONT = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
-_LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "path/to/this/folder"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)"""
 
 
 def write_card(folder: Path, config: ZooConfig, manifest: Manifest, parameters: int) -> None:
-    """Writes README.md: sizes, the flags that differ from zoo's defaults, how to load, where it came from."""
+    """README.md and its picture for a converted folder: sizes, layers, flags, use, and where it came from."""
+    fidelity = f"{parameters:,} parameters, dtype {_dtype(config)}. {_fidelity(manifest)}"
     lines = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- zoo\n---\n",
-        f"# A {manifest.model_type} checkpoint as a zoo model\n",
-        f"{parameters:,} parameters, dtype {str(config.dtype).removeprefix('torch.')}. {_fidelity(manifest)}\n",
-        _table("Size", {name: _size(config, name) for name in _FRONT}),
-        "## Flags\n\nWhat this model sets differently from `ZooConfig()`:\n",
-        _table("Flag", _differing_flags(config)),
-        f"## Loading\n\n```python\n{_LOAD}\n```\n",
-        _source_note(folder, manifest),
+        front_matter(carried_over(folder)),
+        f"# A {manifest.model_type} checkpoint as a zoo model\n\n{fidelity}\n",
+        *_description(folder, config, manifest.model_type),
+        source_note(folder, manifest),
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_plain_card(folder: Path, config: ZooConfig, origin: Path | None = None) -> None:
+    """The same for a model that was made or trained with zoo; `origin` is the folder it started from, if any."""
+    family = (config.source_config or {}).get("model_type")
+    started = f" It has the architecture of a `{family}` checkpoint." if family else ""
+    lines = [
+        front_matter(carried_over(origin)),
+        f"# A zoo model\n\ndtype {_dtype(config)}.{started}\n",
+        *_description(folder, config, family),
+    ]
+    (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def replace_empty_card(folder: str | Path, config: ZooConfig) -> None:
+    """A card in the place of the template that transformers' `push_to_hub` fills with nothing; any other card stays."""
+    card = Path(folder) / CARD
+    if card.is_file() and _TEMPLATE in card.read_text(encoding="utf-8"):
+        write_plain_card(Path(folder), config, origin_of(config))
+
+
+def _description(folder: Path, config: ZooConfig, family: str | None) -> list[str]:
+    model = empty_model(config)
+    report = measure(config, model)
+    (folder / PICTURE).write_text(architecture_svg(report), encoding="utf-8")
+    return [
+        _table("Size", {name: _size(config, name) for name in _FRONT}),
+        f"## Architecture\n\n![the layers from tokens to logits]({PICTURE})\n\n{_layers(report)}\n{_costs(report)}\n",
+        "## Flags\n\nWhat this model sets differently from `ZooConfig()`:\n",
+        _table("Flag", _differing_flags(config)),
+        *use_sections(model, family),
+    ]
+
+
+def _dtype(config: ZooConfig) -> str:
+    return str(config.dtype or "bfloat16").removeprefix("torch.")
 
 
 def _fidelity(manifest: Manifest) -> str:
@@ -38,6 +72,24 @@ def _fidelity(manifest: Manifest) -> str:
     if manifest.cast:
         return f"The tensors are those of the source, cast to {manifest.cast} and rearranged; {back} goes back."
     return f"The tensors are those of the source, rearranged without loss; {back} restores them bit for bit."
+
+
+def _layers(report: dict) -> str:
+    """One row for each run of layers that differ in nothing."""
+    lines = ["| layers | mixer | reach | MLP | parameters each | cache bytes per token |", "|---|---|---|---|---|---|"]
+    for first, last, layer in layer_runs(report["layers"]):
+        where = str(first) if first == last else f"{first}-{last}"
+        numbers = f"{layer['parameters']:,} | {layer['cache_bytes_per_token']:,}"
+        lines.append(f"| {where} | {layer['mixer']} | {layer['reach']} | {layer['mlp']} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def _costs(report: dict) -> str:
+    text = f"{report['parameters']:,} parameters, {report['active_parameters']:,} of them at work for one token. "
+    text += f"The cache takes {report['cache_bytes_per_token']:,} bytes per token in {report['dtype']}"
+    full = report["cache_bytes_at_full_length"]
+    text += f", {full:,} bytes at {report['max_position_embeddings']:,} tokens"
+    return text + (f", of which {report['state_bytes']:,} whatever the length." if report["state_bytes"] else ".")
 
 
 def _size(config: ZooConfig, name: str) -> Any:
@@ -71,22 +123,3 @@ def _short(value: Any) -> str:
             runs.append([1, entry])
     text = ", ".join(f"{count} × {entry}" for count, entry in runs[:12])
     return text + (" ..." if len(runs) > 12 else "")
-
-
-def _source_note(folder: Path, manifest: Manifest) -> str:
-    licences = sorted(path.name for path in folder.iterdir() if path.name.startswith(("LICENSE", "LICENCE", "NOTICE")))
-    note = f"## Source\n\nConverted from a `{manifest.model_type}` checkpoint; its licence applies to these weights"
-    note += (
-        f" ({', '.join(f'`{name}`' for name in licences)})."
-        if licences
-        else " (the source folder had no licence file)."
-    )
-    if (folder / FOLDER / CARD).is_file():
-        note += f" Its own card is `{FOLDER}/{CARD}`."
-    if manifest.kept:
-        note += (
-            f" {len(manifest.kept)} tensors that zoo does not use are kept in `{FOLDER}/` for the way back: "
-            + ", ".join(f"`{name}`" for name in manifest.kept[:5])
-            + (" ..." if len(manifest.kept) > 5 else ".")
-        )
-    return note + "\n"

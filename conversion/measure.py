@@ -15,9 +15,9 @@ REACH = {
 }
 
 
-def measure(config) -> dict:
-    """ZooConfig -> the report of `zoo inspect --json`: one entry per layer, then totals."""
-    model = empty_model(config)
+def measure(config, model=None) -> dict:
+    """ZooConfig -> the report of `zoo inspect --json`: one entry per layer, then totals. `model`: an empty one."""
+    model = model or empty_model(config)
     layers = [measure_layer(model, index, *sizes) for index, sizes in enumerate(cache_sizes(model))]
     total = model.num_parameters()
     embedding = sum(part.weight.numel() for part in {model.get_input_embeddings(), model.get_output_embeddings()})
@@ -127,10 +127,13 @@ def filled_cache(model, length: int) -> list[int]:
     import torch
     from transformers import DynamicCache
 
+    from modeling_zoo.kv_sharing import SharedKeyValues
+
     cache = DynamicCache(config=model.config)
     with torch.device("meta"), torch.no_grad():
         hidden_states = torch.empty(1, length, model.config.hidden_size, dtype=model.dtype)
         context = {"past_key_values": cache, "position_ids": torch.arange(length)[None], "attention_mask": None}
+        context["shared_key_values"] = SharedKeyValues()
         for layer in model.model.layers:
             if hasattr(layer, "self_attn"):
                 layer.self_attn(hidden_states, **context)
@@ -147,3 +150,12 @@ def held_bytes(holder) -> int:
         return sum(held_bytes(part) for part in holder)
     parts = holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})
     return sum(held_bytes(part) for part in parts.values())
+
+
+def layer_runs(layers: list[dict]):
+    """(first, last, layer) of each run of layers that differ in nothing but their number."""
+    start = 0
+    for index in range(1, len(layers) + 1):
+        if index == len(layers) or layers[index] | {"layer": start} != layers[start]:
+            yield start, index - 1, layers[start]
+            start = index

@@ -1,4 +1,4 @@
-"""FOLDER PROMPT NEW_TOKENS ANSWER.json: load a zoo folder by nothing but the code inside it.
+"""FOLDER PROMPT NEW_TOKENS ANSWER.json [REVISION]: load a zoo folder, or one on the Hub, by nothing but its own code.
 
 The import of zoo's own packages is refused first, as on a machine that has never heard of them.
 """
@@ -34,7 +34,7 @@ def proof() -> str:
     return shown
 
 
-def main(folder, prompt, new_tokens, answer_file) -> None:
+def main(folder, prompt, new_tokens, answer_file, revision=None) -> None:
     sys.meta_path.insert(0, Refusal())
     import_error = proof()
 
@@ -43,8 +43,9 @@ def main(folder, prompt, new_tokens, answer_file) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    where = {"revision": revision, "trust_remote_code": True} if revision else {"trust_remote_code": True}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **where)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     input_ids = tokenizer(prompt, return_tensors="pt").input_ids
     with torch.no_grad():
         logits = model(input_ids).logits[0].tolist()

@@ -66,6 +66,10 @@ class ZooPreTrainedModel(PreTrainedModel):
                 )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        self.config.write_card(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
     def set_attn_implementation(self, *args, **kwargs):
         super().set_attn_implementation(*args, **kwargs)
         self._share_implementations()

@@ -14,8 +14,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
 ) -> None:
     """Show what each layer is and costs, without allocating a weight. Reads zoo's configs and foreign ones."""
-    from .loading import quiet
     from conversion.measure import measure
+
+    from .loading import quiet
 
     quiet()
     report = measure(config_of(model))
@@ -45,10 +46,12 @@ def config_of(model: str):
 
 def show(report: dict) -> None:
     """The table, runs of equal layers in one row, and the totals."""
+    from conversion.measure import layer_runs
+
     from .tables import print_table, short, short_bytes
 
     rows = []
-    for first, last, layer in runs(report["layers"]):
+    for first, last, layer in layer_runs(report["layers"]):
         rows.append((
             str(first) if first == last else f"{first}-{last}",
             layer["mixer"],
@@ -69,12 +72,3 @@ def show(report: dict) -> None:
     length = report["max_position_embeddings"]
     per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
     typer.echo(f"cache       {per_token} per token, {full} at {length} tokens")
-
-
-def runs(layers: list[dict]):
-    """(first, last, layer) of each run of layers that differ in nothing but their number."""
-    start = 0
-    for index in range(1, len(layers) + 1):
-        if index == len(layers) or layers[index] | {"layer": start} != layers[start]:
-            yield start, index - 1, layers[start]
-            start = index

@@ -9,6 +9,7 @@ from .errors import report
 from .generate import generate
 from .inspect import inspect
 from .presets import presets
+from .push import push
 from .verify import verify
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, generate, inspect, verify, presets):
+for command in (convert, generate, inspect, verify, presets, push):
     app.command()(command)
 
 

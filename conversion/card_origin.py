@@ -1,0 +1,75 @@
+"""Where a model came from, as its card says it: metadata of the original's card, licence files, what was set aside."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .companions import CARD
+from .sidecar import FOLDER, Manifest
+
+# Keys of a card's front matter that stay true of the same weights in another layout.
+KEPT = ("license", "license_name", "license_link", "language", "base_model", "datasets", "extra_gated_prompt")
+
+
+def carried_over(folder: Path | None) -> dict[str, Any]:
+    """The front matter that passes on from the original's card, kept in `source/`, or from the folder's own."""
+    cards = [folder / FOLDER / CARD, folder / CARD] if folder is not None else []
+    for card in cards:
+        if card.is_file():
+            found = read_front_matter(card.read_text(encoding="utf-8", errors="replace"))
+            return {key: found[key] for key in KEPT if found.get(key)}
+    return {}
+
+
+def origin_of(config) -> Path | None:
+    """The folder a model was loaded from, or what the cache holds of its repository; the Hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name = str(getattr(config, "_name_or_path", "") or "")
+    if not name or Path(name).is_dir():
+        return Path(name) if name else None
+    try:
+        card = try_to_load_from_cache(name, CARD)
+    except HFValidationError:
+        return None
+    return Path(card).parent if isinstance(card, str) else None
+
+
+def read_front_matter(text: str) -> dict[str, Any]:
+    """The YAML between the first two lines of `---`; {} where there is none, or none that can be read."""
+    import yaml
+
+    found = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", text, flags=re.DOTALL)
+    try:
+        content = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def front_matter(carried: dict[str, Any]) -> str:
+    """The head of a card: what the Hub sorts models by, and what was carried over."""
+    import yaml
+
+    content = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["zoo", "custom_code"]}
+    text = yaml.safe_dump(content | carried, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n"
+
+
+def source_note(folder: Path, manifest: Manifest) -> str:
+    """Licence, the original's card, and the tensors that are kept for the way back."""
+    licences = sorted(path.name for path in folder.iterdir() if path.name.startswith(("LICENSE", "LICENCE", "NOTICE")))
+    named = carried_over(folder).get("license")
+    note = f"## Source\n\nConverted from a `{manifest.model_type}` checkpoint; its licence applies to these weights"
+    note += f" (`{named}`" if named else " (the source's card names none"
+    note += f"; {', '.join(f'`{name}`' for name in licences)})." if licences else "; it had no licence file)."
+    if (folder / FOLDER / CARD).is_file():
+        note += f" Its own card is `{FOLDER}/{CARD}`."
+    if manifest.kept:
+        note += (
+            f" {len(manifest.kept)} tensors that zoo does not use are kept in `{FOLDER}/` for the way back: "
+            + ", ".join(f"`{name}`" for name in manifest.kept[:5])
+            + (" ..." if len(manifest.kept) > 5 else ".")
+        )
+    return note + "\n"
