@@ -3,11 +3,14 @@
 heads share keys and values in groups:    multi-head   H = K      grouped-query   K < H      multi-query   K = 1
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention_bands import BandMask, attend_in_bands
 from .attention_gates import make_output_gate
 from .attention_interface import eager_attention_forward
 from .norms import RMSNorm, make_qk_norm
@@ -80,6 +83,9 @@ class SoftmaxAttention(TokenMixer):
     def attend(self, query, key, value, attention_mask, **kwargs):
         """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or None) by the configured
         backend."""
+        if isinstance(attention_mask, BandMask):
+            attend = partial(self.attend, **kwargs)
+            return attend_in_bands(attend, query, key, value, attention_mask), None
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         special = {"softcap": self.softcap, "s_aux": self.sink_logits, "upcast": self.config.attention_upcast or None}
         if kwargs.get("position_bias") is not None and self.config._attn_implementation == "flex_attention":

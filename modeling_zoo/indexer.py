@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
 
+from .attention_bands import keys_before, mask_rows
 from .cache_growing import IndexedLatentLayer, LatentLayer
 from .index_maths import causal_keys, index_scores, top_positions, visible_keys
 from .norms import LayerNorm
@@ -122,7 +123,8 @@ class LightningIndexer(nn.Module):
         chosen = []
         for start in range(0, length, QUERY_BLOCK):
             block = slice(start, min(start + QUERY_BLOCK, length))
-            chosen.append(self.choose(inputs, key[:, : block.stop] if causal else key, block, attention_mask, causal))
+            seen = keys_before(attention_mask, block, key.shape[1], causal)
+            chosen.append(self.choose(inputs, key[:, :seen], block, attention_mask, causal))
         return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
 
     def choose(self, inputs, key, block, attention_mask, causal):
@@ -135,7 +137,7 @@ class LightningIndexer(nn.Module):
         if causal:
             hidden = ~causal_keys(block.start, block.stop, keys, key.device)[:, 0]
         elif attention_mask is not None:
-            hidden = ~visible_keys(attention_mask[:, 0, block])
+            hidden = ~visible_keys(mask_rows(attention_mask, block, keys, key.device)[:, 0])
         if causal or attention_mask is not None:
             scores = scores.masked_fill(hidden, -torch.inf)
         return top_positions(scores, self.topk).int()

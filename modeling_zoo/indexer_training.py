@@ -3,6 +3,7 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .attention_bands import mask_rows
 from .attention_interface import repeat_kv
 from .index_maths import causal_keys, chosen_keys, divergence, visible_keys
 from .latent_maths import shaped_scores
@@ -55,7 +56,7 @@ def seen_keys(attention_mask, block, keys, device):
     """The keys that the queries in `block` may see, `[B or 1, 1, t, S]`, as booleans."""
     if attention_mask is None:
         return causal_keys(block.start, block.stop, keys, device)
-    return visible_keys(attention_mask[:, :, block])
+    return visible_keys(mask_rows(attention_mask, block, keys, device))
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Multi-head latent attention: what is cached is one small latent per token, not keys and values per head."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,6 +11,9 @@ from .effective_weight import basis_weight, direct_weight, is_linear_map
 from .latent_maths import absorption_pays, into_latent, out_of_latent, read_shared_keys
 from .norms import RMSNorm
 from .rotary import apply_rotary
+
+# Numbers of expanded keys and values held at once, where nothing has to keep them.
+MOST_EXPANDED = 2**26
 
 
 class SharedKeyView:
@@ -133,10 +138,12 @@ class LatentAttention(SoftmaxAttention):
 
     # -- expanded ------------------------------------------------------------------------------------------------------
 
-    def expand(self, latent, rope_key):
-        """Keys `[B, K, S, n + r]` and values `[B, K, S, v]` of all key-value heads."""
+    def expand(self, latent, rope_key, weight=None):
+        """Keys `[B, K, S, n + r]` and values `[B, K, S, v]` of all key-value heads, or of those whose maps `weight`
+        holds."""
         batch, _, length, _ = latent.shape
-        expanded = self.kv_b_proj(latent).view(batch, length, -1, self.nope + self.value_width).transpose(1, 2)
+        expanded = self.kv_b_proj(latent) if weight is None else F.linear(latent, weight)
+        expanded = expanded.view(batch, length, -1, self.nope + self.value_width).transpose(1, 2)
         key, value = expanded.split((self.nope, self.value_width), dim=-1)
         if self.rope:
             key = torch.cat((key, rope_key.expand(-1, key.shape[1], -1, -1)), dim=-1)
@@ -144,7 +151,38 @@ class LatentAttention(SoftmaxAttention):
 
     def expanded(self, query, latent, rope_key, attention_mask, **kwargs):
         """Attention over keys and values of every head, by the configured backend."""
-        return self.attend_expanded(torch.cat(query, dim=-1), *self.expand(latent, rope_key), attention_mask, **kwargs)
+        read = partial(self.attend_expanded, attention_mask=attention_mask, **kwargs)
+        return self.over_heads(read, query, latent, rope_key, **kwargs)
+
+    def over_heads(self, read, query, latent, rope_key, position_bias=None, **kwargs):
+        """`read(query, key, value)` → (`[B, T, H, v]`, weights or None), of as many expanded heads at once as take a
+        bounded amount of memory."""
+        weight = self.divisible(latent) if position_bias is None else None
+        if weight is None:
+            return read(torch.cat(query, dim=-1), *self.expand(latent, rope_key))
+        per_head = self.nope + self.value_width
+        kv_heads = weight.shape[0] // per_head
+        step = max(1, MOST_EXPANDED // (latent.shape[0] * latent.shape[2] * (per_head + self.rope)))
+        output = latent.new_empty(query[0].shape[0], query[0].shape[2], query[0].shape[1], self.value_width)
+        for start in range(0, kv_heads, step):
+            stop = min(start + step, kv_heads)
+            heads = slice(start * self.num_key_value_groups, stop * self.num_key_value_groups)
+            states = self.expand(latent, rope_key, weight[start * per_head : stop * per_head])
+            output[:, :, heads] = read(torch.cat([part[:, heads] for part in query], dim=-1), *states)[0]
+        return output, None
+
+    def divisible(self, latent):
+        """kv_b's matrix where its heads can be expanded a few at a time and are too many for once, else None.
+
+        Gradients keep every head's keys and values in any case; the plain backend shows weights of all heads.
+        """
+        if torch.is_grad_enabled() or self.config._attn_implementation != "sdpa" or torch.compiler.is_compiling():
+            return None
+        size = latent.shape[0] * latent.shape[2] * (self.nope + self.rope + self.value_width)
+        weight = direct_weight(self.kv_b_proj)
+        if weight is None or weight.dtype != latent.dtype:
+            return None
+        return weight if size * weight.shape[0] // (self.nope + self.value_width) > MOST_EXPANDED else None
 
     def attend_expanded(self, query, key, value, attention_mask, **kwargs):
         """`attend`, with the narrower of keys and values filled up with zeros where the fused kernel needs one width.

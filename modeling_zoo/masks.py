@@ -7,6 +7,8 @@ from transformers.masking_utils import (
     create_sliding_window_causal_mask,
 )
 
+from .attention_bands import band_of
+
 MASK_BUILDERS = {
     "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
@@ -70,10 +72,11 @@ def layer_mask(masks, key):
     return {word: masks[word] for word in PARTS[key]} or None
 
 
-def build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+def build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, rules=True, **kwargs):
     """{mask name: mask} for `inputs_embeds` `[B, T, D]` and a padding mask `[B, S + T]` or a ready 4-D one.
 
-    Sparse patterns go by slot, so that padding takes part in the stride.
+    Sparse patterns go by slot, so that padding takes part in the stride. With `rules`, the mask of many queries may be
+    a `BandMask`, which is not held as a square.
     """
     arguments = {
         "inputs_embeds": inputs_embeds,
@@ -81,7 +84,7 @@ def build_masks(config, inputs_embeds, attention_mask, past_key_values, position
         "past_key_values": past_key_values,
         "position_ids": position_ids,
     }
-    arguments |= {name: part for name, part in kwargs.items() if part is not None}
+    special = {name: part for name, part in kwargs.items() if part is not None}
     masks = {}
     for layer_idx in range(config.num_hidden_layers):
         key = mask_key(config, layer_idx)
@@ -91,9 +94,10 @@ def build_masks(config, inputs_embeds, attention_mask, past_key_values, position
                 continue
             if word in PATTERNS:
                 overlay = PATTERNS[word](config.sparse_attention_stride)
-                masks[word] = create_causal_mask(config=layer, **arguments, and_mask_function=overlay)
-            else:
-                masks[word] = MASK_BUILDERS[word](config=layer, **arguments)
+                masks[word] = create_causal_mask(config=layer, **arguments, **special, and_mask_function=overlay)
+                continue
+            band = band_of(layer, word, layer_idx, **arguments) if rules and not special else None
+            masks[word] = MASK_BUILDERS[word](config=layer, **arguments, **special) if band is None else band
     # It grows with every token, so it stays out of compiled graphs where nothing reads it.
     if config.position_embedding_type == "alibi" and attention_mask is not None and attention_mask.dim() == 2:
         masks[PADDING] = attention_mask

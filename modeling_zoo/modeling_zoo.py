@@ -90,8 +90,8 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
-        """Masks built ahead of a compiled forward, the same as the forward builds."""
-        return build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        """Masks built ahead of a compiled forward, the same as the forward builds, all of them tensors."""
+        return build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids, rules=False)
 
 
 class ZooModel(ZooPreTrainedModel):

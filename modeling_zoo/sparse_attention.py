@@ -1,7 +1,10 @@
 """DeepSeek sparse attention: latent attention in which an indexer chooses the keys that a query reads."""
 
+from functools import partial
+
 import torch
 
+from .attention_bands import keys_before, mask_rows
 from .index_maths import causal_keys, chosen_keys, take_rows, visible_keys
 from .indexer import LightningIndexer
 from .indexer_training import indexer_loss
@@ -84,17 +87,19 @@ class IndexedAttention(LatentAttention):
         for start in range(0, length, step):
             block = slice(start, min(start + step, length))
             here = positions[:, block]
-            keys = [take_rows(part, here).flatten(0, 1) for part in parts]
+            chosen = [take_rows(part, here).flatten(0, 1) for part in parts]
+            visible = self.chosen_visible(attention_mask, here, block, length, latent.shape[2])
             rows = [part[:, :, block].transpose(1, 2).flatten(0, 1).unsqueeze(2) for part in query]
-            context, _ = self.read(rows, keys, mask=self.chosen_visible(attention_mask, here, block, length))
+            context, _ = self.read(rows, chosen, mask=visible)
             contexts.append(context.view(batch, -1, heads, self.rank))
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=1)
         return out_of_latent(context.transpose(1, 2), maps, self.nope).transpose(1, 2)
 
-    def chosen_visible(self, attention_mask, positions, block, length):
+    def chosen_visible(self, attention_mask, positions, block, length, keys):
         """Whether a chosen key may be seen, `[B · t, 1, 1, k]`: where few are visible, others fill up the choice."""
         if attention_mask is not None:
-            seen = visible_keys(attention_mask[:, 0, block]).expand(positions.shape[0], -1, -1)
+            seen = visible_keys(mask_rows(attention_mask, block, keys, positions.device)[:, 0])
+            seen = seen.expand(positions.shape[0], -1, -1)
             seen = seen.gather(-1, positions.long())
         elif length > 1:
             queries = torch.arange(block.start, block.stop, device=positions.device)
@@ -107,18 +112,22 @@ class IndexedAttention(LatentAttention):
 
     def masked(self, query, latent, rope_key, attention_mask, past_key_values, positions, position_bias=None, **kwargs):
         """Attention over all keys with those not chosen hidden, absorbed or expanded, in blocks of queries."""
-        length, keys = query[0].shape[2], latent.shape[2]
         weight = self.absorbable(query[0], latent, attention_mask, past_key_values)
         if weight is not None:
+            length, keys = query[0].shape[2], latent.shape[2]
             mask = self.sparse_mask(attention_mask, positions, slice(0, length), keys, query[0].dtype)
             bias = {"position_bias": position_bias}
             return self.absorbed(query, latent, rope_key, mask, past_key_values, weight, **bias, **kwargs)
-        query = torch.cat(query, dim=-1)
-        key, value = self.expand(latent, rope_key)
+        read = partial(self.read_masked, attention_mask, positions, position_bias=position_bias, **kwargs)
+        return self.over_heads(read, query, latent, rope_key, position_bias=position_bias)
+
+    def read_masked(self, attention_mask, positions, query, key, value, position_bias=None, **kwargs):
+        """Expanded queries, keys and values of some heads → (`[B, T, h, v]`, weights or None)."""
+        length, keys = query.shape[2], key.shape[2]
         outputs, weights = [], []
         for start in range(0, length, READING_BLOCK):
             block = slice(start, min(start + READING_BLOCK, length))
-            seen = block.stop if attention_mask is None and length > 1 else keys
+            seen = keys_before(attention_mask, block, keys, causal=attention_mask is None and length > 1)
             mask = self.sparse_mask(attention_mask, positions, block, seen, query.dtype)
             if position_bias is not None:
                 rows = block if position_bias.shape[-2] > 1 else slice(None)
@@ -136,11 +145,11 @@ class IndexedAttention(LatentAttention):
             if positions.shape[1] > 1:
                 allowed = allowed & causal_keys(block.start, block.stop, keys, allowed.device)
             attention_mask = allowed
-        elif attention_mask.dtype == torch.bool:
-            attention_mask = attention_mask[:, :, block] & allowed
         else:
-            lowest = torch.finfo(attention_mask.dtype).min
-            return attention_mask[:, :, block].masked_fill(~allowed, lowest)
+            rows = mask_rows(attention_mask, block, keys, allowed.device)
+            if rows.dtype != torch.bool:
+                return rows.masked_fill(~allowed, torch.finfo(rows.dtype).min)
+            attention_mask = rows & allowed
         if self.config._attn_implementation == "eager":
             nothing = torch.zeros((), dtype=dtype, device=allowed.device)
             return nothing.masked_fill(~attention_mask, torch.finfo(dtype).min)
