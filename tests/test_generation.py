@@ -5,6 +5,7 @@ import torch
 from random_models import build
 from transformers import (
     AutoModelForCausalLM,
+    ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     LlamaConfig,
@@ -150,7 +151,11 @@ def test_continuous_batching(pair, implementation):
     ours.set_attn_implementation(implementation)
     prompts = [[5, 6, 7, 8, 9], [11, 12, 13]]
     config = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    results = ours.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+    # Without a number of pages it takes nine tenths of the machine's memory.
+    pages = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
+    results = ours.generate_batch(
+        inputs=prompts, generation_config=config, continuous_batching_config=pages, progress_bar=False
+    )
     ours.set_attn_implementation("sdpa")
     results = sorted(results.values(), key=lambda result: result.request_id)
     for tokens, result in zip(prompts, results, strict=True):
