@@ -75,7 +75,7 @@ def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None =
     manifest = Manifest(model_type, list(stored_twice), overrides, kept=plan.kept, dropped=plan.dropped)
     if any(reader.headers[name].dtype != tensor.dtype for name, tensor in checkpoint.headers.items()):
         manifest.cast = str(dtype).removeprefix("torch.")
-    if not _rules_find_back(plan, planner):
+    if not _rules_find_back(plan, planner, checkpoint.headers):
         used = (name for step in plan.steps for name in step.source_names())
         headers = {name: checkpoint.headers[name] for name in used}
         manifest.names = {name: [CODES[tensor.dtype], list(tensor.shape)] for name, tensor in headers.items()}
@@ -96,7 +96,8 @@ def _equal_copies(plan: Plan, expected: Expected, checkpoint: Checkpoint) -> dic
     return copies
 
 
-def _rules_find_back(plan: Plan, planner: Planner) -> bool:
-    """Whether the inverse rules give the source's own names again."""
-    back = planner.backward(plan.outputs)
-    return set(back.outputs) == {name for step in plan.steps for name in step.source_names()}
+def _rules_find_back(plan: Plan, planner: Planner, headers: dict[str, Tensor]) -> bool:
+    """Whether the inverse rules give the source's own names and shapes again."""
+    back = {name: tensor.shape for name, tensor in planner.backward(plan.outputs).outputs.items()}
+    shapes = {name: headers[name].shape for step in plan.steps for name in step.source_names()}
+    return back == shapes

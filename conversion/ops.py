@@ -24,11 +24,15 @@ Size = int | str | Callable[[Any], int]
 
 @dataclass
 class Context:
-    """What an operation may know: zoo's config, the placeholders' values on our side, the slots the rule has there."""
+    """What an operation may know: zoo's config, the placeholders' values on our side, the slots the rule has there.
+
+    `shapes` are those of the tensors that came in, where they are known on the way back.
+    """
 
     config: Any
     values: dict[str, int | str] = field(default_factory=dict)
     theirs: int = 1
+    shapes: list[torch.Size] = field(default_factory=list)
 
     @property
     def layer(self) -> int | None:
@@ -184,6 +188,24 @@ class Split(Op):
 def Concat(*sizes: Size, parts: int | None = None, groups: Size = 1, dim: int = 0) -> Reverse:  # noqa: N802
     """Several tensors to one along `dim`: `Split` read the other way; the sizes are those of the several."""
     return Reverse(Split(*sizes, parts=parts, groups=groups, dim=dim))
+
+
+class Join(Op):
+    """Several tensors to one `[sum(sizes), ...]`, wherever they were cut; on the way back cut as they came, else by
+    `sizes`."""
+
+    def __init__(self, *sizes: Size):
+        self.sizes = sizes
+
+    def forward(self, tensors, ctx):
+        rows = [tensor.shape[0] for tensor in tensors]
+        if sum(rows) != sum(ctx.size(size) for size in self.sizes):
+            raise ValueError(f"parts of {rows} rows do not join to {[ctx.size(size) for size in self.sizes]}")
+        return [torch.cat(tensors)]
+
+    def backward(self, tensors, ctx):
+        (tensor,) = tensors
+        return list(tensor.split([shape[0] for shape in ctx.shapes] or [ctx.size(size) for size in self.sizes]))
 
 
 class Stack(Op):

@@ -184,6 +184,8 @@ class Planner:
         """Turns what was collected into slots and adds the step."""
         if step.rule is not None:
             step.sources = self._slots_of_names(step)
+            if not step.backward:
+                step.ctx.shapes = [headers[name].shape for name in step.source_names()]
         self.add(step, plan, headers)
 
     def add(self, step: Step, plan: Plan, headers: dict[str, Tensor]) -> None:

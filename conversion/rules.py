@@ -13,12 +13,12 @@ one side has stands for all its numbers 0..n-1 at once: one slot with many tenso
 from collections.abc import Callable
 from typing import Any
 
-from .ops import Concat, Context, EachOp, Op, Reshape, Reverse, Slots, Split, Stack, StackExperts, Transpose
+from .ops import Concat, Context, EachOp, Join, Op, Reshape, Reverse, Slots, Split, Stack, StackExperts, Transpose
 from .patterns import Pattern
 from .permutations import Deinterleave, HeadPermutation, Permutation, PermuteRope, SwapHalves
 
 __all__ = [
-    "Concat", "Context", "Deinterleave", "Drop", "EachOp", "HeadPermutation", "Keep", "Op", "Permutation",
+    "Concat", "Context", "Deinterleave", "Drop", "EachOp", "HeadPermutation", "Join", "Keep", "Op", "Permutation",
     "PermuteRope", "Reshape", "Reverse", "Rule", "Slots", "Split", "Stack", "StackExperts", "SwapHalves", "Transpose",
     "renames",
 ]  # fmt: skip

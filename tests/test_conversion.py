@@ -18,6 +18,9 @@ from modeling_zoo import ZooForCausalLM
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 RELATIVE = 2e-5
+# Variants whose own class lets padding into a recurrence (biases before a convolution): compared without any.
+# That zoo's does not is tested in test_conversion_hybrid.py.
+LEAKS_PADDING = {("lfm2", 1), ("lfm2_moe", 1)}
 VARIANTS = [(name, index) for name in known_families() for index in range(len(family_of(name).tiny))]
 
 
@@ -52,11 +55,11 @@ def assert_same_config(found, expected):
     assert found == expected
 
 
-def batch(vocab_size):
+def batch(vocab_size, padding=4):
     """Two rows, the first of them left-padded."""
     tokens = torch.randint(1, vocab_size, (2, 13), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(tokens)
-    tokens[0, :4], mask[0, :4] = 0, 0
+    tokens[0, :padding], mask[0, :padding] = 0, 0
     return {"input_ids": tokens, "attention_mask": mask}
 
 
@@ -76,7 +79,7 @@ def test_logits_tokens_and_the_way_back(variant, tmp_path):
     ours, info = ZooForCausalLM.from_pretrained(zoo, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ours.generation_config.eos_token_id = None
-    inputs = batch(config.get_text_config().vocab_size)
+    inputs = batch(config.get_text_config().vocab_size, padding=0 if (name, index) in LEAKS_PADDING else 4)
     with torch.no_grad():
         expected, found = theirs(**inputs).logits, ours(**inputs).logits
     attended = inputs["attention_mask"].bool()

@@ -17,6 +17,7 @@ from conversion.rules import (
     Context,
     Deinterleave,
     Drop,
+    Join,
     Keep,
     PermuteRope,
     Reshape,
@@ -84,6 +85,17 @@ def test_concat_is_split_read_backwards():
     parts = [torch.randn(4, 3), torch.randn(6, 3)]
     (joined,) = back_and_meta(Concat(4, 6), parts)
     assert torch.equal(joined, torch.cat(parts))
+
+
+def test_join_is_cut_where_it_was_cut_else_by_its_sizes():
+    whole, join = torch.randn(Q + K + V, 1, 3), Join("q", "k", "v")
+    thirds = list(whole.chunk(3))
+    joined = back_and_meta(join, thirds, Context(CONFIG, {"i": 1}, shapes=[part.shape for part in thirds]))
+    assert torch.equal(joined[0], whole)
+    q, k, v = join.backward([whole], CTX)
+    assert torch.equal(q, whole[:72]) and torch.equal(k, whole[72:96]) and torch.equal(v, whole[96:])
+    with pytest.raises(ValueError, match=r"\[72, 24\] rows do not join to \[72, 24, 24\]"):
+        join.forward([whole[:72], whole[72:96]], CTX)
 
 
 def test_split_refuses_sizes_that_do_not_add_up():
