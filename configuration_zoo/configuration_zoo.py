@@ -18,6 +18,7 @@ from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_norm import NormFields
 from .fields_position import LEGACY_ROPE_KEYS, PositionFields
+from .fields_training import TrainingFields
 from .parallel_plans import ParallelPlans
 
 logger = logging.get_logger(__name__)
@@ -56,6 +57,7 @@ class ZooConfig(
     NormFields,
     ExpertFields,
     MlpFields,
+    TrainingFields,
     ParallelPlans,
     PreTrainedConfig,
 ):

@@ -1,4 +1,4 @@
-"""Sparse layers: routed experts, their router, shared experts, balance losses."""
+"""Sparse layers: routed experts, their router, shared experts."""
 
 from dataclasses import dataclass, fields
 
@@ -89,12 +89,6 @@ class ExpertFields:
     shared_expert_gate: bool | None = None
     shared_expert_combination_strategy: str | None = None
 
-    # Return the router logits; with labels, add coef · the balance loss (Switch Transformer §2.2) and coef · the z-loss
-    # (ST-MoE, Zoph et al. 2022, eq. 5) to the loss.
-    output_router_logits: bool | None = None
-    router_aux_loss_coef: float | int | None = None
-    router_z_loss_coef: float | int | None = None
-
     def resolve_experts(self):
         if self.mlp_layer_types is None and self.num_experts is not None:
             self.mlp_layer_types = ["sparse"] * self.num_hidden_layers
@@ -107,9 +101,6 @@ class ExpertFields:
         self._resolve_shared_experts()
         for field, default in (
             ("expert_bias", False),
-            ("output_router_logits", False),
-            ("router_aux_loss_coef", 0.0),
-            ("router_z_loss_coef", 0.0),
             ("zero_expert_type", "identity" if self.zero_expert_num else None),
         ):
             _fill(self, field, default)
@@ -220,8 +211,7 @@ class ExpertFields:
         check_choice(self, "router_dtype", ROUTER_DTYPES)
         check_choice(self, "router_weights_dtype", ROUTER_WEIGHTS_DTYPES)
         refuse_unless(self, bool(self.router_input_norm), "router_input_norm=True", ("router_input_multiplier",))
-        numbers = ("router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise", "sparsemixer_jitter_eps")
-        for field in (*numbers, "norm_topk_eps", "norm_topk_min"):
+        for field in ("router_jitter_noise", "sparsemixer_jitter_eps", "norm_topk_eps", "norm_topk_min"):
             if (getattr(self, field) or 0) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
         if self.router_jitter_noise >= 1:

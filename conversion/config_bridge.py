@@ -24,7 +24,8 @@ from .registry import OWN_TYPE, family_of, file_name, model_type_of
 # Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
 NOT_ARCHITECTURE = {
     "source_config", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
-    "attention_dropout", "embedding_dropout", "residual_dropout",
+    "attention_dropout", "embedding_dropout", "residual_dropout", "output_z_loss_coef", "loss_chunk_size",
+    "initializer_type", "residual_initializer_type", "embedding_initializer_range", "initializer_cutoff",
 }  # fmt: skip
 # Older spellings that would be merged into, or win over, the key they stand for.
 _OLD_SPELLINGS = {

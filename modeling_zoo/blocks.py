@@ -14,6 +14,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .initial_weights import mark_writers
 from .mixers import make_mixer
 from .mlp_registry import MLPS, make_mlp
 from .norms import make_norm
@@ -239,4 +240,6 @@ BLOCKS = {
 
 def make_block(config, layer_idx):
     """Layer `layer_idx` of a model; where layers differ in a number, built from that layer's own view of the config."""
-    return BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
+    block = BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
+    mark_writers(block, layer_idx)
+    return block

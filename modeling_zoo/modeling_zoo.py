@@ -21,7 +21,8 @@ from .caches import advance_cache, upgrade_cache
 from .embeddings import Backbone, key_positions, positions_of
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
-from .logits import shape_logits
+from .initial_weights import initialize
+from .language_loss import logits_and_loss
 from .masks import PADDING, build_masks, layer_mask, mask_key
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
@@ -50,8 +51,7 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if hasattr(module, "initialize"):
-            module.initialize(self.config.initializer_range)
+        initialize(module, self.config)
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
         """The backend to use; raises ValueError for one that would silently drop what the config asks for."""
@@ -214,6 +214,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> MoeCausalLMOutputWithPast:
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
+        chunk_size = kwargs.pop("loss_chunk_size", self.config.loss_chunk_size)
         balance = wants_router_losses(self, labels, record)
         guide = wants_indexer_loss(self, labels)
         if guide:
@@ -228,11 +229,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             **({"output_router_logits": True} if record or balance else {}),
             **kwargs,
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = shape_logits(self.lm_head(outputs.last_hidden_state[:, keep, :]), self.config)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, chunk_size, kwargs)
         if guide:
             loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"])
         aux_loss = None

@@ -197,6 +197,13 @@ ROWS = {
         {"embedding_multiplier": 6.0, "embedding_multiplier_in_weight_dtype": True, "final_logit_softcapping": 5.0},
         {"lm_head_bias": True, "suppressed_token_ids": [3, 5]},
     ],
+    "training": [
+        {},
+        {"output_z_loss_coef": 0.1, "loss_chunk_size": 3},
+        {"initializer_type": "small", "residual_initializer_type": "depth"},
+        {"initializer_type": "fan_in", "residual_initializer_type": "zero", "embedding_initializer_range": 1.0,
+         "initializer_cutoff": 3.0, "loss_chunk_size": 64},
+    ],
     "stray": [{}] * 9
     + [
         {"num_attention_heads": 5},

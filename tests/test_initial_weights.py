@@ -1,0 +1,137 @@
+"""What weights are before training: the spread of each matrix against the formula of its paper."""
+
+import math
+
+import pytest
+import torch
+
+from configuration_zoo import ZooConfig
+from modeling_zoo import ZooForCausalLM, ZooModel
+
+D, INNER, LAYERS = 160, 224, 3
+SIZES = {
+    "vocab_size": 500,
+    "hidden_size": D,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "head_dim": 48,
+    "initializer_range": 0.03,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "moe_latent_size": 80,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+}
+ATTENTION, MLP = 4 * 48, INNER
+# Ends of the names of the matrices that write to the stream.
+WRITERS = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "experts.down_proj", "fc2_latent_proj.weight")
+
+
+def matrices(**flags):
+    model = ZooForCausalLM(ZooConfig(**{**SIZES, **flags}))
+    return {name: value for name, value in model.named_parameters() if value.ndim >= 2}
+
+
+def assert_spread(matrix, expected, name=""):
+    if expected == 0:
+        assert matrix.abs().max() == 0, name
+    else:
+        torch.testing.assert_close(matrix.std().item(), expected, rtol=0.03, atol=0, msg=f"{name} {matrix.std()}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "formula"),
+    [
+        ("normal", lambda inputs: 0.03),
+        ("small", lambda inputs: math.sqrt(2 / (5 * D))),
+        ("fan_in", lambda inputs: 1 / math.sqrt(inputs)),
+    ],
+)
+def test_the_spread_of_every_matrix(kind, formula):
+    found = matrices(initializer_type=kind, **EXPERTS)
+    assert {name.split(".")[-1] for name in found} >= {"gate_up_proj", "weight"}
+    for name, matrix in found.items():
+        expected = 0.03 if "embed_tokens" in name else formula(matrix.shape[-1])
+        # A router has few numbers.
+        if matrix.numel() > 5000:
+            assert_spread(matrix, expected, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "formula"),
+    [
+        ("depth", lambda std, layer: std / math.sqrt(2 * LAYERS)),
+        ("layer", lambda std, layer: std / math.sqrt(2 * (layer + 1))),
+        ("wang", lambda std, layer: 2 / LAYERS / math.sqrt(D)),
+        ("zero", lambda std, layer: 0.0),
+    ],
+)
+@pytest.mark.parametrize("base", ["normal", "fan_in"])
+def test_the_spread_of_what_writes_to_the_stream(kind, formula, base):
+    found = matrices(initializer_type=base, residual_initializer_type=kind, **EXPERTS)
+    writers = [name for name in found if name.endswith(WRITERS)]
+    assert len(writers) == LAYERS + 1 + 2 * 2
+    for name, matrix in found.items():
+        if matrix.numel() <= 5000 or "embed_tokens" in name:
+            continue
+        std = 0.03 if base == "normal" else 1 / math.sqrt(matrix.shape[-1])
+        assert_spread(matrix, formula(std, int(name.split(".")[2])) if name in writers else std, name)
+
+
+def test_the_depth_counts_what_the_blocks_have():
+    """Layers of one sub-layer write once."""
+    found = matrices(block_type=["mixer_only", "mlp_only", "pre_norm"], residual_initializer_type="depth")
+    assert_spread(found["model.layers.0.self_attn.o_proj.weight"], 0.03 / math.sqrt(4))
+    assert_spread(found["model.layers.2.mlp.down_proj.weight"], 0.03 / math.sqrt(4))
+
+
+def test_the_token_table_has_a_spread_of_its_own():
+    flags = {"embedding_initializer_range": 1.0, "initializer_type": "fan_in", "pad_token_id": 3}
+    found = matrices(position_embedding_type="learned", max_position_embeddings=64, **flags)
+    table = found["model.embed_tokens.weight"]
+    assert table[3].abs().max() == 0
+    assert_spread(torch.cat((table[:3], table[4:])), 1.0)
+    assert_spread(found["model.embed_positions.weight"], 0.03)
+
+
+def test_a_cutoff_bounds_every_matrix():
+    found = matrices(initializer_cutoff=2.0, **EXPERTS)
+    for name, matrix in found.items():
+        assert 0.03 < matrix.abs().max() <= 0.06, name
+    # What is left of a normal distribution within two spreads is narrower.
+    assert_spread(found["model.layers.0.mlp.up_proj.weight"], 0.03 * 0.8796)
+
+
+def test_recurrent_mixers_keep_the_start_of_their_papers():
+    flags = {
+        **{"layer_types": ["linear_attention"] * LAYERS, "linear_attention_type": "mamba", "time_step_rank": 5},
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 10},
+        "linear_value_head_dim": 12,
+    }
+    plain = ZooModel(ZooConfig(**SIZES, **flags)).layers[1].self_attn
+    other = ZooModel(ZooConfig(**SIZES, **flags, initializer_type="fan_in", residual_initializer_type="zero"))
+    other = other.layers[1].self_attn
+    torch.testing.assert_close(other.A_log, plain.A_log)
+    assert other.dt_proj.weight.abs().max() <= 5**-0.5
+    assert other.o_proj.weight.abs().max() == 0 and plain.o_proj.weight.abs().max() > 0
+
+
+def test_loading_draws_nothing_again(tmp_path):
+    flags = {"initializer_type": "small", "residual_initializer_type": "zero", "embedding_initializer_range": 1.0}
+    model = ZooForCausalLM(ZooConfig(**SIZES, **flags))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(1, 2)
+    model.save_pretrained(tmp_path)
+    again = ZooForCausalLM.from_pretrained(tmp_path)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(again.get_parameter(name), parameter), name
+
+
+@pytest.mark.parametrize("field", ["initializer_type", "residual_initializer_type"])
+def test_an_unknown_name_is_refused(field):
+    with pytest.raises(Exception, match=f"{field}='xavier' is not one of"):
+        ZooConfig(**SIZES, **{field: "xavier"})
