@@ -12,11 +12,13 @@ from transformers.utils import logging
 from .fields_attention import AttentionFields
 from .fields_checks import nearest
 from .fields_experts import ExpertFields
+from .fields_kv_sharing import KeyValueSharingFields
 from .fields_latent import LatentFields
 from .fields_linear import LinearFields
 from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_norm import NormFields
+from .fields_per_layer_input import PerLayerInputFields
 from .fields_position import LEGACY_ROPE_KEYS, PositionFields
 from .fields_training import TrainingFields
 from .parallel_plans import ParallelPlans
@@ -57,6 +59,8 @@ class ZooConfig(
     NormFields,
     ExpertFields,
     MlpFields,
+    KeyValueSharingFields,
+    PerLayerInputFields,
     TrainingFields,
     ParallelPlans,
     PreTrainedConfig,

@@ -229,6 +229,8 @@ class AttentionFields:
 
     @property
     def value_width(self) -> int:
+        if softmax[0] == "grouped_query":
+            softmax = ["shared_key_value" if self.shares_key_values(i) else name for i, name in enumerate(softmax)]
         """Channels of a head's value, hence of its output."""
         return self.head_dim if self.v_head_dim is None else self.v_head_dim
 

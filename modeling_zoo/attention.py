@@ -119,20 +119,16 @@ class GroupedQueryAttention(SoftmaxAttention):
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.num_key_value_groups = heads // kv_heads
         self.query_parts = (self.head_dim, config.value_width * (self.output_gate.query_width - 1))
-        self.value_scale = config.attention_value_scale
-        hidden, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(hidden, heads * sum(self.query_parts), bias=bias)
-        self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
-        self.v_proj = None
-        if not config.attention_k_eq_v:
-            self.v_proj = nn.Linear(hidden, kv_heads * config.value_width, bias=bias)
-        self.v_norm = RMSNorm(config.value_width, config.norm_eps, affine=False) if config.value_norm else nn.Identity()
+        self.value_scale, self.key_multiplier = config.attention_value_scale, config.key_multiplier
+        hidden = config.hidden_size
+        self.q_proj = nn.Linear(hidden, heads * sum(self.query_parts), bias=config.attention_bias)
+        self.build_keys(config, layer_idx)
         self.o_proj = nn.Linear(heads * config.value_width, hidden, bias=config.attention_out_bias)
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else nn.Identity()
         self.clip_first = config.clip_qkv_position != "after_norm"
-        normed = config.has_qk_norm(layer_idx)
-        self.q_norm = make_qk_norm(config, heads) if normed else nn.Identity()
-        self.k_norm = make_qk_norm(config, kv_heads) if normed else nn.Identity()
+        self.q_norm = make_qk_norm(config, heads) if config.has_qk_norm(layer_idx) else nn.Identity()
+        # Later layers may read what this one caches.
+        self.lends = config.kv_sharing_modes[layer_idx] == "store"
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
         steps = (self._normalise, self._rotate)
@@ -140,29 +136,60 @@ class GroupedQueryAttention(SoftmaxAttention):
             step.__name__ for step in (steps if config.qk_norm_position != "after_rope" else steps[::-1])
         )
 
-    def _normalise(self, query, key, position_embeddings):
-        query, key = self.q_norm(query), self.k_norm(key)
-        return (query, key) if self.clip_first else (self.clip(query), self.clip(key))
+    def build_keys(self, config, layer_idx):
+        """The maps to keys and values, and their norms."""
+        kv_heads, hidden, bias = config.num_key_value_heads, config.hidden_size, config.attention_bias
+        self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
+        self.v_proj = None
+        if not config.attention_k_eq_v:
+            self.v_proj = nn.Linear(hidden, kv_heads * config.value_width, bias=bias)
+        self.v_norm = RMSNorm(config.value_width, config.norm_eps, affine=False) if config.value_norm else nn.Identity()
+        self.k_norm = make_qk_norm(config, kv_heads) if config.has_qk_norm(layer_idx) else nn.Identity()
 
-    def _rotate(self, query, key, position_embeddings):
-        if position_embeddings is None:
-            return query, key
-        return tuple(apply_rotary(states, position_embeddings, **self.rotation) for states in (query, key))
+    def _normalise(self, states, norm, position_embeddings):
+        states = norm(states)
+        return states if self.clip_first else self.clip(states)
 
-    def project(self, hidden_states):
-        """`[B, T, D]` → queries `[B, T, H, d]`, keys `[B, T, K, d]`, values `[B, T, K, v]`, gate `[B, T, H, v]` or
-        None."""
-        query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
-        value = key if self.v_proj is None else self.v_proj(hidden_states)
+    def _rotate(self, states, norm, position_embeddings):
+        return states if position_embeddings is None else apply_rotary(states, position_embeddings, **self.rotation)
+
+    def finish(self, states, norm, position_embeddings):
+        """Norm and rotation of queries or keys `[B, T, h, d]`, in the configured order."""
+        for step in self.steps:
+            states = getattr(self, step)(states, norm, position_embeddings)
+        return states
+
+    def queries(self, hidden_states):
+        """`[B, T, D]` → queries `[B, T, H, d]`, gate `[B, T, H, v]` or None."""
+        query = self.q_proj(hidden_states)
         if self.clip_first:
-            query, key = self.clip(query), self.clip(key)
-        value = self.clip(value)
+            query = self.clip(query)
+        query = query.view(*hidden_states.shape[:-1], -1, sum(self.query_parts))
+        query, gate = query.split(self.query_parts, dim=-1)
+        return query, gate if gate.shape[-1] else None
+
+    def keys_and_values(self, hidden_states, position_embeddings):
+        """`[B, T, D]` → keys `[B, K, T, d]`, normed and turned, and values `[B, K, T, v]`: what is cached."""
+        key = self.k_proj(hidden_states)
+        value = self.clip(key if self.v_proj is None else self.v_proj(hidden_states))
+        if self.key_multiplier is not None:
+            key = key * self.key_multiplier
+        if self.clip_first:
+            key = self.clip(key)
         heads = (*hidden_states.shape[:-1], -1)
-        query, gate = query.view(*heads, sum(self.query_parts)).split(self.query_parts, dim=-1)
         key, value = key.view(*heads, self.head_dim), self.v_norm(value.view(*heads, self.value_width))
         if self.value_scale is not None:
             value = value * self.value_scale
-        return query, key, value, gate if gate.shape[-1] else None
+        return self.finish(key, self.k_norm, position_embeddings).transpose(1, 2), value.transpose(1, 2)
+
+    def seen(self, hidden_states, position_embeddings, past_key_values, shared_key_values):
+        """All keys `[B, K, S, d]` and values `[B, K, S, v]` the queries may see."""
+        key, value = self.keys_and_values(hidden_states, position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if self.lends and shared_key_values is not None:
+            shared_key_values.put(self.layer_idx, key, value)
+        return key, value
 
     def forward(
         self,
@@ -172,16 +199,15 @@ class GroupedQueryAttention(SoftmaxAttention):
         attention_mask=None,
         past_key_values=None,
         position_ids=None,
+        shared_key_values=None,
         **kwargs,
     ):
-        query, key, value, gate = self.project(hidden_states)
-        for step in self.steps:
-            query, key = getattr(self, step)(query, key, position_embeddings)
+        query, gate = self.queries(hidden_states)
+        query = self.finish(query, self.q_norm, position_embeddings)
         if self.temperature is not None:
             query = self.temperature(query, position_ids)
-        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        query = query.transpose(1, 2)
+        key, value = self.seen(hidden_states, position_embeddings, past_key_values, shared_key_values)
         attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
         attn_output = self.output_gate(attn_output, hidden_states, gate)
         return self.o_proj(attn_output.flatten(-2).contiguous()), weights

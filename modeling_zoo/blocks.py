@@ -18,6 +18,8 @@ from .initial_weights import mark_writers
 from .mixers import make_mixer
 from .mlp_registry import MLPS, make_mlp
 from .norms import make_norm
+from .per_layer_inputs import PerLayerInput
+from .shared_blocks import Adapters
 
 SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
 
@@ -43,6 +45,7 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         self.residual_multiplier = config.residual_multiplier
 
     def scaled(self, output):
+        self.per_layer_input = PerLayerInput(config) if config.hidden_size_per_layer_input is not None else None
         """Dropout and residual multiplier on a sub-layer's output."""
         output = self.dropout(output)
         return output if self.residual_multiplier == 1.0 else output * self.residual_multiplier
@@ -55,12 +58,19 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         """The MLP's contribution to the stream."""
         return self.scaled(self.mlp_output_norm(self.mlp(x)))
 
-    def forward(self, hidden_states, **context):
+    def join(self, hidden_states, **context):
+        """The stream `[B, T, D]` after mixer and MLP: what the topologies differ in."""
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
 
 
 class OutputNormLayer(ZooDecoderLayer):
+    def forward(self, hidden_states, per_layer_input=None, **context):
+        hidden_states = self.join(hidden_states, **context)
+        if self.per_layer_input is None:
+            return hidden_states
+        return hidden_states + self.per_layer_input(hidden_states, per_layer_input)
+
     """x + norm(mixer(x)), then x + norm(mlp(x)) (OLMo 2, EXAONE 4)."""
 
     norms = ("attn_output_norm", "mlp_output_norm")
@@ -91,14 +101,16 @@ class ScaledSandwichLayer(SandwichNormLayer):
     def initialize(self, std):
         init.ones_(self.layer_scalar)
 
-    def forward(self, hidden_states, **context):
+    def join(self, hidden_states, **context):
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         fed = self.mlp(self.mlp_norm(hidden_states))
         if self.moe is not None:
             routed = self.moe(self.moe_norm(hidden_states), router_input=hidden_states)
             fed = self.mlp_branch_norm(fed) + self.moe_output_norm(routed)
-        hidden_states = hidden_states + self.scaled(self.mlp_output_norm(fed))
-        return hidden_states * self.layer_scalar
+        return hidden_states + self.scaled(self.mlp_output_norm(fed))
+
+    def forward(self, hidden_states, **context):
+        return super().forward(hidden_states, **context) * self.layer_scalar
 
 
 class PostNormLayer(ZooDecoderLayer):
@@ -106,7 +118,7 @@ class PostNormLayer(ZooDecoderLayer):
 
     norms = ("attn_output_norm", "mlp_output_norm")
 
-    def forward(self, hidden_states, **context):
+    def join(self, hidden_states, **context):
         mixed = self.scaled(self.self_attn(hidden_states, **context)[0])
         hidden_states = self.attn_output_norm(hidden_states + mixed)
         return self.mlp_output_norm(hidden_states + self.scaled(self.mlp(hidden_states)))
@@ -115,7 +127,7 @@ class PostNormLayer(ZooDecoderLayer):
 class PreNormResidualLayer(ZooDecoderLayer):
     """n + mixer(n), n = norm(x), then the same for the MLP: the residual starts at the norm (BLOOM's variant)."""
 
-    def forward(self, hidden_states, **context):
+    def join(self, hidden_states, **context):
         hidden_states = self.attn_norm(hidden_states)
         hidden_states = self.mlp_norm(hidden_states + self.mix(hidden_states, context))
         return hidden_states + self.feed(hidden_states)
@@ -141,11 +153,11 @@ class ParallelLayer(ZooDecoderLayer):
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        self.join = PARALLEL_SUMS[config.parallel_sum_order]
+        self.sum = PARALLEL_SUMS[config.parallel_sum_order]
 
-    def forward(self, hidden_states, **context):
+    def join(self, hidden_states, **context):
         normed = self.attn_norm(hidden_states)
-        return self.join(hidden_states, self.mix(normed, context), self.feed(normed))
+        return self.sum(hidden_states, self.mix(normed, context), self.feed(normed))
 
 
 class ParallelTwoNormsLayer(ParallelLayer):
@@ -153,9 +165,9 @@ class ParallelTwoNormsLayer(ParallelLayer):
 
     norms = ("attn_norm", "mlp_norm")
 
-    def forward(self, hidden_states, **context):
+    def join(self, hidden_states, **context):
         mixed = self.mix(self.attn_norm(hidden_states), context)
-        return self.join(hidden_states, mixed, self.feed(self.mlp_norm(hidden_states)))
+        return self.sum(hidden_states, mixed, self.feed(self.mlp_norm(hidden_states)))
 
 
 class MixerOnlyLayer(ZooDecoderLayer):
@@ -164,17 +176,39 @@ class MixerOnlyLayer(ZooDecoderLayer):
     norms = ("attn_norm",)
     branches = ("mixer",)
 
-    def forward(self, hidden_states, **context):
+    def join(self, hidden_states, **context):
         return hidden_states + self.mix(self.attn_norm(hidden_states), context)
 
 
 class MlpOnlyLayer(ZooDecoderLayer):
     """x + mlp(norm(x)) (Nemotron-H)."""
+class SharedBlockLayer(MixerOnlyLayer):
+    """x + mixer(norm(x + W block([x; x₀]))): a block that layers share stands before the mixer (Zamba).
+
+    `shared_block` and `start` (x₀, `[B, T, D]`) come from the model; what the layer adds to the block's projections is
+    its own. `attention_mask` is one mask per part, {word: mask}.
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.layer_idx = layer_idx
+        self.adapters = Adapters(config)
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def join(self, hidden_states, shared_block, start, attention_mask=None, **context):
+        masks = dict(attention_mask or {})
+        recurrent_mask = masks.pop("linear_attention", None)
+        own = {"layer_idx": self.layer_idx, "attention_mask": next(iter(masks.values()), None)}
+        given = self.linear(shared_block(hidden_states, start, self.adapters, **own, **context))
+        context["attention_mask"] = recurrent_mask
+        return hidden_states + self.mix(self.attn_norm(hidden_states + given), context)
+
+
 
     norms = ("mlp_norm",)
     branches = ("mlp",)
 
-    def forward(self, hidden_states, **context):
+    def join(self, hidden_states, **context):
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
 
 
@@ -211,7 +245,7 @@ class ShortcutLayer(ZooDecoderLayer):
         if config.mlp_layer_types[layer_idx] == "sparse":
             self.moe, self.mlp = self.mlp, MLPS["dense"](config, layer_idx)
 
-    def forward(self, hidden_states, shortcuts=None, **context):
+    def join(self, hidden_states, shortcuts=None, **context):
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         normed = self.mlp_norm(hidden_states)
         late = shortcuts.take(self.layer_idx - 1) if shortcuts is not None else None

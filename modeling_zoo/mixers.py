@@ -1,6 +1,7 @@
 """Every token mixer by name; the only file that imports them all."""
 
 from .attention import GroupedQueryAttention
+from .kv_sharing import SharedKeyValueAttention
 from .latent_attention import LatentAttention
 from .linear_mixers import LINEAR_MIXERS, HybridMixer
 from .relative_attention import TransformerXLAttention
@@ -8,6 +9,7 @@ from .sparse_attention import IndexedAttention
 
 MIXERS = {
     "grouped_query": GroupedQueryAttention,
+    "shared_key_value": SharedKeyValueAttention,
     "latent": LatentAttention,
     "indexed": IndexedAttention,
     "transformer_xl": TransformerXLAttention,

@@ -22,8 +22,10 @@ from .embeddings import Backbone, key_positions, positions_of
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import initialize
+from .kv_sharing import SharedKeyValues
 from .language_loss import logits_and_loss
 from .masks import PADDING, build_masks, layer_mask, mask_key
+from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
 
@@ -79,6 +81,11 @@ class ZooPreTrainedModel(PreTrainedModel):
         self._share_implementations()
 
     def _share_implementations(self):
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        resize_rows(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        return resized
+
         # Where layers differ, each holds its own view of the config, which transformers does not know of.
         names = ("_attn_implementation_internal", "_experts_implementation_internal")
         for view in {
@@ -103,6 +110,8 @@ class ZooModel(ZooPreTrainedModel):
         self.vocab_size = config.vocab_size
         Backbone.build(self, config)
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
+        self.per_layer_embeddings = PerLayerEmbeddings(config) if config.hidden_size_per_layer_input else None
+        self.shared_blocks = SharedBlocks(config) if config.shared_block_layers else None
         self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
         self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
         self.gradient_checkpointing = False
@@ -119,6 +128,7 @@ class ZooModel(ZooPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
+        per_layer_inputs: torch.FloatTensor | None = None,
     ) -> MoeModelOutputWithPast:
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -137,12 +147,21 @@ class ZooModel(ZooPreTrainedModel):
             kwargs.setdefault("shared_indices", SharedIndices())
         if "shortcut" in self.config.block_types:
             kwargs["shortcuts"] = Shortcuts()
-        hidden_states = Backbone.embed(self, inputs_embeds, position_ids)
-        rotations = self.rotary_emb.tables_at(hidden_states, position_ids)
-        biases = self.position_biases(hidden_states, masks, past_key_values)
+        if self.config.num_kv_shared_layers:
+            kwargs["shared_key_values"] = SharedKeyValues()
+        hidden_states = start = Backbone.embed(self, inputs_embeds, position_ids)
+        rows = None
+        if self.per_layer_embeddings is not None:
+            rows = self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
+        rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
+        biases = self.position_biases(inputs_embeds, masks, past_key_values)
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             key = self.mask_keys[index]
-            bias = {"position_bias": biases[key]} if key in biases else {}
+            parts = {"position_bias": biases[key]} if key in biases else {}
+            if rows is not None:
+                parts["per_layer_input"] = rows[:, :, index]
+            if self.shared_blocks is not None:
+                parts |= self.shared_blocks.context(index, start)
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=rotations.get(self.rope_keys[index]),
@@ -150,7 +169,7 @@ class ZooModel(ZooPreTrainedModel):
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
-                **bias,
+                **parts,
                 **kwargs,
             )
         advance_cache(past_key_values, hidden_states.shape[1])

@@ -112,6 +112,8 @@ ROWS = {
     "mixer": [
         {},
         {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 4},
+        {"layer_types": [SLIDING, FULL, FULL], "sliding_window": 4, "num_kv_shared_layers": 1},
+        {"num_kv_shared_layers": 2},
         {"layer_types": [CHUNKED, CHUNKED, FULL], "attention_chunk_size": 4},
         {"sparse_attention_pattern": ["strided", "none", "fixed"], "sparse_attention_stride": 3},
         {"sparse_attention_pattern": "banded", "sparse_attention_stride": 3},
@@ -198,6 +200,7 @@ ROWS = {
         {"lm_head_bias": True, "suppressed_token_ids": [3, 5]},
     ],
     "training": [
+        {"hidden_size_per_layer_input": 7, "vocab_size_per_layer_input": 103},
         {},
         {"output_z_loss_coef": 0.1, "loss_chunk_size": 3},
         {"initializer_type": "small", "residual_initializer_type": "depth"},

@@ -305,8 +305,8 @@ def test_the_config_accepts_the_keys_of_a_registry_and_no_others(name):
 def test_the_config_accepts_the_mechanisms_of_the_mixers_and_no_others():
     names = accepted("attention_type", {})
     names |= accepted("linear_attention_type", {"layer_types": ["linear_attention"] * 2})
-    # Chosen by another field: a word of layer_types, the position embedding.
-    assert set(registries()["MIXERS"]) - {"hybrid", "indexed", "transformer_xl"} == names
+    # Chosen by another field: a word of layer_types, the position embedding, how many layers share.
+    assert set(registries()["MIXERS"]) - {"hybrid", "indexed", "shared_key_value", "transformer_xl"} == names
 
 
 def run_python(code):

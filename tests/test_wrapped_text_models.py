@@ -14,6 +14,8 @@ from conversion.qwen3_5_moe_text import TINY as SPARSE
 from conversion.qwen3_5_text import OTHER_LAYERS
 from conversion.rules_common import tiny
 from conversion.rules_experts import tiny_experts
+from conversion.rules_gemma4 import SMALL as SMALL_GEMMA4
+from conversion.rules_gemma4 import TINY as TINY_GEMMA4
 from conversion.rules_gpt import TINY_PLAIN
 from conversion.rules_linear import TINY_DELTA
 
@@ -32,6 +34,7 @@ TALL = {
     "num_position_embeddings": 16,
 }  # fmt: skip
 PICTURES = {"vision_config": TALL, "image_token_id": 99, "video_token_id": 98}
+GEMMA4 = TINY_GEMMA4 | SMALL_GEMMA4
 CONDITIONAL, CAUSAL = "ForConditionalGeneration", "ForCausalLM"
 # Case, beginning with the family -> transformers' classes, arguments of the config.
 WRAPPED = {
@@ -49,6 +52,14 @@ WRAPPED = {
             "text_config": tiny(num_hidden_layers=6, sliding_window=5, query_pre_attn_scalar=7),
             "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 99, "boi_token_index": 97,
             "eoi_token_index": 98,
+        },
+    ),
+    "gemma4": (
+        "Gemma4", CONDITIONAL,
+        {
+            "text_config": tiny(**GEMMA4, use_double_wide_mlp=True, num_kv_shared_layers=3), "audio_config": None,
+            "vision_config": VISION | {"head_dim": 8, "num_key_value_heads": 3, "model_type": "gemma4_vision"},
+            "image_token_id": 99, "video_token_id": 98, "audio_token_id": 97,
         },
     ),
     "mistral3": (

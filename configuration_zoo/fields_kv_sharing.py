@@ -1,0 +1,69 @@
+"""Layers that read the keys and values of an earlier one."""
+
+from dataclasses import dataclass
+
+# Words of layer_types whose keys and values a later layer can read, and that can read them.
+SHARING_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+@dataclass(kw_only=True, repr=False)
+class KeyValueSharingFields:
+    """Keys and values across layers (Brandon et al. 2024, arXiv 2405.12981; Gemma 3n, Gemma 4)."""
+
+    # The last so many layers have none of their own and read those of the last layer before them that has the same word
+    # in layer_types; they cache nothing.
+    num_kv_shared_layers: int = 0
+
+    def validate_kv_sharing(self):
+        count = self.num_kv_shared_layers
+        if not 0 <= count < self.num_hidden_layers:
+            raise ValueError(
+                f"num_kv_shared_layers={count} must be at least 0 and below num_hidden_layers={self.num_hidden_layers}."
+            )
+        layers = self.per_layer_config
+        for index in range(self.num_hidden_layers - count, self.num_hidden_layers):
+            if layers[index].mixer_types[index] is not None:
+                self._validate_sharer(index, layers)
+
+    def _validate_sharer(self, index, layers):
+        says = f"num_kv_shared_layers={self.num_kv_shared_layers} lets layer {index} share,"
+        word = self.layer_types[index]
+        if layers[index].mixer_types[index] != "shared_key_value" or word not in SHARING_LAYERS:
+            raise ValueError(
+                f"{says} which needs attention_type='grouped_query', a position_embedding_type other than "
+                f"'transformer_xl' and layer_types[{index}] one of {list(SHARING_LAYERS)}, got {word!r}."
+            )
+        source = self.kv_source_of(index)
+        if source is None:
+            raise ValueError(f"{says} but no layer before it that keeps keys and values is {word!r} in layer_types.")
+        one, other = ((v.num_key_value_heads, v.head_dim, v.value_width) for v in (layers[source], layers[index]))
+        if one != other:
+            raise ValueError(
+                f"{says} but num_key_value_heads, head_dim and v_head_dim are {list(one)} in layer {source}, whose "
+                f"keys and values it reads, and {list(other)} in layer {index}."
+            )
+        if self.rope_table_of(source) != self.rope_table_of(index):
+            raise ValueError(f"{says} so no_rope_layers must say the same for it and for layer {source}.")
+
+    def shares_key_values(self, layer_idx: int) -> bool:
+        """Whether layer `layer_idx` reads the keys and values of another."""
+        return layer_idx >= self.num_hidden_layers - self.num_kv_shared_layers
+
+    def kv_source_of(self, layer_idx: int) -> int | None:
+        """The layer whose keys and values layer `layer_idx` reads: itself, or the last of its word before the sharing
+        ones, None without one."""
+        if not self.shares_key_values(layer_idx):
+            return layer_idx
+        first = self.num_hidden_layers - self.num_kv_shared_layers
+        word = self.layer_types[layer_idx]
+        return max((index for index in range(first) if self.layer_types[index] == word), default=None)
+
+    @property
+    def kv_sharing_modes(self) -> list[str | None]:
+        """transformers' words for it, by which its caches leave a layer out: "store", "reuse" or None."""
+        shared = range(self.num_hidden_layers - self.num_kv_shared_layers, self.num_hidden_layers)
+        sources = {self.kv_source_of(index) for index in shared}
+        modes = ["store" if index in sources else None for index in range(self.num_hidden_layers)]
+        for index in shared:
+            modes[index] = "reuse"
+        return modes
