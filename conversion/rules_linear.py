@@ -55,6 +55,30 @@ def restore_delta(ours: Any) -> dict[str, Any]:
     return {"layer_types": list(ours.layer_types)} | {name: value for name, value in sizes.items() if value is not None}
 
 
+def kimi_delta(theirs: Any) -> dict[str, Any]:
+    """The words of the layers and the delta rule of the linear ones, if there are any."""
+    words = {"layer_types": list(theirs.layer_types), "mlp_layer_types": list(theirs.mlp_layer_types)}
+    if "linear_attention" not in theirs.layer_types:
+        return words
+    heads, width = theirs.linear_num_heads, theirs.linear_head_dim
+    return words | {
+        "linear_attention_type": "kimi_delta_attention", "linear_num_key_heads": heads, "linear_num_value_heads": heads,
+        "linear_key_head_dim": width, "linear_value_head_dim": width,
+        "linear_conv_kernel_dim": theirs.linear_conv_kernel_dim, "linear_act": theirs.hidden_act,
+    }  # fmt: skip
+
+
+def restore_kimi_delta(ours: Any) -> dict[str, Any]:
+    """The inverse of `kimi_delta`."""
+    words = {"layer_types": list(ours.layer_types), "mlp_layer_types": list(ours.mlp_layer_types)}
+    if ours.linear_attention_type is None:
+        return words
+    return words | {
+        "linear_num_heads": ours.linear_num_value_heads, "linear_head_dim": ours.linear_key_head_dim,
+        "linear_conv_kernel_dim": ours.linear_conv_kernel_dim,
+    }  # fmt: skip
+
+
 # Sections of the channels that turn by height and by width of a picture: for text all three positions are one.
 PICTURE_ROTATION = ("mrope_section", "mrope_interleaved")
 
