@@ -8,6 +8,7 @@ import typer
 
 from .errors import UserError
 from .loading import DEVICE_HELP, TRUST_HELP, load_model, load_tokenizer, read_config
+from .routes import agreement, recorded_routes
 
 # Relative to the largest logit: what the order of float32 sums may change.
 TOLERANCE = 2e-5
@@ -26,7 +27,8 @@ def verify(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ) -> None:
-    """Run two models on the same input: largest difference, greedy agreement, first layer that diverges."""
+    """Run two models on the same input: largest difference, greedy agreement, first layer that diverges, and how
+    often both send a token to the same experts."""
     vocabulary = [vocabulary_of(read_config(folder), folder) for folder in (source, target)]
     input_ids = make_input(source, prompt, tokens, min(vocabulary), seed, trust_remote_code)
     # One after the other: two large models need not fit into memory together.
@@ -60,13 +62,15 @@ def make_input(folder: Path, prompt: str | None, tokens: int, vocab_size: int, s
 
 
 def run(folder: Path, input_ids, new_tokens: int, options: dict) -> dict:
-    """Logits, the stream after each layer (float32, on the CPU) and the greedy continuation of one model."""
+    """Logits, the stream after each layer (float32, on the CPU), chosen experts and the greedy continuation of one
+    model."""
     import torch
 
     model = load_model(folder, **options)
     input_ids = input_ids.to(model.device)
     with torch.no_grad():
-        out = model(input_ids, output_hidden_states=True, use_cache=False)
+        with recorded_routes(model, input_ids.numel()) as routes:
+            out = model(input_ids, output_hidden_states=True, use_cache=False)
         greedy = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "pad_token_id": 0}
         longer = model.generate(input_ids, **greedy) if new_tokens else input_ids
     return {
@@ -74,6 +78,7 @@ def run(folder: Path, input_ids, new_tokens: int, options: dict) -> dict:
         "parameters": model.num_parameters(),
         "logits": out.logits.float().cpu(),
         "hidden_states": [state.float().cpu() for state in out.hidden_states],
+        "routes": routes,
         "tokens": longer[0, input_ids.shape[1] :].tolist(),
     }
 
@@ -113,11 +118,16 @@ def compare(ours: dict, theirs: dict, tolerance: float) -> dict:
         "greedy_tokens_equal": agreeing,
         "first_diverging_layer": parting[0] if parting else None,
         "relative_difference_by_layer": dict(zip(names, layers, strict=True)) | {"head": relative},
+        "routing": agreement(ours["routes"], theirs["routes"]),
     }
 
 
 def number(value: float | None) -> str:
     return "not comparable" if value is None else f"{value:.2e}"
+
+
+def share(value: float | None) -> str:
+    return "not comparable" if value is None else f"{value:.1%}"
 
 
 def show(report: dict) -> None:
@@ -128,7 +138,11 @@ def show(report: dict) -> None:
     absolute, relative = (number(report[f"largest_{kind}_difference"]) for kind in ("absolute", "relative"))
     typer.echo(f"logits  largest difference {absolute}, relative {relative} (tolerance {report['tolerance']:.0e})")
     typer.echo(f"greedy  {report['greedy_tokens_equal']} of {report['greedy_tokens']} tokens equal")
+    routing = report["routing"]
+    if routing is not None:
+        typer.echo(f"experts {share(routing['agreement'])} of the choices equal")
     for name, value in report["relative_difference_by_layer"].items():
         mark = "   <- first to diverge" if name == report["first_diverging_layer"] else ""
-        typer.echo(f"  {name:<10} {number(value)}{mark}")
+        routed = f"  experts {share(routing['by_layer'][name])}" if routing and name in routing["by_layer"] else ""
+        typer.echo(f"  {name:<10} {number(value)}{routed}{mark}")
     typer.echo("equal" if report["equal"] else "different")
