@@ -11,6 +11,7 @@ from transformers import (
 
 from configuration_zoo import ZooConfig
 
+from .adapter_targets import lora_targets
 from .modeling_zoo import (
     ZooForCausalLM,
     ZooForQuestionAnswering,
@@ -38,4 +39,5 @@ __all__ = [
     "ZooForTokenClassification",
     "ZooModel",
     "ZooPreTrainedModel",
+    "lora_targets",
 ]

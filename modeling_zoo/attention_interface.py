@@ -80,3 +80,13 @@ def attention_backends(config):
         return None, None
     backends = tuple(name for name in SCORE_NEEDS[needs[0]] if all(name in SCORE_NEEDS[need] for need in needs))
     return backends, "position_embedding_type" if needs[0] == "position_bias" else needs[0]
+
+
+def share_implementations(model):
+    """Gives every layer's own view of the config the implementations that transformers has set on the model's: where
+    layers differ, each holds a view that transformers does not know of."""
+    views = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    for view in views.values():
+        for name in ("_attn_implementation_internal", "_experts_implementation_internal"):
+            if view is not model.config and hasattr(view, name):
+                setattr(view, name, getattr(model.config, name, None))

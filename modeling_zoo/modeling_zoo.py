@@ -14,8 +14,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from configuration_zoo import ZooConfig
 
+from .adapter_targets import lora_targets
 from .attention import TokenMixer
-from .attention_interface import attention_backends
+from .attention_interface import attention_backends, share_implementations
 from .blocks import BLOCKS, Shortcuts, ZooDecoderLayer, make_block
 from .caches import advance_cache, upgrade_cache
 from .embeddings import Backbone, key_positions, positions_of
@@ -51,6 +52,8 @@ class ZooPreTrainedModel(PreTrainedModel):
         "router_logits": OutputRecorder(Router, index=0),
     }
 
+    lora_targets = lora_targets
+
     def _init_weights(self, module):
         super()._init_weights(module)
         initialize(module, self.config)
@@ -74,26 +77,16 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, *args, **kwargs):
         super().set_attn_implementation(*args, **kwargs)
-        self._share_implementations()
+        share_implementations(self)
 
     def set_experts_implementation(self, *args, **kwargs):
         super().set_experts_implementation(*args, **kwargs)
-        self._share_implementations()
+        share_implementations(self)
 
-    def _share_implementations(self):
     def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
         resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         resize_rows(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
         return resized
-
-        # Where layers differ, each holds its own view of the config, which transformers does not know of.
-        names = ("_attn_implementation_internal", "_experts_implementation_internal")
-        for view in {
-            id(module.config): module.config for module in self.modules() if hasattr(module, "config")
-        }.values():
-            for name in names:
-                if view is not self.config and hasattr(view, name):
-                    setattr(view, name, getattr(self.config, name, None))
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
@@ -109,9 +102,9 @@ class ZooModel(ZooPreTrainedModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         Backbone.build(self, config)
-        self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.per_layer_embeddings = PerLayerEmbeddings(config) if config.hidden_size_per_layer_input else None
         self.shared_blocks = SharedBlocks(config) if config.shared_block_layers else None
+        self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
         self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
         self.gradient_checkpointing = False
@@ -127,8 +120,8 @@ class ZooModel(ZooPreTrainedModel):
         past_key_values=None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
         per_layer_inputs: torch.FloatTensor | None = None,
+        **kwargs,
     ) -> MoeModelOutputWithPast:
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")

@@ -1,0 +1,89 @@
+"""What an adapter should adapt: names for PEFT that need no knowledge of the architecture.
+
+    LoraConfig(r=16, lora_alpha=32, **lora_targets(model))
+
+PEFT knows nothing of a model type it has no table for, and its "all-linear" leaves out experts, which are no modules.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+PARTS = ("attention", "mlp", "experts")
+# What PEFT puts around and inside a module it adapts.
+WRAPPED, INSIDE = ".base_layer", ("lora_", "ia3_")
+
+
+def lora_targets(model, parts=None):
+    """{"target_modules": names, "target_parameters": names} of a zoo model or its config, each if there are any.
+
+    "attention" are all linear maps of the token mixers, recurrent ones included; "mlp" those of dense MLPs and shared
+    experts; "experts" the 3-D parameters of routed experts, which PEFT adapts without dropout and without DoRA. All
+    that the model has if `parts` is None. Routers, an indexer that only its own loss teaches, embeddings and heads are
+    left out. Raises ValueError for a part that does not exist or that the model has not.
+    """
+    unknown = set(parts or ()) - set(PARTS)
+    if unknown:
+        raise ValueError(f"parts has {sorted(unknown)}, which are not among {list(PARTS)}.")
+    if not isinstance(model, nn.Module):
+        # Shapes are enough: nothing is allocated.
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model)
+    modules = {name.replace(WRAPPED, ""): module for name, module in _original_modules(model)}
+    linear = _linear_maps(modules, bool(getattr(model.config, "indexer_loss_coef", None)))
+    expert = {f"{path}.{name}" for path, module in modules.items() for name in _matrices(module)}
+    found = {part for part, paths in (linear | {"experts": expert}).items() if paths}
+    missing = set(parts or ()) - found
+    if missing or not found:
+        raise ValueError(
+            f"Nothing to adapt: parts={sorted(parts) if parts else None}, but this {type(model).__name__} has "
+            f"{sorted(found) if found else 'no layer of a zoo model'}."
+        )
+    wanted = set().union(*(paths for part, paths in linear.items() if part in (parts or found)))
+    targets = {"target_modules": shortest_endings(wanted, modules.keys() - wanted)}
+    if "experts" in (parts or found):
+        targets["target_parameters"] = sorted({".".join(path.split(".")[-2:]) for path in expert})
+    return {key: names for key, names in targets.items() if names}
+
+
+def _original_modules(model):
+    """(path, module) of the model as it was before any adapter."""
+    for path, module in model.named_modules():
+        if not any(piece.startswith(INSIDE) for piece in path.split(".")):
+            yield path, module
+
+
+def _linear_maps(modules, indexer_learns):
+    """{"attention": paths of linear maps in the layers' mixers, "mlp": of those beside them}."""
+    paths = {"attention": set(), "mlp": set()}
+    indexers = tuple(f"{path}." for path, module in modules.items() if _is_a("LightningIndexer", module))
+    for path, module in modules.items():
+        pieces = path.split(".")
+        # A gate of one number is a router in small.
+        if not isinstance(module, nn.Linear) or "layers" not in pieces or module.out_features == 1:
+            continue
+        if indexer_learns or not path.startswith(indexers):
+            paths["attention" if "self_attn" in pieces else "mlp"].add(path)
+    return paths
+
+
+def _is_a(name, module):
+    """Whether the module is of a class of that name: one loaded as remote code is another object, not another class."""
+    return any(base.__name__ == name for base in type(module).__mro__)
+
+
+def _matrices(module):
+    """Names of the 3-D parameters of experts; nothing of any other module."""
+    if _is_a("Experts", module):
+        yield from (name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 3)
+
+
+def shortest_endings(paths, others):
+    """For each dotted path its shortest ending that no path of `others` has, sorted, each once."""
+    taken = {ending for other in others for ending in _endings(other)}
+    return sorted({next((ending for ending in _endings(path) if ending not in taken), path) for path in paths})
+
+
+def _endings(path):
+    pieces = path.split(".")
+    return [".".join(pieces[-count:]) for count in range(1, len(pieces) + 1)]
