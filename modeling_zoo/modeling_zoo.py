@@ -103,7 +103,6 @@ class ZooModel(ZooPreTrainedModel):
         self.vocab_size = config.vocab_size
         Backbone.build(self, config)
         self.per_layer_embeddings = PerLayerEmbeddings(config) if config.hidden_size_per_layer_input else None
-        self.shared_blocks = SharedBlocks(config) if config.shared_block_layers else None
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
         self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
@@ -142,7 +141,7 @@ class ZooModel(ZooPreTrainedModel):
             kwargs["shortcuts"] = Shortcuts()
         if self.config.num_kv_shared_layers:
             kwargs["shared_key_values"] = SharedKeyValues()
-        hidden_states = start = Backbone.embed(self, inputs_embeds, position_ids)
+        hidden_states = Backbone.embed(self, inputs_embeds, position_ids)
         rows = None
         if self.per_layer_embeddings is not None:
             rows = self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
@@ -153,8 +152,6 @@ class ZooModel(ZooPreTrainedModel):
             parts = {"position_bias": biases[key]} if key in biases else {}
             if rows is not None:
                 parts["per_layer_input"] = rows[:, :, index]
-            if self.shared_blocks is not None:
-                parts |= self.shared_blocks.context(index, start)
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=rotations.get(self.rope_keys[index]),
