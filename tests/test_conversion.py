@@ -1,6 +1,7 @@
 """Every family file against transformers' own model: same logits, same tokens, and back again bit for bit."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ CONFIGS = Path(__file__).parent / "data" / "configs"
 RELATIVE = 2e-5
 # Variants whose own class lets padding into a recurrence (biases before a convolution): compared without any.
 # That zoo's does not is tested in test_conversion_hybrid.py.
-LEAKS_PADDING = {("lfm2", 1), ("lfm2_moe", 1)}
+LEAKS_PADDING = {("lfm2", 1), ("lfm2_moe", 1), ("recurrent_gemma", 0), ("recurrent_gemma", 1)}
+# Families whose own class loses more digits in float32 than the tolerance has (1 - a² near a = 1): theirs in float64.
+LOSES_DIGITS = {"recurrent_gemma"}
 VARIANTS = [(name, index) for name in known_families() for index in range(len(family_of(name).tiny))]
 
 
@@ -81,7 +84,8 @@ def test_logits_tokens_and_the_way_back(variant, tmp_path):
     ours.generation_config.eos_token_id = None
     inputs = batch(config.get_text_config().vocab_size, padding=0 if (name, index) in LEAKS_PADDING else 4)
     with torch.no_grad():
-        expected, found = theirs(**inputs).logits, ours(**inputs).logits
+        reference = deepcopy(theirs).double() if name in LOSES_DIGITS else theirs
+        expected, found = reference(**inputs).logits.float(), ours(**inputs).logits
     attended = inputs["attention_mask"].bool()
     expected, found = expected[attended], found[attended]
     assert expected.std() > 1e-3, "logits that are all alike compare nothing"
