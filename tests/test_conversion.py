@@ -101,7 +101,13 @@ def test_logits_tokens_and_the_way_back(variant, tmp_path):
     assert_same_config(back, source)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.bfloat16, id="bfloat16"),
+        pytest.param(torch.float16, id="float16", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("name", [name for name in known_families() if family_of(name).tiny])
 def test_half_precision_is_preserved(name, dtype, tmp_path):
     family = family_of(name)
@@ -116,6 +122,12 @@ def test_half_precision_is_preserved(name, dtype, tmp_path):
     assert_same_config(back, source)
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(variant, marks=[pytest.mark.long] if variant[1] else []) for variant in VARIANTS],
+    indirect=True,
+    ids=lambda variant: f"{variant[0]}-{variant[1]}",
+)
 def test_a_model_that_came_from_nowhere_goes_out_to_the_family(variant, tmp_path):
     """Without the source's config.json the family's own class reads what was written and computes the same."""
     name, family, config, _ = variant
