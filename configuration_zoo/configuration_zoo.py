@@ -20,6 +20,7 @@ from .fields_model import ModelFields
 from .fields_norm import NormFields
 from .fields_per_layer_input import PerLayerInputFields
 from .fields_position import LEGACY_ROPE_KEYS, PositionFields
+from .fields_shared_blocks import SharedBlockFields
 from .fields_training import TrainingFields
 from .parallel_plans import ParallelPlans
 
@@ -55,6 +56,7 @@ class ZooConfig(
     LatentFields,
     AttentionFields,
     LinearFields,
+    SharedBlockFields,
     PositionFields,
     NormFields,
     ExpertFields,

@@ -42,8 +42,9 @@ class AttentionFields:
     head_dim: int | None = None
     # Channels of a head's value, hence of its output (MiMo-V2-Flash). None: head_dim. Latent attention always has one.
     v_head_dim: int | None = None
-    # Factor on the values before they are cached (MiMo-V2-Flash).
+    # Factors on the values (MiMo-V2-Flash) and on the projected keys (Falcon-H1; muP) before they are cached.
     attention_value_scale: float | int | None = None
+    key_multiplier: float | int | None = None
     # RMS norm without a weight on each head's values before they are cached; values that are the projected keys, before
     # those keys are normed and rotated (Gemma 4).
     value_norm: bool = False
@@ -193,10 +194,14 @@ class AttentionFields:
             raise ValueError("attn_output_gate='headwise' needs attn_gate_source='g_proj'.")
 
     def _validate_values(self):
-        if self.attention_value_scale == 0:
-            raise ValueError("attention_value_scale=0 would erase every value: use a number other than 0.")
+        for field in ("attention_value_scale", "key_multiplier"):
+            if getattr(self, field) == 0:
+                raise ValueError(f"{field}=0 would erase what it multiplies: use a number other than 0.")
         grouped = self.attention_type == "grouped_query"
         refuse_unless(self, grouped, "attention_type='grouped_query'", ("attention_value_scale",))
+        plain = grouped and self.position_embedding_type != "transformer_xl"
+        reason = "attention_type='grouped_query' and a position_embedding_type other than 'transformer_xl'"
+        refuse_unless(self, plain, reason, ("key_multiplier",))
         for field in ("value_norm", "attention_k_eq_v"):
             if getattr(self, field) and (not grouped or self.position_embedding_type == "transformer_xl"):
                 raise ValueError(
@@ -216,7 +221,11 @@ class AttentionFields:
         if isinstance(linear, list):
             by_word = dict.fromkeys(RECURRENT_LAYERS, linear)
         by_word |= {word: [None] * self.num_hidden_layers for word in NO_MIXER_LAYERS}
-        by_word |= {word: ["hybrid"] * self.num_hidden_layers for word in HYBRID_LAYERS}
+        # The attention of a shared block is not the layer's own.
+        recurrences = by_word[RECURRENT_LAYERS[0]]
+        shared = [block == "shared_block" for block in self.block_types]
+        beside = [name if skip else "hybrid" for name, skip in zip(recurrences, shared, strict=False)]
+        by_word |= dict.fromkeys(HYBRID_LAYERS, beside)
         by_word["indexed_attention"] = ["indexed"] * self.num_hidden_layers
         by_distance = self.position_embedding_type == "transformer_xl"
         softmax = ["transformer_xl" if by_distance else self.attention_type] * self.num_hidden_layers

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer
+from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless
 
 MLP_LAYER_TYPES = ("dense", "sparse")
 # transformers' ACT2FN without the one whose parameter it never initialises (prelu), and elu.
@@ -24,6 +24,8 @@ class MlpFields:
     # Inner width; None: 4 · hidden_size plain, 8/3 · hidden_size rounded up to 64 gated (equal parameters, ibid. §2).
     intermediate_size: int | None = None
     mlp_bias: bool = False
+    # Factors on the gate before its activation and on the output (Falcon-H1; muP).
+    mlp_multipliers: list[float | int] | None = None
     # "dense" or "sparse" (experts) for each layer.
     mlp_layer_types: list[str] | None = None
 
@@ -41,3 +43,7 @@ class MlpFields:
         check_choice(self, "hidden_act", ACTIVATIONS)
         check_per_layer(self, "mlp_layer_types")
         check_positive(self, "intermediate_size")
+        if self.mlp_multipliers is not None and len(self.mlp_multipliers) != 2:
+            raise ValueError(f"mlp_multipliers={self.mlp_multipliers} must have 2 entries: of the gate, of the output.")
+        dense = self.gated_mlp and "sparse" not in self.mlp_layer_types
+        refuse_unless(self, dense, "gated_mlp=True and mlp_layer_types that are all 'dense'", ("mlp_multipliers",))

@@ -21,10 +21,15 @@ BLOCK_TYPES = (
     "parallel_two_norms",
     "mixer_only",
     "mlp_only",
+    "shared_block",
     "shortcut",
 )
 PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
 PARALLEL_SUM_ORDERS = ("residual_first", "branches_first")
+# Blocks whose mixers and MLPs read the stream through a norm alone.
+PRE_NORM_BLOCKS = (
+    "pre_norm", "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only", "shared_block", "shortcut",
+)  # fmt: skip
 # Where the two residual sums of a layer are one, or missing.
 SINGLE_BRANCH_BLOCKS = ("mixer_only", "mlp_only")
 
@@ -50,6 +55,8 @@ class NormFields:
     parallel_sum_order: str | None = None
     # Scale of each sub-layer's output before it joins the stream (Granite, MiniCPM).
     residual_multiplier: float | int = 1.0
+    # The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each norm (Mamba).
+    residual_in_fp32: bool = False
     # A norm on the embeddings (BLOOM) and the norm before the head.
     embedding_norm: bool = False
     final_norm: bool = True
@@ -82,6 +89,21 @@ class NormFields:
             )
         if self.norm_unit_offset and not self.norm_elementwise_affine:
             raise ValueError("norm_unit_offset=True needs norm_elementwise_affine=True: there is no weight to offset.")
+
+        self._validate_stream()
+
+    def _validate_stream(self):
+        if not self.residual_in_fp32:
+            return
+        other = sorted(set(self.block_types) - set(PRE_NORM_BLOCKS))
+        if other or not self.norm_elementwise_affine:
+            raise ValueError(
+                "residual_in_fp32=True rounds the stream where a norm with a weight reads it: it needs "
+                f"norm_elementwise_affine=True and a block_type of {list(PRE_NORM_BLOCKS)}, got "
+                f"norm_elementwise_affine={self.norm_elementwise_affine}, block_type {other or self.block_type!r}."
+            )
+        if self.hidden_size_per_layer_input is not None:
+            raise ValueError("residual_in_fp32=True cannot be combined with hidden_size_per_layer_input.")
 
     def _validate_shortcut(self):
         if "shortcut" not in self.block_types:

@@ -39,7 +39,7 @@ _BAD_CONFIG = (StrictDataclassError, ValueError, TypeError, LookupError, Arithme
 
 def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTrainedConfig:
     """transformers' own config object of a config.json, defaults and old spellings resolved."""
-    text = deepcopy(raw)
+    text = _decoded(raw)
     if family.section and isinstance(text.get(family.section), dict):
         text = text[family.section]
     if family.prepare:
@@ -164,6 +164,13 @@ def _refuse_quantized(raw: dict[str, Any]) -> None:
             f"the checkpoint is quantised ({name}): load it with transformers, dequantise it and save it in a plain "
             "dtype."
         )
+
+
+def _decoded(value: Any) -> Any:
+    """A copy with the numbers that transformers writes as {"__float__": "Infinity"}, since JSON has no infinity."""
+    if isinstance(value, dict):
+        return float(value["__float__"]) if set(value) == {"__float__"} else {k: _decoded(v) for k, v in value.items()}
+    return [_decoded(entry) for entry in value] if isinstance(value, list) else deepcopy(value)
 
 
 def _plain(value: Any) -> Any:

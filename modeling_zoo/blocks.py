@@ -36,18 +36,21 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config, layer_idx):
         super().__init__()
         for slot in SLOTS:
-            setattr(self, slot, make_norm(config, config.hidden_size) if slot in self.norms else nn.Identity())
+            reads_stream = slot in ("attn_norm", "mlp_norm")
+            norm = make_norm(config, config.hidden_size, narrow=reads_stream) if slot in self.norms else nn.Identity()
+            setattr(self, slot, norm)
         if "mixer" in self.branches:
             self.self_attn = make_mixer(config, layer_idx)
         if "mlp" in self.branches:
             self.mlp = make_mlp(config, layer_idx)
         self.dropout = nn.Dropout(config.residual_dropout)
         self.residual_multiplier = config.residual_multiplier
+        self.per_layer_input = PerLayerInput(config) if config.hidden_size_per_layer_input is not None else None
 
     def scaled(self, output):
-        self.per_layer_input = PerLayerInput(config) if config.hidden_size_per_layer_input is not None else None
         """Dropout and residual multiplier on a sub-layer's output."""
-        output = self.dropout(output)
+        if self.training:
+            output = self.dropout(output)
         return output if self.residual_multiplier == 1.0 else output * self.residual_multiplier
 
     def mix(self, x, context):
@@ -63,14 +66,14 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
 
-
-class OutputNormLayer(ZooDecoderLayer):
     def forward(self, hidden_states, per_layer_input=None, **context):
         hidden_states = self.join(hidden_states, **context)
         if self.per_layer_input is None:
             return hidden_states
         return hidden_states + self.per_layer_input(hidden_states, per_layer_input)
 
+
+class OutputNormLayer(ZooDecoderLayer):
     """x + norm(mixer(x)), then x + norm(mlp(x)) (OLMo 2, EXAONE 4)."""
 
     norms = ("attn_output_norm", "mlp_output_norm")
@@ -180,8 +183,6 @@ class MixerOnlyLayer(ZooDecoderLayer):
         return hidden_states + self.mix(self.attn_norm(hidden_states), context)
 
 
-class MlpOnlyLayer(ZooDecoderLayer):
-    """x + mlp(norm(x)) (Nemotron-H)."""
 class SharedBlockLayer(MixerOnlyLayer):
     """x + mixer(norm(x + W block([x; x₀]))): a block that layers share stands before the mixer (Zamba).
 
@@ -204,6 +205,8 @@ class SharedBlockLayer(MixerOnlyLayer):
         return hidden_states + self.mix(self.attn_norm(hidden_states + given), context)
 
 
+class MlpOnlyLayer(ZooDecoderLayer):
+    """x + mlp(norm(x)) (Nemotron-H)."""
 
     norms = ("mlp_norm",)
     branches = ("mlp",)
@@ -268,6 +271,7 @@ BLOCKS = {
     "parallel_two_norms": ParallelTwoNormsLayer,
     "mixer_only": MixerOnlyLayer,
     "mlp_only": MlpOnlyLayer,
+    "shared_block": SharedBlockLayer,
     "shortcut": ShortcutLayer,
 }
 

@@ -51,13 +51,20 @@ class Backbone:
 
     @staticmethod
     def embed(model, inputs_embeds, position_ids):
-        """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`."""
+        """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, where the stream starts."""
         config = model.config
         if config.embedding_multiplier != 1.0 and not config.embedding_multiplier_in_weight_dtype:
             inputs_embeds = inputs_embeds * config.embedding_multiplier
         hidden_states = model.project_in(inputs_embeds)
         hidden_states = hidden_states + model.embed_positions(position_ids, hidden_states)
-        return model.embed_dropout(model.embed_norm(hidden_states))
+        hidden_states = model.embed_dropout(model.embed_norm(hidden_states))
+        return hidden_states.float() if config.residual_in_fp32 else hidden_states
+
+    @staticmethod
+    def finish(model, hidden_states, dtype):
+        """Norm → projection, `[B, T, D]` → `[B, T, E]`, in the dtype of what was embedded."""
+        normed = model.norm(hidden_states)
+        return model.project_out(normed.to(dtype) if model.config.residual_in_fp32 else normed)
 
 
 def positions_of(config, inputs_embeds, attention_mask, past_key_values):

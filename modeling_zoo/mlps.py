@@ -64,7 +64,7 @@ class PlainMLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate x) · up x) (Dauphin et al. 2017; Shazeer 2020; Llama, Gemma)."""
+    """down(act(gate x) · up x), gate and output scaled if asked (Dauphin et al. 2017; Shazeer 2020; Llama, Gemma)."""
 
     def __init__(self, config, layer_idx=None, intermediate_size=None):
         super().__init__()
@@ -73,9 +73,17 @@ class GatedMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = make_activation(config)
+        self.multipliers = config.mlp_multipliers
+
+    def combine(self, gate, up):
+        """`[..., I]` twice → `[..., D]`."""
+        if self.multipliers is None:
+            return self.down_proj(self.act_fn(gate) * up)
+        of_gate, of_output = self.multipliers
+        return self.down_proj(self.act_fn(gate * of_gate) * up) * of_output
 
     def forward(self, x):
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return self.combine(self.gate_proj(x), self.up_proj(x))
 
 
 DENSE_MLPS = {True: GatedMLP, False: PlainMLP}

@@ -29,6 +29,7 @@ from .masks import PADDING, build_masks, layer_mask, mask_key
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
+from .shared_blocks import SharedBlocks
 
 
 class ZooPreTrainedModel(PreTrainedModel):
@@ -37,7 +38,7 @@ class ZooPreTrainedModel(PreTrainedModel):
     config_class = ZooConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = sorted({block.__name__ for block in BLOCKS.values()})
+    _no_split_modules = sorted({block.__name__ for block in BLOCKS.values()} | {"SharedBlock"})
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -103,6 +104,7 @@ class ZooModel(ZooPreTrainedModel):
         self.vocab_size = config.vocab_size
         Backbone.build(self, config)
         self.per_layer_embeddings = PerLayerEmbeddings(config) if config.hidden_size_per_layer_input else None
+        self.shared_blocks = SharedBlocks(config) if config.shared_block_layers else None
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
         self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
@@ -141,7 +143,7 @@ class ZooModel(ZooPreTrainedModel):
             kwargs["shortcuts"] = Shortcuts()
         if self.config.num_kv_shared_layers:
             kwargs["shared_key_values"] = SharedKeyValues()
-        hidden_states = Backbone.embed(self, inputs_embeds, position_ids)
+        hidden_states = start = Backbone.embed(self, inputs_embeds, position_ids)
         rows = None
         if self.per_layer_embeddings is not None:
             rows = self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
@@ -152,6 +154,8 @@ class ZooModel(ZooPreTrainedModel):
             parts = {"position_bias": biases[key]} if key in biases else {}
             if rows is not None:
                 parts["per_layer_input"] = rows[:, :, index]
+            if self.shared_blocks is not None:
+                parts |= self.shared_blocks.context(index, start)
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=rotations.get(self.rope_keys[index]),
@@ -163,7 +167,7 @@ class ZooModel(ZooPreTrainedModel):
                 **kwargs,
             )
         advance_cache(past_key_values, hidden_states.shape[1])
-        hidden_states = self.project_out(self.norm(hidden_states))
+        hidden_states = Backbone.finish(self, hidden_states, inputs_embeds.dtype)
         return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def position_biases(self, hidden_states, masks, past_key_values):

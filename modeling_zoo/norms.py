@@ -10,15 +10,17 @@ class Norm(nn.Module):
     """Shared parameters of the norms: y = normalise(x) · (offset + weight) + bias over the last dimension of `shape`.
 
     A `shape` of more than one dimension gives each leading entry (a head) a weight of its own. `unit_offset` stores the
-    weight as an offset from one. `cast` says where an implementation rounds; it matters below float32 only.
+    weight as an offset from one. `cast` says where an implementation rounds; it matters below float32 only, as does
+    `narrow`: x is rounded to the dtype of the weight first.
     """
 
-    def __init__(self, shape, eps, affine=True, bias=False, unit_offset=False, cast=None):
+    def __init__(self, shape, eps, affine=True, bias=False, unit_offset=False, cast=None, narrow=False):
         super().__init__()
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.eps = eps
         self.offset = 1.0 if unit_offset else 0.0
         self.cast = cast
+        self.narrow = narrow
         self.dim = shape[-1]
         self.weight = nn.Parameter(torch.empty(shape)) if affine else None
         self.bias = nn.Parameter(torch.empty(shape)) if affine and bias else None
@@ -45,6 +47,7 @@ class RMSNorm(Norm):
     """
 
     def forward(self, x):
+        x = x.to(self.weight.dtype) if self.narrow else x
         normed = x.float()
         normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.weight is None:
@@ -64,6 +67,7 @@ class LayerNorm(Norm):
     """
 
     def forward(self, x):
+        x = x.to(self.weight.dtype) if self.narrow else x
         if self.weight is None:
             return F.layer_norm(x.float() if self.cast == "float32" else x, (self.dim,), eps=self.eps).to(x.dtype)
         per_head = self.weight.dim() > 1
@@ -109,8 +113,8 @@ QK_NORMS = {
 }
 
 
-def make_norm(config, size):
-    """The norm of the residual stream over `size` channels."""
+def make_norm(config, size, narrow=False):
+    """The norm of the residual stream over `size` channels; `narrow` for one that reads a stream kept in float32."""
     return NORMS[config.norm_type](
         size,
         config.norm_eps,
@@ -118,6 +122,7 @@ def make_norm(config, size):
         bias=config.norm_bias,
         unit_offset=config.norm_unit_offset,
         cast=config.norm_cast,
+        narrow=narrow and config.residual_in_fp32,
     )
 
 

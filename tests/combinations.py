@@ -45,6 +45,7 @@ HEADS = {
     "linear_key_head_dim": 10,
     "linear_value_head_dim": 12,
 }
+SHARED_BLOCKS = {"block_type": ["shared_block", "mixer_only", "shared_block"], "num_mem_blocks": 1}
 STATES = {**HEADS, "linear_key_head_dim": 7, "linear_num_value_heads": 8}
 EXPERTS = {
     "num_experts": 5,
@@ -76,6 +77,7 @@ ROWS = {
         {"block_type": "scaled_sandwich_norm", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
          "mlp_layer_types": ["dense", "sparse", "sparse"]},
         {"block_type": "pre_norm_residual"},
+        {"residual_in_fp32": True},
         {"block_type": "parallel"},
         {"block_type": "parallel_two_norms", "parallel_sum_order": "branches_first"},
         {"block_type": "shortcut", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
@@ -147,6 +149,9 @@ ROWS = {
         linear("rg_lru", **HEADS, linear_output_gate="silu", linear_norm_eps=1e-5, linear_norm_cast="float32"),
         linear("short_conv", [CONV, FULL, CONV], linear_act="silu"),
         linear(["gated_delta_net", None, "mamba2"], **STATES, linear_decay_dtype="activation"),
+        linear("mamba2", [HYBRID, LINEAR, HYBRID], **STATES, **SHARED_BLOCKS, shared_attention_adapter_rank=4,
+               shared_mlp_adapter_rank=3),
+        linear("mamba", [HYBRID, LINEAR, HYBRID], **STATES, **SHARED_BLOCKS | {"num_mem_blocks": 2}),
         linear("mamba2", [HYBRID, HYBRID, FULL], **STATES, attention_in_multiplier=0.9, attention_out_multiplier=1.1),
         {**linear("kimi_delta_attention", [LINEAR, LINEAR, FULL], **HEADS), **LATENT},
     ],
@@ -162,6 +167,7 @@ ROWS = {
         {"qk_norm": "layer_norm", "qk_norm_weight": "per_head", "qk_norm_bias": True},
         {"qk_norm": "rms_norm", "qk_norm_weight": "none", "qk_norm_position": "after_rope", "qk_norm_layers": "rope"},
         {"attention_sinks": "all", "attention_value_scale": 0.7, "v_head_dim": 10},
+        {"key_multiplier": 0.6, "qk_norm": "layer_norm", "qk_norm_eps": 0.1},
         {"attn_output_gate": "elementwise"},
         {"attn_output_gate": "elementwise", "attn_gate_source": "g_proj"},
         {"attn_output_gate": "headwise", "attention_upcast": True},
@@ -174,6 +180,7 @@ ROWS = {
         {"hidden_act": "gelu_pytorch_tanh"},
         {"hidden_act": "sigmoid"},
         {"hidden_act": "linear"},
+        {"mlp_multipliers": [0.7, 1.3], "mlp_bias": True},
         EXPERTS,
         {**EXPERTS, "n_shared_experts": 1, "shared_expert_gate": True, "router_aux_loss_coef": 0.1,
          "router_z_loss_coef": 0.01},

@@ -45,7 +45,8 @@ def _fill(name, tensor, owner):
         tensor.normal_(0, 1)
     elif tensor.ndim >= 2:
         tensor.normal_(0, 1.3 / math.sqrt(tensor.shape[-1]))
-    elif name.endswith("weight"):
+    elif name.endswith(("weight", ".D")):
+        # A skip around a recurrence (D) near zero leaves what a norm behind it would blow up.
         tensor.uniform_(0.5, 1.5)
     else:
         tensor.normal_(0, 0.3)

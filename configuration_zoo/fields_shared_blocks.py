@@ -1,0 +1,66 @@
+"""Transformer blocks that several layers share."""
+
+from dataclasses import dataclass
+
+from .fields_checks import check_positive, refuse_unless
+
+SHARED_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "shared_mlp_adapter_rank")
+# What a shared attention does not compute.
+NOT_SHARED = (
+    "attention_k_eq_v", "attention_value_scale", "attn_output_gate", "attn_temperature_layers", "clip_qkv",
+    "key_multiplier", "scale_attn_by_inverse_layer_idx", "value_norm",
+)  # fmt: skip
+# What all layers around a shared block must agree in.
+SHARED_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
+
+
+@dataclass(kw_only=True, repr=False)
+class SharedBlockFields:
+    """Blocks of attention and MLP in front of the recurrences of some layers, the layers with block_type "shared_block"
+    (Glorioso et al. 2024, Zamba, arXiv 2405.16712)."""
+
+    # How many blocks take turns over those layers.
+    num_mem_blocks: int | None = None
+    # Ranks of what each of those layers adds to the block's queries, keys and values, and to its MLP's first projection
+    # (Zamba2, arXiv 2411.15242); None for nothing.
+    shared_attention_adapter_rank: int | None = None
+    shared_mlp_adapter_rank: int | None = None
+
+    @property
+    def shared_block_layers(self) -> list[int]:
+        """The layers that have a shared block."""
+        return [index for index, block in enumerate(self.block_types) if block == "shared_block"]
+
+    def resolve_shared_blocks(self):
+        if self.shared_block_layers and self.num_mem_blocks is None:
+            self.num_mem_blocks = 1
+
+    def validate_shared_blocks(self):
+        users = self.shared_block_layers
+        refuse_unless(self, bool(users), "a block_type 'shared_block'", SHARED_FIELDS)
+        if not users:
+            return
+        check_positive(self, *SHARED_FIELDS)
+        if self.num_mem_blocks > len(users):
+            raise ValueError(f"num_mem_blocks={self.num_mem_blocks} exceeds the {len(users)} layers that share them.")
+        layers = [self.per_layer_config[index] for index in users]
+        for index, layer in zip(users, layers, strict=True):
+            self._validate_user(index, layer)
+        for field in SHARED_SIZES:
+            if len({getattr(layer, field) for layer in layers}) > 1:
+                raise ValueError(f"{field} differs between layers with block_type 'shared_block', which share weights.")
+        beside = len(users) < sum(word.startswith("hybrid") for word in self.layer_types)
+        factors = ("attention_in_multiplier", "attention_out_multiplier")
+        refuse_unless(self, beside, "a hybrid layer whose block_type is not 'shared_block'", factors)
+
+    def _validate_user(self, index, layer):
+        says = f"block_type 'shared_block' of layer {index} needs"
+        if not self.layer_types[index].startswith("hybrid"):
+            raise ValueError(
+                f"{says} layer_types[{index}] 'hybrid' or 'hybrid_sliding', got {self.layer_types[index]!r}."
+            )
+        if not layer.gated_mlp or self.mlp_layer_types[index] != "dense":
+            raise ValueError(f"{says} gated_mlp=True and mlp_layer_types[{index}]='dense'.")
+        if layer.attention_type != "grouped_query":
+            raise ValueError(f"{says} attention_type='grouped_query', got {layer.attention_type!r}.")
+        refuse_unless(layer, False, "layers of a block_type other than 'shared_block'", NOT_SHARED)
