@@ -229,6 +229,8 @@ class AttentionFields:
         by_word["indexed_attention"] = ["indexed"] * self.num_hidden_layers
         by_distance = self.position_embedding_type == "transformer_xl"
         softmax = ["transformer_xl" if by_distance else self.attention_type] * self.num_hidden_layers
+        if softmax[0] == "grouped_query":
+            softmax = ["shared_key_value" if self.shares_key_values(i) else name for i, name in enumerate(softmax)]
         return [by_word.get(word, softmax)[index] for index, word in enumerate(self.layer_types)]
 
     @property
@@ -238,8 +240,6 @@ class AttentionFields:
 
     @property
     def value_width(self) -> int:
-        if softmax[0] == "grouped_query":
-            softmax = ["shared_key_value" if self.shares_key_values(i) else name for i, name in enumerate(softmax)]
         """Channels of a head's value, hence of its output."""
         return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
