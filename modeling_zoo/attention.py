@@ -80,6 +80,11 @@ class SoftmaxAttention(TokenMixer):
         """The learned sinks `[H]`, None for a layer without."""
         return getattr(self, "sinks", None)
 
+    @property
+    def served(self):
+        """Whether a serving engine computes the attention, over a cache of its own and flattened sequences."""
+        return self.config._attn_implementation.startswith("vllm")
+
     def attend(self, query, key, value, attention_mask, **kwargs):
         """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or None) by the configured
         backend."""
@@ -208,6 +213,12 @@ class GroupedQueryAttention(SoftmaxAttention):
             query = self.temperature(query, position_ids)
         query = query.transpose(1, 2)
         key, value = self.seen(hidden_states, position_embeddings, past_key_values, shared_key_values)
-        attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
+        if self.served:
+            # The engine finds layer and scale in the text of this call, and gives heads side by side.
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
+            attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+            attn_output = attn_output.view(*hidden_states.shape[:-1], -1, self.value_width)
+        else:
+            attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
         attn_output = self.output_gate(attn_output, hidden_states, gate)
         return self.o_proj(attn_output.flatten(-2).contiguous()), weights

@@ -58,7 +58,7 @@ def eager_attention_forward(
 # What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
 # drops sinks in silence, flash attention drops a position bias in silence.
 SCORE_NEEDS = {
-    "attn_logit_softcapping": ("eager", "flex_attention"),
+    "attn_logit_softcapping": ("eager", "flex_attention", "vllm"),
     "attention_sinks": ("eager", "flex_attention"),
     "position_bias": ("eager", "sdpa", "flex_attention"),
     "sparse_attention_pattern": ("eager", "sdpa", "flex_attention"),

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import QueryTemperature, SoftmaxAttention
 from .effective_weight import basis_weight, direct_weight, is_linear_map
@@ -122,10 +123,17 @@ class LatentAttention(SoftmaxAttention):
         latent, rope_key = latent.unsqueeze(1), rope_key.transpose(1, 2)
         if past_key_values is not None:
             latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
-        inputs = hidden_states, compressed, position_embeddings
-        attn_output, weights = self.mix(
-            query, latent, rope_key, attention_mask, past_key_values, inputs, position_ids=position_ids, **kwargs
-        )
+        if self.served:
+            # As in grouped-query attention; the engine may take the latents in place of what `expand` makes of them.
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
+            query, (key, value) = torch.cat(query, dim=-1), self.expand(latent, rope_key)
+            attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+            attn_output = attn_output.view(*hidden_states.shape[:-1], -1, self.value_width)
+        else:
+            inputs = hidden_states, compressed, position_embeddings
+            attn_output, weights = self.mix(
+                query, latent, rope_key, attention_mask, past_key_values, inputs, position_ids=position_ids, **kwargs
+            )
         attn_output = self.output_gate(attn_output, hidden_states, gate)
         return self.o_proj(attn_output.flatten(-2).contiguous()), weights
 

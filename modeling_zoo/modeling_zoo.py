@@ -29,6 +29,7 @@ from .masks import PADDING, build_masks, layer_mask, mask_key
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
+from .serving import served_by
 from .shared_blocks import SharedBlocks
 
 
@@ -70,7 +71,7 @@ class ZooPreTrainedModel(PreTrainedModel):
                     f"attn_implementation={requested_attention!r} cannot compute a model with "
                     f"{field}={getattr(self.config, field)!r}: use one of {list(backends)}."
                 )
-        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+        return super().get_correct_attn_implementation(served_by(self.config, requested_attention), is_init_check)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self.config.write_card(working_dir)

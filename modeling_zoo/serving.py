@@ -1,0 +1,80 @@
+"""What a serving engine that runs transformers models (vLLM's backend) would drop in silence is refused by name.
+
+The engine keeps its own cache, computes attention by its own kernels and experts by its own fused SiLU, and makes
+logits from `lm_head` itself. Everything between is the code of this package.
+"""
+
+# Fields whose layers must agree, as the engine asks the config as a whole.
+UNIFORM = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "moe_intermediate_size")
+SEEN = {"full_attention", "sliding_attention"}
+
+
+def engine_obstacles(config):
+    """Names of the fields that an engine cannot honour as they are; [] for a config it serves."""
+    layers = config.per_layer_config
+    found = _of_stack(config) + [name for layer in layers for name in _of_attention(layer) + _of_experts(layer)]
+    found += [name for name in UNIFORM if len({getattr(layer, name) for layer in layers}) > 1]
+    return list(dict.fromkeys(found))
+
+
+def _asked(conditions):
+    return [name for name, asked in conditions.items() if asked]
+
+
+def _of_stack(config):
+    rope = config.rope_parameters or {}
+    tables = rope.values() if all(isinstance(table, dict) for table in rope.values()) else [rope]
+    return _asked({
+        "layer_types": set(config.layer_types) - SEEN,
+        "block_type": {"mixer_only", "mlp_only", "shortcut"} & set(config.block_types),
+        "position_embedding_type": config.position_embedding_type in ("alibi", "relative", "transformer_xl"),
+        "position_ids_from_mask": config.position_ids_from_mask,
+        # Their tables depend on the length of one sequence; the engine runs many side by side.
+        "rope_parameters": any(table.get("rope_type") in ("dynamic", "longrope") for table in tables),
+        "use_bidirectional_attention": config.use_bidirectional_attention,
+        "sparse_attention_pattern": config.sparse_attention_pattern,
+        "num_kv_shared_layers": config.num_kv_shared_layers,
+        "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
+        "embedding_size": config.embedding_size not in (None, config.hidden_size),
+        "logits_scaling": config.logits_scaling != 1.0,
+        "suppressed_token_ids": config.suppressed_token_ids,
+    })  # fmt: skip
+
+
+def _of_attention(layer):
+    grouped = layer.attention_type == "grouped_query"
+    return _asked({
+        "attention_sinks": layer.attention_sinks,
+        "v_head_dim": grouped and layer.v_head_dim not in (None, layer.head_dim),
+    })  # fmt: skip
+
+
+def _of_experts(layer):
+    if layer.num_experts is None:
+        return []
+    return _asked({
+        "hidden_act": layer.hidden_act != "silu",
+        "gated_mlp": not layer.gated_mlp,
+        "swiglu_limit": layer.swiglu_limit is not None,
+        "swiglu_alpha": layer.swiglu_alpha is not None,
+        "swiglu_up_offset": layer.swiglu_up_offset is not None,
+        "expert_bias": layer.expert_bias,
+        "moe_latent_size": layer.moe_latent_size,
+        "zero_expert_num": layer.zero_expert_num,
+        "apply_router_weight_on_input": layer.apply_router_weight_on_input,
+        "router_input_norm": layer.router_input_norm,
+        "shared_expert_combination_strategy": layer.shared_expert_combination_strategy == "average",
+        "scoring_func": layer.scoring_func not in ("softmax", "sigmoid"),
+        "norm_topk_min": layer.norm_topk_min,
+    })  # fmt: skip
+
+
+def served_by(config, backend):
+    """`backend` as it is; raises ValueError where it is such an engine's, with the first field it would not honour."""
+    for field in engine_obstacles(config)[:1] if str(backend).startswith("vllm") else ():
+        value = f"{field} that differs over layers" if field in UNIFORM else f"{field}={getattr(config, field)!r}"
+        raise ValueError(
+            f"A serving engine would not honour {value}: export the model to its native family "
+            "(`python -m conversion FOLDER TARGET --to FAMILY`) and serve that."
+        )
+    return backend

@@ -1,0 +1,67 @@
+"""What a serving engine would drop in silence is refused when its backend is asked for, and the card says so."""
+
+import pytest
+from combinations import EXPERTS, LATENT, ROWS, SIZES
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from conversion.card import write_plain_card
+from modeling_zoo import ZooConfig, ZooForCausalLM
+from modeling_zoo.attention_interface import eager_attention_forward
+from modeling_zoo.serving import engine_obstacles
+
+LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
+          "linear_attention_type": "gated_delta_net", "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+          "linear_key_head_dim": 10, "linear_value_head_dim": 12}  # fmt: skip
+SERVED = [
+    {},
+    {"qk_norm": "rms_norm", "attn_output_gate": "elementwise", "block_type": "sandwich_norm"},
+    {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 4},
+    {**EXPERTS, "n_shared_experts": 1, "shared_expert_gate": True},
+    LATENT,
+]
+REFUSED = [
+    ("layer_types", LINEAR),
+    ("layer_types", {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 4}),
+    ("position_embedding_type", {"position_embedding_type": "alibi"}),
+    ("attention_sinks", {"attention_sinks": "all"}),
+    ("v_head_dim", {"v_head_dim": 10}),
+    ("hidden_act", {**EXPERTS, "hidden_act": "gelu"}),
+    ("expert_bias", {**EXPERTS, "expert_bias": True}),
+    ("swiglu_limit", {**EXPERTS, "swiglu_limit": 3.0}),
+    ("num_key_value_heads", {"per_layer_config": {1: {"num_key_value_heads": 3}}}),
+    ("logits_scaling", {"logits_scaling": 3.0}),
+    ("suppressed_token_ids", {"suppressed_token_ids": [3]}),
+]
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch):
+    """A backend of the engine's name, as its import registers it."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "vllm", eager_attention_forward)
+
+
+def build(**flags):
+    config = ZooConfig(**{**SIZES, **flags})
+    return ZooForCausalLM._from_config(config, attn_implementation="vllm")
+
+
+@pytest.mark.parametrize("flags", SERVED)
+def test_what_an_engine_honours_is_built_for_it(flags):
+    assert engine_obstacles(ZooConfig(**{**SIZES, **flags})) == []
+    assert build(**flags).config._attn_implementation == "vllm"
+
+
+@pytest.mark.parametrize(("field", "flags"), REFUSED)
+def test_what_an_engine_would_drop_is_refused_by_name(field, flags, tmp_path):
+    with pytest.raises(ValueError, match=f"{field}.*(export|use one of)"):
+        build(**flags)
+    write_plain_card(tmp_path, ZooConfig(**{**SIZES, **flags}))
+    card = (tmp_path / "README.md").read_text()
+    assert f"`{field}`" in card.split("## Serve")[1] and "vllm import" not in card
+
+
+@pytest.mark.parametrize("group", [group for group in ROWS if group != "stray"])
+def test_every_flag_is_either_served_or_refused_by_a_field_it_has(group):
+    for flags in ROWS[group]:
+        config = ZooConfig(**{**SIZES, **flags})
+        assert all(hasattr(config, field) for field in engine_obstacles(config))
