@@ -64,10 +64,11 @@ class SoftmaxAttention(TokenMixer):
         self.is_causal = not config.use_bidirectional_attention
         self.attention_dropout = config.attention_dropout
         self.softcap = config.attn_logit_softcapping
-        self.scaling = config.attention_scaling(layer_idx)
+        self.scaling, self.upcast = config.attention_scaling(layer_idx), config.attention_upcast
         self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
         # transformers' paged attention asks whether the attribute is there, so it is only where it is used.
-        if config.has_attention_sinks(layer_idx):
+        self.has_sinks = config.has_attention_sinks(layer_idx)
+        if self.has_sinks:
             self.sinks = nn.Parameter(torch.empty(config.num_attention_heads))
         self.output_gate = make_output_gate(config, layer_idx)
 
@@ -78,7 +79,7 @@ class SoftmaxAttention(TokenMixer):
     @property
     def sink_logits(self):
         """The learned sinks `[H]`, None for a layer without."""
-        return getattr(self, "sinks", None)
+        return self.sinks if self.has_sinks else None
 
     @property
     def served(self):
@@ -91,9 +92,10 @@ class SoftmaxAttention(TokenMixer):
         if isinstance(attention_mask, BandMask):
             attend = partial(self.attend, **kwargs)
             return attend_in_bands(attend, query, key, value, attention_mask), None
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        special = {"softcap": self.softcap, "s_aux": self.sink_logits, "upcast": self.config.attention_upcast or None}
-        if kwargs.get("position_bias") is not None and self.config._attn_implementation == "flex_attention":
+        backend = self.config._attn_implementation
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
+        special = {"softcap": self.softcap, "s_aux": self.sink_logits, "upcast": self.upcast or None}
+        if kwargs.get("position_bias") is not None and backend == "flex_attention":
             # Its kernel reads the bias at every index of batch and query.
             kwargs["position_bias"] = kwargs["position_bias"].expand(query.shape[0], -1, query.shape[2], -1)
         return attention(

@@ -72,11 +72,23 @@ def layer_mask(masks, key):
     return {word: masks[word] for word in PARTS[key]} or None
 
 
-def build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, rules=True, **kwargs):
+def masks_needed(config):
+    """[(name, index of the first layer that uses it)] of the masks of a model."""
+    first = {}
+    for layer_idx in range(config.num_hidden_layers):
+        key = mask_key(config, layer_idx)
+        for word in PARTS.get(key, (key,)):
+            first.setdefault(word, layer_idx)
+    return list(first.items())
+
+
+def build_masks(
+    config, inputs_embeds, attention_mask, past_key_values, position_ids=None, rules=True, plan=None, **kwargs
+):
     """{mask name: mask} for `inputs_embeds` `[B, T, D]` and a padding mask `[B, S + T]` or a ready 4-D one.
 
     Sparse patterns go by slot, so that padding takes part in the stride. With `rules`, the mask of many queries may be
-    a `BandMask`, which is not held as a square.
+    a `BandMask`, which is not held as a square. `plan` is what `masks_needed` says, where it is known already.
     """
     arguments = {
         "inputs_embeds": inputs_embeds,
@@ -86,18 +98,14 @@ def build_masks(config, inputs_embeds, attention_mask, past_key_values, position
     }
     special = {name: part for name, part in kwargs.items() if part is not None}
     masks = {}
-    for layer_idx in range(config.num_hidden_layers):
-        key = mask_key(config, layer_idx)
+    for word, layer_idx in plan or masks_needed(config):
         layer = config.per_layer_config[layer_idx]
-        for word in PARTS.get(key, (key,)):
-            if word in masks:
-                continue
-            if word in PATTERNS:
-                overlay = PATTERNS[word](config.sparse_attention_stride)
-                masks[word] = create_causal_mask(config=layer, **arguments, **special, and_mask_function=overlay)
-                continue
-            band = band_of(layer, word, layer_idx, **arguments) if rules and not special else None
-            masks[word] = MASK_BUILDERS[word](config=layer, **arguments, **special) if band is None else band
+        if word in PATTERNS:
+            overlay = PATTERNS[word](config.sparse_attention_stride)
+            masks[word] = create_causal_mask(config=layer, **arguments, **special, and_mask_function=overlay)
+            continue
+        band = band_of(layer, word, layer_idx, **arguments) if rules and not special else None
+        masks[word] = MASK_BUILDERS[word](config=layer, **arguments, **special) if band is None else band
     # It grows with every token, so it stays out of compiled graphs where nothing reads it.
     if config.position_embedding_type == "alibi" and attention_mask is not None and attention_mask.dim() == 2:
         masks[PADDING] = attention_mask

@@ -25,7 +25,7 @@ from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import initialize
 from .kv_sharing import SharedKeyValues
 from .language_loss import logits_and_loss
-from .masks import PADDING, build_masks, layer_mask, mask_key
+from .masks import PADDING, build_masks, layer_mask, mask_key, masks_needed
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
@@ -108,6 +108,7 @@ class ZooModel(ZooPreTrainedModel):
         self.shared_blocks = SharedBlocks(config) if config.shared_block_layers else None
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
+        self.mask_plan = masks_needed(config)
         self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
         self.gradient_checkpointing = False
         self.post_init()
@@ -134,7 +135,8 @@ class ZooModel(ZooPreTrainedModel):
         masks = attention_mask
         if not isinstance(masks, dict):
             # Built before a fresh cache exists: packed sequences are recognised only without one.
-            masks = build_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+            arguments = (inputs_embeds, attention_mask, past_key_values, position_ids)
+            masks = build_masks(self.config, *arguments, plan=self.mask_plan)
         if use_cache and past_key_values is None:
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
 

@@ -35,8 +35,8 @@ def apply_rotary(x, position_embeddings, interleave=False, lift=False):
 
     With `lift` the product is taken in float32. The result has the dtype of `x`.
     """
-    cos, sin = (table.unsqueeze(2) for table in position_embeddings)
-    rotate, _ = ROTATIONS[interleave]
+    cos, sin = position_embeddings[0].unsqueeze(2), position_embeddings[1].unsqueeze(2)
+    rotate = ROTATIONS[interleave][0]
     width = cos.shape[-1]
     turning, still = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
     if lift:
