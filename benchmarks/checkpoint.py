@@ -1,6 +1,6 @@
 """zoo against transformers' own class on one foreign checkpoint, in one process, measured in turns.
 
-    python benchmarks/speed.py examples/stories260K --prompt-tokens 256 --new-tokens 64
+    python -m benchmarks checkpoint examples/stories260K --prompt-tokens 256 --new-tokens 64
 
 Both run the same weights on the same input. Rounds alternate between the two, so that a busy machine slows both; the
 best round of each counts. The logits are compared first: a fast wrong model is no result.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 import conversion
 
@@ -59,30 +58,27 @@ def measure(folder: Path, options) -> dict:
     return results
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="a foreign checkpoint of a family zoo knows")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
-    options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+
+
+def run(options) -> str:
+    """The measurement in words, or as JSON."""
+    torch.set_num_threads(options.threads)
     results = measure(options.folder, options)
     if options.json:
-        print(json.dumps(results))
-        return
-    print(f"largest relative difference of the logits: {results['difference']:.1e}")
+        return json.dumps(results)
+    lines = [f"largest relative difference of the logits: {results['difference']:.1e}"]
     for kind in ("prefill", "decode"):
         theirs, ours = results["transformers"][kind], results["zoo"][kind]
-        print(
-            f"{kind}: transformers {theirs:,.0f} tokens/s, zoo {ours:,.0f} tokens/s, {ours / theirs:.2f} times as fast"
-        )
-
-
-if __name__ == "__main__":
-    main()
+        ratio = f"{ours / theirs:.2f} times as fast"
+        lines.append(f"{kind}: transformers {theirs:,.0f} tokens/s, zoo {ours:,.0f} tokens/s, {ratio}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""zoo against transformers: the same converted weights, one process, in turn."""

@@ -1,0 +1,109 @@
+"""What can be measured: kinds of measurement, the cases of each, the context and the bar of each case."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from . import attention, decode, experts, measuring, prefill, short, storage
+
+
+@dataclass
+class Options:
+    """How to measure; `fields` are changes to the model's config, {case or "": {field: value}}."""
+
+    rounds: int = 3
+    dtype: torch.dtype = torch.bfloat16
+    device: str = "cpu"
+    tiny: bool = False
+    fields: dict = field(default_factory=dict)
+
+    def changes(self, case: str) -> dict:
+        return {**self.fields.get("", {}), **self.fields.get(case, {})}
+
+
+# kind -> (what runs it, what shows it)
+KINDS = {
+    "decode": (decode.decode, measuring.show),
+    "prefill": (prefill.prefill, measuring.show),
+    "short": (short.short, measuring.show),
+    "step": (attention.step, measuring.show),
+    "attention": (attention.band, measuring.show),
+    "bytes": (storage.storage, storage.show),
+    "experts": (experts.experts, experts.show),
+}
+# transformers holds every score of a latent prompt at once on a CPU, and the indexer's products of all heads: what fits
+# into the memory of a desk machine has fewer heads, each as large as published.
+FEW_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+FEW_INDEX_HEADS = FEW_HEADS | {"index_n_heads": 2}
+
+
+@dataclass
+class Case:
+    """One line of the table: `bar` is what `measure` (a key of the result, or "memory") must reach."""
+
+    kind: str
+    case: str
+    context: int
+    bar: float | None = None
+    measure: str = "ratio"
+    fields: dict = field(default_factory=dict)
+    rounds: int | None = None
+
+
+CASES = [
+    Case("decode", "gqa", 16384, 1.3),
+    Case("decode", "mla", 8192, 10.0),
+    Case("decode", "dsa", 8192, 20.0, rounds=2),
+    Case("decode", "sliding", 16384),
+    Case("decode", "gdn", 16384),
+    Case("step", "mla", 8192),
+    Case("step", "dsa", 32768, 100.0, rounds=2),
+    Case("attention", "sliding", 16384, 5.0, rounds=1),
+    Case("prefill", "sliding", 8192, 2.0, rounds=1),
+    Case("prefill", "sliding", 16384, 0.5, "memory", rounds=1),
+    Case("prefill", "mla", 16384, 0.5, "memory", FEW_HEADS, rounds=1),
+    Case("prefill", "dsa", 16384, 0.5, "memory", FEW_INDEX_HEADS, rounds=1),
+    *(Case("short", name, count, 0.95) for name in ("gqa", "mla", "sliding", "gdn", "moe") for count in (16, 64, 256)),
+    Case("short", "dsa", 256, 0.95),
+    Case("bytes", "gqa", 4096),
+    Case("bytes", "mla", 4096),
+    Case("bytes", "dsa", 4096),
+    Case("bytes", "sliding", 4096),
+    Case("experts", "moe", 1),
+    Case("experts", "moe", 256),
+]  # fmt: skip
+
+
+def find(kind: str, name: str, context: int | None = None) -> Case:
+    """The case of that kind and name: the one in the table at this context, or its first without a bar elsewhere."""
+    named = [case for case in CASES if (case.kind, case.case) == (kind, name)]
+    exact = [case for case in named if context in (None, case.context)]
+    return exact[0] if exact else replace(named[0], context=context, bar=None)
+
+
+def run(case: Case, options: Options) -> dict:
+    """The measurement of a case, with its bar and whether it is met."""
+    here = Options(
+        case.rounds or options.rounds if not options.tiny else 1,
+        options.dtype,
+        options.device,
+        options.tiny,
+        {**({} if options.tiny else {case.case: case.fields}), **options.fields},
+    )
+    torch.manual_seed(0)
+    found = KINDS[case.kind][0](case.case, case.context, here)
+    return found | {"fields": case.fields, **judged(case, found)}
+
+
+def judged(case: Case, found: dict) -> dict:
+    """{"bar": …, "met": …} of a measurement; nothing where there is no bar."""
+    if case.kind == "bytes":
+        return {"met": found["equal"]}
+    if case.bar is None:
+        return {}
+    if case.measure == "memory":
+        memory = found["memory"]
+        share = memory["zoo"] / memory["transformers"] if all(memory.values()) else None
+        return {"bar": f"memory ≤ {case.bar}", "share": share, "met": share is not None and share <= case.bar}
+    worst = min(found["ratio"], found.get("prefill", found["ratio"]))
+    return {"bar": f"≥ {case.bar:g}", "met": worst >= case.bar}
