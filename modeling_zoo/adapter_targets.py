@@ -30,7 +30,8 @@ def lora_targets(model, parts=None):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model)
     modules = {name.replace(WRAPPED, ""): module for name, module in _original_modules(model)}
-    linear = _linear_maps(modules, bool(getattr(model.config, "indexer_loss_coef", None)))
+    indexer_learns = bool(getattr(getattr(model, "config", None), "indexer_loss_coef", None))
+    linear = _linear_maps(modules, indexer_learns)
     expert = {f"{path}.{name}" for path, module in modules.items() for name in _matrices(module)}
     found = {part for part, paths in (linear | {"experts": expert}).items() if paths}
     missing = set(parts or ()) - found

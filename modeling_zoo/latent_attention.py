@@ -28,6 +28,18 @@ class SharedKeyView:
         return getattr(self.mixer, name)
 
 
+def refuse_expanded(past_key_values, layer_idx):
+    """Raises ValueError for a cache that somebody has filled with keys and values per head."""
+    layers = getattr(past_key_values, "layers", ())
+    keys = getattr(layers[layer_idx], "keys", None) if layer_idx < len(layers) else None
+    if isinstance(keys, torch.Tensor) and keys.dim() == 4 and keys.shape[1] != 1:
+        raise ValueError(
+            f"Layer {layer_idx} of the cache holds keys of {keys.shape[1]} heads, but latent attention caches one "
+            "latent for all of them. Prefix tuning, which writes keys and values per head, cannot be used with "
+            "attention_type='latent': use prompt tuning or LoRA."
+        )
+
+
 def shared_parts(latent, rope_key, past_key_values, layer_idx):
     """What all heads read, as few parts as possible: `[B, S, c + r]` where the cache holds them side by side, else
     `[B, S, c]` and `[B, S, r]`."""
@@ -122,6 +134,7 @@ class LatentAttention(SoftmaxAttention):
         query = nope.transpose(1, 2), rope.transpose(1, 2)
         latent, rope_key = latent.unsqueeze(1), rope_key.transpose(1, 2)
         if past_key_values is not None:
+            refuse_expanded(past_key_values, self.layer_idx)
             latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
         if self.served:
             # As in grouped-query attention; the engine may take the latents in place of what `expand` makes of them.

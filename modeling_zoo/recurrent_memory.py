@@ -16,7 +16,8 @@ class Memory:
         if self.layer is not None and not hasattr(self.layer, "recurrent_states"):
             raise ValueError(
                 f"Layer {layer_idx} of the cache is a {type(self.layer).__name__}, which holds no recurrent state: "
-                "build the cache from the model's config, as in DynamicCache(config=model.config)."
+                "build the cache from the model's config, as in DynamicCache(config=model.config). Prefix tuning, "
+                "which writes keys and values only, cannot be used with recurrent layers: use prompt tuning or LoRA."
             )
         # Before this forward; what it stores itself must not count.
         self.has_history = self.layer is not None and bool(self.layer.has_previous_state[state_idx])
