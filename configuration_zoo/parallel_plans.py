@@ -5,26 +5,52 @@ named. What stands in no plan is the same on every rank.
 """
 
 COLWISE, ROWWISE = "colwise", "rowwise"
-# Position biases are computed for all heads at once, latent and recurrent mixers keep their heads together.
+# Position biases are computed for all heads at once.
 WHOLE_HEADS_POSITIONS = ("alibi", "relative", "transformer_xl")
+PREFIX = "layers.*.self_attn."
+
+
+def grouped_query_plan(config) -> dict[str, str]:
+    """Query heads and the key-value heads they read go together."""
+    # A norm over all heads, or with a weight per head, sees whole projections: gather them before, split after.
+    whole = config.qk_norm is not None and (config.qk_norm_scope == "full" or config.qk_norm_weight == "per_head")
+    projection, output = ("colwise_gather_output", "rowwise_split_input") if whole else (COLWISE, ROWWISE)
+    plan = {f"{PREFIX}{name}_proj": projection for name in "qkv"} | {f"{PREFIX}o_proj": output}
+    if config.qk_norm is not None and config.qk_norm_weight == "shared" and not whole:
+        plan |= {f"{PREFIX}{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
+    return plan | gate_and_sinks_plan(config, whole)
+
+
+def latent_plan(config) -> dict[str, str]:
+    """Every rank has the whole latent, and the maps of its own heads out of it; an indexer is whole on every rank."""
+    query = "q_proj" if config.q_lora_rank is None else "q_b_proj"
+    plan = {f"{PREFIX}{query}": COLWISE, f"{PREFIX}kv_b_proj": COLWISE, f"{PREFIX}o_proj": ROWWISE}
+    if config.qk_rope_head_dim:
+        # The heads of all ranks read its rope key, so its gradient is the sum over ranks.
+        plan[f"{PREFIX}kv_a_proj_with_mqa"] = "mla_kv_a_proj"
+    return plan | gate_and_sinks_plan(config)
+
+
+def gate_and_sinks_plan(config, whole: bool = False) -> dict[str, str]:
+    """What stands beside the heads, one row or number for each of them."""
+    plan = {}
+    if config.attn_gate_source == "g_proj":
+        plan[f"{PREFIX}output_gate.g_proj"] = "colwise_gather_output" if whole else COLWISE
+    if config.attention_sinks is not None and not whole:
+        plan |= {f"{PREFIX}sinks": COLWISE, "layers.*.self_attn": "local_params"}
+    return plan
+
+
+# Mixers whose heads can be split, and how; a pattern means the same in every layer, so all layers are of one row.
+HEAD_PLANS = {("grouped_query", "shared_key_value"): grouped_query_plan, ("latent", "indexed"): latent_plan}
 
 
 def attention_plan(config) -> dict[str, str]:
     """Heads split over ranks, or nothing where a mixer needs all of them."""
-    if "grouped_query" not in config.mixer_types or config.position_embedding_type in WHOLE_HEADS_POSITIONS:
+    mixers = {name for name in config.mixer_types if name is not None}
+    if not mixers or config.position_embedding_type in WHOLE_HEADS_POSITIONS:
         return {}
-    # A norm over all heads, or with a weight per head, sees whole projections: gather them before, split after.
-    whole = config.qk_norm is not None and (config.qk_norm_scope == "full" or config.qk_norm_weight == "per_head")
-    projection, output = ("colwise_gather_output", "rowwise_split_input") if whole else (COLWISE, ROWWISE)
-    prefix = "layers.*.self_attn."
-    plan = {f"{prefix}{name}_proj": projection for name in "qkv"} | {f"{prefix}o_proj": output}
-    if config.qk_norm is not None and config.qk_norm_weight == "shared" and not whole:
-        plan |= {f"{prefix}{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
-    if config.attn_gate_source == "g_proj":
-        plan[f"{prefix}output_gate.g_proj"] = projection
-    if config.attention_sinks is not None and not whole:
-        plan |= {f"{prefix}sinks": COLWISE, "layers.*.self_attn": "local_params"}
-    return plan
+    return next((plan(config) for names, plan in HEAD_PLANS.items() if mixers <= set(names)), {})
 
 
 def mlp_plan(prefix: str, gated: bool) -> dict[str, str]:

@@ -23,9 +23,11 @@ def direct_weight(module):
 
 def is_linear_map(module):
     """Whether the module gives the columns of a matrix when it is applied to the unit vectors: no bias anywhere in it,
-    no hooks, no dropout at work."""
-    biased = any("bias" in name for name, _ in module.named_parameters())
-    return not (biased or has_hooks(module) or module.training)
+    no hooks, no dropout at work, nor a gradient that other ranks have a part of."""
+    parameters = dict(module.named_parameters())
+    biased = any("bias" in name for name in parameters)
+    divided = torch.is_grad_enabled() and any(hasattr(part, "to_local") for part in parameters.values())
+    return not (biased or divided or has_hooks(module) or module.training)
 
 
 def basis_weight(module, width, like):

@@ -27,8 +27,14 @@ def indexer_loss(mixer, query, latent, rope_key, attention_mask, inputs, positio
     arXiv 2512.02556, §2.1.1).
 
     Over all visible keys without `positions` `[B, T, k]` (dense warm-up), else over the chosen ones. Its gradient
-    reaches the indexer alone. In blocks of queries, computed again for the gradient.
+    reaches the indexer alone. In blocks of queries, computed again for the gradient. Raises ValueError where this
+    process has some of the heads only.
     """
+    if hasattr(mixer.kv_b_proj.weight, "to_local") and mixer.kv_b_proj.weight.placements[0].is_shard():
+        raise ValueError(
+            f"indexer_loss_coef={mixer.config.indexer_loss_coef} compares the indexer with the attention of all heads, "
+            "which tensor parallelism splits over processes: set indexer_loss_coef=0, or train with FSDP."
+        )
     with torch.no_grad():
         query = torch.cat(query, dim=-1)
         key = repeat_kv(mixer.expand(latent, rope_key)[0], mixer.num_key_value_groups)

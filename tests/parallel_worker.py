@@ -15,6 +15,10 @@ PLANS = {
 }
 
 
+def whole_tensor(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def main(folder, plan):
     logging.set_verbosity_error()
     torch.manual_seed(0)
@@ -22,6 +26,8 @@ def main(folder, plan):
     tokens = torch.load(f"{folder}/tokens.pt")
     with torch.no_grad():
         logits = model(tokens).logits
+    model(tokens, labels=tokens).loss.backward()
+    gradients = {name: whole_tensor(parameter.grad) for name, parameter in model.named_parameters()}
     sequence = model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0)
     whole = sum(parameter.numel() for parameter in model.parameters())
     held = sum(
@@ -30,7 +36,8 @@ def main(folder, plan):
     )
     model.save_pretrained(f"{folder}/saved")
     if dist.get_rank() == 0:
-        torch.save({"logits": logits, "sequence": sequence, "whole": whole, "held": held}, f"{folder}/found.pt")
+        found = {"logits": logits, "sequence": sequence, "whole": whole, "held": held, "gradients": gradients}
+        torch.save(found, f"{folder}/found.pt")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -455,9 +455,12 @@ def test_widths_follow_from_the_head():
     assert ZooConfig(**MODEL, hidden_size=64, num_attention_heads=4).qk_head_dim is None
 
 
+LAYERS_DIFFER = {"per_layer_config": {1: {"kv_lora_rank": 12, "v_head_dim": 9, "num_key_value_heads": 2}}}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_key_value_heads": 2}, {"block_type": "parallel"}, {"no_rope_layers": [1, 0]}, SLIDING],
+    [{}, {"num_key_value_heads": 2}, {"block_type": "parallel"}, {"no_rope_layers": [1, 0]}, SLIDING, LAYERS_DIFFER],
     ids=str,
 )
 def test_a_plain_config_with_the_flag_trains_and_generates(changes):

@@ -1,4 +1,4 @@
-"""Two processes give one process's logits and tokens, and save the whole model; every plan names what is there."""
+"""Two processes give one process's logits, gradients and tokens, and save the whole model; plans name what is there."""
 
 import re
 import subprocess
@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from combinations import EXPERTS, ROWS, SIZES
+import torch.distributed as dist
+from combinations import EXPERTS, HEADS, INDEXER, LATENT, ROWS, SIZES, linear
 from random_models import randomize
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from modeling_zoo import ZooConfig, ZooForCausalLM
 
 EVEN = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 101}
 EXPERTS = {**EXPERTS, "num_experts": 4}
+RANKED = {**LATENT, "num_key_value_heads": 4, "q_lora_rank": 18}
 MODELS = {
     "plain": ("tensor", {"attention_bias": True, "mlp_bias": True}),
     "normed": ("tensor", {"qk_norm": "rms_norm", "attn_output_gate": "elementwise", "block_type": "sandwich_norm"}),
@@ -21,6 +25,21 @@ MODELS = {
     "gates": ("tensor", {"attn_output_gate": "headwise", "gated_mlp": False, "hidden_act": "relu2"}),
     "sinks": ("tensor", {"attention_sinks": "all", "layer_types": ["sliding_attention"] * 3, "sliding_window": 4}),
     "biases": ("tensor", {"position_embedding_type": "alibi"}),
+    "latent": ("tensor", {**RANKED, "attn_output_gate": "headwise", "attention_sinks": "all"}),
+    "latent in groups": (
+        "tensor",
+        {
+            **RANKED,
+            "q_lora_rank": None,
+            "num_key_value_heads": 2,
+            "position_embedding_type": "none",
+            "qk_rope_head_dim": 0,
+        },
+    ),
+    "latent and experts": ("tensor", {**RANKED, **EXPERTS, "n_shared_experts": 1, "scoring_func": "sigmoid"}),
+    "indexed": ("tensor", {**RANKED, **INDEXER, "layer_types": ["full_attention", *["indexed_attention"] * 2]}),
+    "shared keys": ("tensor", {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 10}),
+    "recurrences": ("tensor", linear("gated_delta_net", **HEADS)),
     "experts": ("tensor", {**EXPERTS, "n_shared_experts": 1}),
     "experts apart": ("expert", {**EXPERTS, "n_shared_experts": 1}),
 }
@@ -57,9 +76,29 @@ def test_two_ranks_compute_what_one_does(name, tmp_path):
     with torch.no_grad():
         expected = model(tokens).logits
     torch.testing.assert_close(found["logits"], expected, rtol=2e-5, atol=2e-5)
+    model(tokens, labels=tokens).loss.backward()
+    for key, gradient in found["gradients"].items():
+        expected = model.get_parameter(key).grad
+        # A sum that misses a rank is wrong by a half.
+        assert (gradient - expected).abs().max() <= 1e-3 * expected.abs().max(), key
     greedy = model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert torch.equal(found["sequence"], greedy)
     assert found["held"] < 0.9 * found["whole"]
     again = ZooForCausalLM.from_pretrained(tmp_path / "saved")
     for key, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], tensor), key
+
+
+def test_an_indexer_cannot_learn_from_some_of_the_heads():
+    flags = {**RANKED, **INDEXER, "layer_types": ["indexed_attention"] * 3, "indexer_loss_coef": 0.1}
+    model = ZooForCausalLM(ZooConfig(**{**EVEN, **flags})).train()
+    tokens = torch.randint(1, 101, (2, 9))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        weight = model.model.layers[0].self_attn.kv_b_proj
+        weight.weight = torch.nn.Parameter(distribute_tensor(weight.weight, mesh, [Shard(0)]))
+        with pytest.raises(ValueError, match="indexer_loss_coef=0.1 .* tensor parallelism splits"):
+            model(tokens, labels=tokens)
+    finally:
+        dist.destroy_process_group()
