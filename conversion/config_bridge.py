@@ -19,7 +19,7 @@ from configuration_zoo import ZooConfig
 
 from .errors import ConversionError
 from .family import Family
-from .registry import OWN_TYPE, family_of, file_name, model_type_of
+from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
 
 # Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
 NOT_ARCHITECTURE = {
@@ -73,8 +73,9 @@ def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any
 
     `overrides` are fields in which the model is known to differ from its own config.json.
     """
-    family = family_of(to)
     source = config.source_config
+    to = variant_of(to, source)
+    family = family_of(to)
     same = source is not None and file_name(model_type_of(source)) == file_name(to)
     try:
         raw = _changed_source(config, family, overrides) if same else _from_defaults(config, to, family)

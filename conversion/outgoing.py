@@ -1,5 +1,6 @@
 """A zoo folder on its way out: the inverse plan, what the sidecar adds, and the proof that it comes back the same."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from configuration_zoo import ZooConfig
 from .checkpoint import Checkpoint
 from .config_bridge import export_config, import_config
 from .errors import ConversionError
+from .family import Family
 from .incoming import Reader
 from .plan import Plan, Planner, Step
-from .registry import family_of, file_name
+from .registry import family_of, file_name, variant_of
 from .sidecar import Manifest, set_aside
 from .zoo_side import check_own, expected_tensors
 
@@ -33,7 +35,8 @@ class TiedReader(Reader):
 
 @dataclass
 class Outgoing:
-    """`plan.steps` read through `reader`, and `aside` as it is, are the target's tensors; `raw` is its config.json."""
+    """`plan.steps` read through `reader`, `aside` as it is and `buffers` as they are worked out are the target's tensors;
+    `raw` is its config.json."""
 
     config: ZooConfig
     raw: dict[str, Any]
@@ -41,15 +44,27 @@ class Outgoing:
     plan: Plan
     aside: Checkpoint | None
     left_behind: list[str] = field(default_factory=list)
+    buffers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     def outputs(self) -> dict[str, Tensor]:
         """What will be written, as meta tensors."""
-        return self.plan.outputs | (self.aside.headers if self.aside else {})
+        with torch.device("meta"):
+            buffers = {name: make() for name, make in self.buffers.items()}
+        return self.plan.outputs | buffers | (self.aside.headers if self.aside else {})
+
+    def further(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of what the plan does not give."""
+        for name, make in self.buffers.items():
+            yield name, make()
+        for name in self.aside.headers if self.aside else ():
+            yield name, self.aside.read(name)
 
 
 def read_outgoing(folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype | None = None) -> Outgoing:
     """Plans the export of a zoo folder to the family `to`."""
-    family, config, manifest = family_of(to), import_config(raw), Manifest.read(folder)
+    config, manifest = import_config(raw), Manifest.read(folder)
+    to = variant_of(to, config.source_config)
+    family = family_of(to)
     same = manifest.model_type is not None and file_name(manifest.model_type) == file_name(to)
     target = export_config(config, to, **(manifest.overrides if same else {}))
     checkpoint, expected = Checkpoint(folder), expected_tensors(config)
@@ -69,7 +84,21 @@ def read_outgoing(folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype
         target["dtype"] = str(dtype).removeprefix("torch.")
     aside = set_aside(folder)
     left_behind = [] if same or aside is None else sorted(aside.headers)
-    return Outgoing(config, target, reader, plan, aside if same else None, left_behind)
+    aside = aside if same else None
+    return Outgoing(config, target, reader, plan, aside, left_behind, _buffers(family, config, target, aside))
+
+
+def _buffers(
+    family: Family, config: ZooConfig, target: dict[str, Any], aside: Checkpoint | None
+) -> dict[str, Callable]:
+    """What the family's files hold, zoo works out and nobody set aside, in the dtype of the target."""
+    made = family.buffers(config, target) if family.buffers else {}
+    dtype = getattr(torch, target.get("dtype") or target.get("torch_dtype") or "float32")
+    return {
+        name: lambda make=make: make().to(dtype)
+        for name, make in made.items()
+        if aside is None or name not in aside.headers
+    }
 
 
 def _plan_by_names(planner: Planner, manifest: Manifest, reader: Reader) -> Plan | None:

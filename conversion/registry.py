@@ -52,9 +52,22 @@ def family_of(model_type: str) -> "Family":
 
 
 def model_type_of(raw: dict[str, Any], where: str = "config.json") -> str:
-    """The model_type of a config.json, redirected as transformers does."""
+    """The model_type of a config.json, redirected as transformers does, or the variant for the text model inside it."""
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         raise ConversionError(f"{where} has no model_type: one of {', '.join(known_families())} is needed.")
     key, instead = REDIRECTS.get(model_type, (None, model_type))
-    return instead if key in raw and _defines_family(_FOLDER / f"{instead}.py") else model_type
+    if key in raw and _defines_family(_FOLDER / f"{instead}.py"):
+        return instead
+    return variant_of(model_type, raw)
+
+
+def variant_of(model_type: str, raw: dict[str, Any] | None) -> str:
+    """`<model_type>_<text model's type>` where that is a family and `raw` is of it: a wrapper with several text models
+    of different layouts; else model_type."""
+    if raw is None or file_name(raw.get("model_type") or "") != file_name(model_type):
+        return model_type
+    text = raw.get("text_config")
+    inner = text.get("model_type") if isinstance(text, dict) else None
+    variant = file_name(f"{model_type}_{inner}")
+    return variant if inner and _defines_family(_FOLDER / f"{variant}.py") else model_type

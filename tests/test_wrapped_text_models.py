@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from conversion import convert, import_config, load
 from conversion.ministral3 import YARN
+from conversion.mistral4 import ROPE as MISTRAL4_ROPE
 from conversion.qwen3_5_moe_text import TINY as SPARSE
 from conversion.qwen3_5_text import OTHER_LAYERS
 from conversion.rules_common import tiny
@@ -17,6 +18,7 @@ from conversion.rules_experts import tiny_experts
 from conversion.rules_gemma4 import SMALL as SMALL_GEMMA4
 from conversion.rules_gemma4 import TINY as TINY_GEMMA4
 from conversion.rules_gpt import TINY_PLAIN
+from conversion.rules_latent import tiny_v3
 from conversion.rules_linear import TINY_DELTA
 
 VISION = {
@@ -67,6 +69,13 @@ WRAPPED = {
         {
             "text_config": tiny(model_type="mistral", sliding_window=5), "vision_config": PIXTRAL,
             "tie_word_embeddings": False,
+        },
+    ),
+    "mistral3, Mistral 4's text model": (
+        "Mistral3", CONDITIONAL,
+        {
+            "text_config": tiny_v3(model_type="mistral4", first_k_dense_replace=1, rope_parameters=MISTRAL4_ROPE),
+            "vision_config": PIXTRAL, "tie_word_embeddings": False,
         },
     ),
     "mistral3, Ministral's text model": (
