@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_bands import BandMask, attend_in_bands
 from .attention_gates import make_output_gate
-from .attention_interface import eager_attention_forward
+from .attention_interface import attend_one, eager_attention_forward, shares_reads
 from .norms import RMSNorm, make_qk_norm
 from .rotary import apply_rotary
 
@@ -98,6 +98,10 @@ class SoftmaxAttention(TokenMixer):
         if kwargs.get("position_bias") is not None and backend == "flex_attention":
             # Its kernel reads the bias at every index of batch and query.
             kwargs["position_bias"] = kwargs["position_bias"].expand(query.shape[0], -1, query.shape[2], -1)
+        special = {name: part for name, part in special.items() if part is not None}
+        special |= kwargs | {"dropout": self.attention_dropout if self.training else 0.0}
+        if shares_reads(backend, query, key, **special):
+            return attend_one(query, key, value, attention_mask, self.scaling), None
         return attention(
             self,
             query,
@@ -105,10 +109,8 @@ class SoftmaxAttention(TokenMixer):
             value,
             attention_mask,
             scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
             sliding_window=self.sliding_window,
-            **{name: part for name, part in special.items() if part is not None},
-            **kwargs,
+            **special,
         )
 
 

@@ -55,6 +55,27 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def attend_one(query, key, value, attention_mask, scaling):
+    """Attention of one query per head, `[B, H, 1, d]`, `[B, K, S, d]`, `[B, K, S, v]` → `[B, 1, H, v]`.
+
+    The H / K queries that share a key are the rows of one product with it, so that it is read once.
+    """
+    batch, heads, _, width = query.shape
+    rows = query.reshape(batch, key.shape[1], -1, width)
+    if attention_mask is not None and attention_mask.shape[1] != 1:
+        attention_mask = attention_mask.reshape(batch, key.shape[1], -1, attention_mask.shape[-1])
+    output = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
+    return output.reshape(batch, 1, heads, value.shape[-1])
+
+
+def shares_reads(backend, query, key, dropout=0.0, position_bias=None, cache=None, **special):
+    """Whether `attend_one` computes what `backend` would, and faster: on a CPU transformers reads the keys once per
+    query head."""
+    one = query.shape[2] == 1 and key.shape[1] < query.shape[1] and query.device.type == "cpu"
+    plain = position_bias is None and cache is None and not dropout and special.get("softcap") is None
+    return one and plain and backend == "sdpa" and special.get("s_aux") is None
+
+
 # What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
 # drops sinks in silence, flash attention drops a position bias in silence.
 SCORE_NEEDS = {
