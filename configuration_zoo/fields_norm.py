@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .fields_attention import RECURRENT_LAYERS
 from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless
 
 # The orders in which an implementation casts; they differ below float32 only.
@@ -30,6 +31,11 @@ PARALLEL_SUM_ORDERS = ("residual_first", "branches_first")
 PRE_NORM_BLOCKS = (
     "pre_norm", "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only", "shared_block", "shortcut",
 )  # fmt: skip
+# Blocks whose residual is a norm's output, not the bare stream.
+WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
+SOFTMAX_FACTORS = ("full_attn_alpha_factor", "full_attn_beta_factor")
+RECURRENT_FACTORS = ("linear_attn_alpha_factor", "linear_attn_beta_factor")
+MLP_FACTORS = ("mlp_alpha_factor", "mlp_beta_factor")
 # Where the two residual sums of a layer are one, or missing.
 SINGLE_BRANCH_BLOCKS = ("mixer_only", "mlp_only")
 
@@ -57,6 +63,14 @@ class NormFields:
     residual_multiplier: float | int = 1.0
     # The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each norm (Mamba).
     residual_in_fp32: bool = False
+    # α and β of each sum α · residual + β · output, where the residual comes out of a norm: of layers with softmax
+    # attention, of recurrent ones, of MLPs; None: 1 (DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01).
+    full_attn_alpha_factor: float | int | None = None
+    full_attn_beta_factor: float | int | None = None
+    linear_attn_alpha_factor: float | int | None = None
+    linear_attn_beta_factor: float | int | None = None
+    mlp_alpha_factor: float | int | None = None
+    mlp_beta_factor: float | int | None = None
     # A norm on the embeddings (BLOOM) and the norm before the head.
     embedding_norm: bool = False
     final_norm: bool = True
@@ -89,8 +103,25 @@ class NormFields:
             )
         if self.norm_unit_offset and not self.norm_elementwise_affine:
             raise ValueError("norm_unit_offset=True needs norm_elementwise_affine=True: there is no weight to offset.")
-
         self._validate_stream()
+        self._validate_factors()
+
+    def _validate_factors(self):
+        weighted = any(block in WEIGHTED_BLOCKS for block in self.block_types)
+        every = (*SOFTMAX_FACTORS, *RECURRENT_FACTORS, *MLP_FACTORS)
+        refuse_unless(self, weighted, f"a block_type of {list(WEIGHTED_BLOCKS)}", every)
+        recurrent = [word in RECURRENT_LAYERS for word in self.layer_types]
+        refuse_unless(
+            self, any(recurrent), f"a layer of layer_types that is one of {list(RECURRENT_LAYERS)}", RECURRENT_FACTORS
+        )
+        refuse_unless(self, not all(recurrent), "a layer of layer_types with softmax attention", SOFTMAX_FACTORS)
+        check_positive(self, *every)
+
+    def residual_factors(self, layer_idx: int) -> tuple[tuple, tuple]:
+        """(α, β) of the mixer's sum and of the MLP's in layer `layer_idx`."""
+        mixer = RECURRENT_FACTORS if self.layer_types[layer_idx] in RECURRENT_LAYERS else SOFTMAX_FACTORS
+        values = [[getattr(self, name) for name in names] for names in (mixer, MLP_FACTORS)]
+        return tuple(tuple(1 if value is None else value for value in pair) for pair in values)
 
     def _validate_stream(self):
         if not self.residual_in_fp32:

@@ -29,7 +29,8 @@ How to write one (a `-` in the model_type is a `_` in the file name):
 - `prefixes={"language_model.model.": "model."}` are replaced before the rules and put back after them;
   `base_prefix="transformer."` where the body is not called `model.`.
 - A tensor zoo does not have: `Drop` (a buffer that can be recomputed) or `Keep` (anything else); both come
-  back bit-equal.
+  back bit-equal. If the family's files must hold such buffers, `buffers(ours, config.json) -> {name: function that
+  makes the tensor}` works them out for a model that came from elsewhere.
 - A new operation: subclass `EachOp` (one tensor), `Permutation` (an order of rows) or `Op` (any number of tensors).
 - A second model_type with the same layout is a file with the one line `from .deepseek_v3 import FAMILY  # noqa: F401`.
 - `tests/test_conversion.py` finds the file by itself and runs every `tiny` against transformers' own model.
@@ -66,6 +67,7 @@ class Family:
     section: str | None = None  # key of config.json under which the text model stands ("text_config")
     reads: str | None = None  # model_type whose config class reads the dict; the file name when None
     rules: Sequence[Rule] | Callable[[Any], Sequence[Rule]] = ()  # or a function of the ZooConfig
+    buffers: Callable[[Any, dict], dict[str, Callable]] | None = None  # see the docstring above
     prefixes: dict[str, str] = field(default_factory=dict)  # beginning of their names -> beginning for the rules
     base_prefix: str = "model."  # put before every name but the head's when a file of the bare body has none of it
     architecture: str | None = None  # `architectures` on export; transformers' causal language model when None

@@ -35,8 +35,8 @@ class TiedReader(Reader):
 
 @dataclass
 class Outgoing:
-    """`plan.steps` read through `reader`, `aside` as it is and `buffers` as they are worked out are the target's tensors;
-    `raw` is its config.json."""
+    """`plan.steps` read through `reader`, `aside` as it is and `buffers` as worked out are the target's tensors; `raw`
+    is its config.json."""
 
     config: ZooConfig
     raw: dict[str, Any]

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .family import restore_rope, rope
 from .ops import Context
 from .rules import Op, Rule
@@ -106,3 +109,16 @@ DELTA_RULES = [
     recurrent_rule(f"{LAYER}linear_attn.norm.weight", f"{MIXER}o_norm.weight"),
     recurrent_rule(f"{LAYER}linear_attn.out_proj.weight", f"{MIXER}o_proj.weight"),
 ]
+
+# Tables that files of lightning attention hold beside its weights.
+DECAYS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+
+
+def decays(heads: int, layer: int, layers: int, size: int) -> dict[str, Tensor]:
+    """What a layer keeps of its rates s_h, for places i, j of a block: s, e^(-s i), e^(-s (B - i)), e^(-s (i - j))."""
+    rate = (1 / 2 ** (8 / heads)) ** (torch.arange(heads) + 1)
+    rate = (rate * (1 - layer / (layers - 1 + 1e-5) + 1e-5))[:, None, None]
+    place = (torch.arange(size) + 1)[:, None]
+    distance = rate * (place - place.t())[None, None]
+    table = torch.exp(torch.where(distance >= 0, -distance, float("-inf")))
+    return dict(zip(DECAYS, (rate, torch.exp(-rate * place), torch.exp(-rate * (size - place)), table), strict=True))

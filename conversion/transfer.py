@@ -148,8 +148,8 @@ def _export(folder: Path, raw: dict, new: Path, to: str, dtype, max_bytes: int, 
     outputs = {name: outputs[name] for name in sorted(outputs, key=natural_key)}
     writer = ShardWriter(new, outputs, max_bytes)
     _move(outgoing.plan, outgoing.reader.read, writer.write, progress)
-    for name in outgoing.aside.headers if outgoing.aside else ():
-        writer.write(name, outgoing.aside.read(name))
+    for name, tensor in outgoing.further():
+        writer.write(name, tensor)
     writer.finish()
     copy_companions(folder, new)
     restore_card(folder, new)

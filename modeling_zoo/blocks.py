@@ -116,24 +116,40 @@ class ScaledSandwichLayer(SandwichNormLayer):
         return super().forward(hidden_states, **context) * self.layer_scalar
 
 
+def weighted_sum(x, output, alpha, beta):
+    """α x + β output."""
+    return x + output if alpha == beta == 1 else x * alpha + output * beta
+
+
 class PostNormLayer(ZooDecoderLayer):
-    """norm(x + mixer(x)), then norm(x + mlp(x)) (Vaswani et al. 2017; GPT-1, OPT 350m)."""
+    """norm(αx + β mixer(x)), then norm(αx + β mlp(x)) (Vaswani et al. 2017; GPT-1, OPT 350m; α: DeepNet)."""
 
     norms = ("attn_output_norm", "mlp_output_norm")
 
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
+
     def join(self, hidden_states, **context):
         mixed = self.scaled(self.self_attn(hidden_states, **context)[0])
-        hidden_states = self.attn_output_norm(hidden_states + mixed)
-        return self.mlp_output_norm(hidden_states + self.scaled(self.mlp(hidden_states)))
+        hidden_states = self.attn_output_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
+        fed = self.scaled(self.mlp(hidden_states))
+        return self.mlp_output_norm(weighted_sum(hidden_states, fed, *self.mlp_factors))
 
 
 class PreNormResidualLayer(ZooDecoderLayer):
-    """n + mixer(n), n = norm(x), then the same for the MLP: the residual starts at the norm (BLOOM's variant)."""
+    """αn + β mixer(n), n = norm(x), then the same for the MLP: the residual starts at the norm (BLOOM's variant;
+    MiniMax-01)."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
 
     def join(self, hidden_states, **context):
         hidden_states = self.attn_norm(hidden_states)
-        hidden_states = self.mlp_norm(hidden_states + self.mix(hidden_states, context))
-        return hidden_states + self.feed(hidden_states)
+        mixed = self.mix(hidden_states, context)
+        hidden_states = self.mlp_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
+        return weighted_sum(hidden_states, self.feed(hidden_states), *self.mlp_factors)
 
 
 def residual_first(x, mixed, fed):

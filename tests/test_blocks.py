@@ -8,9 +8,9 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from random_models import randomize
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.fields_norm import BLOCK_TYPES
+from configuration_zoo.fields_norm import BLOCK_TYPES, WEIGHTED_BLOCKS
 from modeling_zoo import ZooForCausalLM, ZooModel
-from modeling_zoo.blocks import BLOCKS
+from modeling_zoo.blocks import BLOCKS, SLOTS
 
 SIZES = {
     "vocab_size": 17, "hidden_size": 20, "intermediate_size": 28, "num_attention_heads": 5, "num_key_value_heads": 1,
@@ -25,6 +25,9 @@ NORMS = {
     "layer_without_bias": {"norm_type": "layer_norm", "norm_bias": False, "norm_cast": "float32"},
     "layer_bare": {"norm_type": "layer_norm", "norm_elementwise_affine": False},
 }
+
+# Those with several streams are in test_hyper_connections.py.
+ONE_STREAM = [name for name in BLOCK_TYPES if name != "hyper_connection"]
 
 
 def normalise(x, kind, eps):
@@ -93,7 +96,7 @@ def halves(layer):
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.3])
 @pytest.mark.parametrize("norms", NORMS)
-@pytest.mark.parametrize("block", BLOCK_TYPES)
+@pytest.mark.parametrize("block", ONE_STREAM)
 def test_equals_its_formula(block, norms, multiplier):
     model = make(block_type=block, residual_multiplier=multiplier, **NORMS[norms])
     layer, config = model.layers[1], model.config
@@ -107,6 +110,53 @@ def test_equals_its_formula(block, norms, multiplier):
         mixer, mlp = halves(layer)
         expected = slow_block(block, x.double(), mixer, mlp, slots, multiplier) * getattr(layer, "layer_scalar", 1.0)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+FACTORS = {
+    "full_attn_alpha_factor": 1.3, "full_attn_beta_factor": 0.7, "linear_attn_alpha_factor": 0.9,
+    "linear_attn_beta_factor": 1.2, "mlp_alpha_factor": 1.1, "mlp_beta_factor": 0.6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("index, kind", [(0, "linear"), (1, "full")])
+@pytest.mark.parametrize("block", WEIGHTED_BLOCKS)
+def test_residuals_and_outputs_have_factors_of_their_own(block, index, kind):
+    words = {"layer_types": ["linear_attention", "full_attention"], "linear_attention_type": "gated_delta_net"}
+    model = make(block_type=block, residual_multiplier=0.5, **FACTORS, **words)
+    layer, config = model.layers[index], model.config
+    a, ao, b, bo = (norm(layer, slot, config) for slot in SLOTS)
+    alpha, beta = (FACTORS[f"{kind}_attn_{factor}_factor"] for factor in ("alpha", "beta"))
+    x = torch.randn(2, 7, config.hidden_size) * 2
+    angles = torch.ones(1, 7, 4)
+    rotation = {"position_embeddings": (angles.cos(), angles.sin())}
+    with torch.no_grad():
+        found = layer(x, **rotation)
+        mlp = halves(layer)[1]
+
+        def mixer(x):
+            return layer.self_attn(x.float(), **rotation)[0].double()
+
+        if block == "post_norm":
+            y = ao(alpha * x.double() + beta * 0.5 * mixer(x))
+            expected = bo(1.1 * y + 0.6 * 0.5 * mlp(y))
+        else:
+            n = a(x)
+            y = b(alpha * n + beta * 0.5 * mixer(n))
+            expected = 1.1 * y + 0.6 * 0.5 * mlp(y)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "fields, match",
+    [
+        ({"mlp_alpha_factor": 2.0}, r"mlp_alpha_factor=2.0 only means something with a block_type of \['post_norm'"),
+        ({"block_type": "post_norm", "linear_attn_beta_factor": 2.0}, "linear_attn_beta_factor=2.0 only means"),
+        ({"block_type": "post_norm", "mlp_beta_factor": 0.0}, "mlp_beta_factor=0.0 must be greater than 0"),
+    ],
+)
+def test_factors_that_would_do_nothing_or_silence_a_branch_are_refused(fields, match):
+    with pytest.raises(StrictDataclassClassValidationError, match=match):
+        ZooConfig(**SIZES, **fields)
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.3])
@@ -175,7 +225,7 @@ def test_gradients_reach_every_parameter(block):
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("block", BLOCK_TYPES)
+@pytest.mark.parametrize("block", ONE_STREAM)
 def test_dropout_stands_on_each_branch_and_not_on_the_stream(block):
     """With everything dropped only the stream is left, through the norms that stand on it."""
     model = make(block_type=block, residual_dropout=0.5)
