@@ -20,8 +20,8 @@ from conversion.measure import held_bytes, measure
 from modeling_zoo import ZooForCausalLM
 
 NAMES = (
-    "bailing_hybrid", "kimi_linear", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
-    "qwen3_next", "recurrent_gemma",
+    "bailing_hybrid", "kimi_linear", "lfm2", "lfm2_moe", "minimax", "olmo_hybrid", "qwen3_5_moe_text",
+    "qwen3_5_text", "qwen3_next", "recurrent_gemma",
 )  # fmt: skip
 VARIANTS = [(name, index) for name in NAMES for index in range(len(family_of(name).tiny))]
 # Its class keeps the state of a linear layer in a cache of its own kind, which it makes itself.
@@ -165,6 +165,19 @@ def test_kimi_linear_counts_layers_from_one():
     assert config.mlp_layer_types == ["dense", "dense", "sparse", "sparse", "sparse"]
     assert (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_conv_kernel_dim) == (3, 14, 5)
     assert export_config(config, "kimi_linear") == raw
+
+
+def test_minimax_that_begins_with_a_linear_layer_generates_what_it_does_without_a_cache(tmp_path):
+    """transformers' own cache then counts no keys, and a step forgets the window."""
+    words = ["linear_attention", "full_attention", "linear_attention"]
+    family = family_of("minimax")
+    theirs = build(their_class_config("minimax", family, family.tiny[1] | {"layer_types": words}))
+    theirs.save_pretrained(tmp_path)
+    ours, inputs = load(tmp_path), batch(101)
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = theirs.generate(**inputs, **settings, use_cache=False)
+    assert torch.equal(ours.generate(**inputs, **settings), expected)
+    assert not torch.equal(theirs.generate(**inputs, **settings), expected), "then the card of minimax is wrong"
 
 
 def test_heads_for_further_tokens_of_qwen3_next_come_back(tmp_path):
