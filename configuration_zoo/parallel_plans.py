@@ -89,6 +89,12 @@ class ParallelPlans:
             plan |= experts_plan(self)
         return plan
 
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]) -> None:
+        # transformers up to 5.19 writes the rule for the embedding of a tied head, which is in the plan as it is.
+        if plan != self.base_model_tp_plan:
+            raise AttributeError("base_model_tp_plan follows from the flags and cannot be set.")
+
     @property
     def base_model_ep_plan(self) -> dict[str, str] | None:
         """Expert parallel (Lepikhin et al. 2020, GShard): every rank holds some experts whole."""
