@@ -12,6 +12,7 @@ from transformers.utils import logging
 from .fields_attention import AttentionFields
 from .fields_checks import nearest
 from .fields_experts import ExpertFields
+from .fields_hyper_connections import HyperConnectionFields
 from .fields_kv_sharing import KeyValueSharingFields
 from .fields_latent import LatentFields
 from .fields_linear import LinearFields
@@ -59,8 +60,7 @@ class ZooConfig(
     SharedBlockFields,
     PositionFields,
     NormFields,
-    ExpertFields,
-    MlpFields,
+    HyperConnectionFields,
     KeyValueSharingFields,
     PerLayerInputFields,
     TrainingFields,

@@ -24,6 +24,7 @@ BLOCK_TYPES = (
     "mlp_only",
     "shared_block",
     "shortcut",
+    "hyper_connection",
 )
 PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
 PARALLEL_SUM_ORDERS = ("residual_first", "branches_first")

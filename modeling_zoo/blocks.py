@@ -12,65 +12,13 @@ pre_norm_residual  x ── norm ─┬─ f ── + ─           parallel    
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .decoder_layer import SLOTS, ZooDecoderLayer
+from .hyper_connections import HyperConnection
 from .initial_weights import mark_writers
-from .mixers import make_mixer
-from .mlp_registry import MLPS, make_mlp
+from .mlp_registry import MLPS
 from .norms import make_norm
-from .per_layer_inputs import PerLayerInput
 from .shared_blocks import Adapters
-
-SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
-
-
-class ZooDecoderLayer(GradientCheckpointingLayer):
-    """x + m · norm(mixer(norm(x))), then x + m · norm(mlp(norm(x))), with Identity where `norms` has no name.
-
-    Pre-norm (Xiong et al. 2020; Llama), and what differs from it in its slots only.
-    """
-
-    norms = ("attn_norm", "mlp_norm")
-    branches = ("mixer", "mlp")
-
-    def __init__(self, config, layer_idx):
-        super().__init__()
-        for slot in SLOTS:
-            reads_stream = slot in ("attn_norm", "mlp_norm")
-            norm = make_norm(config, config.hidden_size, narrow=reads_stream) if slot in self.norms else nn.Identity()
-            setattr(self, slot, norm)
-        if "mixer" in self.branches:
-            self.self_attn = make_mixer(config, layer_idx)
-        if "mlp" in self.branches:
-            self.mlp = make_mlp(config, layer_idx)
-        self.dropout = nn.Dropout(config.residual_dropout)
-        self.residual_multiplier = config.residual_multiplier
-        self.per_layer_input = PerLayerInput(config) if config.hidden_size_per_layer_input is not None else None
-
-    def scaled(self, output):
-        """Dropout and residual multiplier on a sub-layer's output."""
-        if self.training:
-            output = self.dropout(output)
-        return output if self.residual_multiplier == 1.0 else output * self.residual_multiplier
-
-    def mix(self, x, context):
-        """The mixer's contribution to the stream."""
-        return self.scaled(self.attn_output_norm(self.self_attn(x, **context)[0]))
-
-    def feed(self, x):
-        """The MLP's contribution to the stream."""
-        return self.scaled(self.mlp_output_norm(self.mlp(x)))
-
-    def join(self, hidden_states, **context):
-        """The stream `[B, T, D]` after mixer and MLP: what the topologies differ in."""
-        hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
-        return hidden_states + self.feed(self.mlp_norm(hidden_states))
-
-    def forward(self, hidden_states, per_layer_input=None, **context):
-        hidden_states = self.join(hidden_states, **context)
-        if self.per_layer_input is None:
-            return hidden_states
-        return hidden_states + self.per_layer_input(hidden_states, per_layer_input)
 
 
 class OutputNormLayer(ZooDecoderLayer):
@@ -276,6 +224,21 @@ class ShortcutLayer(ZooDecoderLayer):
         return hidden_states if late is None else hidden_states + late.to(hidden_states.device)
 
 
+class HyperConnectionLayer(ZooDecoderLayer):
+    """N streams `[B, T, N, D]` in the place of one; mixer and MLP each read a weighted sum of them, normed, and their
+    output joins all of them while these mix (hyper-connections, Zhu et al. 2024; mHC, Xie et al. 2025; DeepSeek-V4)."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.attn_hc, self.mlp_hc = HyperConnection(config), HyperConnection(config)
+
+    def join(self, hidden_states, **context):
+        read, *weights = self.attn_hc(hidden_states)
+        hidden_states = self.attn_hc.write(hidden_states, self.mix(self.attn_norm(read), context), *weights)
+        read, *weights = self.mlp_hc(hidden_states)
+        return self.mlp_hc.write(hidden_states, self.feed(self.mlp_norm(read)), *weights)
+
+
 BLOCKS = {
     "pre_norm": ZooDecoderLayer,
     "output_norm": OutputNormLayer,
@@ -289,6 +252,7 @@ BLOCKS = {
     "mlp_only": MlpOnlyLayer,
     "shared_block": SharedBlockLayer,
     "shortcut": ShortcutLayer,
+    "hyper_connection": HyperConnectionLayer,
 }
 
 

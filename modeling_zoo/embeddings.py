@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from .hyper_connections import StreamHead
 from .norms import make_norm
 from .positions import ADDED_POSITIONS, POSITION_BIASES
 from .rotary import Rotations
@@ -46,23 +47,29 @@ class Backbone:
         model.rotary_emb = Rotations(config)
         bias = POSITION_BIASES.get(config.position_embedding_type)
         model.position_bias = bias(config) if bias is not None else None
+        model.hc_head = StreamHead(config) if config.hc_mult is not None else None
         model.norm = make_norm(config, width) if config.final_norm else nn.Identity()
         model.project_out = make_projection(config, width, config.output_width)
 
     @staticmethod
     def embed(model, inputs_embeds, position_ids):
-        """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, where the stream starts."""
+        """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, or `[B, T, N, D]`, where
+        the stream or the streams start."""
         config = model.config
         if config.embedding_multiplier != 1.0 and not config.embedding_multiplier_in_weight_dtype:
             inputs_embeds = inputs_embeds * config.embedding_multiplier
         hidden_states = model.project_in(inputs_embeds)
         hidden_states = hidden_states + model.embed_positions(position_ids, hidden_states)
         hidden_states = model.embed_dropout(model.embed_norm(hidden_states))
+        if model.hc_head is not None:
+            hidden_states = model.hc_head.spread(hidden_states)
         return hidden_states.float() if config.residual_in_fp32 else hidden_states
 
     @staticmethod
     def finish(model, hidden_states, dtype):
         """Norm → projection, `[B, T, D]` → `[B, T, E]`, in the dtype of what was embedded."""
+        if model.hc_head is not None:
+            hidden_states = model.hc_head(hidden_states)
         normed = model.norm(hidden_states)
         return model.project_out(normed.to(dtype) if model.config.residual_in_fp32 else normed)
 

@@ -86,6 +86,8 @@ ROWS = {
         {"block_type": "parallel_two_norms", "parallel_sum_order": "branches_first"},
         {"block_type": "shortcut", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
          "mlp_layer_types": ["sparse", "sparse", "dense"]},
+        {"block_type": "hyper_connection"},
+        {"block_type": "hyper_connection", "hc_mult": 3, "hc_sinkhorn_iters": 7, "hc_eps": 1e-5},
         {"block_type": ["mixer_only", "mlp_only", "pre_norm"]},
     ],
     "position": [

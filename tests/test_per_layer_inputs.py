@@ -57,7 +57,13 @@ def test_rows_and_what_a_layer_makes_of_them():
         torch.testing.assert_close(layer(stream, found[:, :, 1])[0, t].double(), added, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", ROWS["block"], ids=lambda row: str(row.get("block_type", "default")))
+# Refused together with several streams, or a stream of another dtype.
+ONE_STREAM = [
+    row for row in ROWS["block"] if row.get("block_type") != "hyper_connection" and "residual_in_fp32" not in row
+]
+
+
+@pytest.mark.parametrize("block", ONE_STREAM, ids=lambda row: str(row.get("block_type", "default")))
 @torch.no_grad()
 def test_every_topology_adds_it_where_its_layer_ends(block):
     """With one layer's map back to the stream at zero, that layer is the one without; otherwise it is not."""

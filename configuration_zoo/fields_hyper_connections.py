@@ -1,0 +1,38 @@
+"""Several residual streams beside each other."""
+
+from dataclasses import dataclass
+
+from .fields_checks import check_positive, refuse_unless
+
+BLOCK = "hyper_connection"
+FIELDS = ("hc_mult", "hc_sinkhorn_iters", "hc_eps")
+
+
+@dataclass(kw_only=True, repr=False)
+class HyperConnectionFields:
+    """Hyper-connections (Zhu et al. 2024, arXiv 2409.19606), their mixing held to doubly stochastic matrices (mHC, Xie
+    et al. 2025, arXiv 2512.24880; DeepSeek-V4). Chosen by block_type='hyper_connection' in all layers."""
+
+    # Streams; None: 4.
+    hc_mult: int | None = None
+    # Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic; None: 20.
+    hc_sinkhorn_iters: int | None = None
+    # Added to weights and sums so that nothing is divided by zero; None: 1e-6.
+    hc_eps: float | int | None = None
+
+    def resolve_hyper_connections(self):
+        if BLOCK in self.block_types:
+            for field, default in zip(FIELDS, (4, 20, 1e-6), strict=True):
+                if getattr(self, field) is None:
+                    setattr(self, field, default)
+
+    def validate_hyper_connections(self):
+        refuse_unless(self, BLOCK in self.block_types, f"block_type={BLOCK!r}", FIELDS)
+        if BLOCK not in self.block_types:
+            return
+        if set(self.block_types) != {BLOCK}:
+            raise ValueError(
+                f"block_type: {BLOCK!r} carries hc_mult streams from layer to layer, so every layer has it."
+            )
+        check_positive(self, *FIELDS)
+        refuse_unless(self, False, f"a block_type with one stream, not {BLOCK!r}", ("hidden_size_per_layer_input",))
