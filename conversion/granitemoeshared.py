@@ -17,15 +17,16 @@ def restore(ours):
     return GRANITE.restore(ours) | {"shared_intermediate_size": ours.shared_expert_intermediate_size or 0}
 
 
+SHARED_RULES = [
+    Rule(MLP + "input_linear.weight", [OURS + "gate_proj.weight", OURS + "up_proj.weight"], Split(parts=2)),
+    *renames({"output_linear": "down_proj"}, MLP, OURS),
+    *RULES,
+]
 FAMILY = replace(
     GRANITE,
     derive=derive,
     restore=restore,
-    rules=[
-        Rule(MLP + "input_linear.weight", [OURS + "gate_proj.weight", OURS + "up_proj.weight"], Split(parts=2)),
-        *renames({"output_linear": "down_proj"}, MLP, OURS),
-        *RULES,
-    ],
+    rules=SHARED_RULES,
     tiny=[
         TINY | SCALES | {"shared_intermediate_size": 36},
         TINY | {"shared_intermediate_size": 20, "tie_word_embeddings": True, "attention_bias": True},

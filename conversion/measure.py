@@ -88,6 +88,9 @@ def describe_mixer(config, mixer, index: int) -> str:
     if mixer is None:
         return ""
     name = config.mixer_types[index]
+    if index in config.shared_block_layers:
+        turn = config.shared_block_layers.index(index) % config.num_mem_blocks
+        return f"shared block {turn}, {name}"
     if name != "grouped_query":
         return name
     return f"{name} {config.num_attention_heads}/{config.num_key_value_heads} x {config.head_dim}"
@@ -134,9 +137,12 @@ def filled_cache(model, length: int) -> list[int]:
         hidden_states = torch.empty(1, length, model.config.hidden_size, dtype=model.dtype)
         context = {"past_key_values": cache, "position_ids": torch.arange(length)[None], "attention_mask": None}
         context["shared_key_values"] = SharedKeyValues()
-        for layer in model.model.layers:
+        for index, layer in enumerate(model.model.layers):
             if hasattr(layer, "self_attn"):
                 layer.self_attn(hidden_states, **context)
+            if index in model.config.shared_block_layers:
+                shared = model.model.shared_blocks.context(index, hidden_states)["shared_block"]
+                shared(hidden_states, hidden_states, layer.adapters, layer_idx=index, **context)
     return [held_bytes(layer) for layer in cache.layers]
 
 

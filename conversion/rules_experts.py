@@ -12,9 +12,8 @@ AUX_LOSS = {"router_aux_loss_coef": "router_aux_loss_coef"}
 
 # Sigmoid scores with a selection bias, all in float32 (DeepSeek-V3 and its many heirs).
 SIGMOID_ROUTER = {"scoring_func": "sigmoid", "use_score_correction_bias": True, "router_dtype": "float32_linear"}
-SIGMOID_FIELDS = MOE_FIELDS | {
-    name: name for name in ("moe_intermediate_size", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")
-}
+SIGMOID_NAMES = ("moe_intermediate_size", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")
+SIGMOID_FIELDS = MOE_FIELDS | {name: name for name in SIGMOID_NAMES}
 
 # Small numbers of experts for the tests, different from every other size and from their doubles.
 EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 28}

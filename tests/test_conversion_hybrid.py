@@ -1,5 +1,7 @@
 """Families with recurrent layers: what their caches do and hold, and the files their makers write."""
 
+from inspect import signature
+
 import pytest
 import torch
 from random_models import build, randomize, their_class_config
@@ -20,8 +22,9 @@ from conversion.measure import held_bytes, measure
 from modeling_zoo import ZooForCausalLM
 
 NAMES = (
-    "bailing_hybrid", "kimi_linear", "lfm2", "lfm2_moe", "minimax", "olmo_hybrid", "qwen3_5_moe_text",
-    "qwen3_5_text", "qwen3_next", "recurrent_gemma",
+    "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2",
+    "lfm2_moe", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
+    "qwen3_next", "recurrent_gemma", "zamba2",
 )  # fmt: skip
 VARIANTS = [(name, index) for name in NAMES for index in range(len(family_of(name).tiny))]
 # Its class keeps the state of a linear layer in a cache of its own kind, which it makes itself.
@@ -51,8 +54,10 @@ def random_zoo(name, index):
 
 def run(model, tokens, cache, start, **kwargs):
     positions = torch.arange(start, start + tokens.shape[1])[None]
+    # Models of nothing but state space layers call their cache otherwise.
+    name = "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"
     with torch.no_grad():
-        return model(tokens, past_key_values=cache, position_ids=positions, use_cache=True, **kwargs)
+        return model(tokens, **{name: cache}, position_ids=positions, use_cache=True, **kwargs)
 
 
 def in_pieces(model, tokens, sizes):
@@ -98,7 +103,7 @@ def test_prefill_and_steps_are_theirs(variant, tmp_path):
     expected, start = [], 0
     for size in (9, 1, 1, 1, 1):
         outputs = run(theirs, tokens[:, start : start + size], cache, start)
-        # RecurrentGemma returns none: its attention fills the one it was given.
+        # RecurrentGemma returns none: its attention fills the one it was given, as Mamba's models do.
         cache, start = outputs.get("past_key_values", cache), start + size
         expected.append(outputs.logits)
     assert_close(in_pieces(ours, tokens, (9, 1, 1, 1, 1)), torch.cat(expected, dim=1).float())
