@@ -105,7 +105,7 @@ class ZooModel(ZooPreTrainedModel):
         self.vocab_size = config.vocab_size
         Backbone.build(self, config)
         self.per_layer_embeddings = PerLayerEmbeddings(config) if config.hidden_size_per_layer_input else None
-        self.shared_blocks = SharedBlocks(config) if config.shared_block_layers else None
+        self.shared_blocks = SharedBlocks(config)
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
         self.mask_plan = masks_needed(config)
@@ -157,8 +157,7 @@ class ZooModel(ZooPreTrainedModel):
             parts = {"position_bias": biases[key]} if key in biases else {}
             if rows is not None:
                 parts["per_layer_input"] = rows[:, :, index]
-            if self.shared_blocks is not None:
-                parts |= self.shared_blocks.context(index, start)
+            parts |= self.shared_blocks.context(index, start)
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=rotations.get(self.rope_keys[index]),
