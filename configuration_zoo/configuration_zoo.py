@@ -63,6 +63,8 @@ class ZooConfig(
     HyperConnectionFields,
     KeyValueSharingFields,
     PerLayerInputFields,
+    ExpertFields,
+    MlpFields,
     TrainingFields,
     ParallelPlans,
     PreTrainedConfig,
@@ -116,8 +118,8 @@ class ZooConfig(
         for alias in [key for key in given if key in cls.attribute_map]:
             given[cls.attribute_map[alias]] = given.pop(alias)
         config_dict = {**config_dict, **given}
-        unknown = [key for key in config_dict if not cls._knows(key)]
-        notes = {key: config_dict.pop(key) for key in unknown if not get_close_matches(key, names, cutoff=MISSPELT)}
+        unknown = [key for key in cls._unknown(config_dict) if not get_close_matches(key, names, cutoff=MISSPELT)]
+        notes = {key: config_dict.pop(key) for key in unknown}
         returned = super().from_dict(config_dict, **kwargs)
         for key, value in notes.items():
             logger.warning(
@@ -137,10 +139,10 @@ class ZooConfig(
         return cls(**{**library.preset(name, tiny), **fields})
 
     @classmethod
-    def _knows(cls, key: str) -> bool:
-        names = {field.name for field in fields(cls)} | set(cls.attribute_map)
-        known = names | {*PLATFORM_KEYS, *LEGACY_ROPE_KEYS, *GenerationConfig._get_default_generation_params()}
-        return key.startswith("_") or key in known
+    def _unknown(cls, given: dict) -> list[str]:
+        known = {field.name for field in fields(cls)} | set(cls.attribute_map)
+        known |= {*PLATFORM_KEYS, *LEGACY_ROPE_KEYS, *GenerationConfig._get_default_generation_params()}
+        return [key for key in given if not key.startswith("_") and key not in known]
 
     def _apply_aliases(self, kwargs: dict) -> dict:
         for alias in [key for key in kwargs if key in self.attribute_map]:
@@ -148,10 +150,9 @@ class ZooConfig(
         return kwargs
 
     def _refuse_unknown(self, kwargs: dict) -> None:
-        for key in kwargs:
-            if not self._knows(key):
-                known = {field.name for field in fields(self)} | set(self.attribute_map)
-                raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, known)}")
+        for key in self._unknown(kwargs):
+            known = {field.name for field in fields(self)} | set(self.attribute_map)
+            raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, known)}")
 
     def _refuse_rotation(self, kwargs: dict) -> None:
         given = {"rope_parameters": self.rope_parameters} | {key: kwargs.get(key) for key in LEGACY_ROPE_KEYS}

@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
 
-EXAMPLES = int(os.environ.get("ZOO_COMBINATIONS", "5"))
+EXAMPLES = int(os.environ.get("ZOO_COMBINATIONS", "10"))
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
 
 
@@ -92,17 +92,35 @@ def check_padding(model, tokens, expected):
     torch.testing.assert_close(found, expected, **TOLERANCE, msg=lambda text: f"padding: {text}")
 
 
-def check_remote_copy(model, tokens, expected, folder):
+class Shipped:
+    """The classes as transformers loads them from a folder's own code, and that code."""
+
+    def __init__(self, folder):
+        ZooForCausalLM(ZooConfig(**SIZES)).save_pretrained(folder)
+        self.code = self.code_of(folder)
+        self.model = get_class_from_dynamic_module("modeling_zoo.ZooForCausalLM", str(folder))
+        self.config = get_class_from_dynamic_module("configuration_zoo.ZooConfig", str(folder))
+        assert self.model is not ZooForCausalLM
+
+    @staticmethod
+    def code_of(folder):
+        return {path.name: path.read_bytes() for path in folder.glob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    return Shipped(tmp_path_factory.mktemp("shipped"))
+
+
+def check_remote_copy(model, tokens, expected, folder, shipped):
     """Saved, and loaded by the code in the folder, it is the same model to the last bit."""
     model.save_pretrained(folder)
-    remote = get_class_from_dynamic_module("modeling_zoo.ZooForCausalLM", str(folder))
-    config = get_class_from_dynamic_module("configuration_zoo.ZooConfig", str(folder)).from_pretrained(folder)
-    assert remote is not ZooForCausalLM
-    again = remote.from_pretrained(folder, config=config).eval()
+    assert shipped.code_of(folder) == shipped.code
+    again = shipped.model.from_pretrained(folder, config=shipped.config.from_pretrained(folder)).eval()
     assert torch.equal(again(tokens).logits, expected)
 
 
-def check_all(chosen, folder):
+def check_all(chosen, folder, shipped):
     try:
         config = ZooConfig(**chosen)
     except (StrictDataclassError, ValueError) as error:
@@ -123,18 +141,18 @@ def check_all(chosen, folder):
         # Patterns of 2019 and chunks count slots: padding takes part in them, as in transformers' chunked masks.
         if config.sparse_attention_pattern is None:
             check_padding(model, tokens, expected)
-        check_remote_copy(model, tokens, expected, folder)
+        check_remote_copy(model, tokens, expected, folder, shipped)
     return "works"
 
 
 @pytest.mark.parametrize("mixer", range(len(ROWS["mixer"])))
-def test_works_or_is_refused(mixer, tmp_path_factory):
+def test_works_or_is_refused(mixer, shipped, tmp_path_factory):
     outcomes = []
 
     @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
     @given(flags(mixer))
     def run(chosen):
-        outcomes.append(check_all(chosen, tmp_path_factory.mktemp("model")))
+        outcomes.append(check_all(chosen, tmp_path_factory.mktemp("model"), shipped))
 
     run()
     assert "works" in outcomes, "all of these were refused: the row tests nothing"
