@@ -167,6 +167,6 @@ def band(case: str, context: int, options) -> dict:
         "zoo": lambda: mixer.attend(query, key, value, rule)[0],
     }
     memory = {side: peak_memory(work, options.device) for side, work in sides.items()}
-    times, outputs = in_turns(sides, options.rounds, options.device)
+    times, outputs = in_turns(sides, options.rounds, options.device, warm=True)
     error = difference(outputs["zoo"], outputs["transformers"])
     return result("attention", case, context, times, error, memory, compared="outputs")

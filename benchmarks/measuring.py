@@ -26,19 +26,21 @@ def seconds(work: Callable, device: str = "cpu") -> tuple[float, object]:
     return time.perf_counter() - started, result
 
 
-def in_turns(sides: dict[str, Callable], rounds: int, device: str = "cpu") -> tuple[dict[str, float], dict]:
+def in_turns(
+    sides: dict[str, Callable], rounds: int, device: str = "cpu", warm: bool = False
+) -> tuple[dict[str, float], dict]:
     """Median seconds per side of `rounds` rounds in which every side runs once; what they last returned.
 
-    The order is reversed from round to round, and one round goes ahead to warm up.
+    The order is reversed from round to round. Unless all is `warm`, one round goes ahead that does not count.
     """
     times, results = {name: [] for name in sides}, {}
-    for turn in range(rounds + 1):
+    for turn in range(1 if warm else 0, rounds + 1):
         order = list(sides)[:: 1 if turn % 2 else -1]
         for name in order:
             results.pop(name, None)
             taken, results[name] = seconds(sides[name], device)
             times[name].append(taken)
-    return {name: statistics.median(taken[1:]) for name, taken in times.items()}, results
+    return {name: statistics.median(taken[-rounds:]) for name, taken in times.items()}, results
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:

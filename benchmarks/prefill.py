@@ -19,7 +19,7 @@ def prefill(case: str, context: int, options) -> dict:
     }
     # Memory first: what an allocator keeps for later runs would hide it.
     memory = {side: peak_memory(work, options.device) for side, work in sides.items()}
-    times, logits = in_turns(sides, options.rounds, options.device)
+    times, logits = in_turns(sides, options.rounds, options.device, warm=True)
     notes = {}
     if all(memory.values()):
         notes["memory of zoo / transformers"] = f"{memory['zoo'] / memory['transformers']:.2f}"

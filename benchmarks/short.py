@@ -8,7 +8,7 @@ from .models import pair, their_config
 
 LAYERS = 4
 # Tokens decoded in a row, so that one measurement is long enough for the clock.
-RUN = 16
+RUN = 8
 
 
 @torch.no_grad()
