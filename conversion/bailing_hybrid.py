@@ -44,7 +44,7 @@ TINY = tiny_v3(
     first_k_dense_replace=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 FAMILY = Family(
-    fields={name: ours for name, ours in (SIGMOID_FIELDS | RANKS).items() if name not in ("head_dim", "q_lora_rank")}
+    fields={name: ours for name, ours in (SIGMOID_FIELDS | RANKS).items() if name != "head_dim"}
     | {"num_local_experts": "num_experts", "n_shared_experts": "n_shared_experts"},
     fixed=V3_FIXED | {"attn_output_gate": "headwise", "rope_interleave": True},
     derive=derive,

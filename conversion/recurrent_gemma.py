@@ -18,7 +18,7 @@ WORDS = {"linear_attention": "recurrent", "sliding_attention": "attention"}
 
 def derive(theirs):
     words = list(theirs.layers_block_type)
-    scale = torch.tensor(sqrt(theirs.hidden_size), dtype=torch.bfloat16).item()
+    scale = torch.tensor(sqrt(theirs.hidden_size), dtype=torch.bfloat16, device="cpu").item()
     fields = {"layer_types": words, "rope_parameters": rope(theirs, partial=True), "embedding_multiplier": scale}
     fields["intermediate_size"] = theirs.intermediate_size // 2
     if "sliding_attention" in words:

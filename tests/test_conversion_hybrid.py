@@ -1,5 +1,6 @@
 """Families with recurrent layers: what their caches do and hold, and the files their makers write."""
 
+import json
 from inspect import signature
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from random_models import build, randomize, their_class_config
 from safetensors.torch import load_file, save_file
 from test_conversion import (
+    CONFIGS,
     LEAKS_PADDING,
     LOSES_DIGITS,
     RELATIVE,
@@ -18,6 +20,7 @@ from test_conversion import (
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from conversion import convert, export_config, family_of, import_config, load
+from conversion.config_bridge import their_config as their_config_of
 from conversion.measure import held_bytes, measure
 from modeling_zoo import ZooForCausalLM
 
@@ -193,6 +196,83 @@ def test_heads_for_further_tokens_of_qwen3_next_come_back(tmp_path):
     convert(source, zoo, progress=False)
     convert(zoo, back, to="qwen3_next", progress=False)
     assert_same_tensors(tensors_of(back), tensors)
+
+
+# Configs as their makers write them, with the keys that only their own code reads; LFM2's count is published.
+PUBLISHED = {
+    "LFM2-350M": (354_483_968, {
+        "model_type": "lfm2", "block_auto_adjust_ff_dim": True, "block_dim": 1024, "block_ff_dim": 6656,
+        "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256, "block_norm_eps": 1e-5, "block_use_swiglu": True,
+        "conv_L_cache": 3, "conv_bias": False, "conv_dim": 1024, "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+        "hidden_size": 1024, "norm_eps": 1e-5, "num_attention_heads": 16, "num_heads": 16, "num_hidden_layers": 16,
+        "num_key_value_heads": 8, "rope_theta": 1e6, "tie_embedding": True, "vocab_size": 65536,
+    }),
+    "Kimi-Linear-48B-A3B": (None, {
+        "model_type": "kimi_linear", "first_k_dense_replace": 1, "head_dim": 72, "hidden_size": 2304,
+        "intermediate_size": 9216, "kv_lora_rank": 512, "mla_use_nope": True, "moe_intermediate_size": 1024,
+        "linear_attn_config": {
+            "full_attn_layers": [4, 8, 12, 16, 20, 24, 27], "head_dim": 128, "num_heads": 32,
+            "kda_layers": [layer for layer in range(1, 27) if layer % 4], "short_conv_kernel_size": 4,
+        },
+        "moe_layer_freq": 1, "moe_renormalize": True, "num_attention_heads": 32, "num_expert_group": 1,
+        "num_experts": 256, "num_experts_per_token": 8, "num_hidden_layers": 27, "num_shared_experts": 1,
+        "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rope_theta": 10000.0,
+        "routed_scaling_factor": 2.446, "topk_group": 1, "v_head_dim": 128, "vocab_size": 163840,
+    }),
+    "RecurrentGemma-2B": (None, {
+        "model_type": "recurrent_gemma", "_block_types": ["recurrent", "recurrent", "attention"],
+        "attention_window_size": 2048, "conv1d_width": 4, "embeddings_scale_by_sqrt_dim": True, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2560, "intermediate_size": 15360,
+        "logits_soft_cap": 30.0, "lru_width": 2560, "num_attention_heads": 10, "num_hidden_layers": 26,
+        "num_key_value_heads": 1, "partial_rotary_factor": 0.5, "rope_theta": 10000.0, "vocab_size": 256000,
+    }),
+    "Ling-3.0-flash": (None, {
+        "model_type": "bailing_hybrid", "num_hidden_layers": 42, "hidden_size": 2560, "vocab_size": 157184,
+        "first_k_dense_replace": 2, "intermediate_size": 6144, "num_attention_heads": 32, "kv_lora_rank": 512,
+        "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "head_dim": 128,
+        "gated_attention_proj_granularity_type": "head_wise", "rope_theta": 6000000, "rope_interleave": True,
+        "short_conv_kernel_size": 4, "no_kda_lora": True, "kda_safe_gate": True, "kda_lower_bound": -5.0,
+        "num_experts": 512, "num_experts_per_tok": 8, "num_shared_experts": 1, "layer_group_size": 6,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_published_size_has_the_original_number_of_parameters(model):
+    published, raw = PUBLISHED[model]
+    theirs = their_config_of(raw, raw["model_type"], family_of(raw["model_type"]))
+    with torch.device("meta"):
+        original, config = AutoModelForCausalLM.from_config(theirs), import_config(raw)
+        ours = ZooForCausalLM(config)
+    count = sum(parameter.numel() for parameter in ours.parameters())
+    assert count == sum(parameter.numel() for parameter in original.parameters())
+    assert count == published or published is None
+    assert export_config(config, raw["model_type"]) == raw
+
+
+@pytest.mark.parametrize("name", ["qwen3.5-27b", "maxtext-qwen3-next-80b-a3b"])
+def test_inspect_of_a_published_hybrid(name):
+    """Against its paper's numbers: a float32 matrix per value head, the window of the convolution, two vectors per key
+    head and token."""
+    config = import_config(json.loads((CONFIGS / f"{name}.json").read_text()))
+    config.dtype = torch.bfloat16
+    keys, values = (getattr(config, f"linear_num_{kind}_heads") * 128 for kind in ("key", "value"))
+    states = {
+        "linear_attention": (0, 4 * values * 128 + 2 * 4 * (2 * keys + values)),
+        "full_attention": (2 * 2 * config.num_key_value_heads * config.head_dim, 0),
+    }
+    layers = measure(config)["layers"]
+    assert [row["layer_type"] for row in layers] == config.layer_types
+    assert [(row["cache_bytes_per_token"], row["state_bytes"]) for row in layers] == [
+        states[word] for word in config.layer_types
+    ]
+
+
+def test_ling_with_a_rank_for_its_queries():
+    """Ling 3.0 tiny has one, which transformers' class does not know."""
+    raw = their_config("bailing_hybrid", 0).to_dict() | {"q_lora_rank": 24}
+    assert import_config(raw).q_lora_rank == 24
+    assert export_config(import_config(raw), "bailing_hybrid") == raw
 
 
 def test_the_variants_that_leak_padding_do_so_in_transformers():
