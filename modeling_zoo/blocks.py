@@ -15,7 +15,9 @@ from transformers import initialization as init
 
 from .decoder_layer import SLOTS, ZooDecoderLayer
 from .hyper_connections import HyperConnection
+from .indexer import SharedIndices
 from .initial_weights import mark_writers
+from .kv_sharing import SharedKeyValues
 from .mlp_registry import MLPS
 from .norms import make_norm
 from .shared_blocks import Adapters
@@ -261,3 +263,11 @@ def make_block(config, layer_idx):
     block = BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
     mark_writers(block, layer_idx)
     return block
+
+
+def carriers(config):
+    """The objects in which layers of one forward leave something for later ones, made anew for each forward."""
+    made = {"shared_indices": SharedIndices()} if config.indexer_types is not None else {}
+    if "shortcut" in config.block_types:
+        made["shortcuts"] = Shortcuts()
+    return made | ({"shared_key_values": SharedKeyValues()} if config.num_kv_shared_layers else {})

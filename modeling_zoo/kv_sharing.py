@@ -3,6 +3,7 @@
 import torch
 
 from .attention import GroupedQueryAttention
+from .attention_bands import mask_rows
 
 
 class SharedKeyValues:
@@ -50,3 +51,42 @@ class SharedKeyValueAttention(GroupedQueryAttention):
         if shared_key_values is None:
             raise ValueError(f"Layer {self.layer_idx} has no keys of its own and was given no shared_key_values.")
         return shared_key_values.of(self.source, hidden_states.device)
+
+
+RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits")
+
+
+def layer_of_last_query(config, logits_to_keep, masks, past_key_values, kwargs):
+    """The first sharing layer where all queries but the last can be left out from there on, else None.
+
+    One logit is wanted and no record of the others, and what a sharing layer computes is not cached. A mask that is not
+    there says causal, which over a cache of fixed size would show keys that are not there yet.
+    """
+    wanted = isinstance(logits_to_keep, int) and logits_to_keep == 1
+    if not (wanted and config.num_kv_shared_layers) or torch.is_grad_enabled():
+        return None
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return None
+    recorded = any(kwargs.get(name, getattr(config, name, False)) for name in RECORDS)
+    fixed = getattr(past_key_values, "is_compileable", False)
+    if recorded or (fixed and any(mask is None for mask in masks.values())):
+        return None
+    return config.num_hidden_layers - config.num_kv_shared_layers
+
+
+def last_query(hidden_states, rows, rotations, position_ids, masks, biases):
+    """Stream `[B, T, ...]`, rows per layer, rotations, positions, masks and biases of the last query alone."""
+    length, device = hidden_states.shape[1], hidden_states.device
+    last = slice(length - 1, length)
+
+    def of_mask(mask):
+        return mask if mask is None or getattr(mask, "ndim", 4) == 2 else mask_rows(mask, last, None, device)
+
+    return (
+        hidden_states[:, last],
+        None if rows is None else rows[:, last],
+        {name: tuple(table[:, last] for table in tables) for name, tables in rotations.items()},
+        position_ids[:, last],
+        {name: of_mask(mask) for name, mask in masks.items()},
+        {name: bias[..., -1:, :] for name, bias in biases.items()},
+    )

@@ -17,13 +17,14 @@ from configuration_zoo import ZooConfig
 from .adapter_targets import lora_targets
 from .attention import TokenMixer
 from .attention_interface import attention_backends, share_implementations
-from .blocks import BLOCKS, Shortcuts, ZooDecoderLayer, make_block
-from .caches import advance_cache, upgrade_cache
+from .blocks import BLOCKS, carriers, make_block
+from .caches import advance_cache, eight_bits, upgrade_cache
+from .decoder_layer import ZooDecoderLayer
 from .embeddings import Backbone, key_positions, positions_of
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import initialize
-from .kv_sharing import SharedKeyValues
+from .kv_sharing import last_query, layer_of_last_query
 from .language_loss import logits_and_loss
 from .masks import PADDING, build_masks, layer_mask, mask_key, masks_needed
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
@@ -124,6 +125,7 @@ class ZooModel(ZooPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         per_layer_inputs: torch.FloatTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> MoeModelOutputWithPast:
         if (input_ids is None) ^ (inputs_embeds is not None):
@@ -140,19 +142,16 @@ class ZooModel(ZooPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
 
-        if self.config.indexer_types is not None:
-            kwargs.setdefault("shared_indices", SharedIndices())
-        if "shortcut" in self.config.block_types:
-            kwargs["shortcuts"] = Shortcuts()
-        if self.config.num_kv_shared_layers:
-            kwargs["shared_key_values"] = SharedKeyValues()
+        kwargs = carriers(self.config) | kwargs
         hidden_states = start = Backbone.embed(self, inputs_embeds, position_ids)
-        rows = None
-        if self.per_layer_embeddings is not None:
-            rows = self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
+        rows = self.per_layer_embeddings and self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
         biases = self.position_biases(inputs_embeds, masks, past_key_values)
+        last_from = layer_of_last_query(self.config, logits_to_keep, masks, past_key_values, kwargs)
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            if index == last_from:
+                states = (hidden_states, rows, rotations, position_ids, masks, biases)
+                hidden_states, rows, rotations, position_ids, masks, biases = last_query(*states)
             key = self.mask_keys[index]
             parts = {"position_bias": biases[key]} if key in biases else {}
             if rows is not None:
@@ -168,7 +167,7 @@ class ZooModel(ZooPreTrainedModel):
                 **parts,
                 **kwargs,
             )
-        advance_cache(past_key_values, hidden_states.shape[1])
+        advance_cache(past_key_values, inputs_embeds.shape[1])
         hidden_states = Backbone.finish(self, hidden_states, inputs_embeds.dtype)
         return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
@@ -200,9 +199,12 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        quantized = False
+        if model_kwargs.get("past_key_values") is None:
+            generation_config, quantized = eight_bits(generation_config)
         prepared = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if model_kwargs.get("past_key_values") is not None:
-            upgrade_cache(model_kwargs["past_key_values"], self.config)
+            upgrade_cache(model_kwargs["past_key_values"], self.config, quantized)
         return prepared
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs):
@@ -242,6 +244,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **({"output_router_logits": True} if record or balance else {}),
+            logits_to_keep=logits_to_keep if labels is None else 0,
             **kwargs,
         )
         logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, chunk_size, kwargs)

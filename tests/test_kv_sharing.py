@@ -176,3 +176,37 @@ def test_maps_to_keys_that_no_layer_uses_come_back(tmp_path):
     convert(zoo, back, to="gemma4_text", progress=False)
     before, after = (load_file(folder / "model.safetensors") for folder in (source, back))
     assert sorted(before) == sorted(after) and all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_a_prompt_whose_last_logit_counts_runs_one_query_through_sharing_layers(variant, backend, padded, tokens):
+    model = build(variant, hidden_size_per_layer_input=7)
+    if backend == "eager" or variant not in ("chunks and sinks", "distances"):
+        model.set_attn_implementation(backend)
+    mask = torch.ones_like(tokens)
+    mask[0, : 3 * padded] = 0
+    inputs = {"input_ids": tokens, "attention_mask": mask, "use_cache": True}
+    lengths = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape[1]))
+    found = model(**inputs, logits_to_keep=1)
+    assert lengths == [13, 13, 13, 1, 1]
+    expected = model(**inputs)
+    assert lengths[5:] == [13] * 5
+    torch.testing.assert_close(found.logits, expected.logits[:, -1:], rtol=1e-5, atol=1e-5)
+    following = [model(tokens[:, :1], past_key_values=one.past_key_values).logits for one in (found, expected)]
+    torch.testing.assert_close(*following, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_recorded_is_recorded_whole(tokens):
+    model = build("windows")
+    model.set_attn_implementation("eager")
+    options = {"logits_to_keep": 1, "output_hidden_states": True, "output_attentions": True}
+    outputs = model(tokens, **options)
+    assert {state.shape[1] for state in outputs.hidden_states} == {13}
+    assert {weights.shape[2] for weights in outputs.attentions} == {13}
+    torch.testing.assert_close(outputs.logits, model(tokens).logits[:, -1:], rtol=1e-5, atol=1e-5)
