@@ -4,6 +4,8 @@
 the same tokens in storage that is not copied for every token. Nothing is registered: other models are not touched.
 """
 
+import copy
+
 from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicIndexedLayer,
@@ -65,6 +67,9 @@ QUANTIZED_LAYERS = {
     IndexedLatentLayer: QuantizedIndexedLatentLayer,
 }
 
+# What `cache_config` calls them.
+BACKEND = "int8"
+
 
 def upgrade_cache(cache, config, quantized=False):
     """Put zoo's layers into `cache`, in place, for the layers that are still empty; returns `cache`.
@@ -88,6 +93,27 @@ def upgrade_cache(cache, config, quantized=False):
             cache.layers[index] = _better(layer, configs.get(index, config), quantized)
     _count_tokens(cache)
     return cache
+
+
+def eight_bits(generation_config, given):
+    """(the generation config without it, True) where it asks for this package's quantised cache and no cache is
+    `given`, else (itself, False).
+
+    That is `cache_implementation="quantized"` with `cache_config={"backend": "int8"}`; all other backends are
+    transformers' own. Raises ValueError for further options, of which eight bits have none.
+    """
+    options = getattr(generation_config, "cache_config", None) or {}
+    asked = generation_config.cache_implementation == "quantized" and options.get("backend") == BACKEND
+    if not asked or given is not None:
+        return generation_config, False
+    if len(options) > 1:
+        raise ValueError(
+            f"cache_config={options}: the backend {BACKEND!r} has no further options. Leave them out, or name one of "
+            "transformers' backends."
+        )
+    plain = copy.copy(generation_config)
+    plain.cache_implementation = plain.cache_config = None
+    return plain, True
 
 
 def advance_cache(cache, count):
