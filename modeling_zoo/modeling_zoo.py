@@ -199,10 +199,8 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        quantized = False
-        if model_kwargs.get("past_key_values") is None:
-            generation_config, quantized = eight_bits(generation_config)
-        prepared = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        asked, quantized = eight_bits(generation_config, model_kwargs.get("past_key_values"))
+        prepared = super()._prepare_cache_for_generation(asked, model_kwargs, *args, **kwargs)
         if model_kwargs.get("past_key_values") is not None:
             upgrade_cache(model_kwargs["past_key_values"], self.config, quantized)
         return prepared
