@@ -130,6 +130,7 @@ def filled_cache(model, length: int) -> list[int]:
     import torch
     from transformers import DynamicCache
 
+    from modeling_zoo.indexer import SharedIndices
     from modeling_zoo.kv_sharing import SharedKeyValues
 
     cache = DynamicCache(config=model.config)
@@ -137,6 +138,8 @@ def filled_cache(model, length: int) -> list[int]:
         hidden_states = torch.empty(1, length, model.config.hidden_size, dtype=model.dtype)
         context = {"past_key_values": cache, "position_ids": torch.arange(length)[None], "attention_mask": None}
         context["shared_key_values"] = SharedKeyValues()
+        if model.config.indexer_types is not None:
+            context["shared_indices"] = SharedIndices()
         for index, layer in enumerate(model.model.layers):
             if hasattr(layer, "self_attn"):
                 layer.self_attn(hidden_states, **context)

@@ -11,15 +11,21 @@ from .errors import UserError
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A model folder, a config.json, or a preset (see `zoo presets`).")],
+    tp: Annotated[int, typer.Option(min=1, help="Ranks that split every layer: what each of them holds.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Ranks that split the experts; a multiple of --tp.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
 ) -> None:
     """Show what each layer is and costs, without allocating a weight. Reads zoo's configs and foreign ones."""
     from conversion.measure import measure
 
     from .loading import quiet
+    from .placement import place
 
     quiet()
-    report = measure(config_of(model))
+    config = config_of(model)
+    report = measure(config)
+    if max(tp, ep) > 1:
+        report["placement"] = place(config, tp, ep)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -48,6 +54,7 @@ def show(report: dict) -> None:
     """The table, runs of equal layers in one row, and the totals."""
     from conversion.measure import layer_runs
 
+    from .placement import show_placement
     from .tables import print_table, short, short_bytes
 
     rows = []
@@ -72,3 +79,5 @@ def show(report: dict) -> None:
     length = report["max_position_embeddings"]
     per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
     typer.echo(f"cache       {per_token} per token, {full} at {length} tokens")
+    if "placement" in report:
+        typer.echo(show_placement(report["placement"]))
