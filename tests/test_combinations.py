@@ -145,14 +145,24 @@ def check_all(chosen, folder, shipped):
     return "works"
 
 
-@pytest.mark.parametrize("mixer", range(len(ROWS["mixer"])))
-def test_works_or_is_refused(mixer, shipped, tmp_path_factory):
+def check_draws(mixer, shipped, tmp_path_factory, examples):
     outcomes = []
 
-    @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
+    @settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
     @given(flags(mixer))
     def run(chosen):
         outcomes.append(check_all(chosen, tmp_path_factory.mktemp("model"), shipped))
 
     run()
     assert "works" in outcomes, "all of these were refused: the row tests nothing"
+
+
+@pytest.mark.parametrize("mixer", range(len(ROWS["mixer"])))
+def test_works_or_is_refused(mixer, shipped, tmp_path_factory):
+    check_draws(mixer, shipped, tmp_path_factory, EXAMPLES)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mixer", range(len(ROWS["mixer"])))
+def test_works_or_is_refused_in_many_more(mixer, shipped, tmp_path_factory):
+    check_draws(mixer, shipped, tmp_path_factory, 6 * EXAMPLES)
