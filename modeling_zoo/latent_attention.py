@@ -135,6 +135,8 @@ class LatentAttention(SoftmaxAttention):
         latent, rope_key = latent.unsqueeze(1), rope_key.transpose(1, 2)
         if past_key_values is not None:
             refuse_expanded(past_key_values, self.layer_idx)
+            # Under autocast norms give float32; the two are stored side by side.
+            latent = latent.to(rope_key.dtype)
             latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
         if self.served:
             # As in grouped-query attention; the engine may take the latents in place of what `expand` makes of them.

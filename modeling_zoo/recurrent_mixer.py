@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 from .attention import TokenMixer
 from .recurrent_memory import Memory
@@ -36,14 +37,18 @@ class RecurrentMixer(TokenMixer):
     def recur(self, memory, rows, recurrence, *inputs):
         """`recurrence(*inputs, state)` -> (output, state) from the state in the cache on; stores the new one.
 
-        The inputs are `[R, T, ...]` or None; a rollback redoes the first tokens of them.
+        The inputs are `[R, T, ...]` or None; a rollback redoes the first tokens of them. States keep their own dtype
+        under autocast, which would round them for every product.
         """
-        output, state = recurrence(*inputs, memory.state())
+        device = next(x.device.type for x in inputs if x is not None)
+        with maybe_autocast(device_type=device, enabled=False):
+            output, state = recurrence(*inputs, memory.state())
 
         def replay(before, tokens):
             # A recurrence may write into the state it is given.
             before = None if before is None else before.clone()
-            return recurrence(*[None if x is None else x[:, :tokens] for x in inputs], before)[1]
+            with maybe_autocast(device_type=device, enabled=False):
+                return recurrence(*[None if x is None else x[:, :tokens] for x in inputs], before)[1]
 
         memory.store_state(state, replay, output.shape[1], rows)
         return output
