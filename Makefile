@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) once: torch first, then the rest (a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@$(PIP) "$(TORCH)"
-	@$(PIP) -e ".[test,plots]"
+	@$(PIP) -e ".[test,plots,train]"
 	@touch $(INSTALLED)
 
 install: $(INSTALLED)

@@ -1,5 +1,6 @@
 """What the front page and `make demo` promise, run as they stand there."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 STORY = "Once upon a time, there was a little girl named Lily."
@@ -32,3 +34,63 @@ def test_the_demo_does_the_main_job():
     shown = run([sys.executable, "examples/demo.py"], ROOT)
     for promise in (STORY, "No module named 'modeling_zoo'", "all 85 equal", "tensors are bit-equal to the source"):
         assert promise in shown
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["num_experts=4", "num_experts_per_tok=2", "router_aux_loss_coef=0.01", "output_z_loss_coef=1e-4"]],
+    ids=str,
+)
+def test_a_tiny_model_is_trained_with_any_flags(flags, tmp_path):
+    pytest.importorskip("accelerate")
+    command = [sys.executable, str(ROOT / "examples" / "train_tiny.py"), "--steps", "12", "--length", "64"]
+    shown = run(command + [part for flag in flags for part in ("--set", flag)], tmp_path)
+    first, last = (float(number) for number in re.search(r"loss (\S+) -> (\S+)", shown).groups())
+    # From the entropy of 256 equal bytes to that of English letters.
+    assert first == pytest.approx(5.55, abs=0.15) and last < 3.6
+    output = tmp_path / "output" / "train_tiny"
+    assert (output / "loss.png").stat().st_size > 5000 and (output / "zoo" / "modeling_zoo.py").is_file()
+
+
+@pytest.mark.long
+def test_a_hybrid_beside_a_llama(tmp_path):
+    pytest.importorskip("accelerate")
+    command = [sys.executable, str(ROOT / "examples" / "train_tiny.py"), "--compare", "--steps", "2", "--length", "32"]
+    run(command, tmp_path)
+    curves = json.loads((tmp_path / "output" / "train_tiny" / "losses.json").read_text())
+    hybrid, llama = (curves[name]["parameters"] for name in ("3 gated delta net : 1 full", "Llama"))
+    assert hybrid == pytest.approx(llama, rel=0.002)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    from conversion import convert
+
+    folder = tmp_path_factory.mktemp("examples")
+    convert(ROOT / "examples" / "stories260K", folder / "base")
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("script", "options", "improved"),
+    [
+        ("finetune_lora.py", ["--steps", "6"], r"held-out loss (\S+) -> (\S+)"),
+        ("finetune_sft.py", ["--steps", "4", "--preferences", "2"], r"eval_loss (\S+) -> (\S+)"),
+    ],
+)
+def test_fine_tuning_by_the_code_in_the_folder(script, options, improved, converted):
+    """The folder is there already, so the script imports nothing of zoo."""
+    for library in ("peft", "accelerate", "trl", "datasets"):
+        pytest.importorskip(library)
+    command = [sys.executable, str(ROOT / "examples" / script), *options, "--output", str(converted)]
+    shown = run(command, converted)
+    assert "transformers_modules." in shown
+    before, after = (float(number) for number in re.search(improved, shown).groups())
+    assert after < before - 0.2
+    assert (converted / "merged" / "modeling_zoo.py").is_file()
+    assert AutoModelForCausalLM.from_pretrained(converted / "merged", trust_remote_code=True).num_parameters() == 260032
