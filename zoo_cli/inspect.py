@@ -42,12 +42,17 @@ def config_of(model: str):
 
     path = Path(model)
     if path.is_dir():
-        return import_config(read_config(path))
+        return import_config(unquantised(read_config(path)))
     if path.is_file():
-        return import_config(read_json(path))
+        return import_config(unquantised(read_json(path)))
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"{model} is neither a folder nor a file.")
     return ZooConfig.preset(model)
+
+
+def unquantised(raw: dict) -> dict:
+    """A config without the packing of its weights: layers and caches are the same, weights are counted in its dtype."""
+    return {key: value for key, value in raw.items() if key != "quantization_config"}
 
 
 def show(report: dict) -> None:

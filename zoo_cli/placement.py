@@ -96,13 +96,16 @@ def share(config, name: str, weight, tp: int, ep: int, groups: int = 1) -> int:
 
 
 def gathered(config, model, tp: int, ep: int) -> int:
-    """Bytes of the largest layer without its experts, whole as far as FSDP goes: what is held on top while it runs."""
-    largest = 0
-    for index, layer in enumerate(model.model.layers):
-        prefix = f"model.layers.{index}."
-        parts = [(prefix + name, weight) for name, weight in layer.named_parameters() if ".experts." not in f".{name}"]
-        largest = max(largest, sum(share(config, name, w, tp, ep) * w.dtype.itemsize for name, w in parts))
-    return largest
+    """Bytes held on top while FSDP computes: the largest layer or the embedding, without experts, and head and norm."""
+    units = [(f"model.layers.{index}.", layer) for index, layer in enumerate(model.model.layers)]
+    units += [("model.embed_tokens.", model.get_input_embeddings())]
+    kept = [("model.norm.", model.model.norm), ("lm_head.", model.get_output_embeddings())]
+
+    def size(prefix, unit):
+        parts = [(name, weight) for name, weight in unit.named_parameters() if ".experts." not in f".{name}"]
+        return sum(share(config, prefix + name, weight, tp, ep) * weight.dtype.itemsize for name, weight in parts)
+
+    return max(size(*unit) for unit in units) + sum(size(*unit) for unit in kept)
 
 
 def show_placement(placed: dict) -> str:
@@ -114,7 +117,7 @@ def show_placement(placed: dict) -> str:
 
     ranks = f"{placed['ranks']} ranks, each with"
     layout = f"tp {placed['tp']} × ep {placed['ep']}" + (f", fsdp {placed['fsdp']}" if placed["fsdp"] > 1 else "")
-    extra = f", plus {size('gathered_bytes')} while a layer is gathered" if placed["gathered_bytes"] else ""
+    extra = f"\n            plus {size('gathered_bytes')} while they are gathered" if placed["gathered_bytes"] else ""
     parts = f"{size('dense_bytes_per_rank')} dense, {size('expert_bytes_per_rank')} experts"
     return (
         f"placement   {layout}: {ranks} {size('bytes_per_rank')} of weights ({parts}){extra},\n"
