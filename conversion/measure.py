@@ -23,6 +23,8 @@ def measure(config, model=None) -> dict:
     embedding = sum(part.weight.numel() for part in {model.get_input_embeddings(), model.get_output_embeddings()})
     if config.tie_word_embeddings:
         embedding //= 2
+    if model.model.per_layer_embeddings is not None:
+        embedding += model.model.per_layer_embeddings.embed_tokens_per_layer.weight.numel()
     return {
         "model_type": config.model_type,
         "source_model_type": (config.source_config or {}).get("model_type"),

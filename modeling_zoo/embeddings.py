@@ -86,6 +86,19 @@ def positions_of(config, inputs_embeds, attention_mask, past_key_values):
     return (torch.arange(length, device=device) + seen).unsqueeze(0)
 
 
+# transformers' words for layers that have no keys.
+WITHOUT_KEYS = ("linear_attention", "conv", "moe", "mlp")
+
+
+def keyed_layers(config, mask_keys):
+    """{mask name: a layer whose cache holds the keys it is about}, for the mask names of all layers."""
+    layers = {}
+    for index, key in enumerate(mask_keys):
+        if config.layer_types[index] not in WITHOUT_KEYS:
+            layers.setdefault(key, config.kv_source_of(index))
+    return layers
+
+
 def key_positions(hidden_states, past_key_values, layer_idx):
     """Slots of the queries `[T]` and of the keys `[K]` that layer `layer_idx` will see in this call."""
     length, device = hidden_states.shape[1], hidden_states.device

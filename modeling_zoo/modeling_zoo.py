@@ -20,7 +20,7 @@ from .attention_interface import attention_backends, share_implementations
 from .blocks import BLOCKS, carriers, make_block
 from .caches import advance_cache, eight_bits, upgrade_cache
 from .decoder_layer import ZooDecoderLayer
-from .embeddings import Backbone, key_positions, positions_of
+from .embeddings import Backbone, key_positions, keyed_layers, positions_of
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import initialize
@@ -109,6 +109,7 @@ class ZooModel(ZooPreTrainedModel):
         self.shared_blocks = SharedBlocks(config)
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
+        self.keyed_layers = keyed_layers(config, self.mask_keys)
         self.mask_plan = masks_needed(config)
         self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
         self.gradient_checkpointing = False
@@ -176,10 +177,9 @@ class ZooModel(ZooPreTrainedModel):
         if self.position_bias is None:
             return {}
         biases = {}
-        for index, key in enumerate(self.mask_keys):
-            if key not in biases:
-                queries, keys = key_positions(hidden_states, past_key_values, index)
-                biases[key] = self.position_bias(hidden_states, queries, keys, masks.get(PADDING))
+        for key, index in self.keyed_layers.items():
+            queries, keys = key_positions(hidden_states, past_key_values, index)
+            biases[key] = self.position_bias(hidden_states, queries, keys, masks.get(PADDING))
         return biases
 
 

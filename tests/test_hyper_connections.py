@@ -5,6 +5,7 @@ import torch
 from combinations import EXPERTS, HEADS, LATENT, SIZES, linear
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from random_models import randomize
+from transformers import StaticCache
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as theirs
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 
@@ -150,3 +151,15 @@ def test_refusals_name_the_field(case):
     with pytest.raises(StrictDataclassClassValidationError) as error:
         config(**flags)
     assert sentence in str(error.value.__cause__)
+
+
+@torch.no_grad()
+def test_a_compiled_token_is_one_graph():
+    model = ZooForCausalLM(config()).eval()
+    randomize(model)
+    tokens = torch.randint(1, 101, (2, 10))
+    cache = StaticCache(model.config, max_cache_len=16)
+    model(tokens[:, :9], past_key_values=cache, use_cache=True)
+    step = torch.compile(model.forward, backend="eager", fullgraph=True)
+    found = step(tokens[:, 9:], past_key_values=cache, position_ids=torch.tensor([[9]]), use_cache=True).logits
+    torch.testing.assert_close(found, model(tokens).logits[:, 9:], rtol=1e-5, atol=1e-5)

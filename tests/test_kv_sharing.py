@@ -24,6 +24,10 @@ VARIANTS = {
     },
     "biases": {"attention_bias": True, "qk_norm": "rms_norm", "value_norm": True, "clip_qkv": 1.5},
     "distances": {"position_embedding_type": "alibi", "attn_output_gate": "headwise"},
+    "patterns": {
+        "position_embedding_type": "alibi", "sparse_attention_pattern": ["none"] * 3 + ["strided", "fixed"],
+        "sparse_attention_stride": 3,
+    },
     "widths": {
         "layer_types": [SLIDING, FULL, FULL, SLIDING, FULL], "sliding_window": 4,
         "per_layer_config": {i: {"head_dim": 20, "num_key_value_heads": 3} for i in (1, 2, 4)},
@@ -31,6 +35,7 @@ VARIANTS = {
 }  # fmt: skip
 # Layers 3 and 4 read the last one of their word before layer 3.
 SOURCES = {"windows": [2, 1], "chunks and sinks": [0, 2], "biases": [2, 2], "distances": [2, 2], "widths": [0, 2]}
+SOURCES["patterns"] = [2, 2]
 
 
 def build(variant, **flags):
@@ -114,6 +119,9 @@ def test_a_sharing_layer_caches_nothing_and_inspect_says_so(tokens):
     model.config.dtype = torch.float32
     report = measure(model.config)
     assert report["cache_bytes_per_token"] == held[1] - held[0] == held[2] - held[1]
+    assert report["embedding_parameters"] == 2 * 101 * 48
+    model.config.hidden_size_per_layer_input = model.config.vocab_size_per_layer_input = 11
+    assert measure(model.config)["embedding_parameters"] == 2 * 101 * 48 + 11 * 5 * 11
     assert [layer["cache_bytes_per_token"] > 0 for layer in report["layers"]] == [True] * 3 + [False] * 2
     # Two windows of four tokens, one layer that sees all 64.
     assert report["cache_bytes_at_full_length"] == report["cache_bytes_per_token"] // 3 * (4 + 64 + 4)
@@ -210,3 +218,14 @@ def test_what_is_recorded_is_recorded_whole(tokens):
     assert {state.shape[1] for state in outputs.hidden_states} == {13}
     assert {weights.shape[2] for weights in outputs.attentions} == {13}
     torch.testing.assert_close(outputs.logits, model(tokens).logits[:, -1:], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_token_is_one_graph():
+    model = build("windows", hidden_size_per_layer_input=7)
+    tokens = torch.randint(1, 101, (2, 10))
+    cache = StaticCache(model.config, max_cache_len=16)
+    model(tokens[:, :9], past_key_values=cache, use_cache=True)
+    step = torch.compile(model.forward, backend="eager", fullgraph=True)
+    found = step(tokens[:, 9:], past_key_values=cache, position_ids=torch.tensor([[9]]), use_cache=True).logits
+    torch.testing.assert_close(found, model(tokens).logits[:, 9:], rtol=1e-5, atol=1e-5)

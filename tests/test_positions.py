@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from combinations import HEADS as RECURRENT_HEADS
+from combinations import SIZES as THREE_LAYERS
 from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
 from references_positions import alibi_slopes as slow_slopes
@@ -17,7 +19,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbedding
 
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooModel
+from modeling_zoo import ZooForCausalLM, ZooModel
 from modeling_zoo.embeddings import positions_of
 from modeling_zoo.positions import (
     WAVES,
@@ -273,3 +275,26 @@ def test_attention_is_t5_s_decoder_attention(seen):
 def test_contradictions_are_refused_by_name(kind, fields, named):
     with pytest.raises((ValueError, StrictDataclassError), match=named):
         config_of(kind, **fields)
+
+
+WITHOUT_KEYS = {
+    "no mixer": {"block_type": ["mixer_only", "mlp_only", "pre_norm"]},
+    "recurrences": {
+        "layer_types": ["linear_attention", "full_attention", "conv"],
+        "linear_attention_type": ["delta_net", None, "short_conv"], **RECURRENT_HEADS,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["alibi", "relative", "transformer_xl"])
+@pytest.mark.parametrize("layers", WITHOUT_KEYS)
+@torch.no_grad()
+def test_layers_without_keys_ask_for_no_bias(kind, layers):
+    model = ZooForCausalLM(
+        ZooConfig(**{**THREE_LAYERS, "position_embedding_type": kind, **WITHOUT_KEYS[layers]})
+    ).eval()
+    randomize(model)
+    tokens = torch.randint(1, 101, (2, 9))
+    first = model(tokens[:, :6], use_cache=True)
+    found = model(tokens[:, 6:], past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(found, model(tokens).logits[:, 6:], rtol=1e-4, atol=1e-4)
