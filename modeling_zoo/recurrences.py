@@ -132,24 +132,24 @@ def _cast(states, dtype):
     return states if states.dtype == dtype else states.to(dtype)
 
 
-def _written(matrix, key, write, scale=1.0):
-    """S + scale · k wᵀ: key `[B·H, 1, K]`, write `[B·H, 1, V]`; into S itself when gradients are off."""
-    update = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
-    return update(matrix, key.transpose(1, 2), write, alpha=scale)
+def _written(matrix, key, write):
+    """S + k wᵀ: key `[B·H, 1, K]`, write `[B·H, 1, V]`; into S itself when gradients are off."""
+    # A product of two rows is cheaper so than as a batch of matrix products.
+    update = torch.addcmul if torch.is_grad_enabled() else torch.Tensor.addcmul_
+    return update(matrix, key.transpose(1, 2), write)
 
 
 def _delta_step(query, key, value, beta, log_decay, state, scale, normalize):
     rows, value, beta, matrix = _one_token(query, key, value, beta, log_decay, state)
-    width, unit = rows.shape[-1], 1.0
     if normalize:
-        # The remaining factor of l2_normalize goes into the products below.
-        rows, unit = F.rms_norm(rows, (width,), eps=L2_EPSILON / width), width**-0.5
-    read = torch.bmm(rows, matrix)
-    query, key = rows[:, :1], rows[:, 1:]
-    write = torch.sub(value, read[:, 1:], alpha=unit) * beta
-    overlap = torch.bmm(query, key.transpose(1, 2))
-    output = torch.baddbmm(read[:, :1], overlap, write, beta=scale * unit, alpha=scale * unit * unit)
-    matrix = _written(matrix, key, write, unit)
+        # As l2_normalize, whose one operation is several on so few numbers.
+        rows = rows * (rows * rows).sum(-1, keepdim=True).add_(L2_EPSILON).rsqrt_()
+    read, predicted = torch.bmm(rows, matrix).unbind(1)
+    query, key = rows.unbind(1)
+    write = (value.squeeze(1) - predicted) * beta.squeeze(1)
+    overlap = (query * key).sum(-1, keepdim=True)
+    output = torch.addcmul(read, overlap, write) * scale
+    matrix = _written(matrix, key.unsqueeze(1), write.unsqueeze(1))
     return output.view(state.shape[0], 1, state.shape[1], -1), _as_state(matrix, state)
 
 
