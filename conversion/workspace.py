@@ -61,7 +61,9 @@ def _check_free(target: Path, overwrite: bool) -> None:
     if not target.exists() or not any(target.iterdir()):
         return
     if not overwrite:
-        raise ConversionError(f"{target} exists and is not empty: choose another target, or allow it with --overwrite (overwrite=True).")
+        raise ConversionError(
+            f"{target} exists and is not empty: choose another target, or allow it with --overwrite (overwrite=True)."
+        )
     if not (target / "config.json").is_file():
         raise ConversionError(f"{target} is not a model folder (it has no config.json): it will not be overwritten.")
 
