@@ -31,7 +31,7 @@ HEADS = dict.fromkeys(
     ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 )
 ADDITIVE = CONVOLUTION | OUTPUT | HEADS | {"linear_gate_rank": None, "linear_attention_multiplier": None}
-ADDITIVE |= {"linear_feature_map": "none"}
+ADDITIVE |= {"linear_feature_map": "none", "linear_float32_parameters": False}
 DELTA = ADDITIVE | {"linear_qk_norm": "l2", "linear_allow_neg_eigval": False}
 STATE_SPACE = CONVOLUTION | OUTPUT | TIME_STEPS | HEADS | {"linear_conv_bias": True, "linear_norm_before_gate": False}
 
@@ -104,6 +104,8 @@ class LinearFields:
     linear_decay_dtype: str | None = None
     linear_lower_bound: float | int | None = None
     linear_decay_normalizer: float | int | None = None
+    # The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype (Ling 3).
+    linear_float32_parameters: bool | None = None
     # Writes of strength (0, 2) instead of (0, 1): the state can flip a direction (Grazzi et al. 2024).
     linear_allow_neg_eigval: bool | None = None
     # RMS norm of the output over each head, each group of heads, all of it, or none; before or after the gate; rounded
@@ -229,6 +231,11 @@ class LinearFields:
         if values["linear_conv_bias"] and not taps and self.linear_conv_bias:
             raise ValueError("linear_conv_bias=True needs a convolution: linear_conv_kernel_dim above 0.")
         decay, bound = values.get("linear_decay"), values.get("linear_lower_bound")
+        if self.linear_float32_parameters and not taps and decay in (None, "constant"):
+            raise ValueError(
+                "linear_float32_parameters=True needs a convolution (linear_conv_kernel_dim above 0) or a linear_decay "
+                f"that is learned, got {taps} and {decay!r}."
+            )
         if (decay == "bounded_sigmoid") != (bound is not None) or (bound or -1) >= 0:
             raise ValueError(
                 f"linear_lower_bound={bound} and linear_decay={decay!r}: 'bounded_sigmoid' needs a bound below 0, any "

@@ -21,6 +21,7 @@ def derive(theirs):
     return fields | {
         "linear_decay": "bounded_sigmoid" if bounded else "softplus",
         "linear_lower_bound": theirs.kda_lower_bound if bounded else None, "linear_decay_dtype": "activation",
+        "linear_float32_parameters": True,
     }  # fmt: skip
 
 

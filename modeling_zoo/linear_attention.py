@@ -65,8 +65,9 @@ class LinearAttention(RecurrentMixer):
         self.decay_shape = (self.heads, settings.key_head_dim) if per_channel else (self.heads,)
         width = math.prod(self.decay_shape)
         self.a_proj = make_projection(config.hidden_size, width, settings.decay_rank)
-        self.dt_bias = nn.Parameter(torch.zeros(width))
-        self.A_log = nn.Parameter(torch.zeros(self.heads)) if settings.decay != "log_sigmoid" else None
+        dtype = torch.float32 if settings.float32_parameters else None
+        self.dt_bias = nn.Parameter(torch.zeros(width, dtype=dtype))
+        self.A_log = nn.Parameter(torch.zeros(self.heads, dtype=dtype)) if settings.decay != "log_sigmoid" else None
 
     def initialize(self, std):
         if self.settings.decay == "constant":

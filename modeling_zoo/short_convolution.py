@@ -32,8 +32,8 @@ class ShortConvolution(nn.Conv1d):
     The sum is rounded to the dtype of the weight before the activation, the result to that of the input.
     """
 
-    def __init__(self, channels, taps, bias=False, activation=None):
-        super().__init__(channels, channels, taps, groups=channels, bias=bias)
+    def __init__(self, channels, taps, bias=False, activation=None, dtype=None):
+        super().__init__(channels, channels, taps, groups=channels, bias=bias, dtype=dtype)
         self.activation = None if activation in (None, "none") else ACT2FN[activation]
 
     def initialize(self, std):
@@ -68,4 +68,5 @@ def make_convolution(settings, channels):
     """The convolution of `channels` channels that the settings ask for, or its activation alone."""
     if not settings.conv_kernel_dim:
         return NoConvolution(settings.act)
-    return ShortConvolution(channels, settings.conv_kernel_dim, settings.conv_bias, settings.act)
+    dtype = torch.float32 if settings.float32_parameters else None
+    return ShortConvolution(channels, settings.conv_kernel_dim, settings.conv_bias, settings.act, dtype)

@@ -112,6 +112,28 @@ def test_prefill_and_steps_are_theirs(variant, tmp_path):
     assert_close(in_pieces(ours, tokens, (9, 1, 1, 1, 1)), torch.cat(expected, dim=1).float())
 
 
+# MiniMax rounds its decays and states, RecurrentGemma its gates: there zoo is the more exact one.
+ROUNDS_ALIKE = ("bailing_hybrid", "kimi_linear", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_5_text", "qwen3_next")
+
+
+@pytest.mark.parametrize("name", ROUNDS_ALIKE)
+def test_bfloat16_is_rounded_where_theirs_is(name, tmp_path):
+    """What is left between the two, if anything, is a tenth of what rounding does to either."""
+    family = family_of(name)
+    original = build(their_config(name, 0), family, torch.bfloat16)
+    original.save_pretrained(tmp_path)
+    theirs = type(original).from_pretrained(tmp_path, attn_implementation="eager")
+    ours, exact = load(tmp_path), load(tmp_path, dtype="float32").double()
+    ours.set_attn_implementation("eager")
+    # The fused one wants other widths than these in bfloat16, and no float64 at all.
+    for model in (ours, exact, *([theirs] if ours.config.num_experts else [])):
+        model.set_experts_implementation("eager")
+    tokens = torch.randint(1, 101, (2, 17))
+    with torch.no_grad():
+        found, expected, truth = (model(tokens, use_cache=False).logits.double() for model in (ours, theirs, exact))
+    assert (found - expected).abs().mean() <= 0.1 * (expected - truth).abs().mean()
+
+
 def test_the_cache_holds_what_inspect_says(variant):
     """Bytes of every layer, at two lengths, of a cache that `generate` would use."""
     model = random_zoo(*variant).to(torch.bfloat16)

@@ -8,6 +8,7 @@ from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, plain
 from transformers import DynamicCache
 
 from configuration_zoo import ZooConfig
+from modeling_zoo import ZooForCausalLM
 from modeling_zoo.linear_mixers import LINEAR_MIXERS, HybridMixer
 from modeling_zoo.mixers import make_mixer
 
@@ -103,6 +104,7 @@ def test_hybrid_layer_is_the_sum_of_its_parts():
         ({"linear_conv_kernel_dim": -1}, "too small"),
         ({"linear_attention_type": "short_conv", "linear_conv_kernel_dim": 0}, "too small"),
         ({"linear_attention_type": "mamba2", "time_step_limit": [0.1]}, "must have 2 entries"),
+        ({"linear_attention_type": "lightning_attention", "linear_float32_parameters": True}, "needs a convolution"),
         ({"attention_in_multiplier": 2.0}, "only means something with a layer of layer_types"),
         ({"linear_gate_rank": 0}, "must be greater than 0"),
     ],
@@ -119,6 +121,13 @@ def test_a_config_says_everything_and_resolves_once(variant):
     again = ZooConfig(**config.to_dict())
     assert again.to_dict() == config.to_dict()
     assert again.linear_settings(0) == config.linear_settings(0)
+
+
+def test_parameters_that_stay_float32():
+    fields = {"linear_decay_rank": 3, "linear_float32_parameters": True}
+    model = ZooForCausalLM._from_config(zoo_config("kimi_delta_attention", fields), dtype=torch.bfloat16)
+    kept = {name.split("self_attn.")[-1] for name, x in model.named_parameters() if x.dtype == torch.float32}
+    assert kept == {"conv1d.weight", "A_log", "dt_bias"}
 
 
 def test_layers_of_several_mechanisms():
