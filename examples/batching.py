@@ -1,0 +1,26 @@
+"""Continuous batching: requests of any length share one paged cache. batching.py FOLDER PROMPT [PROMPT ...]"""
+
+import sys
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
+from transformers.utils import logging
+
+from modeling_zoo import ZooForCausalLM  # noqa: F401  (the installed classes run the folder)
+
+
+def main(folder, *prompts):
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+    greedy = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=model.config.eos_token_id)
+    # Without a number of pages it takes nine tenths of the machine's memory.
+    pages = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=128)
+    inputs = [tokenizer(prompt).input_ids for prompt in prompts]
+    found = model.generate_batch(inputs, generation_config=greedy, continuous_batching_config=pages)
+    found = dict(sorted(found.items()))
+    for prompt, answer in zip(prompts, found.values(), strict=True):
+        print(prompt + tokenizer.decode(answer.generated_tokens, skip_special_tokens=True))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
