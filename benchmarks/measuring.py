@@ -17,18 +17,22 @@ def synchronize(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def seconds(work: Callable, device: str = "cpu") -> tuple[float, object]:
-    """How long `work` takes, everything it queues included, and what it returns."""
+class Times(dict):
+    """Median seconds by side; `cpu`: processor seconds of all threads, which other work on the machine disturbs less."""
+
+    cpu: dict
+
+
+def seconds(work: Callable, device: str = "cpu") -> tuple[tuple[float, float], object]:
+    """How long `work` takes by the clock and in processor time, everything it queues included, and what it returns."""
     synchronize(device)
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     result = work()
     synchronize(device)
-    return time.perf_counter() - started, result
+    return (time.perf_counter() - started, time.process_time() - spent), result
 
 
-def in_turns(
-    sides: dict[str, Callable], rounds: int, device: str = "cpu", warm: bool = False
-) -> tuple[dict[str, float], dict]:
+def in_turns(sides: dict[str, Callable], rounds: int, device: str = "cpu", warm: bool = False) -> tuple[Times, dict]:
     """Median seconds per side of `rounds` rounds in which every side runs once; what they last returned.
 
     The order is reversed from round to round. Unless all is `warm`, one round goes ahead that does not count.
@@ -40,7 +44,9 @@ def in_turns(
             results.pop(name, None)
             taken, results[name] = seconds(sides[name], device)
             times[name].append(taken)
-    return {name: statistics.median(taken[-rounds:]) for name, taken in times.items()}, results
+    medians = Times({name: statistics.median(clock for clock, _ in taken[-rounds:]) for name, taken in times.items()})
+    medians.cpu = {name: statistics.median(spent for _, spent in taken[-rounds:]) for name, taken in times.items()}
+    return medians, results
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -77,6 +83,9 @@ def _resident(name: str) -> int:
 
 def result(kind: str, case: str, context: int, times: dict, error: float | None, memory: dict, **more) -> dict:
     """One measurement: what ran, medians in seconds, the ratio transformers / zoo, memory in bytes, difference."""
+    cpu = getattr(times, "cpu", None)
+    if cpu is not None and memory:
+        more = {"cpu_seconds": cpu, "cpu_ratio": cpu["transformers"] / max(cpu["zoo"], 1e-9)} | more
     return {
         "kind": kind,
         "case": case,
@@ -101,7 +110,8 @@ def in_words(value: float | None, unit: str) -> str:
 def show(one: dict) -> str:
     """A measurement as lines for people."""
     times, memory = one["seconds"], one["memory"]
-    lines = [f"{one['kind']} {one['case']}, context {one['context']}: ratio {one['ratio']:.2f}"]
+    by_processor = f", in processor time {one['cpu_ratio']:.2f}" if "cpu_ratio" in one else ""
+    lines = [f"{one['kind']} {one['case']}, context {one['context']}: ratio {one['ratio']:.2f}{by_processor}"]
     for side in ("transformers", "zoo"):
         held = in_words(memory.get(side), "B")
         lines.append(f"  {side:12s} median {in_words(times[side], 's')}, peak memory {held}")

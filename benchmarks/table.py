@@ -52,9 +52,10 @@ def rows(found: list[dict]) -> list[str]:
             continue
         times, memory = one["seconds"], one["memory"]
         held = " → ".join(in_words(memory.get(side), "B") for side in ("transformers", "zoo")) if memory else ""
-        ratio = f"{one['ratio']:.2f}"
+        ratio = f"{one['ratio']:.2f}" + (f" ({one['cpu_ratio']:.2f})" if "cpu_ratio" in one else "")
         for key, word in (("layer", "whole layer"), ("prefill", "prefill")):
             ratio += f", {word} {one[key]:.2f}" if key in one else ""
+        ratio += f" ({one['prefill_cpu']:.2f})" if "prefill_cpu" in one else ""
         bar = one.get("bar", "") and f"{one['bar']}: {'met' if one['met'] else 'missed'}"
         if one.get("share") is not None:
             held += f" ({one['share']:.2f})"
@@ -88,6 +89,7 @@ def write(arguments, options: cases.Options) -> str:
     found = [known[key] for key in sorted(known, key=lambda key: order.index(key) if key in order else len(order))]
     lines = ["# zoo against transformers", "", f"`python -m benchmarks table --name {name}` on {machine(options)}.", ""]
     lines += ["Ratio is transformers' median over zoo's, both in one process, in turn, on the same converted weights."]
+    lines += ["In brackets the same in processor time of all threads, which other work on the machine disturbs less."]
     lines += ["Memory is the peak beyond what was held before: weights are not in it, a prompt's cache is.", ""]
     lines += rows(found)
     for kind in ("bytes", "experts"):
