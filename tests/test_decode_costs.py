@@ -1,0 +1,147 @@
+"""What a decoded token must not cost: waiting for the device, and compiling again."""
+
+import pytest
+import torch
+from random_models import randomize
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, StaticCache
+
+from configuration_zoo import ZooConfig
+from modeling_zoo import ZooForCausalLM
+from modeling_zoo.caches import upgrade_cache
+
+SIZES = {
+    "vocab_size": 31, "hidden_size": 36, "intermediate_size": 28, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+GROUPED = {"num_key_value_heads": 2, "head_dim": 10}
+LATENT = {
+    "attention_type": "latent", "kv_lora_rank": 14, "q_lora_rank": 18, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6,
+    "v_head_dim": 10,
+}  # fmt: skip
+DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+CASES = {
+    "softmax": GROUPED,
+    "sliding": GROUPED | {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 5}
+    | {"num_hidden_layers": 4},
+    "latent": LATENT,
+    "sparse": LATENT | {
+        "layer_types": ["indexed_attention"] * 3, "index_topk": 5, "index_n_heads": 3, "index_head_dim": 8,
+    },
+    "experts": GROUPED | {
+        "mlp_layer_types": ["sparse"] * 3, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+    },
+    "recurrent": GROUPED | DELTA | {
+        "layer_types": ["linear_attention"] * 2 + ["full_attention"], "linear_attention_type": "gated_delta_net",
+    },
+}  # fmt: skip
+
+
+def make(case):
+    torch.manual_seed(1)
+    model = ZooForCausalLM(ZooConfig(**(SIZES | CASES[case]), attn_implementation="sdpa"))
+    randomize(model)
+    return model.eval()
+
+
+class Waits(TorchDispatchMode):
+    """The operations whose result, or its shape, the host has to wait for."""
+
+    NAMES = (
+        "aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.masked_select", "aten.equal",
+        "aten._unique", "aten.unique", "aten.bincount",
+    )  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __enter__(self):
+        # On a CPU these two call no operation.
+        self.real = {name: getattr(torch.Tensor, name) for name in ("tolist", "numpy")}
+        for name, method in self.real.items():
+            setattr(torch.Tensor, name, self.watched(name, method))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for name, method in self.real.items():
+            setattr(torch.Tensor, name, method)
+        return super().__exit__(*error)
+
+    def watched(self, name, method):
+        def call(*args, **kwargs):
+            self.seen.append(name)
+            return method(*args, **kwargs)
+
+        return call
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        # Indexing by booleans makes a shape that depends on them.
+        chosen = args[1] if str(function).startswith("aten.index.") else ()
+        by_truth = any(part is not None and part.dtype == torch.bool for part in chosen)
+        if by_truth or str(function).startswith(self.NAMES):
+            self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def waits_per_token(model, cache, padding_mask=False, count=3):
+    tokens = torch.randint(1, 31, (2, 12 + count), generator=torch.Generator().manual_seed(2))
+    model(tokens[:, :12], past_key_values=cache)
+    with Waits() as waits:
+        for at in range(12, 12 + count):
+            mask = {"attention_mask": torch.ones(2, at + 1, dtype=torch.long)} if padding_mask else {}
+            model(tokens[:, at : at + 1], past_key_values=cache, **mask)
+    return waits.seen
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_token_waits_for_the_device(case):
+    model = make(case)
+    assert waits_per_token(model, upgrade_cache(DynamicCache(config=model.config), model.config)) == []
+
+
+@pytest.mark.parametrize("case", ["softmax", "sliding", "latent", "experts", "recurrent"])
+def test_a_padding_mask_is_looked_at_once_for_each_kind_of_mask(case):
+    """transformers' builder looks whether it hides anything; no layer looks again."""
+    model = make(case)
+    cache = upgrade_cache(DynamicCache(config=model.config), model.config)
+    attention = [word for word, _ in model.model.mask_plan if word != "linear_attention"]
+    assert len(waits_per_token(model, cache, padding_mask=True, count=3)) <= 3 * len(attention)
+
+
+def test_waiting_is_noticed():
+    with Waits() as waits:
+        values = torch.tensor([1.0, 0.0])
+        values[0].item(), bool(values[0] > 0), values.nonzero(), values.tolist(), values[values > 0], values.unique()
+    assert len(waits.seen) >= 6
+
+
+@pytest.mark.long
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_a_static_cache_decodes_with_one_graph(case):
+    """One graph for every token and all layers, and none again for another sequence."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    model = make(case)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model.forward, fullgraph=True, backend=counter, dynamic=False)
+    tokens = torch.randint(1, 31, (2, 20), generator=torch.Generator().manual_seed(2))
+    expected = model(tokens, use_cache=False).logits
+    cache = upgrade_cache(StaticCache(config=model.config, max_cache_len=24), model.config)
+    for _ in range(2):
+        model(tokens[:, :9], past_key_values=cache)
+        for at in range(9, 20):
+            one, position = tokens[:, at : at + 1], torch.full((2, 1), at)
+            embedded = model.model.embed_tokens(one)
+            masks = model.create_masks_for_generate(model.config, embedded, None, cache, position)
+            found = compiled(one, attention_mask=masks, position_ids=position, past_key_values=cache).logits
+            torch.testing.assert_close(found[:, 0], expected[:, at], rtol=1e-4, atol=1e-4)
+        cache.reset()
+    torch._dynamo.reset()
+    assert counter.frame_count == (3 if case == "sliding" else 1)
