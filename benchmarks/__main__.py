@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def single(arguments, options: cases.Options) -> str:
     """One case, as the table has it or at the context that is asked for."""
     case = cases.find(arguments.command, arguments.case, arguments.context)
-    found = cases.run(replace(case, rounds=arguments.rounds or case.rounds), options)
+    found = cases.run(replace(case, rounds=case.rounds if arguments.rounds is None else arguments.rounds), options)
     return json.dumps(found) if arguments.json else cases.KINDS[case.kind][1](found)
 
 

@@ -18,7 +18,7 @@ def synchronize(device: str) -> None:
 
 
 class Times(dict):
-    """Median seconds by side; `cpu`: processor seconds of all threads, which other work on the machine disturbs less."""
+    """Median seconds by side; `cpu`: processor seconds of all threads, which other work disturbs less."""
 
     cpu: dict
 

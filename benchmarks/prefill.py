@@ -3,7 +3,7 @@
 import torch
 
 from .decode import tokens
-from .measuring import difference, in_turns, peak_memory, result
+from .measuring import Times, difference, in_turns, peak_memory, result, seconds
 from .models import pair, their_config
 
 
@@ -17,9 +17,18 @@ def prefill(case: str, context: int, options) -> dict:
         side: lambda model=model: model(prompt, use_cache=True, logits_to_keep=1).logits
         for side, model in models.items()
     }
-    # Memory first: what an allocator keeps for later runs would hide it.
-    memory = {side: peak_memory(work, options.device) for side, work in sides.items()}
-    times, logits = in_turns(sides, options.rounds, options.device, warm=True)
+    # Memory first: what an allocator keeps for later runs would hide it. Without rounds, this run is the one timed.
+    memory, spent, logits = {}, {}, {}
+    for side, work in sides.items():
+
+        def once(side=side, work=work):
+            spent[side], logits[side] = seconds(work, options.device)
+
+        memory[side] = peak_memory(once, options.device)
+    times = Times({side: clock for side, (clock, _) in spent.items()})
+    times.cpu = {side: processor for side, (_, processor) in spent.items()}
+    if options.rounds:
+        times, logits = in_turns(sides, options.rounds, options.device, warm=True)
     notes = {}
     if all(memory.values()):
         notes["memory of zoo / transformers"] = f"{memory['zoo'] / memory['transformers']:.2f}"
