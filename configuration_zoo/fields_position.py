@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .fields_attention import NO_MIXER_LAYERS, RECURRENT_LAYERS
 from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless, require
 
 POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")
@@ -91,6 +92,8 @@ class PositionFields:
             require(self, "attn_temperature_layers", temperature)
         if kind == "transformer_xl" and self.attention_type != "grouped_query":
             raise ValueError("position_embedding_type='transformer_xl' needs attention_type='grouped_query'.")
+        if kind in ("relative", "transformer_xl") and set(self.layer_types) <= {*RECURRENT_LAYERS, *NO_MIXER_LAYERS}:
+            raise ValueError(f"position_embedding_type={kind!r} needs a softmax attention layer in layer_types.")
         if kind == "transformer_xl" and any(word.startswith("hybrid") for word in self.layer_types):
             raise ValueError("position_embedding_type='transformer_xl' needs layer_types without hybrid layers.")
         self._validate_rotations()
@@ -114,6 +117,19 @@ class PositionFields:
             kind = table.get("rope_type", "default")
             if kind not in ROPE_TYPES:
                 raise ValueError(f"rope_parameters: rope_type={kind!r} of {name!r} is not one of {list(ROPE_TYPES)}.")
+
+    def validate_longrope(self):
+        for index in range(self.num_hidden_layers):
+            table = self.rope_tables.get(self.rope_table_of(index), {})
+            if table.get("rope_type") != "longrope":
+                continue
+            pairs = int(self.per_layer_config[index].rotary_width * table.get("partial_rotary_factor", 1.0)) // 2
+            for key in ("short_factor", "long_factor"):
+                if key in table and len(table[key]) != pairs:
+                    raise ValueError(
+                        f"rope_parameters: {key} has {len(table[key])} numbers, "
+                        f"but {pairs} pairs of channels rotate in layer {index} (head_dim, qk_rope_head_dim)."
+                    )
 
     @property
     def rope_tables(self) -> dict[str, dict]:

@@ -269,6 +269,7 @@ def test_attention_is_t5_s_decoder_attention(seen):
         ("alibi", {"alibi_dtype": "int8"}, "alibi_dtype"),
         ("alibi", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters"),
         ("learnt", {}, "Did you mean 'learned'"),
+        ("relative", {"layer_types": ["conv"] * 2, "linear_attention_type": "short_conv"}, "softmax attention layer"),
     ],
     ids=str,
 )

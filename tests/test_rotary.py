@@ -267,6 +267,7 @@ def test_layers_without_rotation_do_not_see_the_order():
         ({"rope_type": "su", **LONG}, "rope_type"),
         ({"rope_type": "linear"}, "factor"),
         ({"rope_type": "longrope"}, "long_factor"),
+        ({**LONG, "rope_type": "longrope", "long_factor": [2.0]}, "long_factor has 1 numbers"),
     ],
     ids=str,
 )
