@@ -16,7 +16,6 @@ from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
 
 EXAMPLES = int(os.environ.get("ZOO_COMBINATIONS", "10"))
-TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
 
 
 def known_fields():
@@ -63,6 +62,12 @@ def check_backward(model, tokens):
     model.eval()
 
 
+def check_same(found, expected, how):
+    """float32 errors follow the largest logit, which depends on what was drawn: 2e-5 of it, and no less than of 10."""
+    atol = 2e-5 * max(10.0, expected.abs().max().item())
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=atol, msg=lambda text: f"{how}: {text}")
+
+
 def check_steps(model, tokens, expected):
     """One token at a time over a cache equals all at once."""
     cache, found = None, []
@@ -70,7 +75,7 @@ def check_steps(model, tokens, expected):
         outputs = model(tokens[:, index : index + 1], past_key_values=cache, use_cache=True)
         cache = outputs.past_key_values
         found.append(outputs.logits)
-    torch.testing.assert_close(torch.cat(found, 1), expected, **TOLERANCE, msg=lambda text: f"steps: {text}")
+    check_same(torch.cat(found, 1), expected, "steps")
 
 
 def check_chunks(model, tokens, expected):
@@ -80,7 +85,7 @@ def check_chunks(model, tokens, expected):
         outputs = model(tokens[:, start : start + size], past_key_values=cache, use_cache=True)
         cache, start = outputs.past_key_values, start + size
         found.append(outputs.logits)
-    torch.testing.assert_close(torch.cat(found, 1), expected, **TOLERANCE, msg=lambda text: f"chunks: {text}")
+    check_same(torch.cat(found, 1), expected, "chunks")
 
 
 def check_padding(model, tokens, expected):
@@ -89,7 +94,7 @@ def check_padding(model, tokens, expected):
     mask = (torch.arange(padded.shape[1]) >= 4).long().expand(2, -1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     found = model(padded, attention_mask=mask, position_ids=positions).logits[:, 4:]
-    torch.testing.assert_close(found, expected, **TOLERANCE, msg=lambda text: f"padding: {text}")
+    check_same(found, expected, "padding")
 
 
 class Shipped:
