@@ -93,9 +93,10 @@ def describe_mixer(config, mixer, index: int) -> str:
     if index in config.shared_block_layers:
         turn = config.shared_block_layers.index(index) % config.num_mem_blocks
         return f"shared block {turn}, {name}"
-    if name != "grouped_query":
-        return name
-    return f"{name} {config.num_attention_heads}/{config.num_key_value_heads} x {config.head_dim}"
+    heads = f"{name} {config.num_attention_heads}/{config.num_key_value_heads} x {config.head_dim}"
+    if name == "shared_key_value":
+        return f"{heads} of layer {config.kv_source_of(index)}"
+    return heads if name == "grouped_query" else name
 
 
 def describe_mlp(config, index: int) -> str:

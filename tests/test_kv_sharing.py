@@ -1,5 +1,7 @@
 """Layers that read the keys and values of an earlier one: the same as being handed them, and nothing is cached."""
 
+import json
+
 import pytest
 import torch
 from combinations import SIZES
@@ -7,11 +9,11 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from random_models import build as build_theirs
 from random_models import randomize, their_class_config
 from safetensors.torch import load_file, save_file
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, Gemma4ForCausalLM, StaticCache
 from transformers.cache_utils import DummyLayer
 
 from configuration_zoo import ZooConfig
-from conversion import convert, family_of
+from conversion import convert, family_of, import_config
 from conversion.measure import measure
 from modeling_zoo import ZooForCausalLM
 
@@ -123,6 +125,7 @@ def test_a_sharing_layer_caches_nothing_and_inspect_says_so(tokens):
     model.config.hidden_size_per_layer_input = model.config.vocab_size_per_layer_input = 11
     assert measure(model.config)["embedding_parameters"] == 2 * 101 * 48 + 11 * 5 * 11
     assert [layer["cache_bytes_per_token"] > 0 for layer in report["layers"]] == [True] * 3 + [False] * 2
+    assert report["layers"][3]["mixer"] == "shared_key_value 6/2 x 12 of layer 2"
     # Two windows of four tokens, one layer that sees all 64.
     assert report["cache_bytes_at_full_length"] == report["cache_bytes_per_token"] // 3 * (4 + 64 + 4)
 
@@ -229,3 +232,17 @@ def test_a_compiled_token_is_one_graph():
     step = torch.compile(model.forward, backend="eager", fullgraph=True)
     found = step(tokens[:, 9:], past_key_values=cache, position_ids=torch.tensor([[9]]), use_cache=True).logits
     torch.testing.assert_close(found, model(tokens).logits[:, 9:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_published_size_has_the_original_number_of_parameters():
+    words = ["sliding_attention"] * 4 + ["full_attention"]
+    config = their_class_config("gemma4_text", family_of("gemma4_text"), {
+        "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 35, "num_attention_heads": 8,
+        "num_key_value_heads": 1, "num_kv_shared_layers": 20, "use_double_wide_mlp": True, "layer_types": words * 7,
+    })  # fmt: skip
+    raw = json.loads(config.to_json_string())
+    with torch.device("meta"):
+        theirs, ours = Gemma4ForCausalLM(config), ZooForCausalLM(import_config(raw))
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    # Twelve windows and three full layers of one key and one value each, in two bytes.
+    assert measure(import_config(raw))["cache_bytes_per_token"] == 2 * 2 * (12 * 256 + 3 * 512)
