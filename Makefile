@@ -71,6 +71,7 @@ CORE := tests/test_model.py tests/test_generation.py tests/test_attention.py tes
 test-versions: $(INSTALLED) $(SERVING)/.installed .cache/transformers-$(OLDEST)/.installed
 	@PYTHONPATH=.cache/transformers-$(OLDEST) $(PYTEST) $(CORE)
 	@$(SERVING)/bin/python -m pytest -q $(CORE)
+	@$(PYTEST) -m "long or not long" tests/test_push.py -k "other_versions"
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

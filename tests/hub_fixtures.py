@@ -36,11 +36,11 @@ def use_token(monkeypatch, token):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
 
 
-def fresh_process(hub, home, arguments, token=None, path=()):
+def fresh_process(hub, home, arguments, token=None, path=(), python=sys.executable):
     """Runs Python on a machine that has never seen zoo or this Hub; -> the finished process."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))}
     environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, path)), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment |= {"HF_TOKEN": token} if token else {}
-    command = [sys.executable, *map(str, arguments)]
+    command = [str(python), *map(str, arguments)]
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)

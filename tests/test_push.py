@@ -72,12 +72,12 @@ def make_model(**flags):
     return model.eval()
 
 
-def what_loads(hub, tmp_path, name, *revision, token=None, prompt="Once upon a time"):
+def what_loads(hub, tmp_path, name, *revision, prompt="Once upon a time", **process):
     """The answer of examples/load_remote.py for a repository, on a machine that has only transformers."""
     home, answer = tmp_path / "home", tmp_path / "answer.json"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
-    done = fresh_process(hub, home, [LOADER, name, prompt, 12, answer, *revision], token)
+    done = fresh_process(hub, home, [LOADER, name, prompt, 12, answer, *revision], **process)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(answer.read_text())
 
@@ -185,6 +185,27 @@ def test_a_pinned_revision_loads_its_own_weights_and_its_own_code(hub, converted
     pinned = what_loads(hub, tmp_path, "user/stories", first)
     latest = what_loads(hub, tmp_path, "user/stories")
     assert pinned["text"] == expected_text(converted) != latest["text"]
+
+
+# Set up by `make test-versions`: version -> (its Python, what comes first on its path).
+OTHERS = {
+    "5.17.0": (Path(sys.executable), ROOT / ".cache" / "transformers-5.17.0"),
+    "5.19.0": (ROOT / ".venv-serving" / "bin" / "python", None),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", OTHERS)
+def test_a_pushed_folder_loads_with_other_versions(version, hub, zoo, converted, tmp_path):
+    python, first = OTHERS[version]
+    if not (first or python).exists():
+        pytest.skip("make test-versions sets it up")
+    zoo("push", converted, "user/stories")
+    code = f"import transformers; assert transformers.__version__ == {version!r}, transformers.__version__"
+    path = [] if first is None else [first]
+    assert fresh_process(hub, tmp_path, ["-c", code], path=path, python=python).returncode == 0
+    answer = what_loads(hub, tmp_path, "user/stories", path=path, python=python)
+    assert answer["text"] == expected_text(converted)
 
 
 # -- zoo push -------------------------------------------------------------------------------------------------------
