@@ -8,6 +8,8 @@ COLWISE, ROWWISE = "colwise", "rowwise"
 # Position biases are computed for all heads at once.
 WHOLE_HEADS_POSITIONS = ("alibi", "relative", "transformer_xl")
 PREFIX = "layers.*.self_attn."
+# Blocks that have no MLP, or one that other layers use as well and that is whole on every rank.
+WITHOUT_OWN_MLP = ("mixer_only", "shared_block")
 
 
 def grouped_query_plan(config) -> dict[str, str]:
@@ -81,7 +83,9 @@ class ParallelPlans:
         """Tensor parallel (Shoeybi et al. 2019, Megatron-LM, §3)."""
         plan = {"embed_tokens": "embedding_rowwise"} | attention_plan(self)
         layers = [
-            kind for kind, block in zip(self.mlp_layer_types, self.block_types, strict=True) if block != "mixer_only"
+            kind
+            for kind, block in zip(self.mlp_layer_types, self.block_types, strict=True)
+            if block not in WITHOUT_OWN_MLP
         ]
         if "dense" in layers:
             plan |= mlp_plan("layers.*.mlp.", self.gated_mlp)
