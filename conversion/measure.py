@@ -143,9 +143,10 @@ def filled_cache(model, length: int) -> list[int]:
         context["shared_key_values"] = SharedKeyValues()
         if model.config.indexer_types is not None:
             context["shared_indices"] = SharedIndices()
+        biases, keys = model.model.position_biases(hidden_states, {}, None), model.model.mask_keys
         for index, layer in enumerate(model.model.layers):
             if hasattr(layer, "self_attn"):
-                layer.self_attn(hidden_states, **context)
+                layer.self_attn(hidden_states, position_bias=biases.get(keys[index]), **context)
             if index in model.config.shared_block_layers:
                 shared = model.model.shared_blocks.context(index, hidden_states)["shared_block"]
                 shared(hidden_states, hidden_states, layer.adapters, layer_idx=index, **context)
