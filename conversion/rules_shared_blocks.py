@@ -38,8 +38,8 @@ def stored_blocks(config: Any, name: str) -> Iterator[tuple[int, int, int, str]]
         yield use, layer, turn, f"model.layers.{layers[turn]}.{name}."
 
 
-def block_rules(config: Any, name: str) -> list[Rule]:
-    """The shared blocks themselves."""
+def block_rules(config: Any, name: str, fused: bool = False) -> list[Rule]:
+    """The shared blocks themselves; `fused` where gate and up of their MLPs are one tensor."""
     found = []
     for use, _, turn, theirs in stored_blocks(config, name):
         if use != turn:
@@ -49,9 +49,10 @@ def block_rules(config: Any, name: str) -> list[Rule]:
             Rule(f"{theirs}self_attn.{HEADS}.{{w}}", f"{ours}self_attn.{HEADS}.{{w}}"),
             Rule(f"{theirs}input_layernorm.{{w}}", f"{ours}attn_norm.{{w}}"),
             Rule(f"{theirs}pre_ff_layernorm.{{w}}", f"{ours}mlp_norm.{{w}}"),
-            Rule(f"{feed}gate_up_proj.{{w}}", [f"{ours}mlp.{x}_proj.{{w}}" for x in ("gate", "up")], Split(parts=2)),
             Rule(f"{feed}{MLPS}.{{w}}", f"{ours}mlp.{MLPS}.{{w}}"),
         ]
+        both = [f"{ours}mlp.{x}_proj.{{w}}" for x in ("gate", "up")]
+        found[:0] = [Rule(f"{feed}gate_up_proj.{{w}}", both, Split(parts=2))] if fused else []
     return found
 
 

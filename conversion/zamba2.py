@@ -37,7 +37,7 @@ def restore(ours):
 
 
 def rules(config, block="shared_transformer"):
-    return [*adapter_rules(config, block), *block_rules(config, block), *layer_rules()]
+    return [*adapter_rules(config, block), *block_rules(config, block, fused=True), *layer_rules()]
 
 
 # Few layers: with random weights each use of a block multiplies rounding errors by about ten.

@@ -98,6 +98,18 @@ def selective_scan(
     return torch.cat(outputs, dim=1) + skip * inputs, state
 
 
+def grouped_selective_scan(inputs, time_step, transition, write, read, skip, state=None):
+    """`selective_scan` with B and C of their own for each of G groups of channels: write, read `[B, L, G, N]` (Zamba)."""
+    groups = write.shape[2]
+    if groups == 1:
+        return selective_scan(inputs, time_step, transition, write.squeeze(2), read.squeeze(2), skip, state)
+    channels = [states.chunk(groups, dim=-1) for states in (inputs, time_step)]
+    states = [None] * groups if state is None else state.chunk(groups, dim=-1)
+    own = (transition.chunk(groups), write.unbind(2), read.unbind(2), skip.chunk(groups), states)
+    results = [selective_scan(*part) for part in zip(*channels, *own, strict=True)]
+    return tuple(torch.cat(parts, dim=-1) for parts in zip(*results, strict=True))
+
+
 def _scan_rows(decay, write, state):
     # One token after the other: the rows of a selective scan are long enough to make a step worth its call.
     states = []

@@ -11,7 +11,7 @@ from .gated_norm import make_output_norm
 from .norms import RMSNorm
 from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps
 from .short_convolution import make_convolution
-from .state_space import gated_linear_unit, selective_scan, state_space_duality
+from .state_space import gated_linear_unit, grouped_selective_scan, state_space_duality
 
 
 class StateSpaceDuality(RecurrentMixer):
@@ -89,11 +89,36 @@ def make_step_norm(settings, size):
     return RMSNorm(size, settings.norm_eps, affine=affine, cast="cast_then_scale")
 
 
+class GroupedLinear(nn.Module):
+    """y_g = W_g x_g + b_g, groups apart: `[..., G, inputs]` -> `[..., G, outputs]`."""
+
+    def __init__(self, groups, inputs, outputs, bias=False):
+        super().__init__()
+        self.in_features = inputs
+        self.weight = nn.Parameter(torch.zeros(groups, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(groups, outputs)) if bias else None
+
+    def initialize(self, std):
+        init.normal_(self.weight, mean=0.0, std=std)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, x):
+        output = torch.einsum("...gi,goi->...go", x, self.weight)
+        return output if self.bias is None else output + self.bias
+
+
+def make_grouped_linear(groups, inputs, outputs, bias=False):
+    """A linear map for each group of channels, a plain one for a single group."""
+    plain = groups == 1
+    return nn.Linear(inputs, outputs, bias=bias) if plain else GroupedLinear(groups, inputs, outputs, bias)
+
+
 class SelectiveScan(RecurrentMixer):
     """x, z = W x;  x = act(conv(x));  Δ, B, C = W_x x;  y = scan(x, softplus(W_Δ Δ + b), B, C);  W_o (y · act(z)).
 
     Mamba (Gu and Dao 2023): `num_value_heads · value_head_dim` channels with `key_head_dim` states each, Δ of rank
-    `time_step_rank`.
+    `time_step_rank`; `num_key_heads` groups of channels with Δ, B and C of their own (Zamba, Glorioso et al. 2024).
     """
 
     def __init__(self, config, layer_idx):
@@ -102,10 +127,11 @@ class SelectiveScan(RecurrentMixer):
         self.inner = settings.num_value_heads * settings.value_head_dim
         states, rank = settings.key_head_dim, settings.time_step_rank
         self.split_sizes = [rank, states, states]
+        self.groups, width = settings.num_key_heads, self.inner // settings.num_key_heads
         self.in_proj = nn.Linear(hidden, 2 * self.inner, bias=settings.bias)
         self.conv1d = make_convolution(settings, self.inner)
-        self.x_proj = nn.Linear(self.inner, rank + 2 * states, bias=False)
-        self.dt_proj = nn.Linear(rank, self.inner)
+        self.x_proj = make_grouped_linear(self.groups, width, rank + 2 * states)
+        self.dt_proj = make_grouped_linear(self.groups, rank, width, bias=True)
         self.dt_norm = make_step_norm(settings, rank)
         self.b_norm = make_step_norm(settings, states)
         self.c_norm = make_step_norm(settings, states)
@@ -124,13 +150,14 @@ class SelectiveScan(RecurrentMixer):
 
     def recurrence(self, inputs, time_step, write, read, state):
         transition = -torch.exp(self.A_log.float())
-        return selective_scan(inputs, time_step, transition, write, read, self.D.float(), state)
+        return grouped_selective_scan(inputs, time_step, transition, write, read, self.D.float(), state)
 
     def mix(self, hidden_states, memory, rows):
         inputs, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
         inputs = self.conv1d(inputs, memory, rows)
-        time_step, write, read = self.x_proj(inputs).split(self.split_sizes, dim=-1)
-        time_step = rows.silence(F.softplus(self.dt_proj(self.dt_norm(time_step))))
+        grouped = inputs.unflatten(-1, (self.groups, -1))
+        time_step, write, read = self.x_proj(grouped).split(self.split_sizes, dim=-1)
+        time_step = rows.silence(F.softplus(self.dt_proj(self.dt_norm(time_step)).flatten(-2)))
         write, read = self.b_norm(write), self.c_norm(read)
         output = self.recur(memory, rows, self.recurrence, inputs, time_step, write, read)
         return self.o_proj(self.o_norm(output, gate).to(hidden_states.dtype))

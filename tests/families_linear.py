@@ -21,6 +21,7 @@ from transformers.models.nemotron_h import modeling_nemotron_h as nemotron_h
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as olmo
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 from transformers.models.recurrent_gemma import modeling_recurrent_gemma as recurrent_gemma
+from transformers.models.zamba import modeling_zamba as zamba
 from transformers.models.zamba2 import modeling_zamba2 as zamba2
 
 
@@ -91,6 +92,18 @@ def lightning_names(weights, heads=3, width=8):
     }
     ours |= {"g_proj.weight": weights["output_gate.weight"], "o_proj.weight": weights["out_proj.weight"]}
     return ours | {"o_norm.weight": weights["norm.weight"]}
+
+
+def zamba_names(weights):
+    """x and z of each channel in turn -> x, then z; parameters of all heads in one row of channels."""
+    ours = {name.replace("proj_", "proj."): x for name, x in weights.items() if "_proj_" in name}
+    ours |= {name: x.flatten(0, 1) for name, x in weights.items() if name in ("A_log", "D")}
+    ours["in_proj.weight"] = weights["in_proj.weight"].unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+    return (
+        ours
+        | {name: weights[name] for name in ("conv1d.weight", "conv1d.bias")}
+        | {"o_proj.weight": weights["out_proj.weight"]}
+    )
 
 
 def config_of(module, name, **fields):
@@ -233,6 +246,14 @@ CASES = {
     "mamba": Case(
         mamba.MambaMixer, config_of(mamba, "MambaConfig", state_size=5, time_step_rank=3), "mamba", MAMBA, SCAN_NAMES,
         multi_token=False,
+    ),
+    "zamba": Case(
+        zamba.ZambaMambaMixer,
+        config_of(zamba, "ZambaConfig", n_mamba_heads=2, mamba_d_state=5, mamba_dt_rank=3, num_attention_heads=2,
+                  layers_block_type=["linear_attention", "hybrid"]),
+        "mamba",
+        MAMBA | {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_value_head_dim": 20},
+        zamba_names, multi_token=False,
     ),
     "falcon_mamba": Case(
         # Its own initialisation reads norms that do not exist yet.

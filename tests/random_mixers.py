@@ -26,6 +26,10 @@ VARIANTS |= {
     "feature_map": ("linear_attention", SIZES | {"linear_feature_map": "elu_plus_one", "linear_output_norm": "none"}),
     "per_head_bounded": ("gated_delta_net", SIZES | {"linear_decay": "bounded_sigmoid", "linear_lower_bound": -3.0}),
     "time_step_limit": ("mamba2", SIZES | {"time_step_limit": [0.5, 0.8], "linear_bias": True}),
+    "scan_groups": (
+        "mamba",
+        {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_value_head_dim": 15, "linear_key_head_dim": 4},
+    ),
     "step_norm": ("mamba", {"linear_value_head_dim": 30, "linear_step_norm": "rms_norm"}),
 }
 

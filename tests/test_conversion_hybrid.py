@@ -27,7 +27,7 @@ from modeling_zoo import ZooForCausalLM
 NAMES = (
     "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2",
     "lfm2_moe", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
-    "qwen3_next", "recurrent_gemma", "zamba2",
+    "qwen3_next", "recurrent_gemma", "zamba", "zamba2",
 )  # fmt: skip
 VARIANTS = [(name, index) for name in NAMES for index in range(len(family_of(name).tiny))]
 # Its class keeps the state of a linear layer in a cache of its own kind, which it makes itself.
