@@ -80,9 +80,10 @@ def alibi_slopes(num_heads):
 class AlibiBias(nn.Module):
     """slope_h · (key position - last query position), `[B or 1, H, 1, K]` (Press et al. 2022).
 
-    A shift that all keys of a row share leaves the softmax unchanged, so the query's own position need not enter. With
-    `alibi_dtype` the slope and its product with the absolute position are rounded to that dtype (Falcon). Where every
-    token sees every other, it is -slope_h · |query position - key position|, `[1, H, T, K]` (MosaicBERT).
+    A shift that all keys of a row share leaves the softmax unchanged, so the query's own position need not enter; it
+    does beside sinks, which do not shift: `[B or 1, H, T, K]`. With `alibi_dtype` the slope and its product with the
+    absolute position are rounded to that dtype (Falcon). Where every token sees every other, it is -slope_h · |query
+    position - key position|, `[1, H, T, K]` (MosaicBERT).
     """
 
     def __init__(self, config):
@@ -90,6 +91,7 @@ class AlibiBias(nn.Module):
         self.scale = (config.qk_head_dim or config.head_dim) ** -0.5 if config.alibi_scaled else 1.0
         self.round_dtype = getattr(torch, config.alibi_dtype) if config.alibi_dtype else None
         self.two_sided = config.use_bidirectional_attention
+        self.per_query = config.attention_sinks is not None
         self.num_heads = config.num_attention_heads
         self.register_buffer("slopes", alibi_slopes(self.num_heads), persistent=False)
 
@@ -101,11 +103,14 @@ class AlibiBias(nn.Module):
         is."""
         if self.two_sided:
             return -(query_positions[:, None] - key_positions).abs()[None]
-        key_positions, last = key_positions[None], query_positions[None, -1:]
-        if attention_mask is not None and attention_mask.shape[-1] == key_positions.shape[-1]:
+        own = query_positions if self.per_query else query_positions[-1:]
+        keys, queries = key_positions[None], own[None]
+        if attention_mask is not None and attention_mask.shape[-1] == keys.shape[-1]:
             counted = attention_mask.long().cumsum(-1) - 1
-            key_positions, last = counted.masked_fill(attention_mask == 0, 0), counted[:, -1:]
-        return (key_positions if self.round_dtype is not None else key_positions - last)[:, None]
+            keys = counted.masked_fill(attention_mask == 0, 0)
+            queries = counted[:, own - key_positions[0]] if self.per_query else counted[:, -1:]
+        shifted = self.round_dtype is None or self.per_query
+        return keys[:, None] - queries[:, :, None] if shifted else keys[:, None]
 
     def forward(self, like, query_positions, key_positions, attention_mask):
         places = self.places(query_positions, key_positions, attention_mask)

@@ -194,7 +194,36 @@ def test_alibi_looks_both_ways_where_attention_does():
         torch.testing.assert_close(bias[0, head], expected)
 
 
-@pytest.mark.parametrize("fields", [{}, {"use_bidirectional_attention": True}], ids=["causal", "both_ways"])
+@pytest.mark.parametrize("seen", [0, 4])
+def test_beside_a_sink_the_bias_is_zero_where_the_query_stands(seen):
+    """A sink takes part in the softmax without a place: here the shift that the keys share is no longer free."""
+    mask = padded()
+    slots = torch.arange(mask.shape[1])
+    found = AlibiBias(config_of("alibi", attention_sinks="all"))(torch.empty(0), slots[seen:], slots, mask)
+    for row, first in enumerate((0, 3, 8)):
+        for head, slope in enumerate(slow_slopes(HEADS)):
+            for query in range(max(first, seen), len(slots)):
+                expected = torch.tensor([slope * (key - query) for key in range(first, len(slots))])
+                torch.testing.assert_close(found[row, head, query - seen, first:], expected)
+
+
+def test_alibi_beside_sinks_steps_as_it_reads():
+    model = make("alibi", attention_sinks="all", attn_implementation="eager")
+    tokens, cache, steps = torch.randint(1, 31, (2, 7)), None, []
+    with torch.no_grad():
+        whole = model(tokens).last_hidden_state
+        for index in range(7):
+            out = model(tokens[:, index : index + 1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            steps.append(out.last_hidden_state)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"use_bidirectional_attention": True}, {"attention_sinks": "all", "attn_implementation": "eager"}],
+    ids=["causal", "both_ways", "sinks"],
+)
 def test_left_padding_leaves_alibi_unchanged(fields):
     model = make("alibi", **fields)
     tokens, mask = torch.randint(1, 31, (3, 9)), padded()
