@@ -99,7 +99,7 @@ def selective_scan(
 
 
 def grouped_selective_scan(inputs, time_step, transition, write, read, skip, state=None):
-    """`selective_scan` with B and C of their own for each of G groups of channels: write, read `[B, L, G, N]` (Zamba)."""
+    """`selective_scan` with own B and C for each of G groups of channels: write, read `[B, L, G, N]` (Zamba)."""
     groups = write.shape[2]
     if groups == 1:
         return selective_scan(inputs, time_step, transition, write.squeeze(2), read.squeeze(2), skip, state)
