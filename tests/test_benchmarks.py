@@ -119,3 +119,17 @@ def test_a_bar_is_met_by_the_worst_of_its_numbers():
     memory = cases.Case("prefill", "mla", 16, 0.5, "memory")
     assert cases.judged(memory, {"ratio": 1, "memory": {"transformers": 10, "zoo": 5}})["met"]
     assert not cases.judged(memory, {"ratio": 1, "memory": {"transformers": 10, "zoo": None}})["met"]
+
+
+@pytest.mark.parametrize("case", ["gdn-strong", "kda", "ssd", "step-gdn", "step-kda", "step-ssd", "decode-mamba2"])
+def test_recurrences_are_compared_with_the_same_result(case, capsys):
+    from benchmarks import recurrences
+
+    threads = torch.get_num_threads()
+    try:
+        recurrences.main(["--case", case, "--small", "--tokens", "70", "--threads", "1", "--rounds", "1", "--json"])
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads(capsys.readouterr().out)
+    assert found["case"] == case and found["bar"] > 1
+    assert 0 < found["threads"]["1"]["ratio"] and found["threads"]["1"]["difference"] < 1e-5
