@@ -178,8 +178,7 @@ class LatentAttention(SoftmaxAttention):
         return self.over_heads(read, query, latent, rope_key, **kwargs)
 
     def over_heads(self, read, query, latent, rope_key, position_bias=None, **kwargs):
-        """`read(query, key, value)` → (`[B, T, H, v]`, weights or None), of as many expanded heads at once as take a
-        bounded amount of memory."""
+        """`read(query, key, value)` → (`[B, T, H, v]`, weights or None), of so many heads at once as memory bounds."""
         weight = self.divisible(latent) if position_bias is None else None
         if weight is None:
             return read(torch.cat(query, dim=-1), *self.expand(latent, rope_key))
