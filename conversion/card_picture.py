@@ -13,13 +13,46 @@ def architecture_svg(report: dict) -> str:
     """The report of `measure` -> an SVG document."""
     y, parts = 12, []
     y = _bar(parts, y, f"embedding  {report['vocab_size']:,} × {report['hidden_size']:,}")
-    for first, last, layer in layer_runs(report["layers"]):
-        y = _run(parts, y, first, last, layer)
+    for times, runs in repetitions(list(layer_runs(report["layers"]))):
+        y = _runs(parts, y, times, runs)
     y = _bar(parts, y, "norm")
     y = _bar(parts, y, f"head  {report['hidden_size']:,} × {report['vocab_size']:,}", arrow=False)
     title = escape(f"{report['parameters']:,} parameters, {len(report['layers'])} layers")
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}" role="img">'
     return "\n".join([head, f"<title>{title}</title>", *parts, "</svg>"]) + "\n"
+
+
+def repetitions(runs: list) -> list[tuple[int, list]]:
+    """Runs of equal layers → (how often, the runs that repeat), as few as a greedy look ahead finds."""
+    kinds = [(last - first, {**layer, "layer": 0}) for first, last, layer in runs]
+    found, start = [], 0
+    while start < len(runs):
+        times, period = 1, 1
+        for width in range(1, (len(runs) - start) // 2 + 1):
+            count = 1
+            while kinds[start + count * width : start + (count + 1) * width] == kinds[start : start + width]:
+                count += 1
+            if count > 1 and count * width > times * period:
+                times, period = count, width
+        found.append((times, runs[start : start + period]))
+        start += times * period
+    return found
+
+
+def _runs(parts: list[str], y: int, times: int, runs: list) -> int:
+    """The boxes of some runs, inside a dashed frame where they stand there several times."""
+    if times == 1:
+        for run in runs:
+            y = _run(parts, y, *run)
+        return y
+    first, last = runs[0][0], runs[0][0] + times * (runs[-1][1] - runs[0][0] + 1) - 1
+    top, y = y, y + 30
+    _text(parts, WIDTH // 2, top + 20, f"layers {first}-{last}: {times} times")
+    for run in runs:
+        y = _run(parts, y, *run)
+    frame = f'x="{LEFT - 10}" y="{top}" width="{BOX + 20}" height="{y - top - 8}" rx="8"'
+    parts.append(f'<rect {frame} fill="none" stroke="#8a8a8a" stroke-dasharray="5 4"/>')
+    return _arrow(parts, y - 8)
 
 
 def _bar(parts: list[str], y: int, text: str, arrow: bool = True) -> int:

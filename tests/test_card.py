@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from conversion.card import replace_empty_card, write_plain_card
 from conversion.card_origin import carried_over, front_matter, read_front_matter
+from conversion.card_picture import repetitions
 from modeling_zoo import ZooConfig, ZooForCausalLM
 
 FLOAT = {"dtype": "float32"}
@@ -63,6 +64,14 @@ def test_every_architecture_has_a_table_and_a_picture(group, tmp_path):
         assert picture.tag.endswith("svg") and len(boxes) >= len(rows) + 3
         for part in ("## Load", "## Fine-tune", "## Serve", "LoraConfig("):
             assert part in card
+
+
+@pytest.mark.parametrize("word", ["a", "abab", "aabaab", "cababab", "abcabcd", "abcd"])
+def test_repetitions_in_a_picture_unfold_to_the_layers(word):
+    runs = [(index, index, {"layer": index, "kind": letter}) for index, letter in enumerate(word)]
+    found = repetitions(runs)
+    assert "".join(times * "".join(run[2]["kind"] for run in part) for times, part in found) == word
+    assert len(found) == {"a": 1, "abab": 1, "aabaab": 1, "cababab": 2, "abcabcd": 2, "abcd": 4}[word]
 
 
 def test_licence_and_base_are_carried_over_and_nothing_else(tmp_path):
