@@ -1,17 +1,19 @@
-"""Fine-tune a converted model with LoRA, knowing nothing of its architecture.
+"""Fine-tune a converted model with LoRA, or another of PEFT's ways, knowing nothing of its architecture.
 
     python examples/finetune_lora.py
     python examples/finetune_lora.py --steps 400 --rank 16
+    python examples/finetune_lora.py --kind dora
 
 The storyteller of the demo is converted, loaded by the code in its folder and taught Shakespeare with PEFT and
-transformers' Trainer. What comes out, in --output: the adapter, and the merged model, which is a folder like any other.
+transformers' Trainer. What comes out, in --output: the adapter, and the merged model, which is a folder like any other
+(learned tokens in front of a prompt cannot be merged).
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,6 +26,21 @@ from transformers.utils import logging
 
 EXAMPLES = Path(__file__).resolve().parent
 LENGTH, HELD_OUT = 128, 24
+IN_FRONT = {"prompt": PromptTuningConfig, "prefix": PrefixTuningConfig}
+
+
+def adapter(kind: str, rank: int, targets: dict):
+    """PEFT's config of a kind; `targets` are what the model names."""
+    task = {"task_type": "CAUSAL_LM"}
+    if kind in IN_FRONT:
+        return IN_FRONT[kind](num_virtual_tokens=rank, **task)
+    if kind == "lora":
+        return LoraConfig(r=rank, lora_alpha=2 * rank, **targets, **task)
+    # DoRA and IA3 adapt modules only, not the parameters of experts.
+    modules = targets["target_modules"]
+    if kind == "dora":
+        return LoraConfig(r=rank, lora_alpha=2 * rank, use_dora=True, target_modules=modules, **task)
+    return IA3Config(target_modules=modules, feedforward_modules=["down_proj"], **task)
 
 
 def blocks(tokenizer, text: str) -> list[dict]:
@@ -60,7 +77,8 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=EXAMPLES / "corpora" / "shakespeare.txt")
     parser.add_argument("--output", type=Path, default=Path("output/finetune_lora"))
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--kind", choices=("lora", "dora", "ia3", *IN_FRONT), default="lora")
+    parser.add_argument("--rank", type=int, default=8, help="of LoRA and DoRA; the number of learned tokens")
     parser.add_argument("--rate", type=float, default=5e-3)
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -77,10 +95,8 @@ def main() -> None:
     rows = blocks(tokenizer, options.corpus.read_text())
 
     targets = model.lora_targets()
-    print(f"{type(model).__module__}.{type(model).__name__}: LoRA on {targets}")
-    adapted = get_peft_model(
-        model, LoraConfig(r=options.rank, lora_alpha=2 * options.rank, task_type="CAUSAL_LM", **targets)
-    )
+    print(f"{type(model).__module__}.{type(model).__name__}: {options.kind} on {targets}")
+    adapted = get_peft_model(model, adapter(options.kind, options.rank, targets))
     trainer = make_trainer(adapted, tokenizer, rows, options)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -89,11 +105,13 @@ def main() -> None:
     print(f"{learned:,} of {total:,} parameters, {options.steps} steps: held-out loss {before:.3f} -> {after:.3f}")
 
     adapted.save_pretrained(options.output / "adapter")
-    merged = PeftModel.from_pretrained(load(base), options.output / "adapter").merge_and_unload()
-    merged.save_pretrained(options.output / "merged")
-    tokenizer.save_pretrained(options.output / "merged")
+    trained = PeftModel.from_pretrained(load(base), options.output / "adapter")
+    if options.kind not in IN_FRONT:
+        trained = trained.merge_and_unload()
+        trained.save_pretrained(options.output / "merged")
+        tokenizer.save_pretrained(options.output / "merged")
     prompt = tokenizer("ROMEO:\n", return_tensors="pt")
-    text = merged.generate(**prompt, max_new_tokens=80, do_sample=True, top_p=0.9)
+    text = trained.generate(**prompt, max_new_tokens=80, do_sample=True, top_p=0.9)
     print(tokenizer.decode(text[0], skip_special_tokens=True))
 
 

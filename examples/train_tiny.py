@@ -93,7 +93,8 @@ def train(model, data: Blocks, held_out: Blocks, options: argparse.Namespace) ->
         per_device_train_batch_size=options.batch, per_device_eval_batch_size=options.batch,
         learning_rate=options.rate, lr_scheduler_type="cosine", warmup_steps=options.steps // 20, weight_decay=0.1,
         adam_beta2=0.98, max_grad_norm=1.0, logging_steps=every, logging_first_step=True, eval_strategy="steps",
-        eval_steps=every, eval_on_start=True, save_strategy="no", report_to="none", disable_tqdm=True,
+        eval_steps=max(1, options.steps // 12), eval_on_start=True, save_strategy="no", report_to="none",
+        disable_tqdm=True,
     )  # fmt: skip
     started = time.perf_counter()
     trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=held_out)
@@ -166,7 +167,7 @@ def main() -> None:
             f"loss {first:.3f} -> {last:.3f} on held-out text",
             flush=True,
         )
-        model.save_pretrained(options.output / name.split(":")[0].replace(" ", "-").lower())
+        model.save_pretrained(options.output / name.split(":")[0].strip().replace(" ", "-").lower())
     (options.output / "losses.json").write_text(json.dumps(curves, indent=1))
     draw(curves, options.output / "loss.png", f"{options.corpus.name}, {options.batch} x {options.length} bytes a step")
     print(f"curve in {options.output / 'loss.png'}")

@@ -94,3 +94,23 @@ def test_fine_tuning_by_the_code_in_the_folder(script, options, improved, conver
     assert after < before - 0.2
     assert (converted / "merged" / "modeling_zoo.py").is_file()
     assert AutoModelForCausalLM.from_pretrained(converted / "merged", trust_remote_code=True).num_parameters() == 260032
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["dora", "ia3", "prompt", "prefix"])
+def test_other_kinds_of_adapters(kind, converted):
+    pytest.importorskip("peft")
+    pytest.importorskip("accelerate")
+    command = [sys.executable, str(ROOT / "examples" / "finetune_lora.py"), "--kind", kind, "--steps", "3"]
+    shown = run(command + ["--output", str(converted)], converted)
+    before, after = (float(number) for number in re.search(r"held-out loss (\S+) -> (\S+)", shown).groups())
+    assert after < before and "ROMEO:" in shown
+
+
+@pytest.mark.long
+def test_a_loop_of_one_s_own(tmp_path):
+    """Two passes of a step are one pass: the first loss counts all their targets."""
+    pytest.importorskip("accelerate")
+    command = [sys.executable, str(ROOT / "examples" / "train_accelerate.py"), "--steps", "4"]
+    losses = [float(number) for number in re.findall(r"loss (\S+)", run(command, tmp_path))]
+    assert losses[0] == pytest.approx(5.6, abs=0.1) and losses[-1] < 5.0
