@@ -62,9 +62,24 @@ def check_backward(model, tokens):
     model.eval()
 
 
-def check_same(found, expected, how):
-    """float32 errors follow the largest logit, which depends on what was drawn: 2e-5 of it, and no less than of 10."""
+@torch.no_grad()
+def rounding(model, tokens, expected):
+    """How far the logits move when the embeddings are rounded otherwise: three draws of one unit in the last place."""
+    weight, found = model.get_input_embeddings().weight, []
+    kept = weight.clone()
+    for seed in range(3):
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        weight.copy_(kept * (1 + torch.finfo(torch.float32).eps * noise))
+        found.append((model(tokens).logits - expected).abs().max().item())
+    weight.copy_(kept)
+    return max(found)
+
+
+def check_same(model, tokens, found, expected, how):
+    """Equal in float32: to 2e-5 of the largest logit, no less than of 10, and what the draw makes of rounding."""
     atol = 2e-5 * max(10.0, expected.abs().max().item())
+    if not torch.allclose(found, expected, rtol=2e-4, atol=atol):
+        atol += 4 * rounding(model, tokens, expected)
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=atol, msg=lambda text: f"{how}: {text}")
 
 
@@ -75,7 +90,7 @@ def check_steps(model, tokens, expected):
         outputs = model(tokens[:, index : index + 1], past_key_values=cache, use_cache=True)
         cache = outputs.past_key_values
         found.append(outputs.logits)
-    check_same(torch.cat(found, 1), expected, "steps")
+    check_same(model, tokens, torch.cat(found, 1), expected, "steps")
 
 
 def check_chunks(model, tokens, expected):
@@ -85,7 +100,7 @@ def check_chunks(model, tokens, expected):
         outputs = model(tokens[:, start : start + size], past_key_values=cache, use_cache=True)
         cache, start = outputs.past_key_values, start + size
         found.append(outputs.logits)
-    check_same(torch.cat(found, 1), expected, "chunks")
+    check_same(model, tokens, torch.cat(found, 1), expected, "chunks")
 
 
 def check_padding(model, tokens, expected):
@@ -94,7 +109,7 @@ def check_padding(model, tokens, expected):
     mask = (torch.arange(padded.shape[1]) >= 4).long().expand(2, -1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     found = model(padded, attention_mask=mask, position_ids=positions).logits[:, 4:]
-    check_same(found, expected, "padding")
+    check_same(model, tokens, found, expected, "padding")
 
 
 class Shipped:
