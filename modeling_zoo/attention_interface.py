@@ -4,6 +4,8 @@ promises."""
 import torch
 from torch import nn
 
+from .decode_kernels import seen_by_one, split_decode, wants_kernels
+
 
 def repeat_kv(states, groups):
     """`[B, K, T, d]` → `[B, K · groups, T, d]`, each head `groups` times in a row."""
@@ -62,6 +64,9 @@ def attend_one(query, key, value, attention_mask, scaling):
     """
     batch, heads, _, width = query.shape
     rows = query.reshape(batch, key.shape[1], -1, width)
+    visible, plain = seen_by_one(attention_mask)
+    if plain and wants_kernels(query):
+        return split_decode(rows, key, value, scaling, visible=visible).reshape(batch, 1, heads, value.shape[-1])
     if attention_mask is not None and attention_mask.shape[1] != 1:
         attention_mask = attention_mask.reshape(batch, key.shape[1], -1, attention_mask.shape[-1])
     output = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
@@ -71,7 +76,8 @@ def attend_one(query, key, value, attention_mask, scaling):
 def shares_reads(backend, query, key, dropout=0.0, position_bias=None, cache=None, **special):
     """Whether `attend_one` computes what `backend` would, and faster: on a CPU transformers reads the keys once per
     query head."""
-    one = query.shape[2] == 1 and key.shape[1] < query.shape[1] and query.device.type == "cpu"
+    faster = (query.device.type == "cpu" and key.shape[1] < query.shape[1]) or wants_kernels(query)
+    one = query.shape[2] == 1 and faster
     plain = position_bias is None and cache is None and not dropout and special.get("softcap") is None
     return one and plain and backend == "sdpa" and special.get("s_aux") is None
 

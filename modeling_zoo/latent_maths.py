@@ -8,6 +8,8 @@ value l. Expanded or absorbed, the result is the same (DeepSeek-V2, arXiv 2405.0
 import torch
 import torch.nn.functional as F
 
+from .decode_kernels import seen_by_one, split_decode, wants_kernels
+
 # Keys per pass of the streamed form, so that its float32 copy of them stays in a core's cache; scores held at once by
 # the plain form; keys up to which the fused form is the fastest on a CPU.
 STREAM_KEYS = 512
@@ -170,9 +172,19 @@ def fused_attention(queries, keys, rank, scaling, mask=None):
     return context[..., :rank].transpose(1, 2)
 
 
+# What the decode kernel does not compute.
+SPECIAL = ("sinks", "softcap", "position_bias")
+
+
 def read_shared_keys(queries, keys, rank, scaling, upcast=False, want_weights=False, **options):
     """The form of `shared_key_attention` that suits the device → (`[B, H, T, c]`, weights or None), in blocks of
     queries where the scores would be too many."""
+    visible, plain = seen_by_one(options.get("mask"))
+    plain = plain and not (upcast or want_weights) and not any(options.get(name) is not None for name in SPECIAL)
+    if plain and len(keys) == 1 and queries[0].shape[2] == 1 and wants_kernels(keys[0]):
+        key = keys[0].unsqueeze(1)
+        context = split_decode(queries[0].transpose(1, 2), key, key[..., :rank], scaling, visible=visible)
+        return context.transpose(1, 2), None
     if want_weights:
         return shared_key_attention(queries, keys, rank, scaling, upcast=upcast, **options)
     if fuses(queries[0], keys, upcast=upcast, **options):

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from .attention_bands import keys_before, mask_rows
+from .decode_kernels import split_decode, wants_kernels
 from .index_maths import causal_keys, chosen_keys, take_rows, visible_keys
 from .indexer import LightningIndexer
 from .indexer_training import indexer_loss
@@ -81,6 +82,9 @@ class IndexedAttention(LatentAttention):
         query = into_latent(query[0], maps, self.nope), query[1]
         parts = shared_parts(latent, rope_key, past_key_values, self.layer_idx)
         batch, heads, length, _ = query[0].shape
+        if length == 1 and len(parts) == 1 and self.kernel_reads(latent):
+            context = self.read_chosen(query, parts[0], positions, attention_mask)
+            return out_of_latent(context, maps, self.nope).transpose(1, 2)
         per_query = batch * positions.shape[-1] * (self.rank + self.rope)
         step = max(1, MOST_GATHERED // per_query)
         contexts = []
@@ -94,6 +98,18 @@ class IndexedAttention(LatentAttention):
             contexts.append(context.view(batch, -1, heads, self.rank))
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=1)
         return out_of_latent(context.transpose(1, 2), maps, self.nope).transpose(1, 2)
+
+    def kernel_reads(self, latent):
+        """Whether the decode kernel is asked for and computes all that this layer needs."""
+        return wants_kernels(latent) and self.sink_logits is None and self.softcap is None and not self.upcast
+
+    def read_chosen(self, query, rows, positions, attention_mask):
+        """One query per head over the chosen of `rows` `[B, S, c + r]` where they lie, `[B, H, 1, c]`."""
+        visible = self.chosen_visible(attention_mask, positions, slice(0, 1), 1, rows.shape[1])
+        key, visible = rows.unsqueeze(1), None if visible is None else visible[:, 0, 0]
+        latent_query = torch.cat(query, dim=-1).transpose(1, 2)
+        context = split_decode(latent_query, key, key[..., : self.rank], self.scaling, positions[:, 0], visible)
+        return context.transpose(1, 2)
 
     def chosen_visible(self, attention_mask, positions, block, length, keys):
         """Whether a chosen key may be seen, `[B · t, 1, 1, k]`: where few are visible, others fill up the choice."""
