@@ -19,8 +19,9 @@ def lora_targets(model, parts=None):
 
     "attention" are all linear maps of the token mixers, recurrent ones included; "mlp" those of dense MLPs and shared
     experts; "experts" the 3-D parameters of routed experts, which PEFT adapts without dropout and without DoRA. All
-    that the model has if `parts` is None. Routers, an indexer that only its own loss teaches, embeddings and heads are
-    left out. Raises ValueError for a part that does not exist or that the model has not.
+    that the model has if `parts` is None. Routers, an indexer that only its own loss teaches, maps in several groups
+    (which PEFT has no adapter for), embeddings and heads are left out. Raises ValueError for a part that does not
+    exist or that the model has not.
     """
     unknown = set(parts or ()) - set(PARTS)
     if unknown:

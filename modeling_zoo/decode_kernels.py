@@ -31,9 +31,7 @@ if triton is not None:
         CHANNELS: tl.constexpr, GATHERED: tl.constexpr, MASKED: tl.constexpr,
     ):  # fmt: skip
         """A running softmax of ROWS queries over one split of the keys: what it mixed, its peak and its mass."""
-        batch = tl.program_id(0) // kv_heads
-        head = tl.program_id(0) % kv_heads
-        split = tl.program_id(1)
+        batch, head, split = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
         row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
         wide = tl.arange(0, VALUES)
         peak = tl.full([ROWS], -1e30, tl.float32)

@@ -229,7 +229,7 @@ def test_rotation_by_halves_is_rotation_by_pairs_of_permuted_channels():
             "needs position_embedding_type",
         ),
         ({"v_head_dim": 0}, "v_head_dim=0 must be greater than 0"),
-        ({"attention_value_scale": 0}, "attention_value_scale=0 would erase every value"),
+        ({"attention_value_scale": 0}, "attention_value_scale=0 would erase what it multiplies"),
         ({"attention_type": "latent", "attention_value_scale": 0.7}, "attention_value_scale=0.7 only means something"),
     ],
 )

@@ -26,8 +26,9 @@ NORMS = {
     "layer_bare": {"norm_type": "layer_norm", "norm_elementwise_affine": False},
 }
 
-# Those with several streams are in test_hyper_connections.py.
-ONE_STREAM = [name for name in BLOCK_TYPES if name != "hyper_connection"]
+# Those with several streams are in test_hyper_connections.py, those that layers share in test_state_space_models.py.
+ALONE = [name for name in BLOCK_TYPES if name != "shared_block"]
+ONE_STREAM = [name for name in ALONE if name != "hyper_connection"]
 
 
 def normalise(x, kind, eps):
@@ -214,7 +215,7 @@ def test_topologies_may_differ_from_layer_to_layer():
     torch.testing.assert_close(rest, whole[:, 5:], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", BLOCK_TYPES)
+@pytest.mark.parametrize("block", ALONE)
 def test_gradients_reach_every_parameter(block):
     words = {"layer_types": ["moe"] * 2} if block == "mlp_only" else {}
     model = ZooForCausalLM(ZooConfig(**SIZES, block_type=block, **words))
