@@ -116,7 +116,7 @@ def logits(model, inputs):
 
 
 def test_targets_reach_every_weight_of_a_layer():
-    """All together adapt every matrix of the layers but routers, gates of one number, mute indexers and grouped maps."""
+    """Together they adapt every matrix of a layer but routers, gates of one number, mute indexers and grouped maps."""
     seen = []
     for row in [row for group in ("mixer", "mlp") for row in ROWS[group]]:
         config = ZooConfig(**{**SIZES, **row})
