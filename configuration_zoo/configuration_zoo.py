@@ -113,7 +113,7 @@ class ZooConfig(
 
         A key of the file that is no field is kept as an attribute with a warning, and refused if it looks misspelt.
         """
-        names = {field.name for field in fields(cls)} | set(cls.attribute_map)
+        names = cls._names()
         given = {key: kwargs.pop(key) for key in list(kwargs) if key in names and key != "dtype"}
         for alias in [key for key in given if key in cls.attribute_map]:
             given[cls.attribute_map[alias]] = given.pop(alias)
@@ -139,9 +139,12 @@ class ZooConfig(
         return cls(**{**library.preset(name, tiny), **fields})
 
     @classmethod
+    def _names(cls) -> set[str]:
+        return {field.name for field in fields(cls)} | set(cls.attribute_map)
+
+    @classmethod
     def _unknown(cls, given: dict) -> list[str]:
-        known = {field.name for field in fields(cls)} | set(cls.attribute_map)
-        known |= {*PLATFORM_KEYS, *LEGACY_ROPE_KEYS, *GenerationConfig._get_default_generation_params()}
+        known = cls._names() | {*PLATFORM_KEYS, *LEGACY_ROPE_KEYS, *GenerationConfig._get_default_generation_params()}
         return [key for key in given if not key.startswith("_") and key not in known]
 
     def _apply_aliases(self, kwargs: dict) -> dict:
@@ -151,8 +154,7 @@ class ZooConfig(
 
     def _refuse_unknown(self, kwargs: dict) -> None:
         for key in self._unknown(kwargs):
-            known = {field.name for field in fields(self)} | set(self.attribute_map)
-            raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, known)}")
+            raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, self._names())}")
 
     def _refuse_rotation(self, kwargs: dict) -> None:
         given = {"rope_parameters": self.rope_parameters} | {key: kwargs.get(key) for key in LEGACY_ROPE_KEYS}

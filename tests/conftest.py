@@ -19,6 +19,8 @@ import torch  # noqa: E402
 from fetch_transformers_tests import location  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
+from zoo_cli.main import main  # noqa: E402
+
 # OMP_NUM_THREADS alone does not bind a torch that was imported by a plugin before this file.
 torch.set_num_threads(1)
 logging.disable_progress_bar()
@@ -33,3 +35,17 @@ def same_start():
     level = logging.get_verbosity()
     yield
     logging.set_verbosity(level)
+
+
+@pytest.fixture
+def zoo(monkeypatch, capsys):
+    """Runs one command line; -> (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return run

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from conversion.registry import file_name
+from modeling_zoo import ZooForCausalLM
 
 # Buffers computed from the config; random ones would describe no model at all.
 COMPUTED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_freq", "position_ids")
@@ -50,3 +51,13 @@ def _fill(name, tensor, owner):
         tensor.uniform_(0.5, 1.5)
     else:
         tensor.normal_(0, 0.3)
+
+
+def parameters_at_work(config):
+    """(all parameters, those of one token) of a zoo model of routed experts, counted without allocating them."""
+    with torch.device("meta"):
+        model = ZooForCausalLM(config)
+    total = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    idle = experts * (config.num_experts - config.num_experts_per_tok) // config.num_experts
+    return total, total - idle

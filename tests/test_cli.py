@@ -12,24 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, LlamaForCausalLM
 
 from configuration_zoo.presets import PRESETS
-from zoo_cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = ROOT / "examples" / "stories260K"
-
-
-@pytest.fixture
-def zoo(monkeypatch, capsys):
-    """Runs one command line; -> (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return end.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="session")

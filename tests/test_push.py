@@ -15,7 +15,6 @@ from transformers import AutoTokenizer
 import conversion
 from modeling_zoo import ZooConfig, ZooForCausalLM
 from modeling_zoo.export import AUTO_MAP, shipped_files
-from zoo_cli.main import main
 
 STORIES = ROOT / "examples" / "stories260K"
 LOADER = ROOT / "examples" / "load_remote.py"
@@ -49,20 +48,6 @@ def hub(monkeypatch, tmp_path):
         from huggingface_hub.utils import close_session
 
         close_session()
-
-
-@pytest.fixture
-def zoo(monkeypatch, capsys):
-    """Runs one command line; -> (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return end.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def make_model(**flags):
