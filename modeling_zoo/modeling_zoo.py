@@ -21,6 +21,7 @@ from .blocks import BLOCKS, carriers, make_block
 from .caches import advance_cache, eight_bits, upgrade_cache
 from .decoder_layer import ZooDecoderLayer
 from .embeddings import Backbone, key_positions, keyed_layers, positions_of
+from .half_precision import Linear
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import initialize
@@ -195,7 +196,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = ZooModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.output_width, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = Linear(config.output_width, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
@@ -262,8 +263,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         )
 
 
-# transformers' generic heads build their body through AutoModel, which asks for trust where a remote copy already has
-# it; these build it themselves and keep the generic forward.
+# transformers' generic heads build their body through AutoModel, which asks again for trust: these build it themselves.
 
 
 class ZooForSequenceClassification(GenericForSequenceClassification, ZooPreTrainedModel):

@@ -8,6 +8,7 @@ from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
 from .attention import TokenMixer
+from .half_precision import Linear
 from .recurrent_memory import Memory
 from .token_rows import arrange
 
@@ -57,8 +58,8 @@ class RecurrentMixer(TokenMixer):
 def make_projection(inputs, outputs, rank=None, bias=False):
     """A linear map, through `rank` channels where that is set."""
     if rank is None:
-        return nn.Linear(inputs, outputs, bias=bias)
-    return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias))
+        return Linear(inputs, outputs, bias=bias)
+    return nn.Sequential(Linear(inputs, rank, bias=False), Linear(rank, outputs, bias=bias))
 
 
 @torch.no_grad()

@@ -1,0 +1,92 @@
+"""Products lifted to float32: against the same in float64, and torch's own layer."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modeling_zoo import half_precision
+from modeling_zoo.half_precision import Linear, lifted_linear, lifts
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """A CPU without units, whatever this one has, and small enough tiles for several of them."""
+    monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: True)
+    monkeypatch.setattr(half_precision, "LEAST_ROWS", 3)
+    monkeypatch.setattr(half_precision, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(half_precision, "TILE", 7 * 19)
+    monkeypatch.setattr(half_precision, "ROW_BLOCK", 4)
+
+
+@pytest.fixture
+def lifted(monkeypatch):
+    """How often a product was lifted."""
+    seen, real = [], half_precision.lifted_linear
+    monkeypatch.setattr(half_precision, "lifted_linear", lambda *args: seen.append(args[0].shape) or real(*args))
+    return seen
+
+
+def random(*shape, dtype=torch.bfloat16):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("shape", [(3, 19), (2, 5, 19), (1, 1, 9, 19)])
+def test_is_the_exact_product_rounded_once(emulated, shape, with_bias, dtype):
+    x, weight = random(*shape, dtype=dtype), random(23, 19, dtype=dtype)
+    bias = random(23, dtype=dtype) if with_bias else None
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    found = lifted_linear(x, weight, bias)
+    assert found.dtype == dtype and found.shape == (*shape[:-1], 23)
+    # Half a step of the last place, and what float32 sums leave.
+    step = torch.finfo(dtype).eps / 2
+    assert ((found.double() - exact).abs() <= step * exact.abs() + 1e-5).all()
+
+
+def test_the_layer_lifts_many_rows_alone(emulated, lifted):
+    layer = Linear(19, 23).to(torch.bfloat16)
+    with torch.no_grad():
+        for rows in (1, 2, 3, 9):
+            layer(random(rows, 19))
+    assert [len(shape) and shape[0] for shape in lifted] == [3, 9]
+
+
+def test_what_must_not_be_lifted(emulated):
+    x, weight = random(9, 19), random(23, 19)
+    assert not lifts(x, weight)
+    with torch.no_grad():
+        assert lifts(x, weight) and lifts(x, torch.nn.Parameter(weight))
+        assert not lifts(x.float(), weight) and not lifts(x.float(), weight.float())
+        assert not lifts(x.to("meta"), weight.to("meta"))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not lifts(x, weight)
+
+
+def test_small_products_and_processors_with_units_stay(monkeypatch):
+    x, weight = random(64, 1024), random(512, 1024)
+    with torch.no_grad():
+        monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: True)
+        assert lifts(x, weight)
+        assert not lifts(x[:15], weight) and not lifts(x, weight[:16])
+        monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: False)
+        assert not lifts(x, weight)
+    monkeypatch.undo()
+    assert not half_precision.is_emulated(torch.float32)
+
+
+def test_gradients_are_the_plain_ones(emulated, lifted):
+    layer = Linear(19, 23).to(torch.bfloat16)
+    x = random(9, 19).requires_grad_()
+    layer(x).float().square().sum().backward()
+    plain = random(9, 19).requires_grad_()
+    F.linear(plain, layer.weight, layer.bias).float().square().sum().backward()
+    assert not lifted and torch.equal(x.grad, plain.grad)
+
+
+def test_a_compiled_layer_is_the_plain_one(emulated, lifted):
+    layer, x = Linear(19, 23).to(torch.bfloat16), random(9, 19)
+    with torch.no_grad():
+        expected = F.linear(x, layer.weight, layer.bias)
+        assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(x), expected)
+        assert not lifted
