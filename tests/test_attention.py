@@ -6,6 +6,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
 from references_attention import attention_row
+from samples import every
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from configuration_zoo import ZooConfig
@@ -138,7 +139,7 @@ def run(model, calls=None):
     return torch.cat((hidden[0, PADDED:], hidden[1])), calls
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", every(2, CASES))
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
     _, calls = run(model)
@@ -154,13 +155,11 @@ def test_equals_the_slow_reference(case):
             assert error < 1e-5, f"layer {module.layer_idx}, row {row}: {error:.1e}"
 
 
-def _refused(case, backend):
-    config = ZooConfig(**BASE | CASES[case])
-    capped = config.attn_logit_softcapping is not None or config.attention_sinks is not None
-    return backend == "sdpa" and capped
+# What makes scores that the fused kernel of torch does not have.
+CAPPED = [case for case, flags in CASES.items() if flags.keys() & {"attn_logit_softcapping", "attention_sinks"}]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not _refused(case, "sdpa")])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in CAPPED])
 def test_sdpa_equals_eager(case):
     model = make(CASES[case])
     expected, _ = run(model)
@@ -169,7 +168,7 @@ def test_sdpa_equals_eager(case):
     assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if _refused(case, "sdpa")])
+@pytest.mark.parametrize("case", CAPPED)
 def test_sdpa_is_refused_where_it_would_drop_something(case):
     with pytest.raises(ValueError, match=r"attn_implementation='sdpa' cannot compute .*(softcapping|sinks)"):
         make(CASES[case], "sdpa")
@@ -189,6 +188,7 @@ def test_flex_equals_eager(case):
     assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
+@pytest.mark.long
 def test_a_bias_is_whole_where_flex_indexes_it(monkeypatch):
     """The kernel reads bias[batch, head, query, key] without a check: a broadcast dimension would be read beyond."""
     seen = []

@@ -154,6 +154,7 @@ def test_refusals_name_the_field(case):
 
 
 @torch.no_grad()
+@pytest.mark.long
 def test_a_compiled_token_is_one_graph():
     model = ZooForCausalLM(config()).eval()
     randomize(model)

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from random_models import build as build_theirs
 from random_models import randomize, their_class_config
 from safetensors.torch import load_file, save_file
+from samples import every
 from transformers import DynamicCache, Gemma4ForCausalLM, StaticCache
 from transformers.cache_utils import DummyLayer
 
@@ -92,7 +93,7 @@ def test_the_same_as_being_handed_the_keys(variant, tokens):
     assert not names & {f"model.layers.{i}.self_attn.{x}" for i in (3, 4) for x in ("k_proj", "v_proj", "k_norm")}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", every(2, VARIANTS))
 @torch.no_grad()
 def test_every_way_to_generate_agrees(variant, tokens):
     model = build(variant)
@@ -223,6 +224,7 @@ def test_what_is_recorded_is_recorded_whole(tokens):
     torch.testing.assert_close(outputs.logits, model(tokens).logits[:, -1:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_a_compiled_token_is_one_graph():
     model = build("windows", hidden_size_per_layer_input=7)

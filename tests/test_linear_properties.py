@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, plain_cache, run, zoo_cache
+from samples import every
 
 from configuration_zoo.fields_linear import LINEAR_MECHANISMS
 from modeling_zoo.linear_mixers import LINEAR_MIXERS
@@ -46,7 +47,7 @@ MASKS = {
 
 @pytest.mark.parametrize("new_cache", CACHES)
 @pytest.mark.parametrize("first", MASKS)
-@pytest.mark.parametrize("second", [None, *MASKS])
+@pytest.mark.parametrize("second", every(3, [None, *MASKS]))
 def test_padding_anywhere(mixer, new_cache, first, second):
     """A padded prefill, a second padded forward over its cache, and a single token: as if there were no padding."""
     masks = [torch.tensor(MASKS[name]) for name in (first, second) if name is not None]
@@ -162,6 +163,7 @@ def test_bfloat16(mixer):
     assert state is None or state.dtype == torch.float32
 
 
+@pytest.mark.parametrize("mixer", every(4, VARIANTS), indirect=True)
 def test_steps_compile_into_one_graph(mixer):
     """Of a single token over a cache: nothing there may look at a value."""
     torch._dynamo.reset()

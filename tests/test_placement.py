@@ -10,6 +10,7 @@ import pytest
 import torch
 from combinations import EXPERTS, LATENT, ROWS, SIZES
 from random_models import randomize
+from samples import only
 from transformers import AutoModelForCausalLM
 
 from modeling_zoo import ZooConfig, ZooForCausalLM
@@ -91,7 +92,7 @@ def test_layers_on_disk_give_the_same(tmp_path):
     assert torch.equal(placed.generate(tokens, **options), model.generate(tokens, **options))
 
 
-@pytest.mark.parametrize("group", ["mixer", "attention", "mlp", "embedding"])
+@pytest.mark.parametrize("group", only(["mlp"], ["mixer", "attention", "mlp", "embedding"]))
 def test_every_flag_is_placed_on_one_rank_whole_and_on_two_in_part(group):
     for flags in ROWS[group]:
         config = ZooConfig(**{**SIZES, **flags})

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from random_models import build, randomize
 from references_latent import chosen, latent_row, project, scale_of
+from samples import every
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
@@ -202,7 +203,7 @@ def attention_calls(model):
     return calls
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", every(2, CASES))
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
     selections = [None, None]
@@ -255,7 +256,7 @@ FUSED = [case for case in CASES if not {"attn_logit_softcapping", "attention_sin
 
 
 @pytest.mark.parametrize("padded", [0, FIRST])
-@pytest.mark.parametrize("case", FUSED)
+@pytest.mark.parametrize("case", every(2, FUSED))
 def test_gathering_equals_masking(case, padded, monkeypatch):
     found = {}
     expected = None
