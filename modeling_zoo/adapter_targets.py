@@ -18,10 +18,10 @@ def lora_targets(model, parts=None):
     """{"target_modules": names, "target_parameters": names} of a zoo model or its config, each if there are any.
 
     "attention" are all linear maps of the token mixers, recurrent ones included; "mlp" those of dense MLPs and shared
-    experts; "experts" the 3-D parameters of routed experts, which PEFT adapts without dropout and without DoRA. All
-    that the model has if `parts` is None. Routers, an indexer that only its own loss teaches, maps in several groups
-    (which PEFT has no adapter for), embeddings and heads are left out. Raises ValueError for a part that does not
-    exist or that the model has not.
+    experts; "experts" the 3-D parameters of routed experts. Those and maps in several groups of channels are
+    parameters to PEFT, which it adapts without dropout and without DoRA. All that the model has if `parts` is None.
+    Routers, an indexer that only its own loss teaches, embeddings and heads are left out. Raises ValueError for a part
+    that does not exist or that the model has not.
     """
     unknown = set(parts or ()) - set(PARTS)
     if unknown:
@@ -32,19 +32,21 @@ def lora_targets(model, parts=None):
             model = AutoModelForCausalLM.from_config(model)
     modules = {name.replace(WRAPPED, ""): module for name, module in _original_modules(model)}
     indexer_learns = bool(getattr(getattr(model, "config", None), "indexer_loss_coef", None))
-    linear = _linear_maps(modules, indexer_learns)
-    expert = {f"{path}.{name}" for path, module in modules.items() for name in _matrices(module)}
-    found = {part for part, paths in (linear | {"experts": expert}).items() if paths}
+    linear, matrices = _linear_maps(modules, indexer_learns), _matrices(modules)
+    found = {part for part in PARTS if linear.get(part) or matrices.get(part)}
     missing = set(parts or ()) - found
     if missing or not found:
         raise ValueError(
             f"Nothing to adapt: parts={sorted(parts) if parts else None}, but this {type(model).__name__} has "
             f"{sorted(found) if found else 'no layer of a zoo model'}."
         )
-    wanted = set().union(*(paths for part, paths in linear.items() if part in (parts or found)))
-    targets = {"target_modules": shortest_endings(wanted, modules.keys() - wanted)}
-    if "experts" in (parts or found):
-        targets["target_parameters"] = sorted({".".join(path.split(".")[-2:]) for path in expert})
+    wanted, stacked = (
+        set().union(*(paths for part, paths in kind.items() if part in (parts or found))) for kind in (linear, matrices)
+    )
+    targets = {
+        "target_modules": shortest_endings(wanted, modules.keys() - wanted),
+        "target_parameters": shortest_endings(stacked, _parameters(modules) - stacked, least=2),
+    }
     return {key: names for key, names in targets.items() if names}
 
 
@@ -74,18 +76,33 @@ def _is_a(name, module):
     return any(base.__name__ == name for base in type(module).__mro__)
 
 
-def _matrices(module):
-    """Names of the 3-D parameters of experts; nothing of any other module."""
-    if _is_a("Experts", module):
-        yield from (name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 3)
+def _matrices(modules):
+    """{"experts": paths of the 3-D parameters of experts, "attention": of maps in several groups}."""
+    owners = {"experts": "Experts", "attention": "GroupedLinear"}
+    return {
+        part: {
+            f"{path}.{name}"
+            for path, module in modules.items()
+            if _is_a(owner, module)
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim == 3
+        }
+        for part, owner in owners.items()
+    }
 
 
-def shortest_endings(paths, others):
-    """For each dotted path its shortest ending that no path of `others` has, sorted, each once."""
+def _parameters(modules):
+    """Paths of all parameters."""
+    return {f"{path}.{name}" for path, module in modules.items() for name, _ in module.named_parameters(recurse=False)}
+
+
+def shortest_endings(paths, others, least=1):
+    """For each dotted path its shortest ending of `least` pieces or more that no path of `others` has, sorted, each
+    once."""
     taken = {ending for other in others for ending in _endings(other)}
-    return sorted({next((ending for ending in _endings(path) if ending not in taken), path) for path in paths})
+    return sorted({next((ending for ending in _endings(path, least) if ending not in taken), path) for path in paths})
 
 
-def _endings(path):
+def _endings(path, least=1):
     pieces = path.split(".")
-    return [".".join(pieces[-count:]) for count in range(1, len(pieces) + 1)]
+    return [".".join(pieces[-count:]) for count in range(least, len(pieces) + 1)]

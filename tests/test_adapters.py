@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from combinations import EXPERTS, FULL, HEADS, LATENT, LINEAR, ROWS, SIZES
+from combinations import EXPERTS, FULL, HEADS, LATENT, LINEAR, ROWS, SIZES, STATES
 from random_models import randomize
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -14,7 +14,6 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from configuration_zoo import ZooConfig
 from conversion import convert
 from modeling_zoo import ZooForCausalLM, lora_targets
-from modeling_zoo.state_space_mixers import GroupedLinear
 
 peft = pytest.importorskip("peft")
 from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
@@ -29,13 +28,14 @@ MODELS = {
     "latent": LATENT,
     "experts": {**EXPERTS, "n_shared_experts": 1, "shared_expert_gate": True},
     "linear": {"linear_attention_type": "gated_delta_net", "layer_types": [LINEAR, FULL, LINEAR], **HEADS},
+    "groups": {"linear_attention_type": "mamba", "layer_types": [LINEAR, FULL, LINEAR], **STATES, "time_step_rank": 5},
 }
 
 
 # Matrices that are no linear maps (experts' biases, block-diagonal gates, decays), and routers.
 LEFT_ALONE = (
     *("mlp.gate.weight", "_gate.weight", "_gate.bias", "_proj_bias", "A_log", "conv1d.weight", "weight_bias"),
-    *("content_bias", "distance_bias", "norm.weight", "norm.bias"),
+    *("content_bias", "distance_bias", "norm.weight", "norm.bias", "dt_proj.bias"),
 )
 
 
@@ -116,7 +116,7 @@ def logits(model, inputs):
 
 
 def test_targets_reach_every_weight_of_a_layer():
-    """Together they adapt every matrix of a layer but routers, gates of one number, mute indexers and grouped maps."""
+    """Together they adapt every matrix of a layer but routers, gates of one number and mute indexers."""
     seen = []
     for row in [row for group in ("mixer", "mlp") for row in ROWS[group]]:
         config = ZooConfig(**{**SIZES, **row})
@@ -129,8 +129,6 @@ def test_targets_reach_every_weight_of_a_layer():
 def check_targets(model, targets):
     assert lora_targets(model) == targets
     before = {name: value.detach().clone() for name, value in model.model.layers.named_parameters() if value.ndim >= 2}
-    parts = model.model.layers.named_modules()
-    groups = tuple(f"{name}." for name, module in parts if isinstance(module, GroupedLinear))
     adapted = get_peft_model(model, LoraConfig(r=2, **targets))
     assert lora_targets(adapted) == targets
     stir(adapted)
@@ -140,7 +138,6 @@ def check_targets(model, targets):
     assert [name for name, value in learned.items() if value.grad is None or value.grad.abs().max() == 0] == []
     merged = adapted.merge_and_unload().model.layers
     untouched = [name for name, value in before.items() if torch.equal(value, merged.get_parameter(name))]
-    untouched = [name for name in untouched if not name.startswith(groups)]
     assert [name for name in untouched if not name.endswith(LEFT_ALONE) and ".indexer." not in name] == []
 
 
