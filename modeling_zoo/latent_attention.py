@@ -10,44 +10,13 @@ from .attention import QueryTemperature, SoftmaxAttention
 from .effective_weight import basis_weight, direct_weight, is_linear_map
 from .half_precision import Linear, linear
 from .latent_maths import absorption_pays, into_latent, out_of_latent, read_shared_keys
+from .latent_parts import SharedKeyView, refuse_expanded, shared_parts
 from .norms import RMSNorm
 from .rotary import apply_rotary
+from .serving import refuse_in_latent_engine
 
 # Numbers of expanded keys and values held at once, where nothing has to keep them.
 MOST_EXPANDED = 2**26
-
-
-class SharedKeyView:
-    """A mixer as an attention function should see it while all its heads read one key."""
-
-    def __init__(self, mixer, heads):
-        self.mixer = mixer
-        self.num_key_value_groups = heads
-
-    def __getattr__(self, name):
-        return getattr(self.mixer, name)
-
-
-def refuse_expanded(past_key_values, layer_idx):
-    """Raises ValueError for a cache that somebody has filled with keys and values per head."""
-    layers = getattr(past_key_values, "layers", ())
-    keys = getattr(layers[layer_idx], "keys", None) if layer_idx < len(layers) else None
-    if isinstance(keys, torch.Tensor) and keys.dim() == 4 and keys.shape[1] != 1:
-        raise ValueError(
-            f"Layer {layer_idx} of the cache holds keys of {keys.shape[1]} heads, but latent attention caches one "
-            "latent for all of them. Prefix tuning, which writes keys and values per head, cannot be used with "
-            "attention_type='latent': use prompt tuning or LoRA."
-        )
-
-
-def shared_parts(latent, rope_key, past_key_values, layer_idx):
-    """What all heads read, as few parts as possible: `[B, S, c + r]` where the cache holds them side by side, else
-    `[B, S, c]` and `[B, S, r]`."""
-    layers = getattr(past_key_values, "layers", ())
-    whole = getattr(layers[layer_idx], "latent_and_rope", None) if layer_idx < len(layers) else None
-    if whole is not None and whole.shape[2] == latent.shape[2]:
-        return (whole[:, 0],)
-    return tuple(part[:, 0] for part in (latent, rope_key) if part.shape[-1])
 
 
 class LatentAttention(SoftmaxAttention):
@@ -75,7 +44,10 @@ class LatentAttention(SoftmaxAttention):
         self.latent_scale = (hidden / self.rank) ** 0.5 if config.mla_scale_kv_lora else None
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         self.upcast = config.attention_upcast
-        self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
+        table = config.rope_tables.get(config.rope_table_of(layer_idx), {})
+        whole = table.get("partial_rotary_factor", 1.0) == 1.0
+        lift = config.rope_dtype == "float32_qk"
+        self.rotation = {"interleave": config.rope_interleave, "lift": lift, "whole": whole}
 
     def _build_queries(self, config, width):
         rank = config.q_lora_rank
@@ -86,24 +58,23 @@ class LatentAttention(SoftmaxAttention):
         self.q_a_layernorm = RMSNorm(rank, config.mla_norm_eps)
         self.q_b_proj = Linear(rank, width, bias=False)
 
-    def queries(self, hidden_states):
-        """`[B, T, D]` → what q_b reads `[B, T, q]`, queries `[B, T, H, n]` and `[B, T, H, r]`, gate `[B, T, H, v]` or
-        None."""
-        compressed = hidden_states
+    def queries(self, hidden_states, low_rank):
+        """`[B, T, D]`, q_a's output or None → what q_b reads `[B, T, q]`, queries `[B, T, H, n]` and `[B, T, H, r]`,
+        gate `[B, T, H, v]` or None."""
         if self.ranked:
-            compressed = self.q_a_layernorm(self.q_a_proj(hidden_states))
+            compressed = self.q_a_layernorm(low_rank)
             query = self.q_b_proj(compressed)
         else:
-            query = self.q_proj(hidden_states)
+            compressed, query = hidden_states, self.q_proj(hidden_states)
         query = query.view(*query.shape[:-1], -1, sum(self.query_parts))
         nope, rope, gate = query.split(self.query_parts, dim=-1)
         if self.query_scale is not None:
             nope, rope = nope * self.query_scale, rope * self.query_scale
-        return compressed, nope, rope, gate if gate.shape[-1] else None
+        return compressed, nope, rope, gate if self.query_parts[-1] else None
 
-    def latents(self, hidden_states):
-        """`[B, T, D]` → latent `[B, T, c]` and rope key `[B, T, 1, r]`, not yet turned."""
-        latent, rope_key = self.kv_a_proj_with_mqa(hidden_states).split((self.rank, self.rope), dim=-1)
+    def latents(self, joint):
+        """kv_a's output → latent `[B, T, c]` and rope key `[B, T, 1, r]`, not yet turned."""
+        latent, rope_key = joint.split((self.rank, self.rope), dim=-1)
         latent = self.kv_a_layernorm(latent)
         if self.latent_scale is not None:
             latent = latent * self.latent_scale
@@ -126,8 +97,11 @@ class LatentAttention(SoftmaxAttention):
         position_ids=None,
         **kwargs,
     ):
-        compressed, nope, rope, gate = self.queries(hidden_states)
-        latent, rope_key = self.latents(hidden_states)
+        # A serving engine reads these two maps and the call of `expand` out of the text of this method.
+        low_rank = self.q_a_proj(hidden_states) if self.ranked else None
+        joint = self.kv_a_proj_with_mqa(hidden_states)
+        compressed, nope, rope, gate = self.queries(hidden_states, low_rank)
+        latent, rope_key = self.latents(joint)
         rope, rope_key = self.rotate(rope, rope_key, position_embeddings)
         if self.temperature is not None:
             nope, rope = (self.temperature(part, position_ids) for part in (nope, rope))
@@ -140,6 +114,7 @@ class LatentAttention(SoftmaxAttention):
             latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
         if self.served:
             # As in grouped-query attention; the engine may take the latents in place of what `expand` makes of them.
+            refuse_in_latent_engine(self)
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
             query, (key, value) = torch.cat(query, dim=-1), self.expand(latent, rope_key)
             attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
@@ -161,11 +136,14 @@ class LatentAttention(SoftmaxAttention):
 
     # -- expanded ------------------------------------------------------------------------------------------------------
 
-    def expand(self, latent, rope_key, weight=None):
-        """Keys `[B, K, S, n + r]` and values `[B, K, S, v]` of all key-value heads, or of those whose maps `weight`
-        holds."""
-        batch, _, length, _ = latent.shape
-        expanded = self.kv_b_proj(latent) if weight is None else linear(latent, weight)
+    def expand(self, latent, rope_key):
+        """Keys `[B, K, S, n + r]` and values `[B, K, S, v]` of all key-value heads."""
+        key, value = self.per_head(self.kv_b_proj(latent), rope_key)
+        return key, value
+
+    def per_head(self, expanded, rope_key):
+        """kv_b's output `[B, 1, S, K (n + v)]`, of all key-value heads or some, → their keys and values."""
+        batch, _, length, _ = expanded.shape
         expanded = expanded.view(batch, length, -1, self.nope + self.value_width).transpose(1, 2)
         key, value = expanded.split((self.nope, self.value_width), dim=-1)
         if self.rope:
@@ -189,7 +167,7 @@ class LatentAttention(SoftmaxAttention):
         for start in range(0, kv_heads, step):
             stop = min(start + step, kv_heads)
             heads = slice(start * self.num_key_value_groups, stop * self.num_key_value_groups)
-            states = self.expand(latent, rope_key, weight[start * per_head : stop * per_head])
+            states = self.per_head(linear(latent, weight[start * per_head : stop * per_head]), rope_key)
             output[:, :, heads] = read(torch.cat([part[:, heads] for part in query], dim=-1), *states)[0]
         return output, None
 

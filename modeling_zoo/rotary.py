@@ -30,15 +30,16 @@ ROTATIONS = {
 }
 
 
-def apply_rotary(x, position_embeddings, interleave=False, lift=False):
+def apply_rotary(x, position_embeddings, interleave=False, lift=False, whole=False):
     """Rotates the first channels of `x` `[B, T, H, d]` by cos and sin `[B, T, r]`, r ≤ d; the rest passes through.
 
-    With `lift` the product is taken in float32. The result has the dtype of `x`.
+    With `lift` the product is taken in float32. `whole` says that r = d, for who traces without sizes. The result has
+    the dtype of `x`.
     """
     cos, sin = position_embeddings[0].unsqueeze(2), position_embeddings[1].unsqueeze(2)
     rotate = ROTATIONS[interleave][0]
     width = cos.shape[-1]
-    turning, still = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
+    turning, still = (x, None) if whole or width == x.shape[-1] else (x[..., :width], x[..., width:])
     if lift:
         turning = turning.float()
     turned = (turning * cos + rotate(turning) * sin).to(x.dtype)

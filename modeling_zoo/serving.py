@@ -36,6 +36,8 @@ def _of_stack(config):
         "num_kv_shared_layers": config.num_kv_shared_layers,
         "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
         "embedding_size": config.embedding_size not in (None, config.hidden_size),
+        # The engine asks for the width of a latent head once for all layers.
+        "per_layer_config": config.attention_type == "latent" and getattr(config, "is_heterogeneous", False),
         "logits_scaling": config.logits_scaling != 1.0,
         "suppressed_token_ids": config.suppressed_token_ids,
     })  # fmt: skip
@@ -78,3 +80,22 @@ def served_by(config, backend):
             "(`python -m conversion FOLDER TARGET --to FAMILY`) and serve that."
         )
     return backend
+
+
+def refuse_in_latent_engine(mixer):
+    """Raises ValueError for what the engine's own attention over latents would drop in silence (over keys and values of
+    every head it honours both), and where it takes another width for that of a cached latent."""
+    config = mixer.config
+    if config._attn_implementation != "vllm_mla":
+        return
+    dropped = {"attn_logit_softcapping": mixer.softcap, "sliding_window": mixer.sliding_window}
+    found = [f"would not honour {name}={value}" for name, value in dropped.items() if value is not None]
+    width, instead = config.kv_lora_rank + config.qk_rope_head_dim, ""
+    if not found and config.head_dim != width:
+        found = [f"takes head_dim={config.head_dim} for its width, which is {width}"]
+        instead = f"pass hf_overrides={{'head_dim': {width}}} if it has kernels for that (320, 512, 576), else "
+    if found:
+        raise ValueError(
+            f"vLLM's cache of latents {found[0]}: {instead}set VLLM_MLA_DISABLE=1, and keys and values of every head "
+            "are cached instead."
+        )

@@ -1,6 +1,7 @@
 """What a serving engine would drop in silence is refused when its backend is asked for, and the card says so."""
 
 import pytest
+import torch
 from combinations import EXPERTS, LATENT, ROWS, SIZES
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -29,6 +30,7 @@ REFUSED = [
     ("expert_bias", {**EXPERTS, "expert_bias": True}),
     ("swiglu_limit", {**EXPERTS, "swiglu_limit": 3.0}),
     ("num_key_value_heads", {"per_layer_config": {1: {"num_key_value_heads": 3}}}),
+    ("per_layer_config", {**LATENT, "per_layer_config": {1: {"intermediate_size": 40}}}),
     ("logits_scaling", {"logits_scaling": 3.0}),
     ("suppressed_token_ids", {"suppressed_token_ids": [3]}),
 ]
@@ -65,3 +67,34 @@ def test_every_flag_is_either_served_or_refused_by_a_field_it_has(group):
     for flags in ROWS[group]:
         config = ZooConfig(**{**SIZES, **flags})
         assert all(hasattr(config, field) for field in engine_obstacles(config))
+
+
+@pytest.mark.parametrize(
+    ("said", "flags"),
+    [
+        ("attn_logit_softcapping=3.0: set VLLM_MLA_DISABLE=1", {"attn_logit_softcapping": 3.0}),
+        ("sliding_window=4: set", {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 4}),
+        (r"head_dim=12 for its width, which is 26: pass hf_overrides=\{'head_dim': 26\}", {"head_dim": 12}),
+    ],
+)
+def test_a_cache_of_latents_refuses_what_it_would_drop(said, flags, monkeypatch):
+    """The engine's own attention over latents; it takes the maps out of the text of `forward`."""
+    flags = {"num_hidden_layers": 4, "head_dim": 26} | flags
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "vllm_mla", eager_attention_forward)
+    model = build(**{**LATENT, **flags}).eval()
+    tokens = torch.tensor([[3, 5, 7]])
+    with torch.no_grad():
+        model(tokens)
+        model.config._attn_implementation = "vllm_mla"
+        with pytest.raises(ValueError, match=said):
+            model(tokens)
+
+
+def test_a_cache_of_latents_is_taken_where_it_computes_the_same(monkeypatch):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "vllm_mla", eager_attention_forward)
+    model = build(**LATENT | {"head_dim": LATENT["kv_lora_rank"] + LATENT["qk_rope_head_dim"]}).eval()
+    tokens = torch.tensor([[3, 5, 7]])
+    with torch.no_grad():
+        expected = model(tokens).logits
+        model.config._attn_implementation = "vllm_mla"
+        assert torch.equal(model(tokens).logits, expected)

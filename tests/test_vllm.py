@@ -33,9 +33,11 @@ SIZES = {
 }
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 EXPERTS |= {"mlp_layer_types": ["dense", "sparse", "sparse"]}
-# Expanded, as vLLM's own cache of latents asks more of the text of a module; keys of 32 + 32, values of 32 channels.
+# Expanded: keys of 32 + 32, values of 32 channels.
 LATENT = {"attention_type": "latent", "kv_lora_rank": 40, "num_key_value_heads": 6, "v_head_dim": 32}
 LATENT |= {"qk_nope_head_dim": 32, "qk_rope_head_dim": 32}
+# vLLM's own cache of latents; its kernel on a CPU takes 512 + 64 channels.
+CACHED_LATENTS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 MODELS = {
     "dense": {"qk_norm": "rms_norm", "attention_bias": True},
     "sliding": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8},
@@ -46,27 +48,40 @@ MODELS = {
     "routed": {**EXPERTS, "num_experts": 6, "scoring_func": "sigmoid", "use_score_correction_bias": True, "n_group": 3,
                "topk_group": 2, "routed_scaling_factor": 2.5, "n_shared_experts": 1},
     "latent": {**LATENT, "q_lora_rank": 24},
+    "cached latents": {**LATENT, **CACHED_LATENTS, "q_lora_rank": 24},
+    "cached latents of whole queries": {**LATENT, **CACHED_LATENTS, "attn_output_gate": "headwise"},
 }  # fmt: skip
+# Compiled by vLLM as it does without being told otherwise.
+COMPILED = ("dense", "experts", "latent")
 NEW_TOKENS = 12
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_greedy_tokens_are_transformers_own(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "eager"),
+    [*((name, True) for name in MODELS), *((name, False) for name in COMPILED)],
+    ids=lambda value: value if isinstance(value, str) else ("compiled", "eager")[value],
+)
+def test_greedy_tokens_are_transformers_own(name, eager, tmp_path):
     model = ZooForCausalLM(ZooConfig(**{**SIZES, **MODELS[name]}))
     randomize(model)
     model.generation_config.eos_token_id = None
     model.eval().save_pretrained(tmp_path / "folder")
     prompts = [[5, 9, 33, 7, 8, 21], [3, 3, 3, *range(10, 30)], [77, 2]]
-    request = {"prompts": prompts, "new_tokens": NEW_TOKENS, "options": {"enforce_eager": True}}
+    flags, options = MODELS[name], {"enforce_eager": eager}
+    cached_latents = flags.get("kv_lora_rank") == CACHED_LATENTS["kv_lora_rank"]
+    if cached_latents:
+        options["hf_overrides"] = {"head_dim": sum(CACHED_LATENTS.values())}
+    request = {"prompts": prompts, "new_tokens": NEW_TOKENS, "options": options}
     (tmp_path / "request.json").write_text(json.dumps(request))
     # One process: its workers take longer to start than these models to run.
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    if "attention_type" in MODELS[name]:
+    if "attention_type" in flags and not cached_latents:
         environment["VLLM_MLA_DISABLE"] = "1"
     worker = Path(__file__).with_name("serving_worker.py")
     command = [sys.executable, str(worker), str(tmp_path / "folder"), str(tmp_path / "request.json")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert ("-> MLAAttention" in done.stdout + done.stderr) == cached_latents
     found = json.loads((tmp_path / "request.answer").read_text())
     for prompt, tokens in zip(prompts, found, strict=True):
         options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
