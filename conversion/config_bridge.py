@@ -10,6 +10,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -44,13 +45,20 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
         text = text[family.section]
     if family.prepare:
         text = family.prepare(text)
-    reads = family.reads or next((key for key in CONFIG_MAPPING if file_name(key) == file_name(model_type)), None)
-    if reads is None:
-        raise ConversionError(f"this version of transformers has no config class for model_type {model_type!r}.")
+    config_class = CONFIG_MAPPING[_reads(model_type, family)]
     try:
-        return CONFIG_MAPPING[reads].from_dict(text)
+        return config_class.from_dict(text)
     except _BAD_CONFIG as error:
         raise ConversionError(f"config.json is not a valid {model_type} configuration: {_one_line(error)}") from error
+
+
+def _reads(model_type: str, family: Family) -> str:
+    """transformers' name for the config class of a family; raises ConversionError where this transformers has none."""
+    reads = family.reads or next((key for key in CONFIG_MAPPING if file_name(key) == file_name(model_type)), None)
+    if reads not in CONFIG_MAPPING:
+        version = transformers.__version__
+        raise ConversionError(f"transformers {version} has no config class for {model_type!r}: install a newer one.")
+    return reads
 
 
 def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
@@ -151,7 +159,7 @@ def _set(raw: dict[str, Any], name: str, value: Any, aliases: dict[str, str]) ->
 def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]:
     if family.section:
         raise ConversionError(f"a {to} checkpoint has more than a text model; only one that came from there goes back.")
-    reads = family.reads or next(key for key in CONFIG_MAPPING if file_name(key) == file_name(to))
+    reads = _reads(to, family)
     raw = json.loads(CONFIG_MAPPING[reads].from_dict(_back(config, family)).to_json_string())
     architecture = family.architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(reads)
     return raw | {"model_type": family.reads and to or reads, "architectures": [architecture] if architecture else None}

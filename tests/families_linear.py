@@ -1,11 +1,11 @@
 """transformers' recurrent mixers, tiny, and the same layers in zoo: fields and names of weights."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
 from random_mixers import WIDTH
-from transformers.models.bailing_hybrid import modeling_bailing_hybrid as bailing
 from transformers.models.bamba import modeling_bamba as bamba
 from transformers.models.falcon_h1 import modeling_falcon_h1 as falcon_h1
 from transformers.models.falcon_mamba import modeling_falcon_mamba as falcon_mamba
@@ -13,7 +13,6 @@ from transformers.models.glm5_next import modeling_glm5_next as glm5
 from transformers.models.jamba import modeling_jamba as jamba
 from transformers.models.kimi_linear import modeling_kimi_linear as kimi
 from transformers.models.lfm2 import modeling_lfm2 as lfm2
-from transformers.models.lfm3 import modeling_lfm3 as lfm3
 from transformers.models.mamba import modeling_mamba as mamba
 from transformers.models.mamba2 import modeling_mamba2 as mamba2
 from transformers.models.minimax import modeling_minimax as minimax
@@ -23,6 +22,14 @@ from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 from transformers.models.recurrent_gemma import modeling_recurrent_gemma as recurrent_gemma
 from transformers.models.zamba import modeling_zamba as zamba
 from transformers.models.zamba2 import modeling_zamba2 as zamba2
+
+
+def modeling(name):
+    """A modeling module of transformers, None where the installed version has none."""
+    try:
+        return import_module(f"transformers.models.{name}.modeling_{name}")
+    except ModuleNotFoundError:
+        return None
 
 
 class Case(NamedTuple):
@@ -171,20 +178,6 @@ CASES = {
                      "linear_decay": "bounded_sigmoid", "linear_lower_bound": -3.0},
         delta_names,
     ),
-    "bailing_hybrid": Case(
-        bailing.BailingHybridDeltaAttention,
-        config_of(bailing, "BailingHybridConfig", num_attention_heads=3, head_dim=6, kda_lower_bound=-2.0, **LAYERS),
-        "kimi_delta_attention",
-        KDA_SIZES | {"linear_decay": "bounded_sigmoid", "linear_lower_bound": -2.0},
-        delta_names,
-    ),
-    "bailing_softplus": Case(
-        bailing.BailingHybridDeltaAttention,
-        config_of(bailing, "BailingHybridConfig", num_attention_heads=3, head_dim=6, kda_safe_gate=False, **LAYERS),
-        "kimi_delta_attention",
-        KDA_SIZES,
-        delta_names,
-    ),
     "minimax": Case(
         minimax.MiniMaxLightningAttention,
         config_of(minimax, "MiniMaxConfig", num_attention_heads=3, head_dim=8, block_size=8, **LAYERS),
@@ -272,12 +265,34 @@ CASES = {
     "lfm2": Case(
         lfm2.Lfm2ShortConv, config_of(lfm2, "Lfm2Config", conv_bias=False, **LFM), "short_conv", {}, CONV_NAMES,
     ),
-    "lfm3": Case(
-        lfm3.Lfm3ShortConv, config_of(lfm3, "Lfm3Config", conv_bias=True, conv_L_cache=7, head_dim=10, **LFM),
-        "short_conv", {"linear_conv_kernel_dim": 7, "linear_bias": True, "linear_conv_bias": True}, CONV_NAMES,
-        left_padding=False,
-    ),
 }  # fmt: skip
+# Not in every supported version of transformers.
+if bailing := modeling("bailing_hybrid"):
+    BAILING = {"num_attention_heads": 3, "head_dim": 6, **LAYERS}
+    CASES |= {
+        "bailing_hybrid": Case(
+            bailing.BailingHybridDeltaAttention,
+            config_of(bailing, "BailingHybridConfig", kda_lower_bound=-2.0, **BAILING),
+            "kimi_delta_attention",
+            KDA_SIZES | {"linear_decay": "bounded_sigmoid", "linear_lower_bound": -2.0},
+            delta_names,
+        ),
+        "bailing_softplus": Case(
+            bailing.BailingHybridDeltaAttention,
+            config_of(bailing, "BailingHybridConfig", kda_safe_gate=False, **BAILING),
+            "kimi_delta_attention",
+            KDA_SIZES,
+            delta_names,
+        ),
+    }
+if lfm3 := modeling("lfm3"):
+    CASES |= {
+        "lfm3": Case(
+            lfm3.Lfm3ShortConv, config_of(lfm3, "Lfm3Config", conv_bias=True, conv_L_cache=7, head_dim=10, **LFM),
+            "short_conv", {"linear_conv_kernel_dim": 7, "linear_bias": True, "linear_conv_bias": True}, CONV_NAMES,
+            left_padding=False,
+        ),
+    }  # fmt: skip
 
 
 class Theirs:
@@ -306,5 +321,5 @@ class Theirs:
             return module(x, positions, None, use_cache=bool(cache))[0]
         if isinstance(module, minimax.MiniMaxLightningAttention):
             return module(x, None, mask, past_key_values=cache)[0]
-        name = "past_key_values" if isinstance(module, (lfm2.Lfm2ShortConv, lfm3.Lfm3ShortConv)) else "cache_params"
+        name = "past_key_values" if type(module).__name__.endswith("ShortConv") else "cache_params"
         return module(x, attention_mask=mask, **{name: cache})

@@ -60,7 +60,9 @@ FAMILIES = {
     ],
     "bailing_hybrid": [("BailingHybridAttention", {}, INTERLEAVED | UNRANKED | {"attn_output_gate": "headwise"})],
 }  # fmt: skip
-VARIANTS = [(name, number) for name, variants in FAMILIES.items() for number in range(len(variants))]
+VARIANTS = [
+    (name, number) for name, variants in FAMILIES.items() for number in range(len(variants)) if name in CONFIG_MAPPING
+]
 STEPS = ((0, 9), (9, 10), (10, 13), (13, 22), (22, 23))
 LENGTH, PADDED = 23, 4
 
