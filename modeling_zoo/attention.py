@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_bands import BandMask, attend_in_bands
 from .attention_gates import make_output_gate
-from .attention_interface import attend_one, eager_attention_forward, shares_reads
+from .attention_interface import attend_grouped, attend_one, eager_attention_forward, shares_keys, shares_reads
 from .half_precision import Linear
 from .norms import RMSNorm, make_qk_norm
 from .rotary import apply_rotary
@@ -103,6 +103,8 @@ class SoftmaxAttention(TokenMixer):
         special |= kwargs | {"dropout": self.attention_dropout if self.training else 0.0}
         if shares_reads(backend, query, key, **special):
             return attend_one(query, key, value, attention_mask, self.scaling), None
+        if shares_keys(backend, query, key, attention_mask, **special):
+            return attend_grouped(query, key, value, attention_mask, self.scaling), None
         return attention(
             self,
             query,

@@ -7,7 +7,7 @@ A `BandMask` is the rule instead; attention asks it for the block it is about to
 import torch
 
 # Queries per pass. More of them share a read of their keys, fewer compute less that is hidden.
-CPU_BLOCK, DEVICE_BLOCK = 256, 1024
+CPU_BLOCK, DEVICE_BLOCK = 128, 1024
 
 
 def query_block(device):

@@ -73,13 +73,36 @@ def attend_one(query, key, value, attention_mask, scaling):
     return output.reshape(batch, 1, heads, value.shape[-1])
 
 
+def attend_grouped(query, key, value, attention_mask, scaling):
+    """Attention of many queries, `[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → `[B, T, H, v]`, keys not repeated for
+    the heads that share them."""
+    shared = {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, **shared
+    )
+    return output.transpose(1, 2)
+
+
 def shares_reads(backend, query, key, dropout=0.0, position_bias=None, cache=None, **special):
     """Whether `attend_one` computes what `backend` would, and faster: on a CPU transformers reads the keys once per
     query head."""
     faster = (query.device.type == "cpu" and key.shape[1] < query.shape[1]) or wants_kernels(query)
-    one = query.shape[2] == 1 and faster
-    plain = position_bias is None and cache is None and not dropout and special.get("softcap") is None
-    return one and plain and backend == "sdpa" and special.get("s_aux") is None
+    return query.shape[2] == 1 and faster and _plain(backend, dropout, position_bias, cache, **special)
+
+
+def shares_keys(backend, query, key, attention_mask, dropout=0.0, position_bias=None, cache=None, **special):
+    """Whether `attend_grouped` computes what `backend` would, and faster: beside a mask transformers repeats the keys
+    for every query head."""
+    masked = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
+    masked = masked and attention_mask.shape[-1] == key.shape[2] and key.shape[1] < query.shape[1]
+    faster = masked and query.device.type == "cpu" and query.shape[2] > 1 and not torch.is_grad_enabled()
+    return faster and _plain(backend, dropout, position_bias, cache, **special)
+
+
+def _plain(backend, dropout=0.0, position_bias=None, cache=None, softcap=None, s_aux=None, **special):
+    """Whether torch's fused attention is asked for, and nothing it does not compute."""
+    plain = position_bias is None and cache is None and not dropout
+    return plain and backend == "sdpa" and softcap is None and s_aux is None
 
 
 # What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and

@@ -5,13 +5,18 @@ Canonical layout, [out, in] with the gate's rows before the up projection's:
     gate_up_proj [E, 2I, D]   gate_up_proj_bias [E, 2I]   down_proj [E, D, I]   down_proj_bias [E, D]
 """
 
+from functools import wraps
+
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.integrations.moe import use_experts_implementation
 
+from .half_precision import LEAST_PRODUCTS, linear, may_lift
 from .mlps import make_activation
+
+# Rows per expert from which lifting its matrices to float32 pays, and that share a lifted matrix.
+LEAST_SHARING, MOST_SHARING = 64, 512
 
 
 class ScaledSiLU(nn.Module):
@@ -69,7 +74,7 @@ class Experts(nn.Module):
 
     def linear(self, x, projection, expert):
         bias = getattr(self, f"{projection}_bias", None)
-        return F.linear(x, getattr(self, projection)[expert], None if bias is None else bias[expert])
+        return linear(x, getattr(self, projection)[expert], None if bias is None else bias[expert])
 
     def forward(self, hidden_states, top_k_index, top_k_weights):
         output = torch.zeros_like(hidden_states)
@@ -80,6 +85,31 @@ class Experts(nn.Module):
             result = self.linear(self.expand(hidden_states[token], expert), "down_proj", expert)
             result = result * top_k_weights[token, slot, None]
             output.index_add_(0, token, result.to(output.dtype))
+        return output
+
+    def lifts(self, hidden_states, top_k_index):
+        """Whether all experts in turn, their matrices in float32, are faster than products in groups."""
+        elsewhere = getattr(self, "_is_expert_parallel", False)
+        grouped = self.config._experts_implementation == "grouped_mm" and not elsewhere
+        many = top_k_index.numel() >= LEAST_SHARING * self.num_experts
+        large = LEAST_SHARING * self.down_proj[0].numel() >= LEAST_PRODUCTS
+        return grouped and many and large and may_lift(hidden_states)
+
+    def in_turn(self, hidden_states, top_k_index, top_k_weights):
+        """The same as in groups: rounded after each product, summed up in float32; some tokens at a time."""
+        output, slots = torch.empty_like(hidden_states), top_k_index.shape[1]
+        step = -(-MOST_SHARING * self.num_experts // slots)
+        for start in range(0, len(hidden_states), step):
+            tokens, weights = hidden_states[start : start + step], top_k_weights[start : start + step].flatten()
+            experts, order = top_k_index[start : start + step].flatten().sort()
+            total = torch.zeros(tokens.shape, dtype=torch.float32)
+            counts = torch.bincount(experts, minlength=self.num_experts).tolist()
+            for expert, rows in enumerate(order.split(counts)):
+                if len(rows) and expert < self.num_experts:
+                    here = rows // slots
+                    result = self.linear(self.expand(tokens[here], expert), "down_proj", expert)
+                    total.index_add_(0, here, (result * weights[rows, None]).to(output.dtype).float())
+            output[start : start + step] = total
         return output
 
 
@@ -116,12 +146,28 @@ class PlainProjection(Experts):
         return self.act_fn(self.linear(x, "up_proj", expert))
 
 
+def lifts_products(experts_class):
+    """Decorates a class that transformers' interface serves: where it says to multiply in groups, and this machine is
+    faster in float32, it does that."""
+    dispatched = experts_class.forward
+
+    @wraps(dispatched)
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        chosen = Experts.in_turn if self.lifts(hidden_states, top_k_index) else dispatched
+        return chosen(self, hidden_states, top_k_index, top_k_weights)
+
+    experts_class.forward = forward
+    return experts_class
+
+
 # What the interface needs to know about an experts class is fixed where it is decorated.
+@lifts_products
 @use_experts_implementation
 class GatedExperts(GatedProjection):
     """Gated experts without biases (Mixtral, DeepSeek-V3, Qwen3)."""
 
 
+@lifts_products
 @use_experts_implementation(has_bias=True)
 class GatedBiasExperts(GatedProjection):
     """Gated experts with biases (gpt-oss)."""
@@ -129,11 +175,13 @@ class GatedBiasExperts(GatedProjection):
     has_projection_bias = True
 
 
+@lifts_products
 @use_experts_implementation(has_gate=False)
 class PlainExperts(PlainProjection):
     """Experts without a gate (Nemotron 3)."""
 
 
+@lifts_products
 @use_experts_implementation(has_gate=False, has_bias=True)
 class PlainBiasExperts(PlainProjection):
     """Experts without a gate, with biases (Switch Transformer)."""

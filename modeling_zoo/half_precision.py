@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Rows and products from which lifting a matrix costs less than it saves. Numbers of a matrix and rows lifted at once:
-# what a core's cache holds, and enough rows for a tile to be lifted seldom.
-LEAST_ROWS, LEAST_PRODUCTS = 16, 2**24
-TILE, ROW_BLOCK = 2**19, 1024
+# Rows and products from which lifting a matrix costs less than it saves. Outputs and rows of a tile, and numbers of a
+# matrix lifted at once: what a core's cache holds, and enough rows for a tile to be lifted seldom.
+LEAST_ROWS, LEAST_PRODUCTS = 24, 2**24
+OUTPUTS, ROWS, MOST_LIFTED = 320, 1024, 2**21
 
 
 def is_emulated(dtype):
@@ -45,16 +45,16 @@ def lifted_linear(x, weight, bias=None):
     rows = x.reshape(-1, x.shape[-1])
     outputs, inputs = weight.shape
     output = x.new_empty(len(rows), outputs)
-    tile = min(max(1, TILE // inputs), outputs)
+    tile = min(max(1, MOST_LIFTED // inputs), OUTPUTS, outputs)
     lifted = torch.empty(tile, inputs, dtype=torch.float32)
     bias = None if bias is None else bias.float()
-    for start in range(0, len(rows), ROW_BLOCK):
-        block = rows[start : start + ROW_BLOCK].float()
+    for start in range(0, len(rows), ROWS):
+        block = rows[start : start + ROWS].float()
         for first in range(0, outputs, tile):
             last = min(first + tile, outputs)
             part = lifted[: last - first].copy_(weight[first:last])
             product = F.linear(block, part, None if bias is None else bias[first:last])
-            output[start : start + ROW_BLOCK, first:last] = product
+            output[start : start + ROWS, first:last] = product
     return output.view(*x.shape[:-1], outputs)
 
 

@@ -5,6 +5,19 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+# Numbers whose float32 forms a core's cache holds.
+BLOCK = 2**17
+
+
+def block_of_tokens(x):
+    """How many tokens of `x` `[B, T, ..., D]` to take at a time, None for all: a CPU waits for memory otherwise, and
+    the float32 forms of all of them would be several times `x`."""
+    if x.device.type != "cpu" or x.dim() < 3 or x.numel() <= 2 * BLOCK:
+        return None
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    return max(1, BLOCK * x.shape[1] // x.numel())
+
 
 class Norm(nn.Module):
     """Shared parameters of the norms: y = normalise(x) · (offset + weight) + bias over the last dimension of `shape`.
@@ -47,6 +60,13 @@ class RMSNorm(Norm):
     """
 
     def forward(self, x):
+        step = block_of_tokens(x)
+        if step is None:
+            return self.normalise(x)
+        return torch.cat([self.normalise(part) for part in x.split(step, dim=1)], dim=1)
+
+    def normalise(self, x):
+        """All of `x` at once."""
         x = x.to(self.weight.dtype) if self.narrow else x
         normed = x.float()
         normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + self.eps)

@@ -10,6 +10,7 @@ from families_experts import FAMILIES, SHARED, WIDTH, D, E, randomize, zoo_confi
 from torch import nn
 
 from configuration_zoo import fields_experts
+from modeling_zoo import experts, half_precision
 from modeling_zoo.experts import EXPERTS
 from modeling_zoo.sparse_mlp import COMBINATIONS, SHARED_EXPERTS, SparseMLP
 
@@ -263,6 +264,60 @@ def test_zero_experts_in_a_compiled_graph(name, monkeypatch):
     wanted = layer(hidden_states)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert distance(layer(hidden_states), wanted) < 2e-6
+
+
+@pytest.fixture
+def lifting(monkeypatch):
+    """A CPU that emulates bfloat16, whatever this one does, and every product large enough; the experts that ran."""
+    monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: dtype == torch.bfloat16)
+    for module, name in (
+        (half_precision, "LEAST_ROWS"),
+        (half_precision, "LEAST_PRODUCTS"),
+        (experts, "LEAST_SHARING"),
+    ):
+        monkeypatch.setattr(module, name, 1)
+    monkeypatch.setattr(experts, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(experts, "MOST_SHARING", 3)
+    ran, real = [], experts.Experts.in_turn
+    monkeypatch.setattr(experts.Experts, "in_turn", lambda self, *args: ran.append(len(args[0])) or real(self, *args))
+    return ran
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_experts_in_turn_equal_the_slow_reference(name, lifting):
+    layer = layer_of(name, "grouped_mm")
+    tokens, weights = torch.randn(40, layer.experts.hidden_dim), torch.rand(40, 2)
+    ids = torch.stack([torch.randperm(max(layer.num_experts, 2))[:2] for _ in range(40)]) % layer.num_experts
+    wanted = layer.experts(tokens, ids, weights)
+    assert not lifting
+    assert distance(layer.experts.in_turn(tokens, ids, weights), wanted) < 2e-6
+
+
+@pytest.mark.parametrize("name", ["gated", "gated_biases", "plain", "clamped", "identity_groups_gate"])
+def test_lifted_experts_are_the_grouped_ones_up_to_rounding(name, lifting):
+    flags = LAYERS[name] | {"router_dtype": "float32_linear"}
+    layer = randomize(SparseMLP(zoo_config("grouped_mm", **flags), 0)).eval()
+    for tensor in layer.state_dict().values():
+        tensor.copy_(tensor.bfloat16())
+    hidden_states = torch.randn(2, 40, D).bfloat16()
+    exact = slow.sparse_mlp(hidden_states, layer.state_dict(), layer.config)
+    lower(layer, "e_score_correction_bias")
+    assert distance(layer(hidden_states), exact) < 2**-6 and not lifting
+    with torch.no_grad():
+        assert distance(layer(hidden_states), exact) < 2**-6
+        assert len(lifting) == 1
+        layer.config._experts_implementation = "eager"
+        layer(hidden_states)
+    assert len(lifting) == 1
+
+
+@torch.no_grad()
+def test_an_id_past_the_last_is_nobodys_in_turn_either():
+    layer = layer_of("gated").experts
+    tokens, weights = torch.randn(4, D), torch.rand(4, 2)
+    ids = torch.tensor([[0, 3], [E, 3], [2, E], [E, E]])
+    torch.testing.assert_close(layer.in_turn(tokens, ids, weights), layer(tokens, ids, weights))
 
 
 def test_an_expert_id_past_the_last_is_nobodys():

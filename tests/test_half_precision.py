@@ -14,8 +14,8 @@ def emulated(monkeypatch):
     monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: True)
     monkeypatch.setattr(half_precision, "LEAST_ROWS", 3)
     monkeypatch.setattr(half_precision, "LEAST_PRODUCTS", 1)
-    monkeypatch.setattr(half_precision, "TILE", 7 * 19)
-    monkeypatch.setattr(half_precision, "ROW_BLOCK", 4)
+    monkeypatch.setattr(half_precision, "OUTPUTS", 7)
+    monkeypatch.setattr(half_precision, "ROWS", 4)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_small_products_and_processors_with_units_stay(monkeypatch):
     with torch.no_grad():
         monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: True)
         assert lifts(x, weight)
-        assert not lifts(x[:15], weight) and not lifts(x, weight[:16])
+        assert not lifts(x[:23], weight) and not lifts(x, weight[:16])
         monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: False)
         assert not lifts(x, weight)
     monkeypatch.undo()

@@ -15,6 +15,7 @@ from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.stablelm.modeling_stablelm import StableLmLayerNormPerHead
 
+import modeling_zoo.norms as norms
 from configuration_zoo import ZooConfig
 from modeling_zoo.norms import NORMS, QK_NORMS, LayerNorm, ProjectionLayerNorm, ProjectionRMSNorm, RMSNorm, make_norm
 from modeling_zoo.norms import make_qk_norm as make_qk
@@ -200,3 +201,18 @@ def test_the_norm_of_queries_and_keys_is_what_the_config_says(kind, scope, weigh
 def test_contradictions_are_refused_by_name(fields, named):
     with pytest.raises((ValueError, StrictDataclassError), match=named):
         ZooConfig(**SIZES, **fields)
+
+
+@pytest.mark.parametrize("norm_class, shape", [(RMSNorm, (20,)), (RMSNorm, (3, 8)), (ProjectionRMSNorm, (24,))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_tokens_at_a_time_is_all_at_once_to_the_last_bit(norm_class, shape, dtype, monkeypatch):
+    norm = randomize(norm_class(shape, EPS)).to(dtype)
+    x = torch.randn(2, 29, 3, 8).to(dtype) if shape != (20,) else torch.randn(2, 29, 20).to(dtype)
+    calls, real = [], RMSNorm.normalise
+    monkeypatch.setattr(RMSNorm, "normalise", lambda self, part: calls.append(part.shape[1]) or real(self, part))
+    expected = norm(x)
+    monkeypatch.setattr(norms, "BLOCK", 200)
+    assert torch.equal(norm(x), expected) and calls == [29, 29]
+    with torch.no_grad():
+        assert torch.equal(norm(x), expected)
+        assert len(calls) > 5 and sum(calls[2:]) == 29
