@@ -129,7 +129,8 @@ def cache_sizes(model) -> list[tuple[int, int]]:
 
 
 def filled_cache(model, length: int) -> list[int]:
-    """Bytes of each layer's cache after `length` tokens; a layer is fed alone, as sizes do not depend on its input."""
+    """Bytes of each layer's cache after `length` tokens; a layer is fed alone, as sizes do not depend on its input, and
+    for all that are alike one is."""
     import torch
     from transformers import DynamicCache
 
@@ -144,13 +145,33 @@ def filled_cache(model, length: int) -> list[int]:
         if model.config.indexer_types is not None:
             context["shared_indices"] = SharedIndices()
         biases, keys = model.model.position_biases(hidden_states, {}, None), model.model.mask_keys
-        for index, layer in enumerate(model.model.layers):
+        first = first_alike(model)
+        for index in sorted(set(first)):
+            layer = model.model.layers[index]
             if hasattr(layer, "self_attn"):
                 layer.self_attn(hidden_states, position_bias=biases.get(keys[index]), **context)
             if index in model.config.shared_block_layers:
                 shared = model.model.shared_blocks.context(index, hidden_states)["shared_block"]
                 shared(hidden_states, hidden_states, layer.adapters, layer_idx=index, **context)
-    return [held_bytes(layer) for layer in cache.layers]
+    return [held_bytes(cache.layers[index]) for index in first]
+
+
+def first_alike(model) -> list[int]:
+    """For each layer the first one whose cache is of the same kind: same word, mixer, settings and parameters.
+
+    Itself where layers read each other's caches or differ in fields.
+    """
+    config, first = model.config, {}
+    if config.is_heterogeneous or config.num_kv_shared_layers or config.indexer_types is not None:
+        return list(range(config.num_hidden_layers))
+    kinds = []
+    for index, layer in enumerate(model.model.layers):
+        settings = getattr(getattr(layer, "self_attn", None), "settings", None)
+        shapes = tuple((name, weight.shape) for name, weight in layer.named_parameters())
+        word, mixer, shared = config.layer_types[index], config.mixer_types[index], index in config.shared_block_layers
+        kinds.append((word, mixer, shared, repr(settings), shapes))
+        first.setdefault(kinds[-1], index)
+    return [first[kind] for kind in kinds]
 
 
 def held_bytes(holder) -> int:

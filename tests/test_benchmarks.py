@@ -1,8 +1,6 @@
 """The benchmarks run and say what they should; times are nobody's business here."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,9 +26,8 @@ def run(capsys):
     return run
 
 
-def test_without_a_command_the_cases_are_listed():
-    line = [sys.executable, "-m", "benchmarks"]
-    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_without_a_command_the_cases_are_listed(run):
+    found = run()
     for case in cases.CASES:
         assert any(line.split()[:2] == [case.kind, case.case] for line in found.splitlines())
 

@@ -119,6 +119,7 @@ def test_foreign_code_is_refused_without_the_flag(zoo, copy):
     assert code == 1 and "--trust-remote-code" in err and err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_trusted_code_is_the_folders_own(copy):
     """In a process of its own: an earlier import of modeling_zoo would win over the folder."""
     with open(copy / "modeling_zoo.py", "a") as file:

@@ -9,6 +9,7 @@ import torch
 import transformers
 from random_models import build, parameters_at_work, their_class_config
 from safetensors.torch import load_file
+from samples import only
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -28,9 +29,14 @@ LEAKS_PADDING = {("lfm2", 1), ("lfm2_moe", 1), ("recurrent_gemma", 0), ("recurre
 # Families whose own class loses more digits in float32 than the tolerance has (1 - a² near a = 1): theirs in float64.
 LOSES_DIGITS = {"recurrent_gemma"}
 VARIANTS = [(name, index) for name in known_families() for index in range(len(family_of(name).tiny))]
+FIRST = [variant for variant in VARIANTS if variant[1] == 0]
+# One for each way to lay out tensors: by name, transposed, with an offset, stacked, absorbed, with a state.
+LAYOUTS = ("llama", "gpt2", "gemma", "mixtral", "deepseek_v3", "qwen3_next")
+# The deepest take seconds to build, and repeat their layers.
+DEEPEST = 32
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda variant: f"{variant[0]}-{variant[1]}")
+@pytest.fixture(params=only(FIRST, VARIANTS), ids=lambda variant: f"{variant[0]}-{variant[1]}")
 def variant(request):
     name, index = request.param
     family = family_of(name)
@@ -70,7 +76,7 @@ def batch(vocab_size, padding=4):
 
 
 def greedy(model, inputs):
-    return model.generate(**inputs, max_new_tokens=10, do_sample=False, pad_token_id=0)
+    return model.generate(**inputs, max_new_tokens=7, do_sample=False, pad_token_id=0)
 
 
 def test_logits_tokens_and_the_way_back(variant, tmp_path):
@@ -95,9 +101,10 @@ def test_logits_tokens_and_the_way_back(variant, tmp_path):
     assert (found - expected).abs().max() <= RELATIVE * expected.abs().max()
     assert torch.equal(greedy(ours, inputs), greedy(theirs, inputs))
 
-    straight = load(source)
-    for key, tensor in ours.state_dict().items():
-        assert torch.equal(straight.state_dict()[key], tensor), key
+    if name in LAYOUTS:
+        straight = load(source).state_dict()
+        for key, tensor in ours.state_dict().items():
+            assert torch.equal(straight[key], tensor), key
 
     convert(zoo, back, to=name, max_shard_size=size, progress=False)
     assert_same_tensors(tensors_of(back), tensors_of(source))
@@ -111,7 +118,7 @@ def test_logits_tokens_and_the_way_back(variant, tmp_path):
         pytest.param(torch.float16, id="float16", marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("name", [name for name in known_families() if family_of(name).tiny])
+@pytest.mark.parametrize("name", only(LAYOUTS, [name for name in known_families() if family_of(name).tiny]))
 def test_half_precision_is_preserved(name, dtype, tmp_path):
     family = family_of(name)
     theirs = build(their_class_config(name, family, family.tiny[-1]), family, dtype)
@@ -127,7 +134,7 @@ def test_half_precision_is_preserved(name, dtype, tmp_path):
 
 @pytest.mark.parametrize(
     "variant",
-    [pytest.param(variant, marks=[pytest.mark.long] if variant[1] else []) for variant in VARIANTS],
+    only([(name, 0) for name in LAYOUTS], VARIANTS),
     indirect=True,
     ids=lambda variant: f"{variant[0]}-{variant[1]}",
 )
@@ -167,7 +174,8 @@ def public_configs():
         if "model_type" not in raw and class_name:
             raw["model_type"] = class_name.removesuffix("Config").lower()
         if file_name(raw.get("model_type") or "") in known:
-            yield pytest.param(raw, id=path.stem)
+            deep = raw.get("text_config", raw).get("num_hidden_layers", 0) > DEEPEST
+            yield pytest.param(raw, id=path.stem, marks=[pytest.mark.long] if deep else [])
 
 
 @pytest.mark.parametrize("raw", public_configs())

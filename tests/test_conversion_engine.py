@@ -564,6 +564,7 @@ def test_command_there_and_back(llama, tmp_path, capsys):
     assert_same_tensors(tensors_of(tmp_path / "back"), tensors_of(source))
 
 
+@pytest.mark.long
 def test_command_runs_from_the_repository_root(llama, tmp_path):
     arguments = [sys.executable, "-m", "conversion", str(llama[0]), str(tmp_path / "zoo")]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)

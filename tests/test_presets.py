@@ -3,6 +3,7 @@
 import pytest
 import torch
 from random_models import randomize
+from samples import every
 from transformers import T5Config, T5ForConditionalGeneration
 
 from configuration_zoo import ZooConfig
@@ -14,7 +15,7 @@ def count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name, entry in PRESETS.items() if entry.parameters])
+@pytest.mark.parametrize("name", every(2, [name for name, entry in PRESETS.items() if entry.parameters]))
 def test_parameter_count_is_the_published_one(name):
     with torch.device("meta"):
         model = ZooForCausalLM(ZooConfig.preset(name))

@@ -196,6 +196,7 @@ def test_a_pushed_folder_loads_with_other_versions(version, hub, zoo, converted,
 # -- zoo push -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_command_pushes_a_folder_that_loads_anywhere(hub, zoo, converted, tmp_path):
     code, out, err = zoo("push", converted, "user/stories", "--json")
     assert (code, err) == (0, "")

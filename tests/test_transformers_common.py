@@ -133,6 +133,12 @@ class Common(common.ModelTesterMixin, TrainingTesterMixin):
 
 class PlainTest(Common, unittest.TestCase):
     variant = "plain"
+    all_model_classes = (ZooModel, ZooForCausalLM)
+
+
+@pytest.mark.long
+class HeadsTest(Common, unittest.TestCase):
+    variant = "plain"
 
 
 @pytest.mark.long
