@@ -5,6 +5,8 @@
 The number is `num_items_in_batch` where the caller counts the targets of a whole accumulated batch.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +22,7 @@ def logits_and_loss(model, hidden_states, labels, logits_to_keep, chunk_size, kw
     None.
 
     `kwargs` are those of the call: `num_items_in_batch`, `shift_labels` and `ignore_index` count. Raises ValueError for
-    a chunked loss on a model with a loss function of the caller's own.
+    a chunked loss on a model with a loss function of the caller's own, and for one with logits over FSDP2.
     """
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     if labels is None or not chunk_size or not model.training:
@@ -32,6 +34,11 @@ def logits_and_loss(model, hidden_states, labels, logits_to_keep, chunk_size, kw
             "model was given: leave one of them out."
         )
     everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
+    if not everything and gathered_by_fsdp(model.lm_head):
+        raise ValueError(
+            f"loss_chunk_size={chunk_size} with logits_to_keep={logits_to_keep} calls the head twice, which none that "
+            "FSDP2 shards can take: leave logits_to_keep out."
+        )
     logits = None if everything else shape_logits(model.lm_head(hidden_states[:, keep, :]), model.config)
     return logits, chunked_loss(model.lm_head, hidden_states, labels, model.config, chunk_size, kwargs)
 
@@ -71,7 +78,9 @@ def chunked_loss(head, hidden_states, labels, config, chunk_size, kwargs):
     """The same loss from hidden states `[B, T, D]`, `chunk_size` target tokens at a time.
 
     The gradient is taken chunk by chunk in the forward pass, so that no logits outlive their chunk; where the head is
-    more than its own parameters (sharded weights, hooks) each chunk is computed again in the backward pass instead.
+    more than its own parameters (sharded weights, hooks) each chunk is computed again in the backward pass instead. All
+    chunks are one call of a head that FSDP2 gathers: ranks have different numbers of them. Raises ValueError for a head
+    that tensor parallelism splits besides.
     """
     targets, ignored = next_tokens(labels, kwargs)
     targets = targets.reshape(-1).to(hidden_states.device)
@@ -79,28 +88,65 @@ def chunked_loss(head, hidden_states, labels, config, chunk_size, kwargs):
     number = count_targets(targets, ignored, kwargs)
     rows, targets = hidden_states.reshape(-1, hidden_states.shape[-1])[counted], targets[counted]
 
-    def chunk_sum(states, wanted):
-        logits = shape_logits(head(states), config).float()
-        total = F.cross_entropy(logits, wanted.to(logits.device), reduction="sum")
-        if config.output_z_loss_coef:
-            everyone = torch.ones_like(wanted, dtype=torch.bool, device=logits.device)
-            total = total + config.output_z_loss_coef * log_normalizer_squares(logits, everyone)
-        return total
+    def total(rows, apply, alone):
+        chunk_sum = partial(sum_of_chunk, apply, config)
+        if torch.is_grad_enabled() and alone:
+            learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
+            return SumOverChunks.apply(rows, targets, chunk_sum, chunk_size, *learned)
+        # A sum of nothing, but one with a gradient: a batch may be all prompt.
+        found = rows[:0].float().sum()
+        for states, wanted in zip(rows.split(chunk_size), targets.split(chunk_size), strict=True):
+            found = found + checkpoint(chunk_sum, states, wanted, use_reentrant=False).to(found.device)
+        return found
 
-    if torch.is_grad_enabled() and acts_alone(head):
-        learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        return SumOverChunks.apply(rows, targets, chunk_sum, chunk_size, *learned) / number
-    # A sum of nothing, but one with a gradient: a batch may be all prompt.
-    total = rows[:0].float().sum()
-    for states, wanted in zip(rows.split(chunk_size), targets.split(chunk_size), strict=True):
-        total = total + checkpoint(chunk_sum, states, wanted, use_reentrant=False).to(total.device)
-    return total / number
+    if gathered_by_fsdp(head):
+        return within_one_call(head, rows, total) / number
+    return total(rows, head, acts_alone(head)) / number
+
+
+def sum_of_chunk(apply, config, states, targets):
+    """Σ over targets `[n]` of cross entropy and z-loss from states `[n, D]`."""
+    logits = shape_logits(apply(states), config).float()
+    total = F.cross_entropy(logits, targets.to(logits.device), reduction="sum")
+    if config.output_z_loss_coef:
+        everyone = torch.ones_like(targets, dtype=torch.bool, device=logits.device)
+        total = total + config.output_z_loss_coef * log_normalizer_squares(logits, everyone)
+    return total
+
+
+def gathered_by_fsdp(head):
+    """Whether FSDP2 shards the head: it gathers and scatters around each call of it."""
+    return hasattr(type(head), "set_requires_gradient_sync")
+
+
+def within_one_call(head, rows, compute):
+    """compute(rows, the head's own forward, whether it acts alone) in place of that forward."""
+    own, held = head.forward, "forward" in vars(head)
+
+    def forward(rows):
+        if is_sharded(head):
+            raise ValueError(
+                "loss_chunk_size does not go with a head that is tensor-parallel and sharded by FSDP: leave it out."
+            )
+        return compute(rows, own, not any(has_hooks(module) for module in head.modules() if module is not head))
+
+    head.forward = forward
+    try:
+        return head(rows)
+    finally:
+        if held:
+            head.forward = own
+        else:
+            del head.forward
+
+
+def is_sharded(head):
+    return any(hasattr(parameter, "to_local") for parameter in head.parameters())
 
 
 def acts_alone(head):
     """Whether calling the head depends on nothing but its parameters, all of them plain tensors."""
-    sharded = any(hasattr(parameter, "to_local") for parameter in head.parameters())
-    return not sharded and not any(has_hooks(module) for module in head.modules())
+    return not is_sharded(head) and not any(has_hooks(module) for module in head.modules())
 
 
 class SumOverChunks(torch.autograd.Function):

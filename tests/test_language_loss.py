@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,10 +228,60 @@ def test_coefficients_are_checked(field):
             ZooConfig(**SIZES, **{field: 0.1})
 
 
+def launch(folder, *arguments):
+    """Two ranks of fsdp_loss_worker.py, and what each found."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "127.0.0.1:0", str(Path(__file__).with_name("fsdp_loss_worker.py")), str(folder)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(folder / f"found{rank}.pt") for rank in (0, 1)]
+    return [
+        ([(SimpleNamespace(**outputs), gradients) for outputs, gradients in found], refused) for found, refused in ranks
+    ]
+
+
+def make_batches(model, folder):
+    """A folder of the model, and two batches beside it: one of 32 targets, one of 2, which are a single chunk."""
+    model.save_pretrained(folder)
+    rows = torch.randint(0, 60, (2, 1, 33))
+    batches = [(rows[0], rows[0].clone()), (rows[1], rows[1].clone())]
+    batches[1][1][:, :-2] = -100
+    torch.save(batches, folder / "batches.pt")
+    return batches
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["everything", "tied", "experts"])
+def test_a_chunked_loss_over_fsdp(name, tmp_path):
+    """Each rank has its own number of chunks; gradients are the mean of both ranks', step by step."""
+    model = make(**HEADS[name])
+    batches = make_batches(model, tmp_path)
+    first, second = (step(model, tokens, labels=labels) for tokens, labels in batches)
+    mean = {key: (gradient + second[1][key]) / 2 for key, gradient in first[1].items()}
+    for (outputs, _), (results, refused) in zip((first, second), launch(tmp_path), strict=True):
+        for found in results:
+            assert_same_step(found, (outputs, mean))
+        assert [found.logits is None for found, _ in results] == [True, True, False]
+        # Tied, the head is no unit of its own.
+        assert (name == "tied" and refused is None) or "logits_to_keep=2 calls the head twice" in refused
+
+
+@pytest.mark.long
+def test_a_chunked_loss_over_tensor_parallel_ranks(tmp_path):
+    """The vocabulary is split: each chunk's logits are gathered, in the backward pass once more."""
+    model = make(vocab_size=68, num_attention_heads=4, num_key_value_heads=4, output_z_loss_coef=0.03)
+    tokens, labels = make_batches(model, tmp_path)[0]
+    expected = step(model, tokens, labels=labels)
+    for results, refused in launch(tmp_path, "2"):
+        assert refused is None
+        for found in results:
+            assert_same_step(found, expected)
+
+
 @pytest.mark.long
 def test_memory_of_a_step():
-    """The benchmark's own numbers at a third of its size; at its full size the share is smaller still."""
-    command = [sys.executable, "benchmarks/loss.py", "--vocabulary", "64000", "--tokens", "1024", "--threads", "1"]
+    """The benchmark's own numbers."""
+    command = [sys.executable, "benchmarks/loss.py", "--vocabulary", "128000", "--tokens", "2048", "--threads", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
