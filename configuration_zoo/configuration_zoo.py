@@ -23,9 +23,11 @@ from .fields_per_layer_input import PerLayerInputFields
 from .fields_position import LEGACY_ROPE_KEYS, PositionFields
 from .fields_shared_blocks import SharedBlockFields
 from .fields_training import TrainingFields
+from .layer_words import teach_layer_words
 from .parallel_plans import ParallelPlans
 
 logger = logging.get_logger(__name__)
+teach_layer_words()
 
 # How alike (difflib's ratio) an unknown key of a file and a field must be for the key to be a misspelling.
 MISSPELT = 0.85

@@ -1,11 +1,12 @@
 """Which cache layer a layer of the model gets: better ones in the place of transformers' own.
 
 `upgrade_cache` keeps transformers' cache object, vocabulary and every promise of its layers; the layers it puts in hold
-the same tokens in storage that is not copied for every token. Nothing is registered: other models are not touched.
+the same tokens in storage that is not copied for every token. No layer is replaced for other models.
 """
 
 import copy
 
+from transformers import cache_utils
 from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicIndexedLayer,
@@ -69,6 +70,15 @@ QUANTIZED_LAYERS = {
 
 # What `cache_config` calls them.
 BACKEND = "int8"
+
+
+def teach_indexed_layers():
+    """A transformers before 5.19, which makes these layers for another word, learns ours; newer ones know it."""
+    for table, layer in (("DYNAMIC", DynamicIndexedLayer), ("STATIC", StaticIndexedLayer)):
+        getattr(cache_utils, f"{table}_LAYER_TYPE_MAPPING", {}).setdefault("indexed_attention", layer)
+
+
+teach_indexed_layers()
 
 
 def upgrade_cache(cache, config, quantized=False):

@@ -247,14 +247,14 @@ def test_heads_expanded_a_few_at_a_time(flags, padding, monkeypatch):
     """The last group of heads is smaller than the others."""
     monkeypatch.setattr(latent_attention, "MOST_EXPANDED", 4 * 2 * 23 * 24)
     expanded = []
-    real = latent_attention.LatentAttention.expand
+    real = latent_attention.LatentAttention.per_head
 
     def watched(self, *args, **kwargs):
         key, value = real(self, *args, **kwargs)
         expanded.append(key.shape[1])
         return key, value
 
-    monkeypatch.setattr(latent_attention.LatentAttention, "expand", watched)
+    monkeypatch.setattr(latent_attention.LatentAttention, "per_head", watched)
     monkeypatch.setattr(sparse_attention.IndexedAttention, "gatherable", lambda *args, **kwargs: None)
     compare(flags, 23, padding)
     groups = [3] if flags.get("num_key_value_heads") == 3 else [4, 2]

@@ -350,7 +350,7 @@ def test_a_decoded_token_reads_latents_only(monkeypatch):
     tokens, _ = inputs()
     with torch.no_grad():
         model(tokens[:, :9], past_key_values=cache)
-        monkeypatch.setattr(latent_attention.LatentAttention, "expand", lambda *args: pytest.fail("expanded"))
+        monkeypatch.setattr(latent_attention.LatentAttention, "per_head", lambda *args: pytest.fail("expanded"))
         model(tokens[:, 9:10], past_key_values=cache)
         model(tokens[:, 10:13], past_key_values=cache)
 
