@@ -3,11 +3,14 @@
     python benchmarks/recurrences.py                                  every case at full size, one thread and two
     python benchmarks/recurrences.py --case kda --tokens 512          one of them, shorter
     python benchmarks/recurrences.py --case step-gdn step-kda step-ssd --rounds 200
+    python benchmarks/recurrences.py --memory --write                 and a table in benchmarks/results/recurrences.md
 
 The same random inputs for both, turns alternate, medians count, and the largest relative difference of the outputs is
 printed. transformers' side is what its models run without the kernels of flash-linear-attention and mamba-ssm: the
 chunked functions for a prompt (of Kimi Linear for KDA, in chunks of 64; of Mamba-2 for SSD, in chunks of 256), the
-recurrent ones for a token. Memory is what a prompt of twice as many tokens needs, against that of the prompt.
+recurrent ones for a token. A step is what a layer does with its state for one token: read it from its cache, length one
+for queries and keys, recurrence, put it back; a turn is 16 tokens, one after the other. Memory is what a prompt of
+twice as many tokens needs, against that of the prompt.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from pathlib import Path
 
 import torch
 from transformers import DynamicCache, Mamba2Config, Mamba2ForCausalLM
+from transformers.cache_utils import LinearAttentionLayer
 from transformers.models.kimi_linear import modeling_kimi_linear as kimi
 from transformers.models.mamba2 import modeling_mamba2 as mamba2
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
@@ -28,6 +32,8 @@ from transformers.utils import logging
 import conversion
 from benchmarks.measuring import difference, in_turns, peak_memory
 from benchmarks.models import pair
+from benchmarks.recurrence_results import RESULTS, show, write
+from modeling_zoo.cache_recurrent import RecurrentLayer
 from modeling_zoo.caches import upgrade_cache
 from modeling_zoo.recurrences import delta_rule
 from modeling_zoo.state_space import state_space_duality
@@ -35,6 +41,8 @@ from modeling_zoo.state_space import state_space_duality
 HEADS, WIDTH = 16, 128
 # Mean of the logarithm of the decay per token.
 STRONG, MILD = 1.3, 0.03
+# Tokens of a turn where each takes less than a millisecond.
+STEPS = 16
 MAMBA2 = {
     "vocab_size": 512, "hidden_size": 1024, "num_hidden_layers": 8, "num_heads": 32, "head_dim": 64, "state_size": 128,
     "n_groups": 1,
@@ -44,11 +52,13 @@ SMALL_MAMBA2 = {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4, "head
 
 @dataclass
 class Case:
-    """`build(options)` -> {side: a call that returns outputs}; the ratio transformers / zoo that is to be reached."""
+    """`build(options)` -> {side: a call that returns outputs}; the ratio transformers / zoo that is to be reached; how
+    many tokens a call of a step takes, one after the other."""
 
     build: Callable
     bar: float | None = None
     rounds: int = 3
+    steps: int = 1
 
 
 def random_inputs(tokens: int, options, decay: float, per_channel: bool = False) -> dict[str, torch.Tensor]:
@@ -62,25 +72,66 @@ def random_inputs(tokens: int, options, decay: float, per_channel: bool = False)
     return inputs
 
 
-def delta(module_function: Callable, decay: float, per_channel: bool = False, step: bool = False) -> Callable:
-    """The gated delta rule over a prompt, or over one token behind a state."""
+def delta(module_function: Callable, decay: float, per_channel: bool = False) -> Callable:
+    """The gated delta rule over a prompt."""
 
     def build(options) -> dict[str, Callable]:
-        inputs = random_inputs(1 if step else options.tokens, options, decay, per_channel)
-        heads, width = inputs["key"].shape[2:]
-        states = [torch.randn(1, heads, width, width, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
-        theirs = {"initial_state": states[0] if step else None, "output_final_state": True}
+        inputs = random_inputs(options.tokens, options, decay, per_channel)
         ours = [inputs[name] for name in ("query", "key", "value", "beta", "g")]
+        arguments = {"initial_state": None, "output_final_state": True, "use_qk_l2norm_in_kernel": True}
+        return {
+            "transformers": lambda: module_function(**inputs, **arguments)[0],
+            "zoo": lambda: delta_rule(*ours, normalize=True)[0],
+        }
 
-        def transformers():
-            output, theirs_after = module_function(**inputs, **theirs, use_qk_l2norm_in_kernel=True)
-            if step:
-                theirs["initial_state"] = theirs_after
+    return build
+
+
+def cache_layer(kind: type, state: torch.Tensor):
+    """A cache layer of either side that holds a copy of `state`."""
+    layer = kind()
+    layer.update_recurrent_state(state.clone())
+    layer.has_previous_state[0] = True
+    return layer
+
+
+def repeated(step: Callable) -> Callable:
+    """`step`, `STEPS` times; gives the output of the last."""
+
+    def turn() -> torch.Tensor:
+        for _ in range(STEPS):
+            output = step()
+        return output
+
+    return turn
+
+
+def delta_step(module_function: Callable, decay: float, per_channel: bool = False) -> Callable:
+    """The gated delta rule over one token behind a state, which comes from a cache and goes back there."""
+
+    def build(options) -> dict[str, Callable]:
+        inputs = random_inputs(1, options, decay, per_channel)
+        # Parts of one tensor, as behind the convolution of a mixer.
+        sizes = [inputs[name].shape[2:].numel() for name in ("query", "key", "value")]
+        mixed = torch.cat([inputs[name].flatten(2) for name in ("query", "key", "value")], dim=-1).split(sizes, dim=-1)
+        shape = inputs["key"].shape
+        inputs |= {name: part.view(shape) for name, part in zip(("query", "key", "value"), mixed, strict=True)}
+        ours = [inputs[name] for name in ("query", "key", "value", "beta", "g")]
+        state = torch.randn(1, shape[2], shape[3], shape[3], generator=torch.Generator().manual_seed(1))
+        theirs, own = cache_layer(LinearAttentionLayer, state), cache_layer(RecurrentLayer, state)
+        arguments = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
+
+        def transformers() -> torch.Tensor:
+            output, after = module_function(**inputs, initial_state=theirs.recurrent_states[0], **arguments)
+            theirs.update_recurrent_state(after)
             return output
 
-        # A state that is given is written into, as in a cache.
-        zoo = lambda: delta_rule(*ours, states[1] if step else None, normalize=True)[0]  # noqa: E731
-        return {"transformers": transformers, "zoo": zoo}
+        def zoo() -> torch.Tensor:
+            output, after = delta_rule(*ours, own.recurrent_states[0], normalize=True)
+            own.update_recurrent_state(after, num_tokens=1)
+            return output
+
+        return {"transformers": repeated(transformers), "zoo": repeated(zoo)}
 
     return build
 
@@ -112,10 +163,11 @@ def duality(step: bool = False) -> Callable:
             )
             return output[:, None]
 
+        # Both write into the state they are given, which is the cache's.
         def zoo():
             return state_space_duality(x, time_step, rates, write, read, skip, states[1] if step else None)[0]
 
-        return {"transformers": token if step else prompt, "zoo": zoo}
+        return {"transformers": repeated(token), "zoo": repeated(zoo)} if step else {"transformers": prompt, "zoo": zoo}
 
     return build
 
@@ -162,9 +214,9 @@ CASES = {
     "gdn-mild": Case(delta(qwen3_next.torch_chunk_gated_delta_rule, MILD), 1.0),
     "kda": Case(delta(kimi.chunk_kimi_delta_attention, MILD, per_channel=True), 8.0),
     "ssd": Case(duality(), 2.0),
-    "step-gdn": Case(delta(qwen3_next.torch_recurrent_gated_delta_rule, MILD, step=True), 4.0, 100),
-    "step-kda": Case(delta(kimi.recurrent_kimi_delta_attention, MILD, per_channel=True, step=True), 4.0, 100),
-    "step-ssd": Case(duality(step=True), 4.0, 100),
+    "step-gdn": Case(delta_step(qwen3_next.torch_recurrent_gated_delta_rule, MILD), 4.0, 50, STEPS),
+    "step-kda": Case(delta_step(kimi.recurrent_kimi_delta_attention, MILD, per_channel=True), 4.0, 50, STEPS),
+    "step-ssd": Case(duality(step=True), 4.0, 50, STEPS),
     "decode-qwen3-next": Case(decoding(qwen3_next_pair), 1.1, 30),
     "decode-mamba2": Case(decoding(mamba2_pair), 1.1, 30),
 }
@@ -195,26 +247,11 @@ def measure(name: str, options) -> dict:
         times, outputs = in_turns(sides, options.rounds or (1 if options.small else case.rounds))
         error = difference(outputs["zoo"], outputs["transformers"])
         ratio = times["transformers"] / times["zoo"]
-        results["threads"][threads] = {"ratio": ratio, "seconds": times, "difference": error}
+        seconds = {side: taken / case.steps for side, taken in times.items()}
+        results["threads"][threads] = {"ratio": ratio, "seconds": seconds, "difference": error}
     if name in PROMPTS and options.memory:
         results["memory"] = memory_of(case, options)
     return results
-
-
-def show(one: dict) -> str:
-    """A measurement as lines for people."""
-    lines = [f"{one['case']}" + (f", to be reached {one['bar']:g}" if one["bar"] else "")]
-    for threads, found in one["threads"].items():
-        theirs, ours = (1e3 * found["seconds"][side] for side in ("transformers", "zoo"))
-        lines.append(
-            f"  threads {threads}: ratio {found['ratio']:.2f}, transformers {theirs:.3f} ms, zoo {ours:.3f} ms, "
-            f"largest relative difference {found['difference']:.1e}"
-        )
-    for side, held in one.get("memory", {}).items():
-        if None not in held:
-            text = " and ".join(f"{size / 2**20:,.0f} MiB" for size in held)
-            lines.append(f"  memory of a prompt and of one twice as long, {side}: {text}")
-    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -226,12 +263,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--memory", action="store_true", help="measure that of prompts too")
     parser.add_argument("--small", action="store_true", help="every size small: whether it runs, not how fast")
     parser.add_argument("--json", action="store_true", help="one JSON object per case instead of lines")
+    parser.add_argument("--write", nargs="?", const=RESULTS, type=Path, help="keep all in a table in this folder")
     options = parser.parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     for name in options.case:
         found = measure(name, options)
         print(json.dumps(found) if options.json else show(found), flush=True)
+        if options.write is not None:
+            write(options.write, found, list(CASES))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The norm and the gate on the output of a recurrence."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -38,7 +39,7 @@ class GatedRMSNorm(nn.Module):
 
     def _normalise(self, states, dtype):
         grouped = states.unflatten(-1, (-1, self.width))
-        grouped = grouped * torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)
+        grouped = F.rms_norm(grouped, (self.width,), eps=self.eps)
         weight = self.weight.view(-1, self.width)
         grouped = grouped * weight.float() if self.keeps_float32 else weight * grouped.to(dtype)
         return grouped.flatten(-2)

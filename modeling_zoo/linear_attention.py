@@ -4,8 +4,6 @@ q, k, v = act(conv(W x))    g = decay(a x)    β = sigmoid(b x)    o = recurrenc
 y = W_o (norm(o) · act(gate(x)))
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -63,8 +61,8 @@ class LinearAttention(RecurrentMixer):
         if self.decay is None:
             return
         per_channel = settings.decay_granularity == "channel"
-        self.decay_shape = (self.heads, settings.key_head_dim) if per_channel else (self.heads,)
-        width = math.prod(self.decay_shape)
+        self.decay_width = settings.key_head_dim if per_channel else None
+        width = self.heads * (self.decay_width or 1)
         self.a_proj = make_projection(config.hidden_size, width, settings.decay_rank)
         dtype = torch.float32 if settings.float32_parameters else None
         self.dt_bias = nn.Parameter(torch.zeros(width, dtype=dtype))
@@ -88,9 +86,12 @@ class LinearAttention(RecurrentMixer):
             return -self.slopes.expand(*hidden_states.shape[:2], self.heads)
         if self.decay is None:
             return None
-        projected = self.a_proj(hidden_states).float().unflatten(-1, self.decay_shape)
-        rate = None if self.A_log is None else self.A_log.float().view(-1, *[1] * (len(self.decay_shape) - 1))
-        log_decay = self.decay(projected, rate, self.dt_bias.float().view(self.decay_shape), self.settings)
+        projected, bias = self.a_proj(hidden_states).float(), self.dt_bias.float()
+        rate = None if self.A_log is None else self.A_log.float()
+        if self.decay_width is not None:
+            projected, bias = (x.unflatten(-1, (self.heads, self.decay_width)) for x in (projected, bias))
+            rate = None if rate is None else rate.unsqueeze(-1)
+        log_decay = self.decay(projected, rate, bias, self.settings)
         return log_decay.to(hidden_states.dtype) if self.settings.decay_dtype == "activation" else log_decay
 
     def beta(self, hidden_states, rows):

@@ -110,57 +110,57 @@ def _in_segments(chunked, query, key, value, beta, log_decay, state, chunk_size)
     return torch.cat(outputs, dim=1), state.unflatten(0, (batch, heads))
 
 
-def _one_token(query, key, value, beta, log_decay, state):
-    """Rows q and k `[B·H, 2, K]`, v `[B·H, 1, V]`, beta `[B·H, 1, 1]` or None, and S `[B·H, K, V]` after its decay.
+# A single token. On a CPU every call counts here, those that only look at a tensor in another shape too.
 
-    On a CPU every call counts here, those that change nothing too.
-    """
-    batch, heads, width, _ = state.shape
-    rows = torch.stack([_cast(query, state.dtype), _cast(key, state.dtype)], dim=-2)
-    if key.shape[2] != heads:
-        rows = rows.repeat_interleave(heads // key.shape[2], dim=2)
-    flat = batch * heads
-    matrix = state.view(flat, width, -1)
-    if log_decay is not None:
-        decay = _cast(log_decay, state.dtype).exp().view(flat, -1, 1)
-        matrix = matrix * decay if torch.is_grad_enabled() else matrix.mul_(decay)
-    beta = None if beta is None else _cast(beta, state.dtype).reshape(flat, 1, 1)
-    return rows.view(flat, 2, width), _cast(value, state.dtype).reshape(flat, 1, -1), beta, matrix
+
+def _rows_of_token(query, key, heads, dtype, normalize=False):
+    """q and k `[B, 1, H', K]` -> each `[B·H, 1, K]`."""
+    width, groups = query.shape[-1], heads // key.shape[2]
+    rows = _cast(torch.cat([query, key], dim=-1), dtype).view(-1, 2, width)
+    if normalize:
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        # sqrt(x² + ε), as in l2_normalize.
+        rows = rows / torch.hypot(length, torch.scalar_tensor(L2_EPSILON**0.5, dtype=dtype, device=rows.device))
+    return (rows if groups == 1 else rows.repeat_interleave(groups, dim=0)).split(1, dim=1)
 
 
 def _cast(states, dtype):
     return states if states.dtype == dtype else states.to(dtype)
 
 
-def _written(matrix, key, write):
-    """S + k wᵀ: key `[B·H, 1, K]`, write `[B·H, 1, V]`; into S itself when gradients are off."""
-    # A product of two rows is cheaper so than as a batch of matrix products.
-    update = torch.addcmul if torch.is_grad_enabled() else torch.Tensor.addcmul_
-    return update(matrix, key.transpose(1, 2), write)
+def _decayed(state, log_decay):
+    """Diag(e**g) S as `[B·H, K, V]`; S itself when gradients are off."""
+    matrix = state.view(-1, *state.shape[2:])
+    if log_decay is None:
+        return matrix
+    decay = _cast(log_decay, state.dtype).exp().view(matrix.shape[0], -1, 1)
+    return matrix * decay if torch.is_grad_enabled() else matrix.mul_(decay)
+
+
+def _write_and_read(matrix, key, write, query, scale, state):
+    """S + k wᵀ, S itself when gradients are off, and the output: rows `[B·H, 1, ...]`."""
+    update = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
+    matrix = update(matrix, key.mT, write)
+    # beta=0: only the product, scaled.
+    output = torch.baddbmm(write, query, matrix, beta=0, alpha=scale)
+    batch, heads, _, width = state.shape
+    # The very tensor that was given where it was written into: a cache then has nothing to copy.
+    return output.view(batch, 1, heads, width), matrix.view_as(state) if torch.is_grad_enabled() else state
 
 
 def _delta_step(query, key, value, beta, log_decay, state, scale, normalize):
-    rows, value, beta, matrix = _one_token(query, key, value, beta, log_decay, state)
-    if normalize:
-        # As l2_normalize, whose one operation is several on so few numbers.
-        rows = rows * (rows * rows).sum(-1, keepdim=True).add_(L2_EPSILON).rsqrt_()
-    read, predicted = torch.bmm(rows, matrix).unbind(1)
-    query, key = rows.unbind(1)
-    write = (value.squeeze(1) - predicted) * beta.squeeze(1)
-    overlap = (query * key).sum(-1, keepdim=True)
-    output = torch.addcmul(read, overlap, write) * scale
-    matrix = _written(matrix, key.unsqueeze(1), write.unsqueeze(1))
-    return output.view(state.shape[0], 1, state.shape[1], -1), _as_state(matrix, state)
+    dtype, width = state.dtype, state.shape[-1]
+    query, key = _rows_of_token(query, key, state.shape[1], dtype, normalize)
+    matrix = _decayed(state, log_decay)
+    missing = torch.baddbmm(_cast(value, dtype).reshape(-1, 1, width), key, matrix, alpha=-1)
+    write = missing * _cast(beta, dtype).reshape(-1, 1, 1)
+    return _write_and_read(matrix, key, write, query, scale, state)
 
 
 def _additive_step(query, key, value, beta, log_decay, state, scale):
-    rows, value, beta, matrix = _one_token(query, key, value, beta, log_decay, state)
-    matrix = _written(matrix, rows[:, 1:], value if beta is None else value * beta)
-    output = torch.bmm(rows[:, :1], matrix)
-    output = output if scale == 1.0 else output * scale
-    return output.view(state.shape[0], 1, state.shape[1], -1), _as_state(matrix, state)
-
-
-def _as_state(matrix, state):
-    # The very tensor that was given where it was written into: a cache then has nothing to copy.
-    return matrix.view_as(state) if torch.is_grad_enabled() else state
+    dtype, width = state.dtype, state.shape[-1]
+    query, key = _rows_of_token(query, key, state.shape[1], dtype)
+    matrix = _decayed(state, log_decay)
+    write = _cast(value, dtype).reshape(-1, 1, width)
+    write = write if beta is None else write * _cast(beta, dtype).reshape(-1, 1, 1)
+    return _write_and_read(matrix, key, write, query, scale, state)

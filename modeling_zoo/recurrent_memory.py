@@ -30,6 +30,19 @@ class Memory:
         held = self.layer.conv_states[self.state_idx][..., -taps:]
         return F.pad(held, (taps - held.shape[-1], 0))
 
+    def slide(self, inputs, taps):
+        """The window behind one more input `[B, 1, C]`, which the cache keeps; None where that takes more than a step:
+        before the first token, while recording, with gradients."""
+        if not self.has_history or self.recording or inputs.shape[1] != 1 or torch.is_grad_enabled():
+            return None
+        held = self.layer.conv_states[self.state_idx]
+        if held.shape[-1] != taps or held.dtype != inputs.dtype:
+            return None
+        # All in one row: two plain copies, where a shift within each channel would be many short ones.
+        window = held.roll(-1)
+        window.select(-1, -1).copy_(inputs.squeeze(1))
+        return held.copy_(window)
+
     def state(self):
         """The recurrent state, None before the first token; a copy where it must not be changed in place."""
         state = self.layer.recurrent_states[self.state_idx] if self.has_history else None

@@ -26,6 +26,17 @@ def causal_convolution(inputs, weight, bias=None, window=None):
     return output if bias is None else output.add_(bias.to(dtype))
 
 
+def convolve_one(window, weight, bias=None):
+    """Σ_j weight_j ∘ x_j + bias, `[B, 1, C]`, of a window `[B, C, K]` that ends with the token at hand; in float32."""
+    dtype = torch.promote_types(window.dtype, torch.float32)
+    first, *inputs = window.to(dtype).unbind(-1)
+    scale, *weights = weight.to(dtype).unbind(-1)
+    output = first * scale
+    for one, scale in zip(inputs, weights, strict=True):
+        output = output.addcmul_(one, scale)
+    return (output if bias is None else output.add_(bias.to(dtype))).unsqueeze(1)
+
+
 class ShortConvolution(nn.Conv1d):
     """activation(causal_convolution(x)), `[R, T, C]` -> `[R, T, C]`, over the inputs before it and behind (Mamba, H3).
 
@@ -43,10 +54,14 @@ class ShortConvolution(nn.Conv1d):
             init.zeros_(self.bias)
 
     def forward(self, inputs, memory, rows):
-        taps = self.kernel_size[0]
-        inputs = rows.silence(inputs)
-        output = causal_convolution(inputs, self.weight.squeeze(1), self.bias, memory.window(taps))
-        memory.store_window(inputs, taps, rows)
+        taps, weight = self.kernel_size[0], self.weight.squeeze(1)
+        window = memory.slide(inputs, taps) if rows.valid is None else None
+        if window is not None:
+            output = convolve_one(window, weight, self.bias)
+        else:
+            inputs = rows.silence(inputs)
+            output = causal_convolution(inputs, weight, self.bias, memory.window(taps))
+            memory.store_window(inputs, taps, rows)
         output = output.to(self.weight.dtype)
         if self.activation is not None:
             output = self.activation(output)

@@ -130,3 +130,18 @@ def test_recurrences_are_compared_with_the_same_result(case, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["case"] == case and found["bar"] > 1
     assert 0 < found["threads"]["1"]["ratio"] and found["threads"]["1"]["difference"] < 1e-5
+
+
+def test_recurrences_are_kept_in_a_table(tmp_path, capsys):
+    from benchmarks import recurrences
+
+    threads = torch.get_num_threads()
+    try:
+        for case in ("step-gdn", "ssd", "step-gdn"):
+            line = ["--case", case, "--small", "--tokens", "70", "--threads", "1", "--rounds", "1", "--memory"]
+            recurrences.main([*line, "--write", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    capsys.readouterr()
+    page = (tmp_path / "recurrences.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in page if "≥" in line] == ["| ssd", "| step-gdn"]

@@ -11,7 +11,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 
 from modeling_zoo import recurrence_kernels
 from modeling_zoo.recurrences import delta_rule, linear_attention
-from modeling_zoo.short_convolution import causal_convolution
+from modeling_zoo.short_convolution import causal_convolution, convolve_one
 from modeling_zoo.state_space import diagonal_scan, gated_linear_unit, selective_scan, state_space_duality
 
 # Around one chunk of 32, and past a segment of 512.
@@ -255,6 +255,16 @@ def test_causal_convolution(length, taps, grad):
             with torch.set_grad_enabled(grad):
                 output = causal_convolution(inputs, weight, offset, window)
             assert error(output, reference.causal_convolution(inputs, weight, offset, window)) < 1e-6
+
+
+@pytest.mark.parametrize("taps", [1, 2, 4, 7])
+def test_the_convolution_of_one_token(taps):
+    weight, bias = torch.randn(6, taps), torch.randn(6)
+    inputs, before = torch.randn(2, 1, 6), torch.randn(2, 6, taps)
+    window = torch.cat([before[..., 1:], inputs.transpose(1, 2)], dim=-1)
+    for offset in (None, bias):
+        expected = reference.causal_convolution(inputs, weight, offset, before)
+        assert error(convolve_one(window, weight, offset), expected) < 1e-6
 
 
 # -- kernels -------------------------------------------------------------------------------------------------------
