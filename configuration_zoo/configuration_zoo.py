@@ -173,6 +173,15 @@ class ZooConfig(
                 if name.startswith("resolve_"):
                     getattr(self, name)()
 
+    def standardize_rope_params(self):
+        """transformers' own. An older one leaves a theta beside tables by layer type and asks for one of every type."""
+        tables = {key: table for key, table in (self.rope_parameters or {}).items() if key in (self.layer_types or ())}
+        if not tables or hasattr(self, "nested_rope_parameter_keys"):
+            return super().standardize_rope_params()
+        self.rope_parameters = {**dict.fromkeys(self.layer_types), **tables}
+        super().standardize_rope_params()
+        self.rope_parameters = {key: self.rope_parameters[key] for key in tables}
+
     def validate_rope(self):
         try:
             super().validate_rope()

@@ -35,6 +35,8 @@ _OLD_SPELLINGS = {
     ),
     "dtype": ("torch_dtype",),
 }  # fmt: skip
+# What transformers before 5.19 calls layers that newer ones, and zoo, call otherwise.
+_OLD_WORDS = {"deepseek_sparse_attention": "indexed_attention"}
 _BAD_CONFIG = (StrictDataclassError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
@@ -73,6 +75,8 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
     arguments |= family.fixed
     if family.derive:
         arguments |= family.derive(theirs)
+    if words := arguments.get("layer_types"):
+        arguments["layer_types"] = [_OLD_WORDS.get(word, word) for word in words]
     return _build(arguments | {"source_config": deepcopy(raw)} | overrides, model_type)
 
 

@@ -43,7 +43,7 @@ FAMILY = Family(
     fields={name: ours for name, ours in LATENT_FIELDS.items() if name != "num_hidden_layers"}
     | {
         "n_routed_experts": SHARING["n_routed_experts"], "output_router_logits": "output_router_logits",
-        "num_experts_per_tok": "num_experts_per_tok", "moe_intermediate_size": "moe_intermediate_size",
+        "num_experts_per_tok": "num_experts_per_tok", "expert_ffn_hidden_size": "moe_intermediate_size",
         "routed_scaling_factor": "routed_scaling_factor",
     },
     fixed=LATENT

@@ -36,7 +36,7 @@ def derive(theirs):
         # Its class bounds the steps by what initialises them, not by `time_step_limit`.
         fields["time_step_limit"] = [theirs.time_step_min, None]
     if "sparse" in fields["mlp_layer_types"]:
-        fields |= {ours: getattr(theirs, name) for name, ours in ROUTED.items()}
+        fields |= {ours: getattr(theirs, name) for name, ours in ROUTED.items() if hasattr(theirs, name)}
         fields |= SIGMOID_ROUTER | {"n_shared_experts": 1}
     return fields
 

@@ -17,7 +17,9 @@ WORDS = {"linear_attention": "recurrent", "sliding_attention": "attention"}
 
 
 def derive(theirs):
-    words = list(theirs.layers_block_type)
+    ours = {theirs: ours for ours, theirs in WORDS.items()}
+    # An older transformers gives the words of the file itself.
+    words = [ours.get(word, word) for word in theirs.layers_block_type]
     scale = torch.tensor(sqrt(theirs.hidden_size), dtype=torch.bfloat16, device="cpu").item()
     fields = {"layer_types": words, "rope_parameters": rope(theirs, partial=True), "embedding_multiplier": scale}
     fields["intermediate_size"] = theirs.intermediate_size // 2

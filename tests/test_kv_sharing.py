@@ -10,8 +10,7 @@ from random_models import build as build_theirs
 from random_models import randomize, their_class_config
 from safetensors.torch import load_file, save_file
 from samples import every
-from transformers import DynamicCache, Gemma4ForCausalLM, StaticCache
-from transformers.cache_utils import DummyLayer
+from transformers import DynamicCache, Gemma4ForCausalLM, StaticCache, cache_utils
 
 from configuration_zoo import ZooConfig
 from conversion import convert, family_of, import_config
@@ -117,8 +116,10 @@ def test_a_sharing_layer_caches_nothing_and_inspect_says_so(tokens):
     for index in range(3):
         model(tokens[:1, index : index + 1], past_key_values=cache)
         held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers[:3]))
-    assert [isinstance(layer, DummyLayer) for layer in cache.layers] == [False] * 3 + [True] * 2
-    assert sum(isinstance(layer, DummyLayer) for layer in StaticCache(model.config, max_cache_len=16).layers) == 2
+    # An older transformers has no layer without a cache: there the last two stay empty.
+    if DummyLayer := getattr(cache_utils, "DummyLayer", None):
+        assert [isinstance(layer, DummyLayer) for layer in cache.layers] == [False] * 3 + [True] * 2
+        assert sum(isinstance(layer, DummyLayer) for layer in StaticCache(model.config, max_cache_len=16).layers) == 2
     model.config.dtype = torch.float32
     report = measure(model.config)
     assert report["cache_bytes_per_token"] == held[1] - held[0] == held[2] - held[1]
