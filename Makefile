@@ -15,6 +15,8 @@ PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist works
 # One thread per process: the tests are many small models side by side.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Where it is set, every process of the tests compiles every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long test-serving test-versions lint format clean install
 .DEFAULT_GOAL := help
