@@ -19,6 +19,11 @@ SERVE = """from vllm import LLM
 engine = LLM(folder, model_impl="transformers", trust_remote_code=True)
 print(engine.generate("Once upon a time")[0].outputs[0].text)"""
 
+LATENTS = """
+
+Set `VLLM_MLA_DISABLE=1` in its environment, and vLLM caches keys and values of every head. Where it has kernels for
+latents of this width, `hf_overrides={"head_dim": kv_lora_rank + qk_rope_head_dim}` makes it cache those instead."""
+
 
 def use_sections(model, family: str | None) -> list[str]:
     """Three sections: load, fine-tune, serve; of a model without weights."""
@@ -34,7 +39,7 @@ def use_sections(model, family: str | None) -> list[str]:
 def serving(config: ZooConfig, family: str | None) -> str:
     """vLLM's snippet, or why it cannot and what serves instead."""
     if not (found := [f"`{field}`" for field in engine_obstacles(config)]):
-        return f"```python\n{SERVE}\n```"
+        return f"```python\n{SERVE}\n```" + (LATENTS if config.attention_type == "latent" else "")
     back = f": `python -m conversion THIS_FOLDER TARGET --to {family}`, then serve TARGET" if family else ""
     return (
         f"vLLM's backend for transformers models does not honour {', '.join(found)} of this model. Export to the "

@@ -1,10 +1,10 @@
 """`transformers serve` for a zoo folder: serve.py FOLDER [options of `transformers serve`].
 
 The command looks a model's class up by name in the transformers package, where no remote code ever is; this puts zoo's
-installed classes there first. `transformers chat` is only a client, so it needs nothing:
+installed classes there first. `transformers chat` is a client of it; the folder's tokenizer needs a chat template then:
 
     python examples/serve.py output/stories --device cpu --port 8000
-    transformers chat output/stories --base-url http://localhost:8000
+    transformers chat output/stories http://localhost:8000
     curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
          -d '{"model": "output/stories", "prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}'
 """

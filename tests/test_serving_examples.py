@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,9 +90,9 @@ def test_lm_eval_gives_the_likelihoods_of_the_original(folder, tmp_path):
     assert shown["acc"] == right / len(QUESTIONS)
 
 
-@pytest.mark.serving
-@needs["fastapi"]
-def test_transformers_serve_answers_over_http(folder, tmp_path):
+@contextmanager
+def served(folder, tmp_path):
+    """The address of a server that examples/serve.py has started, and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -99,12 +101,39 @@ def test_transformers_serve_answers_over_http(folder, tmp_path):
     with open(tmp_path / "log", "w") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
     try:
-        request = {"model": str(folder), "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
-        answer = json.loads(ask(f"http://127.0.0.1:{port}/v1/completions", request, server))
+        yield f"http://127.0.0.1:{port}", server
     finally:
         server.terminate()
         server.wait(20)
+
+
+@pytest.mark.serving
+@needs["fastapi"]
+def test_transformers_serve_answers_over_http(folder, tmp_path):
+    request = {"model": str(folder), "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
+    with served(folder, tmp_path) as (address, server):
+        answer = json.loads(ask(f"{address}/v1/completions", request, server))
     assert PROMPT + answer["choices"][0]["text"] == continued(PROMPT, 16), (tmp_path / "log").read_text()[-2000:]
+
+
+@pytest.mark.serving
+@needs["fastapi"]
+def test_transformers_chat_talks_to_it(folder, tmp_path):
+    """A line of the user's, no more after the limit, the end; the folder's tokenizer has to have a chat template."""
+    talking = Path(shutil.copytree(folder, tmp_path / "talking"))
+    (talking / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    options = ["max_new_tokens=16", "do_sample=False"]
+    with served(talking, tmp_path) as (address, server):
+        ask(f"{address}/v1/completions", {"model": str(talking), "prompt": PROMPT, "max_tokens": 1}, server)
+        command = [sys.executable, "-m", "transformers.cli.transformers", "chat", str(talking), address, *options]
+        client = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {"COLUMNS": "200"}
+        lines = f"{PROMPT}\nn\n!exit\n"
+        done = subprocess.run(
+            command, cwd=tmp_path, env=client, input=lines, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = " ".join(continued(PROMPT, 16).removeprefix(PROMPT).split())
+    assert told in " ".join(done.stdout.split()), done.stdout + (tmp_path / "log").read_text()[-2000:]
 
 
 def ask(url, request, server):
