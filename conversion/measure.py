@@ -153,7 +153,8 @@ def filled_cache(model, length: int) -> list[int]:
             if index in model.config.shared_block_layers:
                 shared = model.model.shared_blocks.context(index, hidden_states)["shared_block"]
                 shared(hidden_states, hidden_states, layer.adapters, layer_idx=index, **context)
-    return [held_bytes(cache.layers[index]) for index in first]
+    # An older transformers makes no cache layer for a layer that reads another's keys.
+    return [held_bytes(cache.layers[index]) if index < len(cache.layers) else 0 for index in first]
 
 
 def first_alike(model) -> list[int]:
