@@ -89,11 +89,14 @@ class Experts(nn.Module):
 
     def lifts(self, hidden_states, top_k_index):
         """Whether all experts in turn, their matrices in float32, are faster than products in groups."""
+        # Asked first: a comparison of sizes would bind a traced graph to them.
+        if not may_lift(hidden_states):
+            return False
         elsewhere = getattr(self, "_is_expert_parallel", False)
         grouped = self.config._experts_implementation == "grouped_mm" and not elsewhere
         many = top_k_index.numel() >= LEAST_SHARING * self.num_experts
         large = LEAST_SHARING * self.down_proj[0].numel() >= LEAST_PRODUCTS
-        return grouped and many and large and may_lift(hidden_states)
+        return grouped and many and large
 
     def in_turn(self, hidden_states, top_k_index, top_k_weights):
         """The same as in groups: rounded after each product, summed up in float32; some tokens at a time."""

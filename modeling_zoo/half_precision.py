@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+HALVES = (torch.bfloat16, torch.float16)
 # Rows and products from which lifting a matrix costs less than it saves. Outputs and rows of a tile, and numbers of a
 # matrix lifted at once: what a core's cache holds, and enough rows for a tile to be lifted seldom.
 LEAST_ROWS, LEAST_PRODUCTS = 24, 2**24
@@ -18,7 +19,7 @@ OUTPUTS, ROWS, MOST_LIFTED = 320, 1024, 2**21
 
 def is_emulated(dtype):
     """Whether this machine's CPU has no units for products in `dtype`; False where nobody has measured."""
-    if dtype not in (torch.bfloat16, torch.float16) or platform.machine() not in ("x86_64", "AMD64"):
+    if dtype not in HALVES or platform.machine() not in ("x86_64", "AMD64"):
         return False
     has_units = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
     return not (dtype == torch.bfloat16 and has_units())
@@ -27,7 +28,7 @@ def is_emulated(dtype):
 def may_lift(states):
     """Whether products with `states` may be computed in float32: on a CPU that emulates theirs, where nothing is
     recorded, traced or cast on its way."""
-    if states.device.type != "cpu" or states.dtype not in (torch.bfloat16, torch.float16):
+    if states.device.type != "cpu" or states.dtype not in HALVES:
         return False
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not (torch.is_grad_enabled() or traced or torch.is_autocast_enabled("cpu")) and is_emulated(states.dtype)
@@ -35,7 +36,10 @@ def may_lift(states):
 
 def lifts(x, weight):
     """Whether x Wᵀ, `[..., i]` and `[o, i]`, is a case for `lifted_linear`."""
-    if x.numel() < LEAST_ROWS * x.shape[-1] or x.numel() * weight.shape[0] < LEAST_PRODUCTS or x.dtype != weight.dtype:
+    # A comparison of sizes would bind a traced graph to them.
+    if x.dtype not in HALVES or x.dtype != weight.dtype or torch.compiler.is_compiling():
+        return False
+    if x.numel() < LEAST_ROWS * x.shape[-1] or x.numel() * weight.shape[0] < LEAST_PRODUCTS:
         return False
     return type(weight) in (nn.Parameter, torch.Tensor) and weight.device == x.device and may_lift(x)
 

@@ -12,9 +12,10 @@ BLOCK = 2**17
 def block_of_tokens(x):
     """How many tokens of `x` `[B, T, ..., D]` to take at a time, None for all: a CPU waits for memory otherwise, and
     the float32 forms of all of them would be several times `x`."""
-    if x.device.type != "cpu" or x.dim() < 3 or x.numel() <= 2 * BLOCK:
+    # Asked first: a comparison of sizes would bind a traced graph to them.
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if x.dim() < 3 or x.numel() <= 2 * BLOCK or torch.is_grad_enabled():
         return None
     return max(1, BLOCK * x.shape[1] // x.numel())
 
