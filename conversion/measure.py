@@ -13,6 +13,14 @@ REACH = {
     "linear_attention": ("state", None),
     "conv": ("state", None),
 }
+# What a mechanism with a state of fixed size has in the place of heads of keys and values: see fields_linear.py.
+STATE_SPACE = "{name} {num_key_heads}/{num_value_heads} x {value_head_dim}, {key_head_dim} states"
+SHAPES = {
+    "mamba2": STATE_SPACE,
+    "mamba": STATE_SPACE,
+    "rg_lru": "{name} {num_value_heads} x {value_head_dim}",
+    "short_conv": "{name} {conv_kernel_dim} taps",
+}
 
 
 def measure(config, model=None) -> dict:
@@ -86,17 +94,34 @@ def reach_of(config, index: int) -> tuple[str, int]:
 
 
 def describe_mixer(config, mixer, index: int) -> str:
-    """The registry's name of a mixer; of softmax attention also query heads, key-value heads and their width."""
+    """The registry's name of a mixer and its heads: of softmax attention query heads, key-value heads and their width,
+    of a recurrence those of keys and of values."""
     if mixer is None:
         return ""
-    name = config.mixer_types[index]
+    name, named = config.mixer_types[index], config.linear_attention_type
+    recurrence = named[index] if isinstance(named, list) else named
+    sizes = f"{config.num_attention_heads}/{config.num_key_value_heads} x {config.head_dim}"
     if index in config.shared_block_layers:
         turn = config.shared_block_layers.index(index) % config.num_mem_blocks
-        return f"shared block {turn}, {name}"
-    heads = f"{name} {config.num_attention_heads}/{config.num_key_value_heads} x {config.head_dim}"
+        return f"shared block {turn}, {describe_recurrence(config, name, index)}"
+    if name == "hybrid":
+        return f"{config.attention_type} {sizes} + {describe_recurrence(config, recurrence, index)}"
     if name == "shared_key_value":
-        return f"{heads} of layer {config.kv_source_of(index)}"
-    return heads if name == "grouped_query" else name
+        return f"{name} {sizes} of layer {config.kv_source_of(index)}"
+    if name == recurrence:
+        return describe_recurrence(config, name, index)
+    return f"{name} {sizes}" if name == "grouped_query" else name
+
+
+def describe_recurrence(config, name: str, index: int) -> str:
+    """`gated_delta_net 16/32 x 128`: heads of keys / heads of values x their width, a state's rows / columns if these
+    differ."""
+    settings = vars(config.linear_settings(index))
+    if name in SHAPES:
+        return SHAPES[name].format(name=name, **settings)
+    keys, values = settings["key_head_dim"], settings["value_head_dim"]
+    width = keys if keys == values else f"{keys}/{values}"
+    return f"{name} {settings['num_key_heads']}/{settings['num_value_heads']} x {width}"
 
 
 def describe_mlp(config, index: int) -> str:

@@ -184,6 +184,29 @@ def test_a_state_is_counted_once_and_not_per_token(zoo, tmp_path):
     assert (full["state_bytes"], full["cache_bytes_per_token"]) == (0, 2 * 48 * 2)
 
 
+HEADS_OF_MECHANISMS = {
+    "gated_delta_net": ("gated_delta_net 2/6 x 12/20", {"linear_num_key_heads": 2, "linear_num_value_heads": 6,
+                                                        "linear_value_head_dim": 20}),
+    "lightning_attention": ("lightning_attention 4/4 x 12", {}),
+    "mamba2": ("mamba2 2/6 x 20, 10 states", {"linear_num_key_heads": 2, "linear_num_value_heads": 6,
+                                              "linear_key_head_dim": 10, "linear_value_head_dim": 20}),
+    "mamba": ("mamba 1/1 x 96, 16 states", {}),
+    "rg_lru": ("rg_lru 4 x 12", {}),
+    "short_conv": ("short_conv 3 taps", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mechanism", HEADS_OF_MECHANISMS)
+def test_inspect_shows_the_heads_of_a_recurrence_alone_and_beside_attention(zoo, tmp_path, mechanism):
+    text, fields = HEADS_OF_MECHANISMS[mechanism]
+    sizes = {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 70}
+    config = {"model_type": "zoo", "num_hidden_layers": 2, "linear_attention_type": mechanism} | sizes | fields
+    for word, shown in (("linear_attention", text), ("hybrid", f"grouped_query 4/2 x 12 + {text}")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"layer_types": [word, "full_attention"]}))
+        rows = zoo("inspect", tmp_path)[1].splitlines()
+        assert any(shown in row and row.lstrip().startswith("0") for row in rows)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "palm-8b"])
 def test_a_preset_has_the_parameters_its_paper_says(zoo, name):
     report = json.loads(zoo("inspect", name, "--json")[1])

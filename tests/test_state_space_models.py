@@ -105,8 +105,9 @@ def test_a_shared_block_is_stored_once_and_learns_from_every_use(tmp_path):
 def test_inspect_names_shared_blocks_and_counts_their_caches():
     config = ZooConfig(**SIZES, **SHARED, **RANKS, dtype="float32")
     rows = measure(config)["layers"]
+    own = "mamba2 1/4 x 12, 7 states"
     assert [row["mixer"] for row in rows] == [
-        "shared block 0, mamba2", "mamba2", "shared block 1, mamba2", "shared block 0, mamba2", "mamba2",
+        f"shared block 0, {own}", own, f"shared block 1, {own}", f"shared block 0, {own}", own,
     ]  # fmt: skip
     assert [row["cache_bytes_per_token"] for row in rows] == [4 * 2 * 2 * 8 if i in (0, 2, 3) else 0 for i in range(5)]
     assert all(row["state_bytes"] == 4 * (48 * 7 + 4 * (48 + 2 * 7)) for row in rows)
