@@ -27,6 +27,7 @@ How to write one (a `-` in the model_type is a `_` in the file name):
   ZooConfig that differs is refused by name. So `restore` only has to invert `derive`.
 - `rules` may be a function of the ZooConfig; one rule can also be limited with `where=` (see `rules`).
 - `prefixes={"language_model.model.": "model."}` are replaced before the rules and put back after them;
+  `also_prefixes` are taken off where a source has them, and come back to that source alone;
   `base_prefix="transformer."` where the body is not called `model.`.
 - A tensor zoo does not have: `Drop` (a buffer that can be recomputed) or `Keep` (anything else); both come
   back bit-equal. If the family's files must hold such buffers, `buffers(ours, config.json) -> {name: function that
@@ -69,6 +70,7 @@ class Family:
     rules: Sequence[Rule] | Callable[[Any], Sequence[Rule]] = ()  # or a function of the ZooConfig
     buffers: Callable[[Any, dict], dict[str, Callable]] | None = None  # see the docstring above
     prefixes: dict[str, str] = field(default_factory=dict)  # beginning of their names -> beginning for the rules
+    also_prefixes: dict[str, str] = field(default_factory=dict)  # the same, of some sources only
     base_prefix: str = "model."  # put before every name but the head's when a file of the bare body has none of it
     architecture: str | None = None  # `architectures` on export; transformers' causal language model when None
     oracle: str | None = None  # transformers class the tests compare with; AutoModelForCausalLM's choice when None

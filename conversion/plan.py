@@ -133,7 +133,7 @@ class Planner:
         return " + ".join(self._unprefixed(pattern.format(values)) for pattern in rule.theirs)
 
     def _prefixed(self, name: str, bare: bool = False) -> str:
-        for theirs, ours in self.family.prefixes.items():
+        for theirs, ours in (self.family.prefixes | self.family.also_prefixes).items():
             if name.startswith(theirs):
                 name = ours + name[len(theirs) :]
                 break

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from .qwen3_5_moe_text import FAMILY as TEXT
-from .rules import Keep
+from .qwen3_5_text import WRAPPED
 
 FAMILY = replace(
     TEXT,
     section="text_config",
     reads="qwen3_5_moe_text",
-    prefixes={"model.language_model.": "model."},
-    rules=[Keep("model.visual.{*}"), *TEXT.rules],
+    prefixes=WRAPPED,
+    also_prefixes={},
     tiny=(),
 )

@@ -2,7 +2,7 @@
 
 from .family import Family
 from .qwen2_moe import SHARED
-from .qwen3_5_text import OTHER_LAYERS, TEXT_RULES
+from .qwen3_5_text import OTHER_LAYERS, TEXT_RULES, WRAPPED
 from .rules import renames
 from .rules_experts import AUX_LOSS, MOE_FIELDS, QWEN_MOE_RULES, tiny_experts
 from .rules_linear import GATED_HYBRID, TINY_DELTA, gated_hybrid, restore_gated_hybrid
@@ -25,6 +25,7 @@ FAMILY = Family(
     },
     derive=gated_hybrid,
     restore=restore_gated_hybrid,
+    also_prefixes=WRAPPED,
     rules=[*TEXT_RULES, *renames(SHARED), *QWEN_MOE_RULES],
     tiny=[tiny_experts(**TINY), tiny_experts(**TINY | OTHER_LAYERS, router_aux_loss_coef=0.02)],
 )  # fmt: skip

@@ -4,7 +4,7 @@ The tensors of the delta rule stand apart, queries, keys and values one above th
 """
 
 from .family import Family
-from .rules import Rule, Split
+from .rules import Keep, Rule, Split
 from .rules_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 from .rules_experts import MTP_HEADS
 from .rules_linear import (
@@ -20,7 +20,10 @@ from .rules_linear import (
     restore_gated_hybrid,
 )
 
+# In the checkpoints with vision, also where their config is that of the text model alone.
+WRAPPED = {"model.language_model.": "model."}
 TEXT_RULES: list[Rule] = [
+    Keep("model.visual.{*}"),
     recurrent_rule(
         f"{LAYER}linear_attn.in_proj_qkv.weight", [f"{MIXER}{x}_proj.weight" for x in "qkv"], Split(KEYS, KEYS, VALUES)
     ),
@@ -46,6 +49,7 @@ FAMILY = Family(
     fixed=GATED_HYBRID,
     derive=gated_hybrid,
     restore=restore_gated_hybrid,
+    also_prefixes=WRAPPED,
     rules=[*TEXT_RULES, *LLAMA_RULES],
     tiny=[tiny(**TINY_DELTA), tiny(**TINY_DELTA | OTHER_LAYERS)],
 )

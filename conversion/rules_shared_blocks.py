@@ -4,7 +4,7 @@ them."""
 from collections.abc import Iterator
 from typing import Any
 
-from .rules import Rule, Split
+from .rules import Keep, Rule, Split
 from .rules_state_space import LAYER, MIXER, mixer_rules
 
 SHARED, PLAIN = "hybrid", "linear_attention"
@@ -12,11 +12,17 @@ HEADS, MLPS = "{q_proj|k_proj|v_proj|o_proj}", "{down_proj|gate_proj|up_proj}"
 DECODER = LAYER + "mamba_decoder."
 
 
-def shared_fields(theirs: Any) -> dict[str, Any]:
-    """Topology, and heads twice as wide for an input that is twice as wide."""
+def shared_fields(theirs: Any, shared: int) -> dict[str, Any]:
+    """Topology, and heads twice as wide for an input that is twice as wide.
+
+    `shared` blocks take turns over the layers that use one. transformers ties these uses together with the head, or
+    neither: then each has a block of its own.
+    """
     words, width = list(theirs.layers_block_type), 2 * theirs.hidden_size // theirs.num_attention_heads
     blocks = ["shared_block" if word == SHARED else "mixer_only" for word in words]
     fields = {"layer_types": words, "block_type": blocks, "head_dim": width}
+    if SHARED in words:
+        fields["num_mem_blocks"] = shared if theirs.tie_word_embeddings else words.count(SHARED)
     return fields | {"attention_multiplier": (width / 2) ** -0.5}
 
 
@@ -60,11 +66,13 @@ def adapter_rules(config: Any, name: str) -> list[Rule]:
     """What each use adds to its block, stored there in a list over all uses."""
     names = {f"self_attn.linear_{x}_adapter_list": f"{x}_proj" for x in "qkv"}
     names["feed_forward.gate_up_proj_adapter_list"] = "gate_up_proj"
-    return [
+    own = [
         Rule(f"{theirs}{a}.{use}.{{n}}.weight", f"model.layers.{layer}.adapters.{b}.{{n}}.weight")
         for use, layer, _, theirs in stored_blocks(config, name)
         for a, b in names.items()
     ]
+    # A block of one use alone still has the adapters of others, which nothing reads.
+    return [*own, *(Keep(f"{LAYER}{name}.{a}.{{*}}") for a in names)]
 
 
 def layer_rules(names: dict[str, str] | None = None) -> list[Rule]:

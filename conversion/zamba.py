@@ -30,10 +30,9 @@ def derive(theirs):
     if width != 2 * theirs.hidden_size:
         raise ConversionError(f"zamba: attention_hidden_size={width} must be twice hidden_size={theirs.hidden_size}.")
     width = theirs.mamba_expand * theirs.hidden_size // theirs.n_mamba_heads
-    fields = shared_fields(theirs) | {"linear_num_key_heads": theirs.n_mamba_heads, "linear_value_head_dim": width}
+    fields = shared_fields(theirs, 1) | {"linear_num_key_heads": theirs.n_mamba_heads, "linear_value_head_dim": width}
     head_dim = theirs.attention_head_dim
-    fields |= {"head_dim": head_dim, "attention_multiplier": (head_dim / 2) ** -0.5}
-    return fields | ({"num_mem_blocks": 1} if SHARED in fields["layer_types"] else {})
+    return fields | {"head_dim": head_dim, "attention_multiplier": (head_dim / 2) ** -0.5}
 
 
 def restore(ours):
@@ -72,5 +71,6 @@ FAMILY = Family(
         | {"layers_block_type": [SHARED, PLAIN, SHARED], "num_hidden_layers": 3, "num_key_value_heads": 2,
            "mamba_expand": 2, "n_mamba_heads": 1, "mamba_d_conv": 3, "mamba_conv_bias": False, "mamba_proj_bias": True,
            "hidden_act": "silu", "rms_norm_eps": 1e-3, "attention_head_dim": 20},
+        TINY | {"tie_word_embeddings": False},
     ],
 )  # fmt: skip

@@ -15,13 +15,12 @@ SSD = {
 
 def derive(theirs):
     inner = theirs.mamba_expand * theirs.hidden_size
-    fields = shared_fields(theirs) | {"linear_value_head_dim": inner // theirs.n_mamba_heads}
+    fields = shared_fields(theirs, theirs.num_mem_blocks) | {"linear_value_head_dim": inner // theirs.n_mamba_heads}
     fields |= {"time_step_limit": [theirs.time_step_min, None], "mlp_bias": theirs.add_bias_linear}
     fields |= {"rope_parameters": rope(theirs)} if theirs.use_mem_rope else {"position_embedding_type": "none"}
     if SHARED in fields["layer_types"]:
         attention = theirs.adapter_rank if theirs.use_shared_attention_adapter else None
         fields |= {"shared_attention_adapter_rank": attention, "shared_mlp_adapter_rank": theirs.adapter_rank}
-        fields["num_mem_blocks"] = theirs.num_mem_blocks
     return fields
 
 
@@ -63,5 +62,6 @@ FAMILY = Family(
         | {"layers_block_type": [PLAIN, PLAIN, SHARED], "num_hidden_layers": 3, "num_key_value_heads": 2,
            "hidden_act": "silu", "mamba_expand": 2, "n_mamba_heads": 8, "mamba_ngroups": 2, "mamba_d_conv": 3,
            "rms_norm_eps": 1e-3, "add_bias_linear": True},
+        TINY | {"use_shared_attention_adapter": True, "tie_word_embeddings": False},
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from random_models import randomize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conversion import convert, import_config, load
 from conversion.ministral3 import YARN
@@ -119,3 +119,33 @@ def test_an_old_fuyu_config_has_its_text_model_at_the_top():
     ours = import_config(flat | {"model_type": "fuyu", "rope_theta": 25000.0})
     assert ours.rope_parameters == theirs.rope_parameters
     assert ours.hidden_size == theirs.hidden_size == 48
+
+
+@pytest.mark.parametrize("name, sizes", [("Qwen3_5", tiny(**TINY_DELTA)), ("Qwen3_5Moe", tiny_experts(**SPARSE))])
+def test_a_text_config_over_the_tensors_of_a_wrapped_model(name, sizes, tmp_path):
+    """transformers' text class reads them so too; a vision tower beside them is nobody's, and comes back."""
+    config = getattr(transformers, f"{name}TextConfig")(**sizes)
+    theirs = getattr(transformers, f"{name}ForCausalLM")(config)
+    randomize(theirs)
+    plain, source, zoo, back = (tmp_path / folder for folder in ("plain", "source", "zoo", "back"))
+    theirs.save_pretrained(plain)
+    theirs.save_pretrained(source)
+    wrapped = {
+        f"model.language_model.{key.removeprefix('model.')}" if key.startswith("model.") else key: tensor
+        for key, tensor in load_file(plain / "model.safetensors").items()
+    }
+    assert sum(key.startswith("model.language_model.layers.") for key in wrapped) > 20
+    wrapped["model.visual.patch_embed.proj.weight"] = torch.randn(3, 5)
+    save_file(wrapped, source / "model.safetensors", metadata={"format": "pt"})
+
+    again = type(theirs).from_pretrained(source).state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in theirs.state_dict().items())
+    expected, found = (load(folder).state_dict() for folder in (plain, source))
+    assert sorted(found) == sorted(expected)
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+    convert(source, zoo, progress=False)
+    convert(zoo, back, to=config.model_type, progress=False)
+    after = load_file(back / "model.safetensors")
+    assert sorted(after) == sorted(wrapped)
+    assert all(torch.equal(after[key], tensor) for key, tensor in wrapped.items())
