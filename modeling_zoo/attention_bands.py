@@ -37,6 +37,10 @@ class BandMask:
         moved.tensors = {name: tensor.to(*args, **kwargs) for name, tensor in self.tensors.items()}
         return moved
 
+    def contiguous(self):
+        """Itself: generation asks every mask for one without gaps."""
+        return self
+
     def span(self, start, stop):
         """First and last + 1 of the keys that some query of start … stop - 1 may see."""
         first = 0 if self.reach is None else start + self.ahead - self.reach + 1
@@ -118,7 +122,7 @@ def band_of(config, word, layer_idx, inputs_embeds, attention_mask, past_key_val
     `[B, S]`; None where transformers' builder is to make a mask, or none is needed.
 
     That is: few queries, a backend that does not take blocks of booleans, scores with a bias of their own square,
-    lengths that a graph keeps in tensors, nothing to hide but the future.
+    a graph that is being traced, nothing to hide but the future.
     """
     length, device = inputs_embeds.shape[1], inputs_embeds.device
     flat = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
@@ -129,13 +133,13 @@ def band_of(config, word, layer_idx, inputs_embeds, attention_mask, past_key_val
     if sizes is None:
         return None
     first_query, keys, first_key = sizes
-    tensors = _padding(attention_mask, first_key, keys, chunk, device)
+    tensors = _padding(attention_mask, first_key, keys, first_query + length, chunk, device)
     if attention_mask is None and past_key_values is None:
         tensors["segments"] = _packed(position_ids, inputs_embeds.shape[0])
         if chunk and tensors["segments"] is not None:
             return None
     nothing = not any(part is not None for name, part in tensors.items() if name != "starts")
-    if nothing and first_query == 0 and keys == length and (reach is None or reach > keys):
+    if nothing and first_query == 0 and (reach is None or reach > keys == length):
         return None
     if chunk and tensors.get("starts") is None:
         tensors["starts"] = torch.zeros(1, dtype=torch.long, device=device)
@@ -154,21 +158,25 @@ def _traced():
 
 
 def _sizes(length, attention_mask, past_key_values, layer_idx):
-    """Slot of the first query, number of keys, slot of the first key; None where a graph keeps them in tensors."""
+    """Slot of the first query, number of keys, slot of the first key; None where they cannot be known."""
     if past_key_values is None:
         # A longer padding mask belongs to keys from elsewhere (prefix tuning).
         fits = attention_mask is None or attention_mask.shape[-1] == length
         return (0, length, 0) if fits else None
     sizes = (past_key_values.get_query_offset(layer_idx), *past_key_values.get_mask_sizes(length, layer_idx))
-    return sizes if all(isinstance(size, int) for size in sizes) else None
+    if any(isinstance(size, torch.Tensor) and size.device.type == "meta" for size in sizes):
+        return None
+    # A cache of fixed size counts on the device: looked at once for a prompt, where nothing is traced.
+    return tuple(int(size) for size in sizes)
 
 
-def _padding(attention_mask, first_key, keys, chunk, device):
+def _padding(attention_mask, first_key, keys, last_query, chunk, device):
     """{"padding": `[B, S]`, "starts": `[B]` the number of padded tokens on the left}, without padding: {}."""
     if attention_mask is None:
         return {}
     attended = attention_mask.to(device=device, dtype=torch.bool)
-    if attended.shape[-1] == first_key + keys and bool(attended.all()):
+    # Slots behind the last query are hidden in any case.
+    if attended.shape[-1] >= min(first_key + keys, last_query) and bool(attended.all()):
         return {}
     starts = (attended.cumsum(dim=-1) == 0).sum(dim=-1) if chunk else None
     missing = max(first_key + keys - attended.shape[-1], 0)

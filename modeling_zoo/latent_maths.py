@@ -15,22 +15,22 @@ from .decode_kernels import seen_by_one, split_decode, wants_kernels
 STREAM_KEYS = 512
 MOST_SCORES = 2**26
 FUSED_KEYS = 1024
-# Multiplications that take as long as copying one number of a gathered latent.
-GATHER_COST = 64
+# Multiplications that take as long as copying one number of a gathered latent; numbers up to which that is not counted.
+GATHER_COST, CHEAPLY_GATHERED = 64, 2**24
 
 
 def absorption_pays(queries, keys, heads, kv_heads, rank, nope, rope, value, basis_rows=0, pairs=None):
     """Whether the absorbed form of `queries` over `keys` multiplies less than the expanded one.
 
     `basis_rows` counts the rows that go through the up-projection before its matrix is known; `pairs` the pairs of
-    query and key that each form, expanded and absorbed, computes (None: all of them in both). With pairs, several
-    queries gather the latents of theirs, a copy that all heads share.
+    query and key that each form, expanded and absorbed, computes (None: all of them in both). With pairs, the queries
+    gather the latents of theirs, a copy that all heads share.
     """
     in_expanded, in_absorbed = pairs or (queries * keys, queries * keys)
     per_row = kv_heads * rank * (nope + value)
     expanded = keys * per_row + in_expanded * heads * (nope + rope + value)
     per_pair = heads * (2 * rank + rope)
-    if pairs is not None and queries > 1:
+    if pairs is not None and in_absorbed * (rank + rope) > CHEAPLY_GATHERED:
         per_pair += GATHER_COST * (rank + rope)
     absorbed = (queries * heads // kv_heads + basis_rows) * per_row + in_absorbed * per_pair
     return absorbed < expanded

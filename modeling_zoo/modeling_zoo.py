@@ -94,8 +94,8 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
-        """Masks built ahead of a compiled forward, the same as the forward builds, all of them tensors."""
-        return build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids, rules=False)
+        """Masks built ahead of a forward that may be compiled, the same as the forward builds."""
+        return build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids)
 
 
 class ZooModel(ZooPreTrainedModel):

@@ -5,7 +5,7 @@ import torch
 from random_models import randomize
 from samples import every
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import modeling_zoo.attention as attention
 import modeling_zoo.attention_bands as attention_bands
@@ -151,20 +151,26 @@ def test_biased_scores_get_the_square(kind):
     assert masks["sliding_attention"].shape == (1, 1, 20, 20)
 
 
-def test_a_compiled_forward_gets_tensors():
+def test_masks_for_generate_are_rules_for_a_prompt_and_tensors_for_a_token():
     config = ZooConfig(**(SIZES | SLIDING), attn_implementation="sdpa")
-    masks = ZooForCausalLM.create_masks_for_generate(config, torch.zeros(1, 20, 36), None, None)
-    assert masks["sliding_attention"].shape == (1, 1, 20, 20)
+    cache = StaticCache(config=config, max_cache_len=30)
+    prompt = ZooForCausalLM.create_masks_for_generate(config, torch.zeros(1, 20, 36), torch.ones(1, 20), cache)
+    assert isinstance(prompt["sliding_attention"], BandMask) and not prompt["sliding_attention"].tensors
+    # Causal from the first slot on: the backend knows that without a mask.
+    assert prompt["full_attention"] is None
+    token = ZooForCausalLM.create_masks_for_generate(config, torch.zeros(1, 1, 36), torch.ones(1, 1), cache)
+    assert all(mask is None or isinstance(mask, torch.Tensor) for mask in token.values())
 
 
-@pytest.mark.parametrize("word", ["sliding_attention", "chunked_attention"])
+@pytest.mark.parametrize("word", ["sliding_attention", "chunked_attention", "full_attention"])
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("seen", [0, 4, 9])
-def test_the_rule_is_transformers_mask(word, padding, seen):
+@pytest.mark.parametrize("static", [False, True])
+def test_the_rule_is_transformers_mask(word, padding, seen, static):
     """Every block of the rule is that block of the square that transformers' builder makes."""
-    flags = {"sliding_attention": SLIDING, "chunked_attention": CHUNKED}[word]
+    flags = {"chunked_attention": CHUNKED}.get(word, SLIDING)
     config = ZooConfig(**(SIZES | flags), attn_implementation="sdpa")
-    cache, length = DynamicCache(config=config), 13
+    cache, length = StaticCache(config=config, max_cache_len=29) if static else DynamicCache(config=config), 13
     if seen:
         for index in range(2):
             cache.update(torch.zeros(2, 2, seen, 10), torch.zeros(2, 2, seen, 10), index)
@@ -173,6 +179,9 @@ def test_the_rule_is_transformers_mask(word, padding, seen):
     inputs = torch.zeros(2, length, 36)
     rule = build_masks(config, inputs, mask, cache)[word]
     square = build_masks(config, inputs, mask, cache, rules=False)[word]
+    if square is None:
+        assert rule is None
+        return
     assert isinstance(rule, BandMask)
     for start, stop in ((0, 4), (4, 8), (8, 12), (12, 13), (0, 13)):
         first, last = rule.span(start, stop)
@@ -234,6 +243,21 @@ def test_generates_the_same_tokens(case, passes):
     assert torch.equal(make(CASES[case]).generate(tokens, **arguments), expected)
     assert torch.equal(make(CASES[case]).generate(tokens, **arguments, prefill_chunk_size=7), expected)
     assert passes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("case", ["sliding", "chunked", "latent", "multi-head"])
+def test_a_cache_of_fixed_size_reads_its_prompt_in_bands(case, chunk, passes):
+    tokens, mask = padded_tokens(3 * WINDOW, 2)
+    arguments = {"attention_mask": mask, "max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    arguments |= {"eos_token_id": None, "cache_implementation": "static", "prefill_chunk_size": chunk}
+    expected = make(CASES[case], "eager").generate(tokens, **arguments)
+    assert not passes
+    assert torch.equal(make(CASES[case]).generate(tokens, **arguments), expected)
+    assert max(queries for queries, _ in passes) == 4
+    # Sliding layers see no more than a window; full ones, whose slots are there from the start, no more than was read.
+    assert min(keys for _, keys in passes) <= 4 and max(keys for _, keys in passes) <= 3 * WINDOW
 
 
 INDEXED = LATENT | {

@@ -31,6 +31,18 @@ def test_the_cheaper_form_is_chosen():
     assert absorption_pays(1, 600, **SHAPES, basis_rows=512)
 
 
+def test_what_is_gathered_is_counted():
+    """A prompt of a few heads reads all keys faster than it copies its choice; steps of a few tokens copy little."""
+    few = SHAPES | {"heads": 2, "kv_heads": 2}
+
+    def pays(queries, keys, shapes):
+        return absorption_pays(queries, keys, **shapes, pairs=(queries * keys // 2, queries * min(2048, keys)))
+
+    assert pays(1, 65536, few) and pays(8, 65536, few)
+    assert not pays(16384, 16384, few) and not pays(16384, 16384, SHAPES)
+    assert pays(65536, 65536, SHAPES) and not pays(65536, 65536, few)
+
+
 def shared_case(dtype=torch.float32, length=3, keys=1100):
     generator = torch.Generator().manual_seed(5)
 
