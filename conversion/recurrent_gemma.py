@@ -14,12 +14,11 @@ from .rules_common import ROPE_BUFFERS, tiny
 from .rules_linear import LAYER, MIXER, recurrent_rule
 
 WORDS = {"linear_attention": "recurrent", "sliding_attention": "attention"}
+OURS = {theirs: ours for ours, theirs in WORDS.items()}  # An older transformers gives the words of the file.
 
 
 def derive(theirs):
-    ours = {theirs: ours for ours, theirs in WORDS.items()}
-    # An older transformers gives the words of the file itself.
-    words = [ours.get(word, word) for word in theirs.layers_block_type]
+    words = [OURS.get(word, word) for word in theirs.layers_block_type]
     scale = torch.tensor(sqrt(theirs.hidden_size), dtype=torch.bfloat16, device="cpu").item()
     fields = {"layer_types": words, "rope_parameters": rope(theirs, partial=True), "embedding_multiplier": scale}
     fields["intermediate_size"] = theirs.intermediate_size // 2
@@ -35,14 +34,13 @@ def derive(theirs):
 
 
 def restore(ours):
-    words = [WORDS[word] for word in ours.layer_types]
-    fields = {"block_types": words, "intermediate_size": 2 * ours.intermediate_size}
-    fields["rope_parameters"] = restore_rope(ours)
+    fields = {"intermediate_size": 2 * ours.intermediate_size, "rope_parameters": restore_rope(ours)}
+    fields["block_types"] = [WORDS[word] for word in ours.layer_types]
     if ours.sliding_window is not None:
         fields["attention_window_size"] = ours.sliding_window
     if ours.linear_attention_type is not None:
-        width = ours.linear_num_value_heads * ours.linear_value_head_dim
-        fields |= {"lru_width": width, "conv1d_width": ours.linear_conv_kernel_dim}
+        fields["lru_width"] = ours.linear_num_value_heads * ours.linear_value_head_dim
+        fields["conv1d_width"] = ours.linear_conv_kernel_dim
     return fields
 
 
