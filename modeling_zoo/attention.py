@@ -137,13 +137,15 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.build_keys(config, layer_idx)
         self.o_proj = Linear(heads * config.value_width, hidden, bias=config.attention_out_bias)
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else nn.Identity()
-        self.clip_first = config.clip_qkv_position != "after_norm"
+        # A call of a module that does nothing takes as long as a small operation: what is not there is left out.
+        self.clips, self.clip_last = config.clip_qkv is not None, config.clip_qkv_position == "after_norm"
         self.q_norm = make_qk_norm(config, heads) if config.has_qk_norm(layer_idx) else nn.Identity()
         # Later layers may read what this one caches.
         self.lends = config.kv_sharing_modes[layer_idx] == "store"
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
-        steps = (self._normalise, self._rotate)
+        normalises = config.has_qk_norm(layer_idx) or (self.clips and self.clip_last)
+        steps = (self._normalise, self._rotate) if normalises else (self._rotate,)
         self.steps = tuple(
             step.__name__ for step in (steps if config.qk_norm_position != "after_rope" else steps[::-1])
         )
@@ -155,12 +157,13 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.v_proj = None
         if not config.attention_k_eq_v:
             self.v_proj = Linear(hidden, kv_heads * config.value_width, bias=bias)
+        self.norms_values = config.value_norm
         self.v_norm = RMSNorm(config.value_width, config.norm_eps, affine=False) if config.value_norm else nn.Identity()
         self.k_norm = make_qk_norm(config, kv_heads) if config.has_qk_norm(layer_idx) else nn.Identity()
 
     def _normalise(self, states, norm, position_embeddings):
         states = norm(states)
-        return states if self.clip_first else self.clip(states)
+        return self.clip(states) if self.clips and self.clip_last else states
 
     def _rotate(self, states, norm, position_embeddings):
         return states if position_embeddings is None else apply_rotary(states, position_embeddings, **self.rotation)
@@ -174,7 +177,7 @@ class GroupedQueryAttention(SoftmaxAttention):
     def queries(self, hidden_states):
         """`[B, T, D]` → queries `[B, T, H, d]`, gate `[B, T, H, v]` or None."""
         query = self.q_proj(hidden_states)
-        if self.clip_first:
+        if self.clips and not self.clip_last:
             query = self.clip(query)
         query = query.view(*hidden_states.shape[:-1], -1, sum(self.query_parts))
         query, gate = query.split(self.query_parts, dim=-1)
@@ -183,13 +186,17 @@ class GroupedQueryAttention(SoftmaxAttention):
     def keys_and_values(self, hidden_states, position_embeddings):
         """`[B, T, D]` → keys `[B, K, T, d]`, normed and turned, and values `[B, K, T, v]`: what is cached."""
         key = self.k_proj(hidden_states)
-        value = self.clip(key if self.v_proj is None else self.v_proj(hidden_states))
+        value = key if self.v_proj is None else self.v_proj(hidden_states)
+        if self.clips:
+            value = self.clip(value)
         if self.key_multiplier is not None:
             key = key * self.key_multiplier
-        if self.clip_first:
+        if self.clips and not self.clip_last:
             key = self.clip(key)
         heads = (*hidden_states.shape[:-1], -1)
-        key, value = key.view(*heads, self.head_dim), self.v_norm(value.view(*heads, self.value_width))
+        key, value = key.view(*heads, self.head_dim), value.view(*heads, self.value_width)
+        if self.norms_values:
+            value = self.v_norm(value)
         if self.value_scale is not None:
             value = value * self.value_scale
         return self.finish(key, self.k_norm, position_embeddings).transpose(1, 2), value.transpose(1, 2)

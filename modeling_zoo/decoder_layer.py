@@ -42,11 +42,13 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
 
     def mix(self, x, context):
         """The mixer's contribution to the stream."""
-        return self.scaled(self.attn_output_norm(self.self_attn(x, **context)[0]))
+        output = self.self_attn(x, **context)[0]
+        return self.scaled(self.attn_output_norm(output) if "attn_output_norm" in self.norms else output)
 
     def feed(self, x):
         """The MLP's contribution to the stream."""
-        return self.scaled(self.mlp_output_norm(self.mlp(x)))
+        output = self.mlp(x)
+        return self.scaled(self.mlp_output_norm(output) if "mlp_output_norm" in self.norms else output)
 
     def join(self, hidden_states, **context):
         """The stream `[B, T, D]` after mixer and MLP: what the topologies differ in."""
