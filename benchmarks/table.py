@@ -60,6 +60,8 @@ def rows(found: list[dict]) -> list[str]:
         if one.get("share") is not None:
             held += f" ({one['share']:.2f})"
         case = one["case"] + "".join(f", {name}={value}" for name, value in one["fields"].items())
+        # Set by hand in the results where other work ran beside the measurement.
+        case += ", on a busy machine" if one.get("busy") else ""
         cells = [
             one["kind"],
             case,
