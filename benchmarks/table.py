@@ -92,7 +92,8 @@ def write(arguments, options: cases.Options) -> str:
     lines = ["# zoo against transformers", "", f"`python -m benchmarks table --name {name}` on {machine(options)}.", ""]
     lines += ["Ratio is transformers' median over zoo's, both in one process, in turn, on the same converted weights."]
     lines += ["In brackets the same in processor time of all threads, which other work on the machine disturbs less."]
-    lines += ["Memory is the peak beyond what was held before: weights are not in it, a prompt's cache is.", ""]
+    lines += ["Memory is the peak beyond what was held before: weights are not in it, a prompt's cache is."]
+    lines += ["Hundredths of difference are tokens whose random router was undecided: rounding decides.", ""]
     lines += rows(found)
     for kind in ("bytes", "experts"):
         here = [f"- {cases.KINDS[kind][1](one)}" for one in found if one["kind"] == kind]
