@@ -116,6 +116,7 @@ def logits(model, inputs):
 # -- which parts ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_targets_reach_every_weight_of_a_layer():
     """Together they adapt every matrix of a layer but routers, gates of one number and mute indexers."""
     seen = []

@@ -73,6 +73,7 @@ def test_experts_names_the_default_and_all_others(run):
     assert found["difference"] < 1e-4
 
 
+@pytest.mark.long
 def test_a_table_and_a_plot_are_written_and_kept(run, tmp_path):
     pytest.importorskip("matplotlib")
     out = ["--out", str(tmp_path)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from random_models import build
-from samples import every
+from samples import every, only
 from transformers import (
     AutoModelForCausalLM,
     ContinuousBatchingConfig,
@@ -79,7 +79,7 @@ def generate(model, inputs, **mode):
     return model.generate(**inputs, **{"max_new_tokens": 14, "do_sample": False, "pad_token_id": 0, **mode})
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", only(["greedy", "beams", "static cache", "chunked prefill"], MODES))
 def test_same_tokens(pair, mode):
     theirs, ours = pair
     assert torch.equal(generate(ours, prompt(), **MODES[mode]), generate(theirs, prompt(), **MODES[mode]))

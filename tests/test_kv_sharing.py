@@ -237,6 +237,7 @@ def test_a_compiled_token_is_one_graph():
     torch.testing.assert_close(found, model(tokens).logits[:, 9:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_model_of_published_size_has_the_original_number_of_parameters():
     words = ["sliding_attention"] * 4 + ["full_attention"]
     config = their_class_config("gemma4_text", family_of("gemma4_text"), {

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from random_models import randomize
+from samples import every
 from transformers import DynamicCache
 
 from configuration_zoo import ZooConfig
@@ -94,14 +95,14 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", every(2, WAYS))
 def test_generation_over_every_pattern(any_pattern, way):
     ids = tokens(rows=1 if way == "prompt lookup" else 2)
     expected = generate_without_cache(any_pattern, ids)
     assert torch.equal(any_pattern.generate(ids, **NEW, **WAYS[way]), expected)
 
 
-@pytest.mark.parametrize("mechanism", LINEAR_MECHANISMS)
+@pytest.mark.parametrize("mechanism", every(2, LINEAR_MECHANISMS))
 def test_assisted_generation(mechanism):
     """Another model proposes, wrongly most of the time: every rejected token is taken back from the state."""
     model, assistant, ids = model_of(mechanism), model_of("gated_delta_net"), tokens(rows=1)
@@ -185,6 +186,7 @@ def test_new_models_forget_slowly_and_do_not_explode():
         assert model(tokens()).logits.abs().max() < 10
 
 
+@pytest.mark.long
 def test_learns():
     """A gated DeltaNet with one full layer learns to repeat a sequence."""
     torch.manual_seed(0)

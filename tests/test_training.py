@@ -7,7 +7,7 @@ import pytest
 import torch
 from combinations import EXPERTS, FULL, HEADS, LATENT, LINEAR, SIZES, SLIDING
 from random_models import randomize
-from samples import every, only
+from samples import only
 from transformers import (
     AutoTokenizer,
     DataCollatorWithFlattening,
@@ -138,7 +138,7 @@ def test_every_coefficient_reaches_the_trainer_s_loss(tmp_path):
         assert logged == pytest.approx(expected, rel=1e-5) and abs(expected - plain) > 1e-3
 
 
-@pytest.mark.parametrize("name", every(2, MODELS))
+@pytest.mark.parametrize("name", only(["experts"], MODELS))
 def test_checkpointing_changes_nothing(name, tmp_path):
     start = make(**MODELS[name])
     plain, losses = fit(copy.deepcopy(start), tmp_path)
@@ -147,7 +147,7 @@ def test_checkpointing_changes_nothing(name, tmp_path):
     assert found == pytest.approx(losses, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", only(["latent", "linear"], MODELS))
+@pytest.mark.parametrize("name", only(["latent"], MODELS))
 @pytest.mark.parametrize("pure", [False, True], ids=["autocast", "bfloat16 weights"])
 def test_bfloat16(name, pure, tmp_path):
     """The steps go where float32's go."""
@@ -177,7 +177,7 @@ def test_autocast_with_a_cache(name):
         assert (found.float() - exact).norm() < 0.03 * exact.norm()
 
 
-@pytest.mark.parametrize("name", only(["sliding", "latent", "linear"], MODELS))
+@pytest.mark.parametrize("name", only(["sliding", "linear"], MODELS))
 def test_packed_rows_train_as_rows_apart(name, tmp_path):
     """Documents in one row, told apart by their positions: loss, gradients and steps are those of a padded batch."""
     start = make(**MODELS[name])

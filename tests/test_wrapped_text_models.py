@@ -7,6 +7,7 @@ import torch
 import transformers
 from random_models import randomize
 from safetensors.torch import load_file, save_file
+from samples import every
 
 from conversion import convert, import_config, load
 from conversion.ministral3 import YARN
@@ -90,7 +91,7 @@ WRAPPED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WRAPPED)
+@pytest.mark.parametrize("case", every(3, WRAPPED))
 def test_text_of_a_wrapped_model(case, tmp_path):
     prefix, suffix, arguments = WRAPPED[case]
     config = getattr(transformers, prefix + "Config")(**arguments, attn_implementation="eager")
