@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 
 # Read by libraries at import, so set before the first one. Workers that shared one cache of remote code would
 # overwrite each other's files.
@@ -14,23 +15,42 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_MODULES_CACHE=MODULES_CACHE)
 atexit.register(shutil.rmtree, MODULES_CACHE, ignore_errors=True)
 
+# torch is imported by the tests only: the process that hands them out needs none, and its workers wait for it.
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from fetch_transformers_tests import location  # noqa: E402
-from transformers.utils import logging  # noqa: E402
 
-from zoo_cli.main import main  # noqa: E402
-
-# OMP_NUM_THREADS alone does not bind a torch that was imported by a plugin before this file.
-torch.set_num_threads(1)
-logging.disable_progress_bar()
 if location().is_dir():
     sys.path.append(str(location()))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a table of cases marked `sampled(step)` each `step`-th runs every time, the others under `long`."""
+    seen = Counter()
+    for item in items:
+        mark, table = item.get_closest_marker("sampled"), item.nodeid.partition("[")[0]
+        if mark and not item.get_closest_marker("long"):
+            if seen[table] % mark.args[0]:
+                item.add_marker(pytest.mark.long)
+            seen[table] += 1
+
+
+@pytest.fixture(scope="session")
+def libraries():
+    """torch on one thread and transformers' logging without bars."""
+    import torch
+    from transformers.utils import logging
+
+    # OMP_NUM_THREADS alone does not bind a torch that was imported by a plugin before this file.
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    return torch, logging
+
+
 @pytest.fixture(autouse=True)
-def same_start():
+def same_start(libraries):
     """Every test starts from the same random numbers and the same log level, alone or among others."""
+    torch, logging = libraries
     torch.manual_seed(0)
     level = logging.get_verbosity()
     yield
@@ -40,6 +60,8 @@ def same_start():
 @pytest.fixture
 def zoo(monkeypatch, capsys):
     """Runs one command line; -> (exit code, standard output, standard error)."""
+
+    from zoo_cli.main import main
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])

@@ -171,6 +171,7 @@ def test_a_model_without_layers_has_nothing_to_adapt():
 # -- adapters from one model to the other ----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("direction", ["to zoo", "from zoo"])
 def test_an_adapter_moves_between_the_original_and_the_converted_model(pair, direction, tmp_path):
     """Trained here with PEFT, saved, loaded there with PEFT: the same logits."""

@@ -139,6 +139,7 @@ def run(model, calls=None):
     return torch.cat((hidden[0, PADDED:], hidden[1])), calls
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", every(3, CASES))
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
@@ -159,6 +160,7 @@ def test_equals_the_slow_reference(case):
 CAPPED = [case for case, flags in CASES.items() if flags.keys() & {"attn_logit_softcapping", "attention_sinks"}]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", [case for case in CASES if case not in CAPPED])
 def test_sdpa_equals_eager(case):
     model = make(CASES[case])

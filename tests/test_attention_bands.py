@@ -102,6 +102,7 @@ def compare(flags, length, padding=0, steps=None, **kwargs):
     assert relative_error(found[real], expected[real]) < 4e-6
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("length", [WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW, 3 * WINDOW + 1])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_plain_path(case, length, passes):
@@ -113,6 +114,7 @@ def test_equals_the_plain_path(case, length, passes):
         assert max(keys for _, keys in passes) <= WINDOW - 1 + 4
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("length", [WINDOW, WINDOW + 1, 3 * WINDOW + 1])
 @pytest.mark.parametrize("padding", [1, WINDOW + 3])
 @pytest.mark.parametrize("case", [case for case in CASES if case != "beside a recurrence"])
@@ -121,6 +123,7 @@ def test_left_padding(case, padding, length, passes):
     assert passes
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize("steps", [(3, 17), (11, 9), (7, 1, 12), (13, 6, 1)])
 @pytest.mark.parametrize("case", ["sliding", "chunked", "latent"])
@@ -245,6 +248,7 @@ def test_generates_the_same_tokens(case, passes):
     assert passes
 
 
+@pytest.mark.sampled(3)
 @torch.no_grad()
 @pytest.mark.parametrize("chunk", [None, 7])
 @pytest.mark.parametrize("case", ["sliding", "chunked", "latent", "multi-head"])

@@ -25,6 +25,7 @@ def pair(name, index, folder):
     return theirs, ours
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name, index", VARIANTS, ids=str)
 def test_logits_are_equal_to_the_last_bit(name, index, tmp_path):
     theirs, ours = pair(name, index, tmp_path)
@@ -39,6 +40,7 @@ def test_logits_are_equal_to_the_last_bit(name, index, tmp_path):
     assert torch.equal(found[attended], expected[attended])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_cached_steps_are_equal_to_the_last_bit(name, tmp_path):
     models = pair(name, 0, tmp_path)

@@ -96,6 +96,7 @@ def halves(layer):
     return mixer, lambda x: layer.mlp(x.float()).double()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("multiplier", every(2, [0.3, 1.0]))
 @pytest.mark.parametrize("norms", NORMS)
 @pytest.mark.parametrize("block", ONE_STREAM)

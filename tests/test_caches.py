@@ -336,17 +336,20 @@ MODES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", every(2, MODES))
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_is_the_same(name, mode):
     assert_same_generation(name, **MODES[mode])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ROLLS_BACK)
 def test_prompt_lookup_is_greedy(name):
     assert_same_generation(name, rows=1, plain_options={}, prompt_lookup_num_tokens=3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ROLLS_BACK)
 def test_assisted_generation_is_greedy(name):
     """The assistant's head is a disturbed copy, so some drafts are rejected; its cache records from the start."""

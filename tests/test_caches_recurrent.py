@@ -176,6 +176,7 @@ def test_short_prompts_leave_a_full_window(weight):
 # -- rollback ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("conv", [True, False], ids=["conv", "no_conv"])
 @pytest.mark.parametrize("kind", ["recurrent", "hybrid", "hybrid_sliding", "counting"])
 @settings(max_examples=30, deadline=None)

@@ -196,6 +196,7 @@ HEADS_OF_MECHANISMS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mechanism", HEADS_OF_MECHANISMS)
 def test_inspect_shows_the_heads_of_a_recurrence_alone_and_beside_attention(zoo, tmp_path, mechanism):
     text, fields = HEADS_OF_MECHANISMS[mechanism]
@@ -242,6 +243,7 @@ def test_verify_finds_nothing_in_a_faithful_copy(zoo, converted):
     assert [report[side]["class"] for side in ("source", "target")] == ["LlamaForCausalLM", "ZooForCausalLM"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("tensor", "expected"),
     [

@@ -31,7 +31,7 @@ LEAKS_PADDING = {("lfm2", 1), ("lfm2_moe", 1), ("recurrent_gemma", 0), ("recurre
 LOSES_DIGITS = {"recurrent_gemma"}
 VARIANTS = [(name, index) for name in known_families() for index in range(len(family_of(name).tiny))]
 # Files of so few lines give another family's rules other fields.
-SHORT = 20
+SHORT = 30
 CORE = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -191,6 +191,7 @@ def public_configs():
             yield pytest.param(raw, id=path.stem, marks=[pytest.mark.long] if deep or again else [])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("raw", public_configs())
 def test_public_config_has_the_original_number_of_parameters(raw):
     name = file_name(raw["model_type"])

@@ -94,6 +94,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_model_may_have_streams(variant, tmp_path):
     torch.manual_seed(0)

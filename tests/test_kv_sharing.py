@@ -92,6 +92,7 @@ def test_the_same_as_being_handed_the_keys(variant, tokens):
     assert not names & {f"model.layers.{i}.self_attn.{x}" for i in (3, 4) for x in ("k_proj", "v_proj", "k_norm")}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", every(2, VARIANTS))
 @torch.no_grad()
 def test_every_way_to_generate_agrees(variant, tokens):
@@ -191,6 +192,7 @@ def test_maps_to_keys_that_no_layer_uses_come_back(tmp_path):
     assert sorted(before) == sorted(after) and all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize("variant", VARIANTS)

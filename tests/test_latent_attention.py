@@ -125,6 +125,7 @@ def steps_of(call, config, steps, backend):
         return [call(states[:, a:b], a, b, causal(a, b, backend), cache) for a, b in steps], cache
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize(("model_type", "number"), VARIANTS)
 def test_equals_the_attention_of_transformers(model_type, number, backend):
@@ -257,6 +258,7 @@ def in_steps(model, steps, cache=None):
     return torch.cat(parts, dim=1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", every(4, CASES))
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
@@ -276,6 +278,7 @@ def fused(case):
     return not {"attn_logit_softcapping", "attention_sinks"} & set(CASES[case])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", [case for case in CASES if fused(case)])
 def test_sdpa_equals_eager(case):
     model = make(CASES[case])
@@ -284,6 +287,7 @@ def test_sdpa_equals_eager(case):
     assert relative_error(real(model(*inputs()).last_hidden_state), real(expected)) < 2e-6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("steps", [(1,) * 13, (5, 1, 1, 3, 1, 2), (2, 11)], ids=str)
 @pytest.mark.parametrize("case", every(3, [case for case in CASES if case != "both_ways"]))
 def test_steps_over_a_cache_equal_one_pass(case, steps):
@@ -313,6 +317,7 @@ def forced(monkeypatch, absorbed):
     return ran
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", every(2, [case for case in CASES if case != "both_ways"]))
 def test_both_forms_are_equal(case, monkeypatch):
     for backend in ("eager", "sdpa") if fused(case) else ("eager",):
@@ -355,6 +360,7 @@ def test_a_decoded_token_reads_latents_only(monkeypatch):
         model(tokens[:, 10:13], past_key_values=cache)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["dynamic", "without config", "static", "better static"])
 @pytest.mark.parametrize("case", ["plain", "sliding", "no_shared_key"])
 def test_every_cache_gives_the_same(case, kind):

@@ -82,6 +82,7 @@ def padded():
     return ids * mask, mask
 
 
+@pytest.mark.sampled(2)
 def test_generation(any_mechanism):
     ids, mask = padded()
     expected = generate_without_cache(any_mechanism, ids, attention_mask=mask)
@@ -95,6 +96,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", every(2, WAYS))
 def test_generation_over_every_pattern(any_pattern, way):
     ids = tokens(rows=1 if way == "prompt lookup" else 2)
@@ -102,6 +104,7 @@ def test_generation_over_every_pattern(any_pattern, way):
     assert torch.equal(any_pattern.generate(ids, **NEW, **WAYS[way]), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mechanism", every(2, LINEAR_MECHANISMS))
 def test_assisted_generation(mechanism):
     """Another model proposes, wrongly most of the time: every rejected token is taken back from the state."""
@@ -161,6 +164,7 @@ def test_checkpointing_changes_nothing(any_pattern):
         torch.testing.assert_close(plain, again)
 
 
+@pytest.mark.sampled(2)
 def test_saved_and_loaded(any_mechanism, tmp_path):
     any_mechanism.save_pretrained(tmp_path)
     loaded = ZooForCausalLM.from_pretrained(tmp_path).eval()

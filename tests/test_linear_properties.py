@@ -29,6 +29,7 @@ def test_the_future_does_not_change_the_past(mixer):
     assert_equal(run(mixer, changed)[:, :11], run(mixer, x)[:, :11])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("new_cache", CACHES)
 @pytest.mark.parametrize("cuts", [range(1, TOKENS), (1, 3, 4, 9, 10), (8,)], ids=str)
 def test_any_split_over_a_cache(mixer, new_cache, cuts):
@@ -45,6 +46,7 @@ MASKS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("new_cache", CACHES)
 @pytest.mark.parametrize("first", every(2, MASKS))
 @pytest.mark.parametrize("second", every(3, [None, *MASKS]))
@@ -64,6 +66,7 @@ def test_padding_anywhere(mixer, new_cache, first, second):
         assert_equal(outputs[row][mask[row]], expected)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("described_by", ["position_ids", "cu_seq_lens_q", "seq_idx"])
 def test_packed_sequences(mixer, described_by):
     """Several sequences in a row are as many rows, whatever says so; the cache goes on with the last."""
@@ -110,6 +113,7 @@ def test_beams_reorder(mixer, new_cache):
     assert_equal(run(mixer, step, cache), run(mixer, torch.cat([x[order], step], 1))[:, -1:])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("removed", [1, 4, 5, 7])
 def test_rollback(mixer, removed):
     """Tokens taken back from a recording cache leave no trace: 3 + 5 tokens, then `removed` fewer, then others."""
@@ -138,6 +142,7 @@ def test_gradients_reach_everything(mixer):
         assert tensor.grad is not None and tensor.grad.abs().sum() > 0 and tensor.grad.isfinite().all(), name
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("new_cache", CACHES)
 def test_gradients_flow_through_a_cache(mixer, new_cache):
     """Two forwards over a cache give the gradient of one."""

@@ -94,6 +94,7 @@ def make(**changes):
     return config, mlp
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -15,6 +15,7 @@ def count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", every(2, [name for name, entry in PRESETS.items() if entry.parameters]))
 def test_parameter_count_is_the_published_one(name):
     with torch.device("meta"):
@@ -22,6 +23,7 @@ def test_parameter_count_is_the_published_one(name):
     assert abs(count(model) / PRESETS[name].parameters - 1) < 0.01
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PRESETS)
 def test_tiny_version_runs_and_generates(name):
     model = ZooForCausalLM(ZooConfig.preset(name, tiny=True))

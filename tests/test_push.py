@@ -252,6 +252,7 @@ def test_a_public_repository_is_no_private_one(hub, zoo, converted):
     assert code == 1 and "exists and is public" in err and hub.repositories["user/stories"].branches == before
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("method", "pattern", "answer", "said"),
     [

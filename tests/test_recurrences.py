@@ -39,6 +39,7 @@ def copy(tensor):
     return None if tensor is None else tensor.clone()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("length", every(2, LENGTHS))
@@ -53,6 +54,7 @@ def test_delta_rule(length, granularity, dtype, grad):
         assert output.dtype == end.dtype == dtype
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("length", every(2, LENGTHS))
@@ -143,6 +145,7 @@ def no_larger(ours, theirs):
     return ours <= max(1.1 * theirs, 2.5 * torch.finfo(torch.float32).eps)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("strength", [0.02, 0.3, 1.6, 8.0])
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 @torch.no_grad()

@@ -55,6 +55,7 @@ def positions_up_to(length):
     return torch.stack((torch.arange(length).clamp(max=length - 4), torch.arange(length)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("interleave", [False, True], ids=["halves", "pairs"])
 @pytest.mark.parametrize("length", [15, 61], ids=["short", "long"])
 @pytest.mark.parametrize("name", SCALINGS)

@@ -22,6 +22,7 @@ def routes_of(model, tokens):
     return routes
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_kind_of_router_is_read(name, tmp_path):
     family = family_of(name)

@@ -107,6 +107,7 @@ def test_equals_transformers_at_once(pair, backend):
         assert relative_error(ours(tokens[:, :8]).logits, theirs(tokens[:, :8]).logits) < 2e-6
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("padded", [0, PADDED])
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("backend", every(2, ["sdpa", "eager"]))
@@ -130,6 +131,7 @@ def test_equals_transformers_in_steps(pair, backend, cache, padded):
             assert one.indexer_keys.shape == other.indexer_keys.shape
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "mode",
     [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"prefill_chunk_size": 4}, {"use_cache": False}],
@@ -203,6 +205,7 @@ def attention_calls(model):
     return calls
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", every(2, CASES))
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
@@ -255,6 +258,7 @@ def forced(patch, form):
 FUSED = [case for case in CASES if not {"attn_logit_softcapping", "attention_sinks"} & set(CASES[case])]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("padded", [0, FIRST])
 @pytest.mark.parametrize("case", every(4, FUSED))
 def test_gathering_equals_masking(case, padded, monkeypatch):
@@ -507,6 +511,7 @@ def index_table(parameters, x, sources, config):
     return table
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("warmup", [True, False])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_the_loss_is_the_divergence_from_attention(backend, warmup, monkeypatch):

@@ -79,6 +79,7 @@ def test_the_implementation_is_chosen_on_the_model(flags):
         torch.testing.assert_close(model(ids, attention_mask=mask).logits, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("flags", KINDS.values(), ids=KINDS)
 def test_saving_and_loading_changes_nothing(flags, tmp_path):
     model, (ids, mask) = model_of(**flags), batch()
