@@ -45,6 +45,7 @@ class Outgoing:
     aside: Checkpoint | None
     left_behind: list[str] = field(default_factory=list)
     buffers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    tokenizer_class: str | None = None
 
     def outputs(self) -> dict[str, Tensor]:
         """What will be written, as meta tensors."""
@@ -85,7 +86,8 @@ def read_outgoing(folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype
     aside = set_aside(folder)
     left_behind = [] if same or aside is None else sorted(aside.headers)
     aside = aside if same else None
-    return Outgoing(config, target, reader, plan, aside, left_behind, _buffers(family, config, target, aside))
+    buffers, pinned = _buffers(family, config, target, aside), manifest.tokenizer_class if same else None
+    return Outgoing(config, target, reader, plan, aside, left_behind, buffers, pinned)
 
 
 def _buffers(

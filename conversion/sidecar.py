@@ -2,8 +2,9 @@
 
 `source/manifest.json`: model_type; `tied`, second names under which the source stored a shared tensor; `overrides`,
 config fields in which the tensors contradict their config.json; `names`, its tensors, where the rules alone would name
-them differently; `kept` and `dropped`; `cast`. `source/tensors.safetensors`: the tensors set aside. Nothing loads this
-folder, and engines that read every safetensors file of a model folder do not look into it.
+them differently; `kept` and `dropped`; `cast`; `tokenizer_class`, where tokenizer_config.json names another or none.
+`source/tensors.safetensors`: the tensors set aside. Nothing loads this folder, and engines that read every safetensors
+file of a model folder do not look into it.
 """
 
 import json
@@ -31,6 +32,7 @@ class Manifest:
     kept: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     cast: str | None = None  # the dtype its tensors were cast to
+    tokenizer_class: str | None = None  # as written into tokenizer_config.json
 
     def write(self, folder: Path) -> None:
         (folder / FOLDER).mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from modeling_zoo import ZooForCausalLM
 
 from .card import write_card
 from .checkpoint import read_json
-from .companions import copy_companions, keep_card, restore_card
+from .companions import copy_companions, keep_card, pin_tokenizer_class, restore_card, restore_tokenizer_config
 from .errors import ConversionError
 from .incoming import read_incoming
 from .outgoing import read_outgoing
@@ -129,12 +129,13 @@ def _import(folder: Path, raw: dict, new: Path, dtype, max_bytes: int, progress:
     writer = ShardWriter(new, outputs, max_bytes)
     _move(incoming.plan, incoming.reader.read, writer.write, progress)
     writer.finish()
+    copy_companions(folder, new)
+    keep_card(folder, new)
+    manifest.tokenizer_class = pin_tokenizer_class(folder, new)
     manifest.write(new)
     if incoming.plan.aside:
         aside = {name: incoming.reader.checkpoint.headers[name] for name in incoming.plan.aside}
         _copy_tensors(aside, incoming.reader.checkpoint.read, new / FOLDER, max_bytes, STEM)
-    copy_companions(folder, new)
-    keep_card(folder, new)
     incoming.config.architectures = [ZooForCausalLM.__name__]
     incoming.config.save_pretrained(new)
     parameters = sum(tensor.numel() for tensor in outputs.values())
@@ -153,6 +154,7 @@ def _export(folder: Path, raw: dict, new: Path, to: str, dtype, max_bytes: int, 
     writer.finish()
     copy_companions(folder, new)
     restore_card(folder, new)
+    restore_tokenizer_config(folder, new, outgoing.tokenizer_class)
     (new / "config.json").write_text(json.dumps(outgoing.raw, indent=2) + "\n", encoding="utf-8")
     parameters = sum(tensor.numel() for tensor in outputs.values())
     return Report("", new, to, parameters, writer.files, left_behind=outgoing.left_behind)
