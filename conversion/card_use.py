@@ -7,7 +7,7 @@ from modeling_zoo.serving import engine_obstacles
 LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"  # or its name on the Hub; revision="..." pins the code as well as the weights
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)"""
 TUNE = """from peft import LoraConfig, get_peft_model
 

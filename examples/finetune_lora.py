@@ -91,7 +91,7 @@ def main() -> None:
         from conversion import convert
 
         convert(options.source, base)
-    model, tokenizer = load(base), AutoTokenizer.from_pretrained(base)
+    model, tokenizer = load(base), AutoTokenizer.from_pretrained(base, trust_remote_code=True)
     rows = blocks(tokenizer, options.corpus.read_text())
 
     targets = model.lora_targets()

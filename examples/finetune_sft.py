@@ -82,7 +82,7 @@ def main() -> None:
         convert(options.source, base)
     model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)
     print(f"loaded {type(model).__module__}.{type(model).__name__}")
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=True)
     tokenizer.pad_token = tokenizer.unk_token
     rows = speeches(options.corpus.read_text())
     train, held_out = Dataset.from_list(rows[HELD_OUT:]), Dataset.from_list(rows[:HELD_OUT])

@@ -1,6 +1,9 @@
 """The card of a folder: its numbers are the model's own, its picture is a picture, its licence the original's."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +13,7 @@ from huggingface_hub import ModelCard
 from samples import only
 from transformers import DynamicCache
 
+from conversion import convert
 from conversion.card import replace_empty_card, write_plain_card
 from conversion.card_origin import carried_over, front_matter, read_front_matter
 from conversion.card_picture import repetitions
@@ -98,3 +102,18 @@ def test_only_an_empty_card_is_replaced(tmp_path):
     (tmp_path / "README.md").write_text("... This model card has been automatically generated.")
     replace_empty_card(tmp_path, config)
     assert "# A zoo model" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.long
+def test_the_lines_of_a_card_run_as_they_stand(tmp_path):
+    """Loading and fine-tuning, by a reader who pastes them; nothing is asked on the way."""
+    stories = Path(__file__).resolve().parent.parent / "examples" / "stories260K"
+    convert(stories, tmp_path / "zoo", progress=False)
+    load, tune, _ = re.findall(r"```python\n(.*?)```", (tmp_path / "zoo" / "README.md").read_text(), flags=re.DOTALL)
+    code = load.replace("path/to/this/folder", "zoo") + tune + "print(type(tokenizer), type(model.get_base_model()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trainable params" in done.stdout and "transformers_modules.zoo." in done.stdout
+    assert "y/N" not in done.stdout + done.stderr
