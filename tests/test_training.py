@@ -147,6 +147,7 @@ def test_checkpointing_changes_nothing(name, tmp_path):
     assert found == pytest.approx(losses, rel=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", only(["latent"], MODELS))
 @pytest.mark.parametrize("pure", [False, True], ids=["autocast", "bfloat16 weights"])
 def test_bfloat16(name, pure, tmp_path):
@@ -362,7 +363,8 @@ def test_packed_supervised_fine_tuning(tokenizer, tmp_path):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", only(["latent"], ["capped and scaled", "latent", "linear"]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["capped and scaled", "latent", "linear"])
 def test_preference_optimisation(name, tokenizer, tmp_path):
     """At the start neither answer is preferred, ln 2; after some steps the chosen one is. A LoRA, its own reference."""
     trl = pytest.importorskip("trl")
