@@ -211,6 +211,7 @@ def settings(kind, model):
     }[kind]()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", only(["lora"], ["lora", "rslora", "dora", "ia3"]))
 def test_merged_is_the_adapted_model(folder, kind, tmp_path):
     """Trains, generates with a cache, saves, loads, merges: one answer throughout."""
@@ -238,6 +239,7 @@ def greedy(model, inputs, steps):
     return inputs
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_learned_tokens_in_front(folder, kind):
     """Trained, and the same text with and without a cache; a prefix only where the cache holds keys and values."""
@@ -274,6 +276,7 @@ def test_a_prefix_where_layers_see_a_part(flags):
 # -- transformers' own way --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 def test_add_and_load_adapters_by_the_model_s_own_methods(folder, tmp_path):
     """Several adapters side by side, one active at a time, off and on, saved and loaded."""
     model = remote(folder)

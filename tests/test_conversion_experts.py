@@ -31,7 +31,7 @@ def save(name, folder, variant=0):
     return model
 
 
-@pytest.mark.parametrize("name", every(6, SPARSE))
+@pytest.mark.parametrize("name", every(10, SPARSE))
 def test_a_checkpoint_with_the_names_of_memory_gives_the_same_model(name, tmp_path):
     """transformers writes experts one by one and holds them stacked, sometimes under other names: both convert."""
     source, stacked, zoo, same, back = (tmp_path / folder for folder in ("source", "stacked", "zoo", "same", "back"))

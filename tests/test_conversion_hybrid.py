@@ -74,6 +74,7 @@ def in_pieces(model, tokens, sizes):
     return torch.cat(logits, dim=1)
 
 
+@pytest.mark.sampled(2)
 def test_any_split_of_a_sequence_gives_the_same(variant):
     """In float64, where sums in another order do not hide a mistake."""
     model = random_zoo(*variant).double()
@@ -85,6 +86,7 @@ def test_any_split_of_a_sequence_gives_the_same(variant):
         assert_close(in_pieces(model, tokens, sizes), expected, 1e-6)
 
 
+@pytest.mark.sampled(2)
 def test_padding_on_the_left_changes_nothing(variant):
     model = random_zoo(*variant)
     inputs = batch(101)
@@ -135,6 +137,7 @@ def test_bfloat16_is_rounded_where_theirs_is(name, tmp_path):
     assert (found - expected).abs().mean() <= 0.1 * (expected - truth).abs().mean()
 
 
+@pytest.mark.sampled(2)
 def test_the_cache_holds_what_inspect_says(variant):
     """Bytes of every layer, at two lengths, of a cache that `generate` would use."""
     model = random_zoo(*variant).to(torch.bfloat16)

@@ -43,6 +43,7 @@ def distance(found, wanted):
 # -- against transformers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_outputs_and_gradients_equal_the_originals(name):
     family, theirs, ours = pair(name)
@@ -77,6 +78,7 @@ def lower(module, stays):
 ROUNDED_ELSEWHERE = {"longcat_flash", "gpt_oss", "nemotron_h", "nemotron_h_latent"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_rounds_where_the_original_does(name):
     family, theirs, ours = pair(name)
@@ -181,6 +183,7 @@ def layer_of(name, implementation="eager"):
     return randomize(SparseMLP(zoo_config(implementation, **LAYERS[name]), 0)).eval()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_every_combination_equals_the_slow_reference(name, implementation):

@@ -85,6 +85,7 @@ def test_same_tokens(pair, mode):
     assert torch.equal(generate(ours, prompt(), **MODES[mode]), generate(theirs, prompt(), **MODES[mode]))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("mode", [{"prompt_lookup_num_tokens": 3}, {"assistant": True}], ids=["lookup", "assisted"])
 def test_speculative_decoding_changes_no_token(pair, mode):
     theirs, ours = pair
@@ -147,6 +148,7 @@ def test_scores_and_attentions_of_generate(pair):
         assert len(found.hidden_states[step]) == len(expected.hidden_states[step])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("implementation", every(2, ["sdpa", "eager"]))
 def test_continuous_batching(pair, implementation):
     theirs, ours = pair
