@@ -87,24 +87,33 @@ class SoftmaxAttention(TokenMixer):
         """Whether a serving engine computes the attention, over a cache of its own and flattened sequences."""
         return self.config._attn_implementation.startswith("vllm")
 
-    def attend(self, query, key, value, attention_mask, **kwargs):
+    def special(self, **kwargs):
+        """What a backend is told beyond mask and scale."""
+        kwargs["dropout"] = self.attention_dropout if self.training else 0.0
+        if self.softcap is not None:
+            kwargs["softcap"] = self.softcap
+        if self.has_sinks:
+            kwargs["s_aux"] = self.sinks
+        if self.upcast:
+            kwargs["upcast"] = True
+        return kwargs
+
+    def attend(self, query, key, value, attention_mask, backend=None, **kwargs):
         """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or None) by the configured
         backend."""
         if isinstance(attention_mask, BandMask):
             attend = partial(self.attend, **kwargs)
             return attend_in_bands(attend, query, key, value, attention_mask), None
-        backend = self.config._attn_implementation
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
-        special = {"softcap": self.softcap, "s_aux": self.sink_logits, "upcast": self.upcast or None}
-        if kwargs.get("position_bias") is not None and backend == "flex_attention":
-            # Its kernel reads the bias at every index of batch and query.
-            kwargs["position_bias"] = kwargs["position_bias"].expand(query.shape[0], -1, query.shape[2], -1)
-        special = {name: part for name, part in special.items() if part is not None}
-        special |= kwargs | {"dropout": self.attention_dropout if self.training else 0.0}
+        backend = backend or self.config._attn_implementation
+        special = self.special(**kwargs)
         if shares_reads(backend, query, key, **special):
             return attend_one(query, key, value, attention_mask, self.scaling), None
         if shares_keys(backend, query, key, attention_mask, **special):
             return attend_grouped(query, key, value, attention_mask, self.scaling), None
+        if kwargs.get("position_bias") is not None and backend == "flex_attention":
+            # Its kernel reads the bias at every index of batch and query.
+            special["position_bias"] = kwargs["position_bias"].expand(query.shape[0], -1, query.shape[2], -1)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         return attention(
             self,
             query,
@@ -131,9 +140,10 @@ class GroupedQueryAttention(SoftmaxAttention):
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.num_key_value_groups = heads // kv_heads
         self.query_parts = (self.head_dim, config.value_width * (self.output_gate.query_width - 1))
+        self.query_width, self.gates = sum(self.query_parts), config.attn_output_gate is not None
         self.value_scale, self.key_multiplier = config.attention_value_scale, config.key_multiplier
         hidden = config.hidden_size
-        self.q_proj = Linear(hidden, heads * sum(self.query_parts), bias=config.attention_bias)
+        self.q_proj = Linear(hidden, heads * self.query_width, bias=config.attention_bias)
         self.build_keys(config, layer_idx)
         self.o_proj = Linear(heads * config.value_width, hidden, bias=config.attention_out_bias)
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else nn.Identity()
@@ -144,11 +154,8 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.lends = config.kv_sharing_modes[layer_idx] == "store"
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
-        normalises = config.has_qk_norm(layer_idx) or (self.clips and self.clip_last)
-        steps = (self._normalise, self._rotate) if normalises else (self._rotate,)
-        self.steps = tuple(
-            step.__name__ for step in (steps if config.qk_norm_position != "after_rope" else steps[::-1])
-        )
+        self.normalises = config.has_qk_norm(layer_idx) or (self.clips and self.clip_last)
+        self.norm_last = config.qk_norm_position == "after_rope"
 
     def build_keys(self, config, layer_idx):
         """The maps to keys and values, and their norms."""
@@ -161,27 +168,25 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.v_norm = RMSNorm(config.value_width, config.norm_eps, affine=False) if config.value_norm else nn.Identity()
         self.k_norm = make_qk_norm(config, kv_heads) if config.has_qk_norm(layer_idx) else nn.Identity()
 
-    def _normalise(self, states, norm, position_embeddings):
+    def _normalise(self, states, norm):
         states = norm(states)
         return self.clip(states) if self.clips and self.clip_last else states
 
-    def _rotate(self, states, norm, position_embeddings):
-        return states if position_embeddings is None else apply_rotary(states, position_embeddings, **self.rotation)
-
     def finish(self, states, norm, position_embeddings):
         """Norm and rotation of queries or keys `[B, T, h, d]`, in the configured order."""
-        for step in self.steps:
-            states = getattr(self, step)(states, norm, position_embeddings)
-        return states
+        if self.normalises and not self.norm_last:
+            states = self._normalise(states, norm)
+        if position_embeddings is not None:
+            states = apply_rotary(states, position_embeddings, **self.rotation)
+        return self._normalise(states, norm) if self.normalises and self.norm_last else states
 
     def queries(self, hidden_states):
         """`[B, T, D]` → queries `[B, T, H, d]`, gate `[B, T, H, v]` or None."""
         query = self.q_proj(hidden_states)
         if self.clips and not self.clip_last:
             query = self.clip(query)
-        query = query.view(*hidden_states.shape[:-1], -1, sum(self.query_parts))
-        query, gate = query.split(self.query_parts, dim=-1)
-        return query, gate if gate.shape[-1] else None
+        query = query.view(*hidden_states.shape[:-1], -1, self.query_width)
+        return query.split(self.query_parts, dim=-1) if self.query_parts[1] else (query, None)
 
     def keys_and_values(self, hidden_states, position_embeddings):
         """`[B, T, D]` → keys `[B, K, T, d]`, normed and turned, and values `[B, K, T, v]`: what is cached."""
@@ -227,12 +232,16 @@ class GroupedQueryAttention(SoftmaxAttention):
             query = self.temperature(query, position_ids)
         query = query.transpose(1, 2)
         key, value = self.seen(hidden_states, position_embeddings, past_key_values, shared_key_values)
-        if self.served:
+        backend = self.config._attn_implementation
+        if backend.startswith("vllm"):
             # The engine finds layer and scale in the text of this call, and gives heads side by side.
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, None)
             attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
             attn_output = attn_output.view(*hidden_states.shape[:-1], -1, self.value_width)
         else:
-            attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
-        attn_output = self.output_gate(attn_output, hidden_states, gate)
+            attn_output, weights = self.attend(
+                query, key, value, attention_mask, backend=backend, position_ids=position_ids, **kwargs
+            )
+        if self.gates:
+            attn_output = self.output_gate(attn_output, hidden_states, gate)
         return self.o_proj(attn_output.flatten(-2).contiguous()), weights

@@ -115,6 +115,8 @@ REACHES = {
     "full_attention": None,
     "indexed_attention": None,
 }
+# Those in which the last query sees all keys within its reach.
+WITHOUT_CHUNKS = ("sliding_attention", "full_attention", "indexed_attention")
 
 
 def band_of(config, word, layer_idx, inputs_embeds, attention_mask, past_key_values, position_ids):
@@ -144,6 +146,31 @@ def band_of(config, word, layer_idx, inputs_embeds, attention_mask, past_key_val
     if chunk and tensors.get("starts") is None:
         tensors["starts"] = torch.zeros(1, dtype=torch.long, device=device)
     return BandMask(length, keys, first_query, first_key, reach, chunk, **tensors)
+
+
+def sees_all(config, word, layer_idx, inputs_embeds, attention_mask, past_key_values):
+    """Whether one query, `inputs_embeds` `[B, 1, D]`, sees every key that layers called `word` give it: no mask then.
+
+    A cache of fixed size gives keys that are not there yet, and its masks are part of a compiled step.
+    """
+    if inputs_embeds.shape[1] != 1 or past_key_values is None or word not in WITHOUT_CHUNKS or _traced():
+        return False
+    if config._attn_implementation != "sdpa" or getattr(past_key_values, "is_compileable", False):
+        return False
+    first_query = past_key_values.get_query_offset(layer_idx)
+    keys, first_key = past_key_values.get_mask_sizes(1, layer_idx)
+    if isinstance(first_query, torch.Tensor) or first_key + keys != first_query + 1:
+        return False
+    reach = REACHES[word] and getattr(config.per_layer_config[layer_idx], REACHES[word])
+    if reach is not None and keys > reach:
+        return False
+    if attention_mask is None:
+        return True
+    # Elsewhere looking at a mask would wait for the device.
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2 or attention_mask.device.type != "cpu":
+        return False
+    attended = attention_mask[:, first_key:]
+    return attended.shape[-1] == keys and bool(attended.all())
 
 
 def takes_bands(config, word):

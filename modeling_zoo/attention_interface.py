@@ -86,8 +86,9 @@ def attend_grouped(query, key, value, attention_mask, scaling):
 def shares_reads(backend, query, key, dropout=0.0, position_bias=None, cache=None, **special):
     """Whether `attend_one` computes what `backend` would, and faster: on a CPU transformers reads the keys once per
     query head."""
-    faster = (query.device.type == "cpu" and key.shape[1] < query.shape[1]) or wants_kernels(query)
-    return query.shape[2] == 1 and faster and _plain(backend, dropout, position_bias, cache, **special)
+    if query.shape[2] != 1 or not _plain(backend, dropout, position_bias, cache, **special):
+        return False
+    return (query.device.type == "cpu" and key.shape[1] < query.shape[1]) or wants_kernels(query)
 
 
 def shares_keys(backend, query, key, attention_mask, dropout=0.0, position_bias=None, cache=None, **special):

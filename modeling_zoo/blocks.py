@@ -266,8 +266,11 @@ def make_block(config, layer_idx):
 
 
 def carriers(config):
-    """The objects in which layers of one forward leave something for later ones, made anew for each forward."""
-    made = {"shared_indices": SharedIndices()} if config.indexer_types is not None else {}
-    if "shortcut" in config.block_types:
-        made["shortcuts"] = Shortcuts()
-    return made | ({"shared_key_values": SharedKeyValues()} if config.num_kv_shared_layers else {})
+    """{name: class} of the objects in which layers of one forward leave something for later ones, made anew for each
+    forward."""
+    needed = {
+        "shared_indices": (SharedIndices, config.indexer_types is not None),
+        "shortcuts": (Shortcuts, "shortcut" in config.block_types),
+        "shared_key_values": (SharedKeyValues, config.num_kv_shared_layers),
+    }
+    return {name: carrier for name, (carrier, wanted) in needed.items() if wanted}

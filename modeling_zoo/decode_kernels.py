@@ -74,8 +74,8 @@ if triton is not None:
 
 def wants_kernels(states):
     """Whether decoding over `states` is to use the kernel: asked for, there, and on a device it is written for."""
-    asked = triton is not None and os.environ.get("ZOO_TRITON") == "1"
-    return asked and states.device.type == "cuda" and not torch.is_grad_enabled()
+    able = triton is not None and states.device.type == "cuda" and not torch.is_grad_enabled()
+    return able and os.environ.get("ZOO_TRITON") == "1"
 
 
 def seen_by_one(mask):

@@ -6,7 +6,7 @@ from torch import nn
 from .half_precision import Linear
 from .hyper_connections import StreamHead
 from .norms import make_norm
-from .positions import ADDED_POSITIONS, POSITION_BIASES
+from .positions import ADDED_POSITIONS, POSITION_BIASES, NoPositions
 from .rotary import Rotations
 
 
@@ -51,20 +51,34 @@ class Backbone:
         model.hc_head = StreamHead(config) if config.hc_mult is not None else None
         model.norm = make_norm(config, width) if config.final_norm else nn.Identity()
         model.project_out = make_projection(config, width, config.output_width)
+        # A call of a module that does nothing takes as long as a small operation: what is not there is left out.
+        scaled = config.embedding_multiplier != 1.0 and not config.embedding_multiplier_in_weight_dtype
+        model.backbone = {
+            "multiplier": config.embedding_multiplier if scaled else None,
+            "narrow": config.embedding_size is not None,
+            "placed": not isinstance(model.embed_positions, NoPositions),
+            "normed": config.embedding_norm,
+            "float32": config.residual_in_fp32,
+        }
 
     @staticmethod
     def embed(model, inputs_embeds, position_ids):
         """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, or `[B, T, N, D]`, where
         the stream or the streams start."""
-        config = model.config
-        if config.embedding_multiplier != 1.0 and not config.embedding_multiplier_in_weight_dtype:
-            inputs_embeds = inputs_embeds * config.embedding_multiplier
-        hidden_states = model.project_in(inputs_embeds)
-        hidden_states = hidden_states + model.embed_positions(position_ids, hidden_states)
-        hidden_states = model.embed_dropout(model.embed_norm(hidden_states))
+        has, hidden_states = model.backbone, inputs_embeds
+        if has["multiplier"] is not None:
+            hidden_states = hidden_states * has["multiplier"]
+        if has["narrow"]:
+            hidden_states = model.project_in(hidden_states)
+        if has["placed"]:
+            hidden_states = hidden_states + model.embed_positions(position_ids, hidden_states)
+        if has["normed"]:
+            hidden_states = model.embed_norm(hidden_states)
+        if model.training:
+            hidden_states = model.embed_dropout(hidden_states)
         if model.hc_head is not None:
             hidden_states = model.hc_head.spread(hidden_states)
-        return hidden_states.float() if config.residual_in_fp32 else hidden_states
+        return hidden_states.float() if has["float32"] else hidden_states
 
     @staticmethod
     def finish(model, hidden_states, dtype):
@@ -72,7 +86,8 @@ class Backbone:
         if model.hc_head is not None:
             hidden_states = model.hc_head(hidden_states)
         normed = model.norm(hidden_states)
-        return model.project_out(normed.to(dtype) if model.config.residual_in_fp32 else normed)
+        normed = normed.to(dtype) if model.backbone["float32"] else normed
+        return model.project_out(normed) if model.backbone["narrow"] else normed
 
 
 def positions_of(config, inputs_embeds, attention_mask, past_key_values):

@@ -14,7 +14,7 @@ TRAINING_BLOCK = 128
 
 def wants_indexer_loss(model, labels):
     """Whether this forward of `model` is to add the loss of its indexers."""
-    return bool(model.config.indexer_loss_coef) and labels is not None and model.training and torch.is_grad_enabled()
+    return labels is not None and model.training and torch.is_grad_enabled() and bool(model.config.indexer_loss_coef)
 
 
 def add_indexer_loss(loss, config, shared_indices):

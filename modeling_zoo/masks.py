@@ -7,7 +7,7 @@ from transformers.masking_utils import (
     create_sliding_window_causal_mask,
 )
 
-from .attention_bands import band_of
+from .attention_bands import band_of, sees_all
 
 MASK_BUILDERS = {
     "full_attention": create_causal_mask,
@@ -98,13 +98,17 @@ def build_masks(
     }
     special = {name: part for name, part in kwargs.items() if part is not None}
     masks = {}
+    plain = rules and not special
     for word, layer_idx in plan or masks_needed(config):
+        if plain and sees_all(config, word, layer_idx, inputs_embeds, attention_mask, past_key_values):
+            masks[word] = None
+            continue
         layer = config.per_layer_config[layer_idx]
         if word in PATTERNS:
             overlay = PATTERNS[word](config.sparse_attention_stride)
             masks[word] = create_causal_mask(config=layer, **arguments, **special, and_mask_function=overlay)
             continue
-        band = band_of(layer, word, layer_idx, **arguments) if rules and not special else None
+        band = band_of(layer, word, layer_idx, **arguments) if plain else None
         masks[word] = MASK_BUILDERS[word](config=layer, **arguments, **special) if band is None else band
     # It grows with every token, so it stays out of compiled graphs where nothing reads it.
     if config.position_embedding_type == "alibi" and attention_mask is not None and attention_mask.dim() == 2:

@@ -55,7 +55,6 @@ class ZooPreTrainedModel(PreTrainedModel):
         "attentions": TokenMixer,
         "router_logits": OutputRecorder(Router, index=0),
     }
-
     lora_targets = lora_targets
 
     def _init_weights(self, module):
@@ -108,10 +107,12 @@ class ZooModel(ZooPreTrainedModel):
         Backbone.build(self, config)
         self.per_layer_embeddings = PerLayerEmbeddings(config) if config.hidden_size_per_layer_input else None
         self.shared_blocks = SharedBlocks(config)
+        self.shares_blocks = len(self.shared_blocks) > 0
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
         self.keyed_layers = keyed_layers(config, self.mask_keys)
         self.mask_plan = masks_needed(config)
+        self.carriers = carriers(config)
         self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
         self.gradient_checkpointing = False
         self.post_init()
@@ -144,13 +145,13 @@ class ZooModel(ZooPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
 
-        kwargs = carriers(self.config) | kwargs
+        kwargs = {name: carrier() for name, carrier in self.carriers.items()} | kwargs
         hidden_states = start = Backbone.embed(self, inputs_embeds, position_ids)
         rows = self.per_layer_embeddings and self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
         biases = self.position_biases(inputs_embeds, masks, past_key_values)
         last_from = layer_of_last_query(self.config, logits_to_keep, masks, past_key_values, kwargs)
-        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+        for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if index == last_from:
                 states = (hidden_states, rows, rotations, position_ids, masks, biases)
                 hidden_states, rows, rotations, position_ids, masks, biases = last_query(*states)
@@ -158,7 +159,7 @@ class ZooModel(ZooPreTrainedModel):
             parts = {"position_bias": biases[key]} if key in biases else {}
             if rows is not None:
                 parts["per_layer_input"] = rows[:, :, index]
-            parts |= self.shared_blocks.context(index, start)
+            parts |= self.shared_blocks.context(index, start) if self.shares_blocks else {}
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=rotations.get(self.rope_keys[index]),
@@ -170,8 +171,7 @@ class ZooModel(ZooPreTrainedModel):
                 **kwargs,
             )
         advance_cache(past_key_values, inputs_embeds.shape[1])
-        hidden_states = Backbone.finish(self, hidden_states, inputs_embeds.dtype)
-        return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return MoeModelOutputWithPast(Backbone.finish(self, hidden_states, inputs_embeds.dtype), past_key_values)
 
     def position_biases(self, hidden_states, masks, past_key_values):
         """{mask name: bias on the scores `[B or 1, H, T or 1, K]`}; empty without such positions."""
@@ -230,7 +230,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> MoeCausalLMOutputWithPast:
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
-        chunk_size = kwargs.pop("loss_chunk_size", self.config.loss_chunk_size)
+        chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
         balance = wants_router_losses(self, labels, record)
         guide = wants_indexer_loss(self, labels)
         if guide:

@@ -7,15 +7,22 @@ from transformers import initialization as init
 
 # Numbers whose float32 forms a core's cache holds.
 BLOCK = 2**17
+# What torch's own norm computes in float32.
+ONE_CALL = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_bare(x):
+    """Whether `x` is computed here and now by a CPU, neither recorded nor traced. Asked before its sizes: a comparison
+    of these would bind a traced graph to them."""
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def block_of_tokens(x):
-    """How many tokens of `x` `[B, T, ..., D]` to take at a time, None for all: a CPU waits for memory otherwise, and
-    the float32 forms of all of them would be several times `x`."""
-    # Asked first: a comparison of sizes would bind a traced graph to them.
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    if x.dim() < 3 or x.numel() <= 2 * BLOCK or torch.is_grad_enabled():
+    """How many tokens of a bare `x` `[B, T, ..., D]` to take at a time, None for all: a CPU waits for memory otherwise,
+    and the float32 forms of all of them would be several times `x`."""
+    if x.numel() <= 2 * BLOCK or x.dim() < 3:
         return None
     return max(1, BLOCK * x.shape[1] // x.numel())
 
@@ -61,10 +68,24 @@ class RMSNorm(Norm):
     """
 
     def forward(self, x):
+        if not is_bare(x):
+            return self.normalise(x)
+        normalise = self.in_one_call if x.dtype in ONE_CALL and self.cast != "scale_then_cast" else self.normalise
         step = block_of_tokens(x)
         if step is None:
-            return self.normalise(x)
-        return torch.cat([self.normalise(part) for part in x.split(step, dim=1)], dim=1)
+            return normalise(x)
+        return torch.cat([normalise(part) for part in x.split(step, dim=1)], dim=1)
+
+    def in_one_call(self, x):
+        """The same by torch's own norm, which on a CPU is these operations one after the other, but for the weight."""
+        weight = self.weight
+        x = x.to(weight.dtype) if self.narrow else x
+        normed = torch.rms_norm(x, (self.dim,), None, self.eps)
+        # Autocast may have made it float32.
+        normed = normed if normed.dtype == x.dtype else normed.to(x.dtype)
+        if weight is None:
+            return normed
+        return (weight + self.offset if self.offset else weight) * normed
 
     def normalise(self, x):
         """All of `x` at once."""

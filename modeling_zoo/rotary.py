@@ -23,11 +23,37 @@ def rotate_pairs(x):
     return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
 
 
-# interleave flag → how channels pair, and how a row of angles is spread over the channels.
+def swap_halves(x):
+    """(x1, x2) → (x2, x1) for the two halves of the last dimension."""
+    return x.roll(x.shape[-1] // 2, -1)
+
+
+def swap_pairs(x):
+    """(x0, x1, x2, x3, ...) → (x1, x0, x3, x2, ...) along the last dimension."""
+    return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+
+# interleave flag → how channels pair, how a row of angles is spread over the channels, and the partner of each channel
+# in its place without the sign.
 ROTATIONS = {
-    False: (rotate_half, lambda angles: torch.cat((angles, angles), dim=-1)),
-    True: (rotate_pairs, lambda angles: angles.repeat_interleave(2, dim=-1)),
+    False: (rotate_half, lambda angles: torch.cat((angles, angles), dim=-1), swap_halves),
+    True: (rotate_pairs, lambda angles: angles.repeat_interleave(2, dim=-1), swap_pairs),
 }
+
+
+class Turn(tuple):
+    """(cos, sin) `[B, T, r]` of one call, which keeps what all its layers would make of them: the sign of a rotation
+    moved from the states to the sine, x cos + swap(x) (± sin), the same products and sums."""
+
+    def signed(self, interleave):
+        """cos and ± sin, `[B, T, 1, r]` each."""
+        known = vars(self)
+        if interleave not in known:
+            cos, sin = self
+            rotate, _, swap = ROTATIONS[interleave]
+            sin = rotate(swap(sin))
+            known[interleave] = cos.unsqueeze(2), sin.unsqueeze(2)
+        return known[interleave]
 
 
 def apply_rotary(x, position_embeddings, interleave=False, lift=False, whole=False):
@@ -36,13 +62,18 @@ def apply_rotary(x, position_embeddings, interleave=False, lift=False, whole=Fal
     With `lift` the product is taken in float32. `whole` says that r = d, for who traces without sizes. The result has
     the dtype of `x`.
     """
-    cos, sin = position_embeddings[0].unsqueeze(2), position_embeddings[1].unsqueeze(2)
-    rotate = ROTATIONS[interleave][0]
+    if type(position_embeddings) is Turn:
+        rotate, (cos, sin) = ROTATIONS[interleave][2], position_embeddings.signed(interleave)
+    else:
+        rotate = ROTATIONS[interleave][0]
+        cos, sin = position_embeddings[0].unsqueeze(2), position_embeddings[1].unsqueeze(2)
     width = cos.shape[-1]
     turning, still = (x, None) if whole or width == x.shape[-1] else (x[..., :width], x[..., width:])
     if lift:
         turning = turning.float()
-    turned = (turning * cos + rotate(turning) * sin).to(x.dtype)
+    turned = turning * cos + rotate(turning) * sin
+    if turned.dtype != x.dtype:
+        turned = turned.to(x.dtype)
     return turned if still is None else torch.cat((turned, still), dim=-1)
 
 
@@ -90,7 +121,9 @@ class RotaryEmbedding(nn.Module):
     def forward(self, x, position_ids):
         angles = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float)
         spread = ROTATIONS[self.interleave][1](angles)
-        cos, sin = spread.cos() * self.attention_scaling, spread.sin() * self.attention_scaling
+        cos, sin = spread.cos(), spread.sin()
+        if self.attention_scaling != 1.0:
+            cos, sin = cos * self.attention_scaling, sin * self.attention_scaling
         dtype = torch.float32 if self.keep_float32 else x.dtype
         return cos.to(dtype), sin.to(dtype)
 
@@ -134,4 +167,6 @@ class Rotations(nn.Module):
 
     def tables_at(self, x, position_ids):
         """{name: (cos, sin)} at these positions."""
-        return {name: self(x, position_ids, name) for name in self.tables}
+        found = {name: table(x, position_ids) for name, table in self.tables.items()}
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return found if traced or torch.is_grad_enabled() else {name: Turn(pair) for name, pair in found.items()}

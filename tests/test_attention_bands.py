@@ -14,6 +14,7 @@ import modeling_zoo.sparse_attention as sparse_attention
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
 from modeling_zoo.attention_bands import BandMask
+from modeling_zoo.caches import upgrade_cache
 from modeling_zoo.masks import build_masks
 
 WINDOW = 6
@@ -194,6 +195,32 @@ def test_the_rule_is_transformers_mask(word, padding, seen, static):
         block = rule.block(start, stop, "cpu", first, last)
         assert torch.equal(block.expand(2, -1, -1, -1), square[:, :, start:stop, first:last])
     assert rule.to("cpu").block(3, 9, "cpu").equal(rule.block(3, 9, "cpu"))
+
+
+@pytest.mark.parametrize("word", ["sliding_attention", "chunked_attention", "full_attention"])
+@pytest.mark.parametrize("padding", [None, 0, 2, 5])
+@pytest.mark.parametrize("kind", ["transformers'", "ours", "static"])
+def test_one_query_that_sees_all_its_keys_has_no_mask(word, padding, kind):
+    """Window - 1, window, window + 1, 3 × window: None only where transformers' mask hides nothing, else that mask."""
+    config = ZooConfig(**(SIZES | ({"chunked_attention": CHUNKED}.get(word, SLIDING))), attn_implementation="sdpa")
+    for seen in (WINDOW - 2, WINDOW - 1, WINDOW, 3 * WINDOW - 1):
+        cache = StaticCache(config=config, max_cache_len=29) if kind == "static" else DynamicCache(config=config)
+        cache = upgrade_cache(cache, config) if kind == "ours" else cache
+        for index in range(2):
+            cache.update(torch.zeros(2, 2, seen, 10), torch.zeros(2, 2, seen, 10), index)
+        mask = None if padding is None else torch.ones(2, seen + 1, dtype=torch.long)
+        if padding:
+            mask[1, :padding] = 0
+        found, expected = (
+            build_masks(config, torch.zeros(2, 1, 36), mask, cache, rules=rules)[word] for rules in (True, False)
+        )
+        first = seen + 1 - WINDOW if word == "sliding_attention" else 0
+        bare = kind != "static" and word != "chunked_attention" and (padding or 0) <= max(first, 0)
+        assert not bare or found is None
+        if found is None:
+            assert expected is None or bool(expected.all())
+        else:
+            assert torch.equal(found, expected)
 
 
 class Largest(TorchDispatchMode):

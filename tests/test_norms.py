@@ -203,13 +203,46 @@ def test_contradictions_are_refused_by_name(fields, named):
         ZooConfig(**SIZES, **fields)
 
 
+def counted(form, calls):
+    """A method that notes how many tokens it is given."""
+
+    def method(self, part):
+        calls.append(part.shape[1])
+        return form(self, part)
+
+    return method
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options", [{}, {"affine": False}, {"unit_offset": True}, {"cast": "cast_then_scale"}, {"narrow": True}], ids=str
+)
+@pytest.mark.parametrize("shape", [(20,), (3, 20)], ids=str)
+def test_the_norm_in_one_call_is_the_norm_to_the_last_bit(shape, options, dtype, monkeypatch):
+    norm = randomize(RMSNorm(shape, EPS, **options)).to(dtype)
+    x = torch.randn(2, 7, 3, 20).to(torch.float32 if options.get("narrow") else dtype)
+    expected, calls = norm.normalise(x).detach(), []
+    monkeypatch.setattr(RMSNorm, "in_one_call", counted(RMSNorm.in_one_call, calls))
+    assert torch.equal(norm(x), expected) and not calls
+    with torch.no_grad():
+        found = norm(x)
+        assert calls == [7] and found.dtype == expected.dtype and torch.equal(found, expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(norm(x), expected)
+        # Torch computes these in float64, and rounds those after the weight.
+        norm(x.double())
+        RMSNorm(shape, EPS, cast="scale_then_cast").to(dtype)(x)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("norm_class, shape", [(RMSNorm, (20,)), (RMSNorm, (3, 8)), (ProjectionRMSNorm, (24,))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_some_tokens_at_a_time_is_all_at_once_to_the_last_bit(norm_class, shape, dtype, monkeypatch):
     norm = randomize(norm_class(shape, EPS)).to(dtype)
     x = torch.randn(2, 29, 3, 8).to(dtype) if shape != (20,) else torch.randn(2, 29, 20).to(dtype)
-    calls, real = [], RMSNorm.normalise
-    monkeypatch.setattr(RMSNorm, "normalise", lambda self, part: calls.append(part.shape[1]) or real(self, part))
+    calls = []
+    for form in ("normalise", "in_one_call"):
+        monkeypatch.setattr(RMSNorm, form, counted(getattr(RMSNorm, form), calls))
     expected = norm(x)
     monkeypatch.setattr(norms, "BLOCK", 200)
     assert torch.equal(norm(x), expected) and calls == [29, 29]

@@ -16,7 +16,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, ZooModel
-from modeling_zoo.rotary import Rotations, apply_rotary
+from modeling_zoo.rotary import Rotations, Turn, apply_rotary
 
 HEAD, TRAINED = 16, 40
 SIZES = {
@@ -228,6 +228,24 @@ def test_pairs_are_gpt_j_s():
     sin, cos = angles.chunk(2, dim=-1)
     found = apply_rotary(x, Rotations(config)(x, positions), interleave=True)
     torch.testing.assert_close(found, modeling_gptj.apply_rotary_pos_emb(x, sin, cos))
+
+
+@pytest.mark.parametrize("interleave", [False, True], ids=["halves", "pairs"])
+@pytest.mark.parametrize("fields", [{}, {"rope_dtype": "float32_trig"}, {"rope_dtype": "float32_qk"}], ids=str)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_turn_that_layers_share_is_the_turn_to_the_last_bit(interleave, fields, share):
+    table = {"rope_type": "default", "partial_rotary_factor": share}
+    rotations = Rotations(config_of(table, rope_interleave=interleave, **fields))
+    lift, positions = fields.get("rope_dtype") == "float32_qk", positions_up_to(9)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 9, 3, HEAD).to(dtype)
+        plain = rotations.tables_at(x, positions)["default"]
+        with torch.no_grad():
+            shared = rotations.tables_at(x, positions)["default"]
+        assert type(plain) is tuple and type(shared) is Turn
+        for _ in range(2):
+            found = apply_rotary(x, shared, interleave, lift)
+            assert torch.equal(found, apply_rotary(x, plain, interleave, lift)) and found.dtype == dtype
 
 
 # -- in a model ----------------------------------------------------------------------------------------------------
