@@ -8,12 +8,14 @@ Canonical layout, [out, in] with the gate's rows before the up projection's:
 from functools import wraps
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.integrations.moe import use_experts_implementation
 
 from .half_precision import LEAST_PRODUCTS, linear, may_lift
 from .mlps import make_activation
+from .norms import is_bare
 
 # Rows per expert from which lifting its matrices to float32 pays, and that share a lifted matrix.
 LEAST_SHARING, MOST_SHARING = 64, 512
@@ -47,9 +49,11 @@ def gate_and_clamp(act_fn, gate, up, limit, offset):
 class Experts(nn.Module):
     """y = Σ_slots weight · expert(x), x `[N, D]`, expert ids and weights `[N, k]` → `[N, D]`.
 
-    An id of `num_experts` is nobody's: expert parallelism marks other ranks' slots so. A subclass names its projection
-    into the experts, which is all the implementations distinguish.
+    An id of `num_experts` is nobody's: expert parallelism marks other ranks' slots so. A subclass names its `first`
+    projection, into the experts, which is all the implementations distinguish, and what comes between the two.
     """
+
+    first = None
 
     def __init__(self, config, layer_idx=None):
         super().__init__()
@@ -76,6 +80,10 @@ class Experts(nn.Module):
         bias = getattr(self, f"{projection}_bias", None)
         return linear(x, getattr(self, projection)[expert], None if bias is None else bias[expert])
 
+    def expand(self, x, expert):
+        """`[n, D]` → what one expert holds between its projections, `[n, I]`."""
+        return self.inner(self.linear(x, self.first, expert))
+
     def forward(self, hidden_states, top_k_index, top_k_weights):
         output = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
@@ -87,16 +95,42 @@ class Experts(nn.Module):
             output.index_add_(0, token, result.to(output.dtype))
         return output
 
+    def is_grouped(self):
+        """Whether the interface multiplies in groups, all experts on this process."""
+        elsewhere = getattr(self, "_is_expert_parallel", False)
+        return self.config._experts_implementation == "grouped_mm" and not elsewhere
+
+    def is_alone(self, hidden_states):
+        """Whether the few experts of one token are faster one by one: a CPU's groups are a product for every expert
+        there is. What they are is known at once there."""
+        # Asked first: a comparison of sizes would bind a traced graph to them.
+        if not is_bare(hidden_states) or torch.is_autocast_enabled("cpu"):
+            return False
+        plain = all(type(getattr(self, name)) is nn.Parameter for name in (self.first, "down_proj"))
+        return len(hidden_states) == 1 and plain and self.is_grouped()
+
+    def one_by_one(self, hidden_states, top_k_index, top_k_weights):
+        """The same as in groups, to the last bit, from the experts of one token alone."""
+        chosen = top_k_index[0].tolist()
+        states = self.inner(self.each(hidden_states.expand(len(chosen), -1), self.first, chosen))
+        states = self.each(states, "down_proj", chosen) * top_k_weights[0, :, None]
+        return states.unsqueeze(0).sum(dim=1).to(hidden_states.dtype)
+
+    def each(self, states, projection, chosen):
+        """Row i of `states` `[k, D]` through expert `chosen[i]`, `[k, I]`."""
+        weight, bias = getattr(self, projection), getattr(self, f"{projection}_bias", None)
+        rows = zip(states.split(1), chosen, strict=True)
+        output = torch.cat([F.linear(row, weight[expert]) for row, expert in rows])
+        return output if bias is None else output + bias[chosen]
+
     def lifts(self, hidden_states, top_k_index):
         """Whether all experts in turn, their matrices in float32, are faster than products in groups."""
         # Asked first: a comparison of sizes would bind a traced graph to them.
         if not may_lift(hidden_states):
             return False
-        elsewhere = getattr(self, "_is_expert_parallel", False)
-        grouped = self.config._experts_implementation == "grouped_mm" and not elsewhere
         many = top_k_index.numel() >= LEAST_SHARING * self.num_experts
         large = LEAST_SHARING * self.down_proj[0].numel() >= LEAST_PRODUCTS
-        return grouped and many and large
+        return many and large and self.is_grouped()
 
     def in_turn(self, hidden_states, top_k_index, top_k_weights):
         """The same as in groups: rounded after each product, summed up in float32; some tokens at a time."""
@@ -119,11 +153,11 @@ class Experts(nn.Module):
 class GatedProjection(Experts):
     """down(act(gate x) · up x) (Shazeer 2020)."""
 
-    has_projection_bias = False
+    first, has_projection_bias = "gate_up_proj", False
 
     def __init__(self, config, layer_idx=None):
         super().__init__(config, layer_idx)
-        self.make_projections("gate_up_proj", 2 * self.intermediate_dim, self.has_projection_bias)
+        self.make_projections(self.first, 2 * self.intermediate_dim, self.has_projection_bias)
         self.act_fn = make_expert_activation(config)
         self.limit, self.offset = config.swiglu_limit, config.swiglu_up_offset
 
@@ -131,31 +165,33 @@ class GatedProjection(Experts):
         gate, up = gate_up.chunk(2, dim=-1)
         return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset)
 
-    def expand(self, x, expert):
-        return self._apply_gate(self.linear(x, "gate_up_proj", expert))
+    def inner(self, states):
+        return self._apply_gate(states)
 
 
 class PlainProjection(Experts):
     """down(act(up x))."""
 
-    has_projection_bias = False
+    first, has_projection_bias = "up_proj", False
 
     def __init__(self, config, layer_idx=None):
         super().__init__(config, layer_idx)
-        self.make_projections("up_proj", self.intermediate_dim, self.has_projection_bias)
+        self.make_projections(self.first, self.intermediate_dim, self.has_projection_bias)
         self.act_fn = make_expert_activation(config)
 
-    def expand(self, x, expert):
-        return self.act_fn(self.linear(x, "up_proj", expert))
+    def inner(self, states):
+        return self.act_fn(states)
 
 
-def lifts_products(experts_class):
-    """Decorates a class that transformers' interface serves: where it says to multiply in groups, and this machine is
-    faster in float32, it does that."""
+def picks_faster(experts_class):
+    """Decorates a class that transformers' interface serves: where it says to multiply in groups, a CPU may be faster
+    one expert by one, or in float32."""
     dispatched = experts_class.forward
 
     @wraps(dispatched)
     def forward(self, hidden_states, top_k_index, top_k_weights):
+        if self.is_alone(hidden_states):
+            return self.one_by_one(hidden_states, top_k_index, top_k_weights)
         chosen = Experts.in_turn if self.lifts(hidden_states, top_k_index) else dispatched
         return chosen(self, hidden_states, top_k_index, top_k_weights)
 
@@ -164,13 +200,13 @@ def lifts_products(experts_class):
 
 
 # What the interface needs to know about an experts class is fixed where it is decorated.
-@lifts_products
+@picks_faster
 @use_experts_implementation
 class GatedExperts(GatedProjection):
     """Gated experts without biases (Mixtral, DeepSeek-V3, Qwen3)."""
 
 
-@lifts_products
+@picks_faster
 @use_experts_implementation(has_bias=True)
 class GatedBiasExperts(GatedProjection):
     """Gated experts with biases (gpt-oss)."""
@@ -178,13 +214,13 @@ class GatedBiasExperts(GatedProjection):
     has_projection_bias = True
 
 
-@lifts_products
+@picks_faster
 @use_experts_implementation(has_gate=False)
 class PlainExperts(PlainProjection):
     """Experts without a gate (Nemotron 3)."""
 
 
-@lifts_products
+@picks_faster
 @use_experts_implementation(has_gate=False, has_bias=True)
 class PlainBiasExperts(PlainProjection):
     """Experts without a gate, with biases (Switch Transformer)."""

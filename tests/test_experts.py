@@ -269,6 +269,28 @@ def test_zero_experts_in_a_compiled_graph(name, monkeypatch):
     assert distance(layer(hidden_states), wanted) < 2e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gated", "gated_biases", "plain", "clamped"])
+def test_the_experts_of_one_token_are_the_grouped_ones_to_the_last_bit(name, dtype, monkeypatch):
+    layer = layer_of(name, "grouped_mm").experts.to(dtype)
+    ran, real = [], experts.Experts.one_by_one
+    monkeypatch.setattr(experts.Experts, "one_by_one", lambda self, *args: ran.append(1) or real(self, *args))
+    for weights_dtype in (dtype, torch.float32):
+        token, weights = torch.randn(1, layer.hidden_dim).to(dtype), torch.rand(1, 2).to(weights_dtype)
+        ids = torch.randperm(layer.num_experts)[:2][None]
+        expected, before = layer(token, ids, weights).detach(), len(ran)
+        with torch.no_grad():
+            assert torch.equal(layer(token, ids, weights), expected) and len(ran) == before + 1
+            layer(token.expand(2, -1), ids.expand(2, -1), weights.expand(2, -1))
+            layer._is_expert_parallel = True
+            layer(token, ids, weights)
+            layer._is_expert_parallel = False
+            layer.config._experts_implementation = "eager"
+            assert distance(layer(token, ids, weights), expected) < (2e-6 if dtype == torch.float32 else 2**-6)
+            layer.config._experts_implementation = "grouped_mm"
+        assert len(ran) == before + 1
+
+
 @pytest.fixture
 def lifting(monkeypatch):
     """A CPU that emulates bfloat16, whatever this one does, and every product large enough; the experts that ran."""
