@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 import torch
@@ -39,6 +40,7 @@ class Side:
     shared: float = 0.0
     started: float = 0.0
     times: dict = field(default_factory=lambda: {"layer": [], "step": []})
+    output: torch.Tensor | None = None
 
     def watch(self) -> None:
         """Take the time of the shared projections."""
@@ -56,15 +58,14 @@ class Side:
             projection.register_forward_pre_hook(before)
             projection.register_forward_hook(after)
 
-    def step(self, states: torch.Tensor, position: int) -> torch.Tensor:
-        """Decode one token `[B, 1, D]`; returns the module's output."""
+    def step(self, states: torch.Tensor, position: int) -> None:
+        """Decode one token `[B, 1, D]` into `output`."""
         self.shared, started = 0.0, time.perf_counter()
-        output = self.call(self, states, position)
+        self.output = self.call(self, states, position)
         synchronize(self.device)
         whole = time.perf_counter() - started
         self.times["layer"].append(whole)
         self.times["step"].append(whole - self.shared)
-        return output
 
 
 def modules(case: str, options):
@@ -127,23 +128,24 @@ def step(case: str, context: int, options) -> dict:
     """One token through one layer at full width: all of it, and without the projections both have in common."""
     sides = both_sides(case, context, options)
     width = sides["zoo"].module.o_proj.out_features
-    error = 0.0
+    error, memory = 0.0, {}
     for turn in range(options.rounds + 1):
         generator = torch.Generator().manual_seed(turn)
         states = torch.randn(1, 1, width, generator=generator).to(options.device, options.dtype)
-        for side in sides.values() if turn == 0 else ():
-            # The hooks belong to the measurement: the first turn warms up without them.
-            side.step(states, context)
-            side.watch()
-        expected, found = (side.step(states, context + turn + 1) for side in sides.values())
-        error = max(error, difference(found, expected))
+        for name, side in sides.items():
+            if turn:
+                side.step(states, context + turn)
+            else:
+                side.watch()
+                memory[name] = peak_memory(partial(side.step, states, context), options.device)
+        error = max(error, difference(sides["zoo"].output, sides["transformers"].output))
     times = {
-        kind: {name: median(side.times[kind][2:] or side.times[kind]) for name, side in sides.items()}
+        # The first turn warms up, unless it is the only one.
+        kind: {name: median(side.times[kind][1:] or side.times[kind]) for name, side in sides.items()}
         for kind in ("layer", "step")
     }
     layer = times["layer"]["transformers"] / times["layer"]["zoo"]
     notes = {"whole layer": f"ratio {layer:.2f}, transformers {layer * times['layer']['zoo'] * 1e3:.1f} ms"}
-    memory = {}
     return result("step", case, context, times["step"], error, memory, notes=notes, layer=layer, compared="outputs")
 
 

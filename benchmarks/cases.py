@@ -61,7 +61,7 @@ CASES = [
     Case("decode", "sliding", 16384),
     Case("decode", "gdn", 16384),
     Case("step", "mla", 8192),
-    Case("step", "dsa", 32768, 100.0, rounds=2),
+    Case("step", "dsa", 32768, 100.0, rounds=1),
     Case("attention", "sliding", 16384, 5.0, fields=EIGHT_HEADS, rounds=1),
     Case("prefill", "sliding", 8192, 2.0, rounds=1),
     Case("prefill", "sliding", 16384, 0.5, "memory", EIGHT_HEADS, rounds=0),
