@@ -39,6 +39,7 @@ from .cache_quantized import (
 from .cache_recurrent import CountingRecurrentLayer, RecurrentLayer
 from .cache_sliding import SlidingLatentLayer, SlidingLayer
 from .cache_static import StaticIndexedLatentLayer, StaticLatentLayer
+from .pipeline_stages import count_elsewhere
 
 # transformers' class, exactly -> ours, for keys and values; where one is missing, transformers' own stays.
 PLAIN_LAYERS = {
@@ -126,12 +127,14 @@ def eight_bits(generation_config, given):
     return plain, True
 
 
-def advance_cache(cache, count):
-    """Tell a cache without any attention layer that `count` more tokens have been seen; nothing for all others."""
+def advance_cache(cache, hidden_states, layers):
+    """Tell a cache that the tokens of `hidden_states` `[B, T, D]` have been seen, where no attention of these layers
+    has told it: there is none, or it is in another process."""
     if cache is not None:
+        count_elsewhere(cache, hidden_states, layers)
         first = next((layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)), None)
         if isinstance(first, CountingRecurrentLayer):
-            first.advance(count)
+            first.advance(hidden_states.shape[1])
 
 
 def _is_latent(config):

@@ -6,6 +6,7 @@ from torch import nn
 from .half_precision import Linear
 from .hyper_connections import StreamHead
 from .norms import make_norm
+from .pipeline_stages import ends_elsewhere, starts_elsewhere
 from .positions import ADDED_POSITIONS, POSITION_BIASES, NoPositions
 from .rotary import Rotations
 
@@ -64,7 +65,9 @@ class Backbone:
     @staticmethod
     def embed(model, inputs_embeds, position_ids):
         """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, or `[B, T, N, D]`, where
-        the stream or the streams start."""
+        the stream or the streams start; what comes from another stage of a pipeline has all that."""
+        if starts_elsewhere(model):
+            return inputs_embeds.float() if model.backbone["float32"] else inputs_embeds
         has, hidden_states = model.backbone, inputs_embeds
         if has["multiplier"] is not None:
             hidden_states = hidden_states * has["multiplier"]
@@ -82,7 +85,10 @@ class Backbone:
 
     @staticmethod
     def finish(model, hidden_states, dtype):
-        """Norm → projection, `[B, T, D]` → `[B, T, E]`, in the dtype of what was embedded."""
+        """Norm → projection, `[B, T, D]` → `[B, T, E]`, in the dtype of what was embedded; nothing in the middle of a
+        pipeline."""
+        if ends_elsewhere(model):
+            return hidden_states
         if model.hc_head is not None:
             hidden_states = model.hc_head(hidden_states)
         normed = model.norm(hidden_states)

@@ -29,13 +29,14 @@ from .kv_sharing import last_query, layer_of_last_query
 from .language_loss import logits_and_loss
 from .masks import PADDING, build_masks, layer_mask, mask_key, masks_needed
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
+from .pipeline_stages import StagedModel
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
 from .serving import served_by
 from .shared_blocks import SharedBlocks
 
 
-class ZooPreTrainedModel(PreTrainedModel):
+class ZooPreTrainedModel(StagedModel, PreTrainedModel):
     """What transformers needs to know of every zoo model."""
 
     config_class = ZooConfig
@@ -157,8 +158,7 @@ class ZooModel(ZooPreTrainedModel):
                 hidden_states, rows, rotations, position_ids, masks, biases = last_query(*states)
             key = self.mask_keys[index]
             parts = {"position_bias": biases[key]} if key in biases else {}
-            if rows is not None:
-                parts["per_layer_input"] = rows[:, :, index]
+            parts |= {} if rows is None else {"per_layer_input": rows[:, :, index]}
             parts |= self.shared_blocks.context(index, start) if self.shares_blocks else {}
             hidden_states = layer(
                 hidden_states,
@@ -170,7 +170,7 @@ class ZooModel(ZooPreTrainedModel):
                 **parts,
                 **kwargs,
             )
-        advance_cache(past_key_values, inputs_embeds.shape[1])
+        advance_cache(past_key_values, inputs_embeds, self.layers)
         return MoeModelOutputWithPast(Backbone.finish(self, hidden_states, inputs_embeds.dtype), past_key_values)
 
     def position_biases(self, hidden_states, masks, past_key_values):

@@ -23,17 +23,12 @@ def main(folder, layout):
     rank = dist.get_rank()
     found = {"held": held}
     tokens = torch.load(f"{folder}/tokens.pt")
-    if "pp_size" not in sizes:
-        with torch.no_grad():
-            found["logits"] = model(tokens).logits
-        found["sequence"] = model.generate(tokens, max_new_tokens=5, do_sample=False, pad_token_id=0)
-        model.save_pretrained(f"{folder}/saved")
-    else:
-        with torch.no_grad():
-            outputs = model(tokens)
-        logits = getattr(outputs, "logits", None)
-        if logits is not None:
-            found["logits"] = logits
+    with torch.no_grad():
+        found["logits"] = model(tokens).logits
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    found["sequence"] = model.generate(tokens, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    model.save_pretrained(f"{folder}/saved")
     torch.save(found, f"{folder}/found{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

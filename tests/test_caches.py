@@ -179,14 +179,15 @@ def test_a_cache_of_recurrent_layers_alone_counts():
     words = ["linear_attention", "conv"]
     cache = upgrade_cache(dynamic_cache(words), config_of(words))
     assert kinds(cache) == [CountingRecurrentLayer, RecurrentLayer]
-    advance_cache(cache, 3)
-    advance_cache(cache, 1)
+    layers = [torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)]
+    advance_cache(cache, torch.zeros(1, 3, 5), layers)
+    advance_cache(cache, torch.zeros(1, 1, 5), layers)
     assert cache.get_seq_length() == 4
     static = upgrade_cache(StaticCache(config_of(words), max_cache_len=4), config_of(words))
     assert isinstance(static.get_seq_length(), torch.Tensor)
     mixed = upgrade_cache(dynamic_cache(["linear_attention", "full_attention"]), config_of(words))
-    advance_cache(mixed, 3)
-    advance_cache(None, 3)
+    advance_cache(mixed, torch.zeros(1, 3, 5), layers)
+    advance_cache(None, torch.zeros(1, 3, 5), layers)
     assert mixed.get_seq_length() == 0
 
 

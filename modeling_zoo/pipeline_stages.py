@@ -1,0 +1,58 @@
+"""A model whose layers stand in several processes: transformers' pipeline has `nn.Identity` in the place of the others.
+
+A stage after the first one gets the stream `[B, T, D]` of the one before as `inputs_embeds`.
+"""
+
+import torch.distributed as dist
+from torch import nn
+
+# What a stage would need beside the stream: the tokens, keys or blocks of another stage, more streams than one.
+UNCUT = ("hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult")
+
+
+def is_elsewhere(layer):
+    """Whether another stage has this layer."""
+    return isinstance(layer, nn.Identity)
+
+
+def starts_elsewhere(model):
+    """Whether the stream comes from another stage; raises ValueError for a model that cannot be cut between layers."""
+    return is_elsewhere(model.layers[0]) and _check(model.config)
+
+
+def ends_elsewhere(model):
+    """Whether the stream goes on in another stage; raises ValueError for a model that cannot be cut between layers."""
+    return is_elsewhere(model.layers[-1]) and _check(model.config)
+
+
+def _check(config):
+    for field in UNCUT:
+        if getattr(config, field):
+            raise ValueError(
+                f"pp_size cuts between layers, which {field}={getattr(config, field)} does not allow: "
+                "use tp_size or fsdp_size."
+            )
+    return True
+
+
+def count_elsewhere(cache, hidden_states, layers):
+    """Lengths and masks are asked of the first layers of a cache: those of another stage keep a number per token of
+    `hidden_states` `[B, T, D]`."""
+    if is_elsewhere(layers[0]) or is_elsewhere(layers[-1]):
+        for layer, kept in zip(layers, cache.layers, strict=False):
+            if is_elsewhere(layer) and hasattr(kept, "get_mask_sizes"):
+                column = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+                kept.update(column, column)
+
+
+class StagedModel:
+    """Saving, where each process has the tensors of its own stage only."""
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """All stages have to call it; the whole model is written."""
+        stage = getattr(self, "_pp_stage", None)
+        if stage is not None and "state_dict" not in kwargs:
+            parts = [None] * stage.pp_size
+            dist.all_gather_object(parts, self.state_dict(), group=stage.pp_group)
+            kwargs["state_dict"] = {name: tensor for part in parts for name, tensor in part.items()}
+        return super().save_pretrained(save_directory, *args, **kwargs)
