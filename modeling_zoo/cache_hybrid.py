@@ -39,6 +39,10 @@ class HybridLayer(RecurrentLayer):
         return self.attention.values
 
     @property
+    def is_sliding(self):
+        return self.attention.is_sliding
+
+    @property
     def is_initialized(self):
         return self.attention.is_initialized
 

@@ -26,6 +26,9 @@ class RecurrentLayer(LinearAttentionLayer):
     - a state keeps the dtype the mixer hands over; with gradients enabled nothing is overwritten in place.
     """
 
+    # Neither: transformers up to 5.19 asks the first layer that is not sliding how many keys full attention has.
+    is_sliding = None
+
     def __init__(self, number_of_states=1, **kwargs):
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
         self.replayable = True

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import transformers
 from families_linear import CASES, Theirs
 from huggingface_hub.errors import StrictDataclassError
+from packaging.version import Version
 from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, plain_cache, randomized, run, zoo_config
 from transformers import DynamicCache
 
@@ -15,8 +17,14 @@ from modeling_zoo.mixers import make_mixer
 # -- transformers' modules -----------------------------------------------------------------------------------------
 
 
+# Up to transformers 5.19: one norm over all groups, or a state that a second call over the cache does not read.
+MENDED_SINCE = ("mamba2", "bamba", "bamba_biases", "falcon_h1_norm_first", "falcon_h1_gate_first")
+
+
 @pytest.fixture(params=CASES)
 def pair(request):
+    if request.param in MENDED_SINCE and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip(f"transformers {transformers.__version__} has a mistake there")
     case = CASES[request.param]
     theirs = Theirs(case)
     randomized(theirs.module)

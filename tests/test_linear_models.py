@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from random_models import randomize
 from samples import every
 from transformers import DynamicCache
@@ -143,6 +145,8 @@ def test_right_padding_and_a_plain_cache(any_mechanism):
 
 
 def test_packed_sequences(any_pattern):
+    if "chunked_attention" in any_pattern.config.layer_types and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("transformers' masks count chunks from the start of the row, not of the document")
     first, second = tokens(rows=1, length=5), tokens(rows=1, length=7)
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
     with torch.no_grad():
