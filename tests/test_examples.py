@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,3 +116,26 @@ def test_a_loop_of_one_s_own(tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "train_accelerate.py"), "--steps", "4"]
     losses = [float(number) for number in re.findall(r"loss (\S+)", run(command, tmp_path))]
     assert losses[0] == pytest.approx(5.6, abs=0.1) and losses[-1] < 5.0
+
+
+# -- spreading out -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", [["--tp", "2"], ["--fsdp", "2"], ["--pp", "2"], ["--disk", "3"]], ids=" ".join)
+def test_a_model_in_several_places_tells_the_same_story(layout, converted):
+    """The folder lies there already, so no process imports anything of zoo."""
+    pytest.importorskip("accelerate")
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", "127.0.0.1:0"]
+    command = [sys.executable, *([] if "--disk" in layout else torchrun), str(ROOT / "examples" / "spread_out.py")]
+    command += [str(converted / "base"), *layout, "--offload", str(converted / "offload")]
+    shown = run(command + ([] if "--disk" in layout else ["--save", str(converted / "whole")]), converted)
+    assert STORY.startswith(re.search(r"Once upon a time.*", shown)[0][:40])
+    held = [int(number.replace(",", "")) for number in re.findall(r"holds (\S+) bytes", shown)]
+    assert len(held) == (1 if "--disk" in layout else 2) and max(held) < 0.7 * 4 * 260032
+    if "--disk" not in layout:
+        whole, base = (load_file(converted / name / "model.safetensors") for name in ("whole", "base"))
+        # Where it is split, a tied head is written beside its table.
+        assert whole.keys() - base.keys() <= {"lm_head.weight"}
+        assert all(torch.equal(whole[name], base[name]) for name in base)

@@ -193,6 +193,18 @@ def test_a_pushed_folder_loads_with_other_versions(version, hub, zoo, converted,
     assert answer["text"] == expected_text(converted)
 
 
+@pytest.mark.long
+def test_the_example_publishes_a_model_and_an_adapter(hub, converted, tmp_path):
+    pytest.importorskip("peft")
+    script = ROOT / "examples" / "publish.py"
+    done = fresh_process(hub, tmp_path, [script, converted, "user/stories"], token="hf_of_user")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("transformers_modules.user.stories.") and expected_text(converted) in done.stdout
+    files = {*hub.files("user/stories")}
+    assert {*shipped_files(), "model.safetensors", "tokenizer.json", "README.md"} <= files
+    assert "adapter_model.safetensors" in hub.files("user/stories-lora")
+
+
 # -- zoo push -------------------------------------------------------------------------------------------------------
 
 
