@@ -8,9 +8,11 @@
 The same random inputs for both, turns alternate, medians count, and the largest relative difference of the outputs is
 printed. transformers' side is what its models run without the kernels of flash-linear-attention and mamba-ssm: the
 chunked functions for a prompt (of Kimi Linear for KDA, in chunks of 64; of Mamba-2 for SSD, in chunks of 256), the
-recurrent ones for a token. A step is what a layer does with its state for one token: read it from its cache, length one
-for queries and keys, recurrence, put it back; a turn is 16 tokens, one after the other. Memory is what a prompt of
-twice as many tokens needs, against that of the prompt.
+recurrent ones for a token. A step is what a layer does with its state for one token: take it from its cache, length one
+for queries and keys, recurrence, put it back; a turn is 16 tokens, one after the other. zoo lets the writes of single
+tokens wait in its cache, as RecurrentMixer.recur does, and passes over the state with all of them every 16 tokens: each
+turn contains one such pass.
+Memory is what a prompt of twice as many tokens needs, against that of the prompt.
 """
 
 import argparse
@@ -18,12 +20,13 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 
 import torch
 from transformers import DynamicCache, Mamba2Config, Mamba2ForCausalLM
-from transformers.cache_utils import LinearAttentionLayer
+from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.models.kimi_linear import modeling_kimi_linear as kimi
 from transformers.models.mamba2 import modeling_mamba2 as mamba2
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
@@ -35,14 +38,15 @@ from benchmarks.models import pair
 from benchmarks.recurrence_results import RESULTS, show, write
 from modeling_zoo.cache_recurrent import RecurrentLayer
 from modeling_zoo.caches import upgrade_cache
+from modeling_zoo.delayed_state import SLOTS
 from modeling_zoo.recurrences import delta_rule
+from modeling_zoo.recurrent_memory import Memory
 from modeling_zoo.state_space import state_space_duality
 
 HEADS, WIDTH = 16, 128
-# Mean of the logarithm of the decay per token.
-STRONG, MILD = 1.3, 0.03
-# Tokens of a turn where each takes less than a millisecond.
-STEPS = 16
+STRONG, MILD = 1.3, 0.03  # mean of the logarithm of the decay per token
+# Tokens of a turn where each takes less than a millisecond: after so many zoo writes them into its state.
+STEPS = SLOTS
 MAMBA2 = {
     "vocab_size": 512, "hidden_size": 1024, "num_hidden_layers": 8, "num_heads": 32, "head_dim": 64, "state_size": 128,
     "n_groups": 1,
@@ -95,81 +99,99 @@ def cache_layer(kind: type, state: torch.Tensor):
     return layer
 
 
-def repeated(step: Callable) -> Callable:
-    """`step`, `STEPS` times; gives the output of the last."""
+def each(step: Callable, tokens: list) -> Callable:
+    """`step` of every token, one after the other; gives the output of the last."""
 
     def turn() -> torch.Tensor:
-        for _ in range(STEPS):
-            output = step()
+        for token in tokens:
+            output = step(token)
         return output
 
     return turn
+
+
+def delta_tokens(options, decay: float, per_channel: bool) -> list[dict[str, torch.Tensor]]:
+    """`random_inputs` of tokens; q, k and v are parts of one tensor, as behind a convolution, "pair" is q and k."""
+    tokens, names = [], ("query", "key", "value")
+    for inputs in split_tokens(random_inputs(STEPS, options, decay, per_channel)):
+        mixed = torch.stack([inputs[name] for name in names], dim=2)
+        parts = dict(zip(names, mixed.unbind(2), strict=True))
+        tokens.append(inputs | parts | {"pair": mixed[:, :, :2]})
+    return tokens
+
+
+def split_tokens(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Tensors `[1, L, ...]` -> those of each token, `[1, 1, ...]`."""
+    parts = [states.clone().split(1, dim=1) for states in inputs.values()]
+    return [dict(zip(inputs, token, strict=True)) for token in zip(*parts, strict=True)]
 
 
 def delta_step(module_function: Callable, decay: float, per_channel: bool = False) -> Callable:
     """The gated delta rule over one token behind a state, which comes from a cache and goes back there."""
 
     def build(options) -> dict[str, Callable]:
-        inputs = random_inputs(1, options, decay, per_channel)
-        # Parts of one tensor, as behind the convolution of a mixer.
-        sizes = [inputs[name].shape[2:].numel() for name in ("query", "key", "value")]
-        mixed = torch.cat([inputs[name].flatten(2) for name in ("query", "key", "value")], dim=-1).split(sizes, dim=-1)
-        shape = inputs["key"].shape
-        inputs |= {name: part.view(shape) for name, part in zip(("query", "key", "value"), mixed, strict=True)}
-        ours = [inputs[name] for name in ("query", "key", "value", "beta", "g")]
-        state = torch.randn(1, shape[2], shape[3], shape[3], generator=torch.Generator().manual_seed(1))
-        theirs, own = cache_layer(LinearAttentionLayer, state), cache_layer(RecurrentLayer, state)
+        tokens = delta_tokens(options, decay, per_channel)
+        heads, width = tokens[0]["key"].shape[2:]
+        state = torch.randn(1, heads, width, width, generator=torch.Generator().manual_seed(1))
+        theirs = cache_layer(LinearAttentionLayer, state)
+        cache = Cache(layers=[cache_layer(RecurrentLayer, state)])
         arguments = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
 
-        def transformers() -> torch.Tensor:
+        def transformers(inputs) -> torch.Tensor:
             output, after = module_function(**inputs, initial_state=theirs.recurrent_states[0], **arguments)
             theirs.update_recurrent_state(after)
             return output
 
-        def zoo() -> torch.Tensor:
-            output, after = delta_rule(*ours, own.recurrent_states[0], normalize=True)
-            own.update_recurrent_state(after, num_tokens=1)
-            return output
+        def zoo(inputs) -> torch.Tensor:
+            return delta_rule(*inputs, Memory(cache, 0).delayed_state(), normalize=True)[0]
 
-        return {"transformers": repeated(transformers), "zoo": repeated(zoo)}
-
-    return build
-
-
-def duality(step: bool = False) -> Callable:
-    """Mamba-2's recurrence over a prompt, or over one token behind a state."""
-
-    def build(options) -> dict[str, Callable]:
-        generator = torch.Generator().manual_seed(0)
-        tokens, (heads, width) = 1 if step else options.tokens, (2, 16) if options.small else (HEADS, WIDTH)
-        x = torch.randn(1, tokens, heads, width, generator=generator)
-        time_step = torch.rand(1, tokens, heads, generator=generator) * 0.2
-        rates, skip = -torch.rand(heads, generator=generator) * 4 * MILD / 0.2, torch.ones(heads)
-        write, read = (torch.randn(1, tokens, 1, width, generator=generator) for _ in range(2))
-        state = torch.randn(1, heads, width, width, generator=generator)
-        # Theirs is value-first.
-        states = [state.transpose(2, 3).contiguous(), state.clone()]
-
-        def prompt():
-            return mamba2.mamba2_chunk_scan(
-                x, time_step, rates, write, read, chunk_size=256, D=skip, return_final_states=True
-            )[0]
-
-        def token():
-            steps, skips = time_step[:, 0, :, None].expand(1, heads, width), skip[:, None].expand(heads, width)
-            spread = rates[:, None, None].expand(heads, width, width)
-            output = mamba2.mamba2_selective_state_update(
-                states[0], x[:, 0], steps, spread, write[:, 0], read[:, 0], skips
-            )
-            return output[:, None]
-
-        # Both write into the state they are given, which is the cache's.
-        def zoo():
-            return state_space_duality(x, time_step, rates, write, read, skip, states[1] if step else None)[0]
-
-        return {"transformers": repeated(token), "zoo": repeated(zoo)} if step else {"transformers": prompt, "zoo": zoo}
+        ours = [(token.pop("pair"), None, token["value"], token["beta"], token["g"]) for token in tokens]
+        return {"transformers": each(transformers, tokens), "zoo": each(zoo, ours)}
 
     return build
+
+
+def duality_inputs(tokens: int, options) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """x `[1, L, H, P]`, time steps `[1, L, H]`, what writes and what reads `[1, L, 1, N]`; rates and skips `[H]`."""
+    generator, (heads, width) = torch.Generator().manual_seed(0), (2, 16) if options.small else (HEADS, WIDTH)
+    inputs = {"x": torch.randn(1, tokens, heads, width, generator=generator)}
+    inputs["time_step"] = torch.rand(1, tokens, heads, generator=generator) * 0.2
+    rates = -torch.rand(heads, generator=generator) * 4 * MILD / 0.2
+    inputs |= {name: torch.randn(1, tokens, 1, width, generator=generator) for name in ("write", "read")}
+    return inputs, rates, torch.ones(heads)
+
+
+def duality(options) -> dict[str, Callable]:
+    """Mamba-2's recurrence over a prompt."""
+    inputs, rates, skip = duality_inputs(options.tokens, options)
+    x, time_step, write, read = inputs.values()
+    options = {"chunk_size": 256, "D": skip, "return_final_states": True}
+    return {
+        "transformers": lambda: mamba2.mamba2_chunk_scan(x, time_step, rates, write, read, **options)[0],
+        "zoo": lambda: state_space_duality(x, time_step, rates, write, read, skip)[0],
+    }
+
+
+def duality_step(options) -> dict[str, Callable]:
+    """Mamba-2's recurrence over one token behind a state in a cache."""
+    inputs, rates, skip = duality_inputs(STEPS, options)
+    heads, width = inputs["x"].shape[2:]
+    # Theirs is value-first, and written into as it lies in the cache.
+    state = torch.randn(1, heads, width, width, generator=torch.Generator().manual_seed(1))
+    their_state = state.transpose(2, 3).contiguous()
+    cache = Cache(layers=[cache_layer(RecurrentLayer, state)])
+
+    def transformers(token) -> torch.Tensor:
+        x, time_step, write, read = (states[:, 0] for states in token.values())
+        steps, skips = time_step[..., None].expand(1, heads, width), skip[:, None].expand(heads, width)
+        spread = rates[:, None, None].expand(heads, width, width)
+        return mamba2.mamba2_selective_state_update(their_state, x, steps, spread, write, read, skips)[:, None]
+
+    def zoo(token) -> torch.Tensor:
+        x, time_step, write, read = token.values()
+        return state_space_duality(x, time_step, rates, write, read, skip, Memory(cache, 0).delayed_state())[0]
+
+    return {"transformers": each(transformers, split_tokens(inputs)), "zoo": each(zoo, split_tokens(inputs))}
 
 
 def qwen3_next_pair(options) -> dict:
@@ -186,6 +208,10 @@ def mamba2_pair(options) -> dict:
         return {"transformers": model.eval(), "zoo": conversion.load(Path(folder)).eval()}
 
 
+def one_more(model, cache: dict, generator: torch.Generator) -> torch.Tensor:
+    return model(torch.randint(1, 64, (1, 1), generator=generator), **cache, use_cache=True).logits
+
+
 def decoding(models: Callable) -> Callable:
     """One more token of a whole model behind a prompt of 64."""
 
@@ -199,24 +225,20 @@ def decoding(models: Callable) -> Callable:
             vocabulary = torch.Generator().manual_seed(2)
             prompt = torch.randint(1, 64, (1, 64), generator=vocabulary)
             model(prompt, **{name: cache}, use_cache=True)
-            sides[side] = stepper(model, {name: cache}, vocabulary)
+            sides[side] = partial(one_more, model, {name: cache}, vocabulary)
         return sides
 
     return build
-
-
-def stepper(model, cache: dict, generator: torch.Generator) -> Callable:
-    return lambda: model(torch.randint(1, 64, (1, 1), generator=generator), **cache, use_cache=True).logits
 
 
 CASES = {
     "gdn-strong": Case(delta(qwen3_next.torch_chunk_gated_delta_rule, STRONG), 3.0),
     "gdn-mild": Case(delta(qwen3_next.torch_chunk_gated_delta_rule, MILD), 1.0),
     "kda": Case(delta(kimi.chunk_kimi_delta_attention, MILD, per_channel=True), 8.0),
-    "ssd": Case(duality(), 2.0),
+    "ssd": Case(duality, 2.0),
     "step-gdn": Case(delta_step(qwen3_next.torch_recurrent_gated_delta_rule, MILD), 4.0, 50, STEPS),
     "step-kda": Case(delta_step(kimi.recurrent_kimi_delta_attention, MILD, per_channel=True), 4.0, 50, STEPS),
-    "step-ssd": Case(duality(step=True), 4.0, 50, STEPS),
+    "step-ssd": Case(duality_step, 4.0, 50, STEPS),
     "decode-qwen3-next": Case(decoding(qwen3_next_pair), 1.1, 30),
     "decode-mamba2": Case(decoding(mamba2_pair), 1.1, 30),
 }

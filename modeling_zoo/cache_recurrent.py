@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
+from .delayed_state import DelayedState
+
 
 class RecordedStep(NamedTuple):
     """One recorded forward of `tokens` tokens: `replay(before, n)` gives the state after its first n."""
@@ -23,16 +25,44 @@ class RecurrentLayer(LinearAttentionLayer):
     - `batch_repeat_interleave` and `batch_select_indices`;
     - `crop` while recording restores the state exactly, from what each update leaves behind: the state before it, and
       the `replay(state, n)` that the mixer passes to redo its first n tokens. Where that is missing, it raises;
-    - a state keeps the dtype the mixer hands over; with gradients enabled nothing is overwritten in place.
+    - a state keeps the dtype the mixer hands over; with gradients enabled nothing is overwritten in place;
+    - a mixer can let the writes of single tokens wait (`delayed_state`); whoever asks for `recurrent_states` gets them
+      complete. A tensor taken from there is complete until the next such token.
     """
 
     # Neither: transformers up to 5.19 asks the first layer that is not sliding how many keys full attention has.
     is_sliding = None
 
     def __init__(self, number_of_states=1, **kwargs):
+        self.delayed = {}
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
         self.replayable = True
         self._forget_steps()
+
+    @property
+    def recurrent_states(self):
+        for delayed in self.delayed.values():
+            delayed.settle()
+        return self._recurrent_states
+
+    @recurrent_states.setter
+    def recurrent_states(self, states):
+        self._recurrent_states = states
+
+    def delayed_state(self, state_idx=0):
+        """The state `[B, H, K, V]` with room for writes beside it; None for one that the plain step has to update."""
+        state, delayed = self._recurrent_states[state_idx], self.delayed.get(state_idx)
+        # Another tensor may have been put in its place.
+        if delayed is None or delayed.state is not state:
+            if state.device.type != "cpu" or state.requires_grad or not state.is_contiguous():
+                return None
+            delayed = self.delayed[state_idx] = DelayedState(state)
+        return delayed
+
+    def __getstate__(self):
+        """For copies and files: complete states, without the room beside them."""
+        states = self.recurrent_states
+        return self.__dict__ | {"_recurrent_states": states, "delayed": {}}
 
     def _forget_steps(self):
         """Nothing recorded can be taken back any more."""

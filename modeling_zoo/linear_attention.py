@@ -32,6 +32,7 @@ class LinearAttention(RecurrentMixer):
     """
 
     has_beta = False
+    delays_writes = True
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
@@ -107,13 +108,14 @@ class LinearAttention(RecurrentMixer):
         settings = self.settings
         projected = [proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj)]
         mixed = self.conv1d(torch.cat(projected, dim=-1), memory, rows)
-        query, key, value = mixed.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
-        query, key = (self.feature_map(x.unflatten(-1, (-1, settings.key_head_dim))) for x in (query, key))
-        value = value.unflatten(-1, (-1, settings.value_head_dim))
+        pair, value = mixed.split([2 * self.key_dim, self.value_dim], dim=-1)
+        # Queries and keys.
+        pair = self.feature_map(pair.view(*pair.shape[:2], 2, -1, settings.key_head_dim))
+        value = value.view(*value.shape[:2], self.heads, settings.value_head_dim)
         log_decay = self.log_decay(hidden_states)
         log_decay = None if log_decay is None else rows.silence(log_decay)
         beta = self.beta(hidden_states, rows)
-        output = self.recur(memory, rows, self.recurrence, query, key, value, beta, log_decay)
+        output = self.recur(memory, rows, self.recurrence, pair, None, value, beta, log_decay)
         gate = self.g_proj(hidden_states) if settings.output_gate != "none" else None
         return self.o_proj(self.o_norm(output.flatten(-2).to(hidden_states.dtype), gate))
 

@@ -2,21 +2,22 @@
 
     S <- Diag(e**g) S + β k (v - [delta] Sᵀk)ᵀ        o = scale · Sᵀq
 
-Shapes: query, key `[B, L, H', K]`; value `[B, L, H, V]`, H a multiple of H' (consecutive heads share a key head);
+Shapes: query, key `[B, L, H', K]`, or both in the place of query, `[B, L, 2, H', K]`, and no key; value `[B, L, H, V]`,
+H a multiple of H' (consecutive heads share a key head);
 beta `[B, L, H]`; log_decay (g <= 0) `[B, L, H]` per head or `[B, L, H, K]` per channel, or None for no decay;
 state `[B, H, K, V]`, float32 (float64 for float64 inputs), None for zeros. All arithmetic is in the dtype of the state.
 Both functions return (output `[B, L, H, V]` in the dtype of the state, state). A single token with a state updates that
-state in place when gradients are off.
+state in place when gradients are off; the state can then also be a DelayedState.
 """
 
 import torch
 import torch.nn.functional as F
 
 from .chunked_recurrences import additive_chunks, delta_chunks, from_chunks, to_chunks
+from .delayed_state import DelayedState
 from .recurrence_kernels import has_kernels, run_kernel
+from .recurrent_steps import L2_EPSILON, additive_step, delta_step
 
-# Added to the sum of squares under the root of a key's or query's length, as in flash-linear-attention.
-L2_EPSILON = 1e-6
 # Chunks are worked off in segments of so many tokens: bounded intermediate memory, and better use of CPU caches.
 SEGMENT = 512
 
@@ -38,7 +39,7 @@ def l2_normalize(states: torch.Tensor) -> torch.Tensor:
 
 def delta_rule(
     query: torch.Tensor,
-    key: torch.Tensor,
+    key: torch.Tensor | None,
     value: torch.Tensor,
     beta: torch.Tensor,
     log_decay: torch.Tensor | None = None,
@@ -54,11 +55,15 @@ def delta_rule(
     attention (Moonshot 2025) with one per channel. `normalize`: q and k to length 1 first. scale: K ** -0.5.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(state, DelayedState):
+        inputs = (query, key, value, beta, log_decay)
+        return state.step(*inputs, delta=True, scale=scale, normalize=normalize), state
+    query, key = query.unbind(2) if key is None else (query, key)
     if has_kernels(query.device):
         inputs = (query, key, value, beta, log_decay, state)
         return run_kernel(*inputs, delta=True, scale=scale, normalize=normalize)
     if state is not None and query.shape[1] == 1:
-        return _delta_step(query, key, value, beta, log_decay, state, scale, normalize)
+        return delta_step(query, key, value, beta, log_decay, state, scale=scale, normalize=normalize)
     dtype = state_dtype(query, value)
     query, key = query.to(dtype), key.to(dtype)
     if normalize:
@@ -68,7 +73,7 @@ def delta_rule(
 
 def linear_attention(
     query: torch.Tensor,
-    key: torch.Tensor,
+    key: torch.Tensor | None,
     value: torch.Tensor,
     beta: torch.Tensor | None = None,
     log_decay: torch.Tensor | None = None,
@@ -83,10 +88,13 @@ def linear_attention(
     constant one, Mamba-2 (Dao and Gu 2024) with one per head, gated linear attention (Yang et al. 2023) per channel.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(state, DelayedState):
+        return state.step(query, key, value, beta, log_decay, delta=False, scale=scale), state
+    query, key = query.unbind(2) if key is None else (query, key)
     if has_kernels(query.device):
         return run_kernel(query, key, value, beta, log_decay, state, delta=False, scale=scale)
     if state is not None and query.shape[1] == 1:
-        return _additive_step(query, key, value, beta, log_decay, state, scale)
+        return additive_step(query, key, value, beta, log_decay, state, scale=scale)
     dtype = state_dtype(query, value)
     return _in_segments(additive_chunks, query.to(dtype) * scale, key, value, beta, log_decay, state, chunk_size)
 
@@ -108,59 +116,3 @@ def _in_segments(chunked, query, key, value, beta, log_decay, state, chunk_size)
         chunks, state = chunked(*inputs, state)
         outputs.append(from_chunks(chunks, batch, min(SEGMENT, length - start)))
     return torch.cat(outputs, dim=1), state.unflatten(0, (batch, heads))
-
-
-# A single token. On a CPU every call counts here, those that only look at a tensor in another shape too.
-
-
-def _rows_of_token(query, key, heads, dtype, normalize=False):
-    """q and k `[B, 1, H', K]` -> each `[B·H, 1, K]`."""
-    width, groups = query.shape[-1], heads // key.shape[2]
-    rows = _cast(torch.cat([query, key], dim=-1), dtype).view(-1, 2, width)
-    if normalize:
-        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        # sqrt(x² + ε), as in l2_normalize.
-        rows = rows / torch.hypot(length, torch.scalar_tensor(L2_EPSILON**0.5, dtype=dtype, device=rows.device))
-    return (rows if groups == 1 else rows.repeat_interleave(groups, dim=0)).split(1, dim=1)
-
-
-def _cast(states, dtype):
-    return states if states.dtype == dtype else states.to(dtype)
-
-
-def _decayed(state, log_decay):
-    """Diag(e**g) S as `[B·H, K, V]`; S itself when gradients are off."""
-    matrix = state.view(-1, *state.shape[2:])
-    if log_decay is None:
-        return matrix
-    decay = _cast(log_decay, state.dtype).exp().view(matrix.shape[0], -1, 1)
-    return matrix * decay if torch.is_grad_enabled() else matrix.mul_(decay)
-
-
-def _write_and_read(matrix, key, write, query, scale, state):
-    """S + k wᵀ, S itself when gradients are off, and the output: rows `[B·H, 1, ...]`."""
-    update = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
-    matrix = update(matrix, key.mT, write)
-    # beta=0: only the product, scaled.
-    output = torch.baddbmm(write, query, matrix, beta=0, alpha=scale)
-    batch, heads, _, width = state.shape
-    # The very tensor that was given where it was written into: a cache then has nothing to copy.
-    return output.view(batch, 1, heads, width), matrix.view_as(state) if torch.is_grad_enabled() else state
-
-
-def _delta_step(query, key, value, beta, log_decay, state, scale, normalize):
-    dtype, width = state.dtype, state.shape[-1]
-    query, key = _rows_of_token(query, key, state.shape[1], dtype, normalize)
-    matrix = _decayed(state, log_decay)
-    missing = torch.baddbmm(_cast(value, dtype).reshape(-1, 1, width), key, matrix, alpha=-1)
-    write = missing * _cast(beta, dtype).reshape(-1, 1, 1)
-    return _write_and_read(matrix, key, write, query, scale, state)
-
-
-def _additive_step(query, key, value, beta, log_decay, state, scale):
-    dtype, width = state.dtype, state.shape[-1]
-    query, key = _rows_of_token(query, key, state.shape[1], dtype)
-    matrix = _decayed(state, log_decay)
-    write = _cast(value, dtype).reshape(-1, 1, width)
-    write = write if beta is None else write * _cast(beta, dtype).reshape(-1, 1, 1)
-    return _write_and_read(matrix, key, write, query, scale, state)

@@ -13,7 +13,8 @@ class Memory:
     def __init__(self, cache, layer_idx, state_idx=0):
         self.cache, self.layer_idx, self.state_idx = cache, layer_idx, state_idx
         self.layer = None if cache is None else cache.layers[layer_idx]
-        if self.layer is not None and not hasattr(self.layer, "recurrent_states"):
+        # Not `recurrent_states`: asking for it ends the wait of a delayed state.
+        if self.layer is not None and not hasattr(self.layer, "is_recurrent_states_initialized"):
             raise ValueError(
                 f"Layer {layer_idx} of the cache is a {type(self.layer).__name__}, which holds no recurrent state: "
                 "build the cache from the model's config, as in DynamicCache(config=model.config). Prefix tuning, "
@@ -49,6 +50,13 @@ class Memory:
         if state is not None and (self.recording or torch.is_grad_enabled()):
             return state.clone()
         return state
+
+    def delayed_state(self):
+        """The state of a layer that lets the writes of single tokens wait, on a CPU; None where `state` is due."""
+        if not self.has_history or self.recording or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        delayed_state = getattr(self.layer, "delayed_state", None)
+        return None if delayed_state is None else delayed_state(self.state_idx)
 
     def store_window(self, inputs, taps, rows):
         """Keep the last `taps` of the inputs `[R, T, C]` of a convolution, behind what is there."""

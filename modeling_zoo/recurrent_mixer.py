@@ -21,6 +21,9 @@ class RecurrentMixer(TokenMixer):
     forwards over a cache.
     """
 
+    # Whether `recurrence` takes a DelayedState for a single token.
+    delays_writes = False
+
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
         self.settings = config.linear_settings(layer_idx)
@@ -38,12 +41,15 @@ class RecurrentMixer(TokenMixer):
     def recur(self, memory, rows, recurrence, *inputs):
         """`recurrence(*inputs, state)` -> (output, state) from the state in the cache on; stores the new one.
 
-        The inputs are `[R, T, ...]` or None; a rollback redoes the first tokens of them. States keep their own dtype
-        under autocast, which would round them for every product.
+        The inputs are `[R, T, ...]`, or None but for the first; a rollback redoes the first tokens of them. States keep
+        their own dtype under autocast, which would round them for every product.
         """
-        device = next(x.device.type for x in inputs if x is not None)
+        device = inputs[0].device.type
+        delayed = memory.delayed_state() if self.delays_writes and inputs[0].shape[1] == 1 else None
         with maybe_autocast(device_type=device, enabled=False):
-            output, state = recurrence(*inputs, memory.state())
+            output, state = recurrence(*inputs, memory.state() if delayed is None else delayed)
+        if delayed is not None:
+            return output
 
         def replay(before, tokens):
             # A recurrence may write into the state it is given.

@@ -23,6 +23,8 @@ class StateSpaceDuality(RecurrentMixer):
     z, x, B, C, Δ (Falcon-H1; muP).
     """
 
+    delays_writes = True
+
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
         settings, hidden = self.settings, config.hidden_size
