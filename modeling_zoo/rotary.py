@@ -71,9 +71,8 @@ def apply_rotary(x, position_embeddings, interleave=False, lift=False, whole=Fal
     turning, still = (x, None) if whole or width == x.shape[-1] else (x[..., :width], x[..., width:])
     if lift:
         turning = turning.float()
-    turned = turning * cos + rotate(turning) * sin
-    if turned.dtype != x.dtype:
-        turned = turned.to(x.dtype)
+    # No branch on a dtype: vLLM reads attention from a symbolic trace, which a question to a tensor ends.
+    turned = (turning * cos + rotate(turning) * sin).to(x.dtype)
     return turned if still is None else torch.cat((turned, still), dim=-1)
 
 

@@ -293,3 +293,16 @@ def test_layers_without_rotation_do_not_see_the_order():
 def test_bad_tables_are_refused_by_name(table, named):
     with pytest.raises((ValueError, StrictDataclassError), match=named):
         config_of(table)
+
+
+@pytest.mark.parametrize("interleave", [False, True], ids=["halves", "pairs"])
+def test_a_whole_rotation_asks_no_tensor_anything_while_it_is_traced(interleave):
+    """What vLLM finds the maps of latent attention with."""
+
+    class Turned(torch.nn.Module):
+        def forward(self, x, cos, sin):
+            return apply_rotary(x, (cos, sin), interleave=interleave, whole=True)
+
+    x, angles = torch.randn(2, 5, 3, 8), torch.randn(2, 5, 8)
+    traced, pair = torch.fx.symbolic_trace(Turned()), (angles.cos(), angles.sin())
+    assert torch.equal(traced(x, *pair), apply_rotary(x, pair, interleave=interleave))
