@@ -79,6 +79,10 @@ def test_two_ranks_compute_what_one_does(name, tmp_path):
     model(tokens, labels=tokens).loss.backward()
     for key, gradient in found["gradients"].items():
         expected = model.get_parameter(key).grad
+        if "indexer" in key:
+            # It learns from a loss of its own only, which this model does not have.
+            assert gradient is None and expected is None, key
+            continue
         # A sum that misses a rank is wrong by a half.
         assert (gradient - expected).abs().max() <= 1e-3 * expected.abs().max(), key
     greedy = model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0)
