@@ -3,6 +3,7 @@
 import pytest
 import torch
 from random_models import randomize
+from tiny_fields import GROUPED, LATENT, WIDTHS
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
@@ -10,15 +11,7 @@ from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
 from modeling_zoo.caches import upgrade_cache
 
-SIZES = {
-    "vocab_size": 31, "hidden_size": 36, "intermediate_size": 28, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "max_position_embeddings": 64,
-}  # fmt: skip
-GROUPED = {"num_key_value_heads": 2, "head_dim": 10}
-LATENT = {
-    "attention_type": "latent", "kv_lora_rank": 14, "q_lora_rank": 18, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6,
-    "v_head_dim": 10,
-}  # fmt: skip
+SIZES = WIDTHS | {"vocab_size": 31, "num_hidden_layers": 3, "max_position_embeddings": 64}
 DELTA = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
     "linear_conv_kernel_dim": 4,

@@ -4,21 +4,14 @@ import pytest
 import torch
 from random_models import randomize
 from samples import every
+from tiny_fields import GROUPED, LATENT, WIDTHS
 
 import modeling_zoo.modeling_zoo as modeling_zoo
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
 
 WINDOW = 5
-SIZES = {
-    "vocab_size": 89, "hidden_size": 36, "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 6,
-    "max_position_embeddings": 128,
-}  # fmt: skip
-GROUPED = {"num_key_value_heads": 2, "head_dim": 10}
-LATENT = {
-    "attention_type": "latent", "kv_lora_rank": 14, "q_lora_rank": 18, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6,
-    "v_head_dim": 10,
-}  # fmt: skip
+SIZES = WIDTHS | {"vocab_size": 89, "num_hidden_layers": 2, "max_position_embeddings": 128}
 EXPERTS = {"mlp_layer_types": ["sparse"] * 2, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 MODELS = {
     "grouped": GROUPED | EXPERTS,
