@@ -1,4 +1,7 @@
-"""Large tables of cases: which run every time, and which under the mark `long` only."""
+"""Large tables of cases: which run every time, and which under the mark `long` only.
+
+The mark `sampled(step)` (conftest.py) thins out a whole table, of all its parameters together; these one of them.
+"""
 
 import pytest
 

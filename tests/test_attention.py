@@ -6,7 +6,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
 from references_attention import attention_row
-from samples import every
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from configuration_zoo import ZooConfig
@@ -139,8 +138,8 @@ def run(model, calls=None):
     return torch.cat((hidden[0, PADDED:], hidden[1])), calls
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("case", every(3, CASES))
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("case", CASES)
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
     _, calls = run(model)

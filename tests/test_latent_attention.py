@@ -258,8 +258,8 @@ def in_steps(model, steps, cache=None):
     return torch.cat(parts, dim=1)
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("case", every(4, CASES))
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize("case", CASES)
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
     table = getattr(model.position_bias, "relative_attention_bias", None)
@@ -317,8 +317,8 @@ def forced(monkeypatch, absorbed):
     return ran
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("case", every(2, [case for case in CASES if case != "both_ways"]))
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "both_ways"])
 def test_both_forms_are_equal(case, monkeypatch):
     for backend in ("eager", "sdpa") if fused(case) else ("eager",):
         results = {}

@@ -205,8 +205,8 @@ def attention_calls(model):
     return calls
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("case", every(2, CASES))
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("case", CASES)
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
     selections = [None, None]
