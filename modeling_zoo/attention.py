@@ -57,6 +57,11 @@ class QueryTemperature(nn.Module):
         return (query * temperature[..., None, None]).to(query.dtype)
 
 
+def is_served(backend):
+    """Whether this attention implementation is a serving engine's."""
+    return backend.startswith("vllm")
+
+
 class SoftmaxAttention(TokenMixer):
     """What every softmax attention shares: scale, sinks, gate and the call of the attention interface."""
 
@@ -85,7 +90,7 @@ class SoftmaxAttention(TokenMixer):
     @property
     def served(self):
         """Whether a serving engine computes the attention, over a cache of its own and flattened sequences."""
-        return self.config._attn_implementation.startswith("vllm")
+        return is_served(self.config._attn_implementation)
 
     def special(self, **kwargs):
         """What a backend is told beyond mask and scale."""
@@ -233,7 +238,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         query = query.transpose(1, 2)
         key, value = self.seen(hidden_states, position_embeddings, past_key_values, shared_key_values)
         backend = self.config._attn_implementation
-        if backend.startswith("vllm"):
+        if is_served(backend):
             # The engine finds layer and scale in the text of this call, and gives heads side by side.
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, None)
             attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
