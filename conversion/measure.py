@@ -48,6 +48,7 @@ def measure(config, model=None) -> dict:
         "cache_bytes_per_token": sum(layer["cache_bytes_per_token"] for layer in layers),
         "cache_bytes_at_full_length": sum(layer["cache_bytes_at_full_length"] for layer in layers),
         "state_bytes": sum(layer["state_bytes"] for layer in layers),
+        "waiting_bytes": sum(layer["waiting_bytes"] for layer in layers),
     }
 
 
@@ -62,7 +63,7 @@ def empty_model(config):
         return ZooForCausalLM._from_config(deepcopy(config), dtype=dtype, attn_implementation="eager").eval()
 
 
-def measure_layer(model, index: int, per_token: int, state: int) -> dict:
+def measure_layer(model, index: int, per_token: int, state: int, waiting: int) -> dict:
     """One layer's mixer, reach, MLP, parameters and cache."""
     layer, config = model.model.layers[index], model.config.per_layer_config[index]
     word = config.layer_types[index]
@@ -79,6 +80,7 @@ def measure_layer(model, index: int, per_token: int, state: int) -> dict:
         "cache_bytes_per_token": per_token,
         "cache_bytes_at_full_length": state + per_token * min(config.max_position_embeddings, limit),
         "state_bytes": state,
+        "waiting_bytes": waiting,
     }
 
 
@@ -144,18 +146,37 @@ def idle_parameters(config, mlp) -> int:
     return sum(weight.numel() // weight.shape[0] * unused for weight in experts.parameters())
 
 
-def cache_sizes(model) -> list[tuple[int, int]]:
-    """(bytes each further token adds, bytes held whatever the length) for each layer's cache.
+def cache_sizes(model) -> list[tuple[int, int, int]]:
+    """(bytes each further token adds, bytes held whatever the length, bytes beside these while a CPU decodes) for each
+    layer's cache.
 
     transformers' own cache is filled with one token and with two: what grew is per token, the rest is state.
     """
-    one, two = (filled_cache(model, length) for length in (1, 2))
-    return [(longer - shorter, 2 * shorter - longer) for shorter, longer in zip(one, two, strict=True)]
+    first = first_alike(model)
+    caches = [filled_cache(model, length, sorted(set(first))) for length in (1, 2)]
+    sizes = {}
+    for index in set(first):
+        # An older transformers makes no cache layer for a layer that reads another's keys.
+        shorter, longer = (held_bytes(cache.layers[index : index + 1]) for cache in caches)
+        waiting = waiting_bytes(model.model.layers[index], caches[0], index)
+        sizes[index] = longer - shorter, 2 * shorter - longer, waiting
+    return [sizes[index] for index in first]
 
 
-def filled_cache(model, length: int) -> list[int]:
-    """Bytes of each layer's cache after `length` tokens; a layer is fed alone, as sizes do not depend on its input, and
-    for all that are alike one is."""
+def waiting_bytes(layer, cache, index: int) -> int:
+    """Bytes in which writes of single tokens wait beside the state of a layer: see modeling_zoo/delayed_state.py."""
+    from modeling_zoo.delayed_state import DelayedState
+
+    mixer = next((part for part in layer.modules() if getattr(part, "delays_writes", False)), None)
+    if mixer is None:
+        return 0
+    delayed = DelayedState(cache.layers[index].recurrent_states[0])
+    delayed.lay_out(mixer.settings.num_key_heads, delta=getattr(mixer, "has_beta", False))
+    return delayed.room
+
+
+def filled_cache(model, length: int, indices):
+    """A cache after `length` tokens of the layers `indices`, each fed alone, as sizes do not depend on its input."""
     import torch
     from transformers import DynamicCache
 
@@ -170,16 +191,14 @@ def filled_cache(model, length: int) -> list[int]:
         if model.config.indexer_types is not None:
             context["shared_indices"] = SharedIndices()
         biases, keys = model.model.position_biases(hidden_states, {}, None), model.model.mask_keys
-        first = first_alike(model)
-        for index in sorted(set(first)):
+        for index in indices:
             layer = model.model.layers[index]
             if hasattr(layer, "self_attn"):
                 layer.self_attn(hidden_states, position_bias=biases.get(keys[index]), **context)
             if index in model.config.shared_block_layers:
                 shared = model.model.shared_blocks.context(index, hidden_states)["shared_block"]
                 shared(hidden_states, hidden_states, layer.adapters, layer_idx=index, **context)
-    # An older transformers makes no cache layer for a layer that reads another's keys.
-    return [held_bytes(cache.layers[index]) if index < len(cache.layers) else 0 for index in first]
+    return cache
 
 
 def first_alike(model) -> list[int]:

@@ -57,7 +57,7 @@ class DelayedState:
         """The output `[B, 1, H, V]` of one token; arguments as in the file recurrences."""
         pair = query if key is None else torch.stack([query, key], dim=2)
         if self.layout != (pair.shape[3], delta):
-            self._lay_out(pair.shape[3], delta)
+            self.lay_out(pair.shape[3], delta)
         place, dtype = self.places[self.count], self.dtype
         if log_decay is not None:
             kept = place.by_head if log_decay.dim() == 3 else place.by_channel
@@ -110,6 +110,12 @@ class DelayedState:
         with torch.inference_mode(False):
             return torch.scalar_tensor(value, dtype=self.dtype)
 
+    @property
+    def room(self):
+        """Bytes held beside the state, from `lay_out` on."""
+        buffers = (self.keys, self.writes, self.decayed, self.read, self.missing, self.products)
+        return sum(buffer.nbytes for buffer in buffers)
+
     def settle(self):
         """Write all that waits into `state`."""
         if not self.count:
@@ -123,7 +129,7 @@ class DelayedState:
             self.factors.fill_(1.0)
             self.writes.zero_()
 
-    def _lay_out(self, key_heads, delta):
+    def lay_out(self, key_heads, delta):
         """Buffers and all views of them, once: taking a view costs as much as a small product."""
         self.settle()
         self.layout = key_heads, delta

@@ -154,6 +154,28 @@ def test_the_cache_holds_what_inspect_says(variant):
             row["state_bytes"] + row["cache_bytes_per_token"] * tokens for row, tokens in zip(layers, kept, strict=True)
         ]
         assert [held_bytes(layer) for layer in cache.layers] == expected
+    # One more token, whose write waits.
+    with torch.no_grad():
+        model(tokens[:, :1], past_key_values=cache)
+    assert [bytes_beside_state(layer) for layer in cache.layers] == [row["waiting_bytes"] for row in layers]
+
+
+def bytes_beside_state(layer):
+    """Bytes of all memory that delayed states reach, but for the states and single numbers."""
+    found = {}
+
+    def visit(part):
+        if isinstance(part, torch.Tensor):
+            found[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        elif isinstance(part, (list, tuple)):
+            for inner in part:
+                visit(inner)
+
+    for delayed in getattr(layer, "delayed", {}).values():
+        singles = ("floor", "scale_tensor", "shortest")
+        visit([part for name, part in vars(delayed).items() if name not in singles])
+        found.pop(delayed.state.data_ptr())
+    return sum(found.values())
 
 
 def test_a_published_layout_of_olmo_hybrid(tmp_path):

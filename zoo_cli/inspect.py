@@ -84,5 +84,8 @@ def show(report: dict) -> None:
     length = report["max_position_embeddings"]
     per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
     typer.echo(f"cache       {per_token} per token, {full} at {length} tokens")
+    if report["waiting_bytes"]:
+        state, waiting = (short_bytes(report[f"{part}_bytes"]) for part in ("state", "waiting"))
+        typer.echo(f"state       {state}, counted above; a CPU that decodes holds {waiting} of writes beside it")
     if "placement" in report:
         typer.echo(show_placement(report["placement"]))
