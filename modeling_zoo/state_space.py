@@ -59,7 +59,7 @@ def state_space_duality(
     """
     time_step = time_step.to(state_dtype(time_step, inputs))
     output, state = linear_attention(read, write, inputs, time_step, time_step * transition, state, scale=1.0)
-    return output + inputs * skip.unsqueeze(-1), state
+    return torch.addcmul(output, inputs, skip.unsqueeze(-1)), state
 
 
 def selective_scan(

@@ -40,7 +40,7 @@ def place(config, tp: int, ep: int) -> dict:
         "gathered_bytes": gathered(config, model, tp, ep) if groups > 1 else 0,
         "cache_bytes_per_token_per_rank": sum(
             per_token // (tp if splits_heads(config, index) else 1)
-            for index, (per_token, _) in enumerate(cache_sizes(model))
+            for index, (per_token, _, _) in enumerate(cache_sizes(model))
         ),
     }
 
