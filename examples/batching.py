@@ -18,8 +18,9 @@ def main(folder, *prompts):
     inputs = [tokenizer(prompt).input_ids for prompt in prompts]
     found = model.generate_batch(inputs, generation_config=greedy, continuous_batching_config=pages)
     found = dict(sorted(found.items()))
-    for prompt, answer in zip(prompts, found.values(), strict=True):
-        print(prompt + tokenizer.decode(answer.generated_tokens, skip_special_tokens=True))
+    for answer in found.values():
+        # Together: a tokenizer may drop the space before the first word of what it is given.
+        print(tokenizer.decode(answer.prompt_ids + answer.generated_tokens, skip_special_tokens=True))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ def band_of(config, word, layer_idx, inputs_embeds, attention_mask, past_key_val
     """
     length, device = inputs_embeds.shape[1], inputs_embeds.device
     flat = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
-    if length <= query_block(device) or not flat or not takes_bands(config, word) or _traced():
+    # Asked first: a comparison of sizes would bind a traced graph to them.
+    if _traced() or length <= query_block(device) or not flat or not takes_bands(config, word):
         return None
     reach, chunk = REACHES[word] and getattr(config, REACHES[word]), word == "chunked_attention"
     sizes = _sizes(length, attention_mask, past_key_values, layer_idx)

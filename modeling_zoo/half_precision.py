@@ -71,5 +71,5 @@ class Linear(nn.Linear):
     """x Wᵀ + b, `[..., i]` → `[..., o]`: torch's own layer, whose product may be lifted to float32 on the way."""
 
     def forward(self, x):
-        few = x.numel() < LEAST_ROWS * self.in_features
-        return F.linear(x, self.weight, self.bias) if few else linear(x, self.weight, self.bias)
+        product = linear if x.dtype in HALVES else F.linear
+        return product(x, self.weight, self.bias)

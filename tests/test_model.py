@@ -222,19 +222,40 @@ def test_loading_never_touches_a_weight(tokens, tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-@pytest.mark.long
-def test_export_with_dynamic_shapes(model, tokens):
-    length = torch.export.Dim("length", min=2, max=60)
-    exported = torch.export.export(
-        model,
-        (),
-        {"input_ids": tokens, "use_cache": False},
-        dynamic_shapes={"input_ids": {1: length}, "use_cache": None},
-        strict=False,
-    )
-    other = torch.randint(1, 101, (2, 23))
-    found = exported.module()(input_ids=other, use_cache=False).logits
-    torch.testing.assert_close(found, model(other).logits, rtol=2e-5, atol=2e-5)
+EXPORTED = {
+    "plain": {},
+    "bfloat16": {},
+    "windows": {"layer_types": ["sliding_attention", "chunked_attention", "full_attention"], "sliding_window": 8,
+                "attention_chunk_size": 8},
+    "experts": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
+    "latent": {"attention_type": "latent", "kv_lora_rank": 16, "q_lora_rank": 20, "qk_nope_head_dim": 12,
+               "qk_rope_head_dim": 8, "v_head_dim": 12, "num_key_value_heads": 6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", only(["plain"], EXPORTED))
+@torch.no_grad()
+def test_an_exported_graph_takes_any_length(name, tokens):
+    """No choice of a faster form by sizes, of rows or of queries, may bind the graph."""
+    sizes = {key: value for key, value in SIZES.items() if name != "latent" or key != "head_dim"}
+    model = ZooForCausalLM(ZooConfig(**sizes | EXPORTED[name])).eval()
+    randomize(model)
+    model.to(torch.bfloat16 if name == "bfloat16" else torch.float32)
+    length = torch.export.Dim("length", min=2, max=2000)
+    arguments = {"input_ids": tokens, "use_cache": False}
+    shapes = {"input_ids": {1: length}, "use_cache": None}
+    graph = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False).module()
+    for tokens in (torch.randint(1, 101, (2, 23)), torch.randint(1, 101, (2, 300))):
+        torch.testing.assert_close(graph(input_ids=tokens, use_cache=False).logits, model(tokens).logits)
+
+
+@torch.no_grad()
+def test_an_exported_recurrence_has_the_length_of_its_example(tokens):
+    model = make(layer_types=["linear_attention"] * 2 + ["full_attention"], linear_attention_type="gated_delta_net")
+    arguments = {"input_ids": tokens, "use_cache": False}
+    graph = torch.export.export(model, (), arguments, strict=False).module()
+    other = torch.randint_like(tokens, 1, 101)
+    torch.testing.assert_close(graph(input_ids=other, use_cache=False).logits, model(other).logits)
 
 
 def test_backends_that_would_drop_something_are_refused():
