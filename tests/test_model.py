@@ -249,6 +249,7 @@ def test_an_exported_graph_takes_any_length(name, tokens):
         torch.testing.assert_close(graph(input_ids=tokens, use_cache=False).logits, model(tokens).logits)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_an_exported_recurrence_has_the_length_of_its_example(tokens):
     model = make(layer_types=["linear_attention"] * 2 + ["full_attention"], linear_attention_type="gated_delta_net")
