@@ -165,9 +165,9 @@ def duality(options) -> dict[str, Callable]:
     """Mamba-2's recurrence over a prompt."""
     inputs, rates, skip = duality_inputs(options.tokens, options)
     x, time_step, write, read = inputs.values()
-    options = {"chunk_size": 256, "D": skip, "return_final_states": True}
+    arguments = {"chunk_size": 256, "D": skip, "return_final_states": True}
     return {
-        "transformers": lambda: mamba2.mamba2_chunk_scan(x, time_step, rates, write, read, **options)[0],
+        "transformers": lambda: mamba2.mamba2_chunk_scan(x, time_step, rates, write, read, **arguments)[0],
         "zoo": lambda: state_space_duality(x, time_step, rates, write, read, skip)[0],
     }
 

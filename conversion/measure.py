@@ -166,12 +166,13 @@ def cache_sizes(model) -> list[tuple[int, int, int]]:
 def waiting_bytes(layer, cache, index: int) -> int:
     """Bytes in which writes of single tokens wait beside the state of a layer: see modeling_zoo/delayed_state.py."""
     from modeling_zoo.delayed_state import DelayedState
+    from modeling_zoo.linear_attention import DeltaAttention
 
     mixer = next((part for part in layer.modules() if getattr(part, "delays_writes", False)), None)
     if mixer is None:
         return 0
     delayed = DelayedState(cache.layers[index].recurrent_states[0])
-    delayed.lay_out(mixer.settings.num_key_heads, delta=getattr(mixer, "has_beta", False))
+    delayed.lay_out(mixer.settings.num_key_heads, delta=isinstance(mixer, DeltaAttention))
     return delayed.room
 
 

@@ -6,6 +6,8 @@ A `BandMask` is the rule instead; attention asks it for the block it is about to
 
 import torch
 
+from .tracing import is_traced
+
 # Queries per pass. More of them share a read of their keys, fewer compute less that is hidden.
 CPU_BLOCK, DEVICE_BLOCK = 128, 1024
 
@@ -115,8 +117,6 @@ REACHES = {
     "full_attention": None,
     "indexed_attention": None,
 }
-# Those in which the last query sees all keys within its reach.
-WITHOUT_CHUNKS = ("sliding_attention", "full_attention", "indexed_attention")
 
 
 def band_of(config, word, layer_idx, inputs_embeds, attention_mask, past_key_values, position_ids):
@@ -129,7 +129,7 @@ def band_of(config, word, layer_idx, inputs_embeds, attention_mask, past_key_val
     length, device = inputs_embeds.shape[1], inputs_embeds.device
     flat = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
     # Asked first: a comparison of sizes would bind a traced graph to them.
-    if _traced() or length <= query_block(device) or not flat or not takes_bands(config, word):
+    if is_traced() or length <= query_block(device) or not flat or not takes_bands(config, word):
         return None
     reach, chunk = REACHES[word] and getattr(config, REACHES[word]), word == "chunked_attention"
     sizes = _sizes(length, attention_mask, past_key_values, layer_idx)
@@ -154,7 +154,10 @@ def sees_all(config, word, layer_idx, inputs_embeds, attention_mask, past_key_va
 
     A cache of fixed size gives keys that are not there yet, and its masks are part of a compiled step.
     """
-    if inputs_embeds.shape[1] != 1 or past_key_values is None or word not in WITHOUT_CHUNKS or _traced():
+    if is_traced() or inputs_embeds.shape[1] != 1 or past_key_values is None:
+        return False
+    # Of the keys within its reach, a query in chunks sees those of its own chunk only.
+    if word not in REACHES or word == "chunked_attention":
         return False
     if config._attn_implementation != "sdpa" or getattr(past_key_values, "is_compileable", False):
         return False
@@ -179,10 +182,6 @@ def takes_bands(config, word):
     causal = getattr(config, "is_causal", True)
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
     return word in REACHES and config._attn_implementation == "sdpa" and causal and not biased
-
-
-def _traced():
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _sizes(length, attention_mask, past_key_values, layer_idx):

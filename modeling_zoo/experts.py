@@ -15,7 +15,7 @@ from transformers.integrations.moe import use_experts_implementation
 
 from .half_precision import LEAST_PRODUCTS, linear, may_lift
 from .mlps import make_activation
-from .norms import is_bare
+from .tracing import is_bare
 
 # Rows per expert from which lifting its matrices to float32 pays, and that share a lifted matrix.
 LEAST_SHARING, MOST_SHARING = 64, 512

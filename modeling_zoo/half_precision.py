@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .tracing import is_bare
+
 HALVES = (torch.bfloat16, torch.float16)
 # Rows and products from which lifting a matrix costs less than it saves. Outputs and rows of a tile, and numbers of a
 # matrix lifted at once: what a core's cache holds, and enough rows for a tile to be lifted seldom.
@@ -28,10 +30,9 @@ def is_emulated(dtype):
 def may_lift(states):
     """Whether products with `states` may be computed in float32: on a CPU that emulates theirs, where nothing is
     recorded, traced or cast on its way."""
-    if states.device.type != "cpu" or states.dtype not in HALVES:
+    if states.dtype not in HALVES or not is_bare(states):
         return False
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not (torch.is_grad_enabled() or traced or torch.is_autocast_enabled("cpu")) and is_emulated(states.dtype)
+    return not torch.is_autocast_enabled("cpu") and is_emulated(states.dtype)
 
 
 def lifts(x, weight):

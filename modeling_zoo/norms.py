@@ -5,18 +5,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .tracing import is_bare
+
 # Numbers whose float32 forms a core's cache holds.
 BLOCK = 2**17
 # What torch's own norm computes in float32.
 ONE_CALL = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def is_bare(x):
-    """Whether `x` is computed here and now by a CPU, neither recorded nor traced. Asked before its sizes: a comparison
-    of these would bind a traced graph to them."""
-    if torch.is_grad_enabled() or x.device.type != "cpu":
-        return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def block_of_tokens(x):

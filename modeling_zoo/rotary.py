@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+from .tracing import is_traced
+
 
 def rotate_half(x):
     """(x1, x2) → (-x2, x1) for the two halves of the last dimension."""
@@ -167,5 +169,4 @@ class Rotations(nn.Module):
     def tables_at(self, x, position_ids):
         """{name: (cos, sin)} at these positions."""
         found = {name: table(x, position_ids) for name, table in self.tables.items()}
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return found if traced or torch.is_grad_enabled() else {name: Turn(pair) for name, pair in found.items()}
+        return found if is_traced() or torch.is_grad_enabled() else {name: Turn(pair) for name, pair in found.items()}

@@ -7,7 +7,7 @@ import pytest
 import references_recurrent as reference
 import torch
 from random_mixers import VARIANTS, WIDTH, assert_equal, mixer_of, run, zoo_cache
-from test_recurrences import GRANULARITIES, TOLERANCE, error, matrix_inputs, no_larger, root_mean_square
+from test_recurrences import GRANULARITIES, TOLERANCE, assert_no_less_accurate, error, matrix_inputs
 from transformers.models.kimi_linear.modeling_kimi_linear import recurrent_kimi_delta_attention
 from transformers.models.mamba2.modeling_mamba2 import mamba2_selective_state_update
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
@@ -87,9 +87,7 @@ def test_no_less_accurate_than_transformers_steps(granularity, strength):
         options = {"initial_state": after, "output_final_state": True, "use_qk_l2norm_in_kernel": True}
         output, after = theirs(q, k, v, g=g, beta=b, **options)
         outputs.append(output)
-    their_errors = map(root_mean_square, (torch.cat(outputs, dim=1), after), exact)
-    our_errors = map(root_mean_square, steps(delta_rule, inputs, state, normalize=True), exact)
-    assert all(map(no_larger, our_errors, their_errors))
+    assert_no_less_accurate(steps(delta_rule, inputs, state, normalize=True), (torch.cat(outputs, dim=1), after), exact)
 
 
 @torch.no_grad()
@@ -107,9 +105,7 @@ def test_no_less_accurate_than_transformers_state_space_step():
         skip = torch.zeros(4, 32)
         outputs.append(mamba2_selective_state_update(their_state, *given, write[:, t], read[:, t], skip)[:, None])
     theirs = torch.cat(outputs, dim=1).view_as(x), their_state.transpose(2, 3)
-    ours = steps(linear_attention, inputs, state, scale=1.0)
-    for mine, other, expected in zip(ours, theirs, exact, strict=True):
-        assert no_larger(root_mean_square(mine, expected), root_mean_square(other, expected))
+    assert_no_less_accurate(steps(linear_attention, inputs, state, scale=1.0), theirs, exact)
 
 
 @torch.no_grad()

@@ -5,9 +5,9 @@ import torch
 import transformers
 from families_linear import CASES, Theirs
 from huggingface_hub.errors import StrictDataclassError
-from packaging.version import Version
 from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, plain_cache, randomized, run, zoo_config
 from transformers import DynamicCache
+from versions import older_than
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
@@ -23,7 +23,7 @@ MENDED_SINCE = ("mamba2", "bamba", "bamba_biases", "falcon_h1_norm_first", "falc
 
 @pytest.fixture(params=CASES)
 def pair(request):
-    if request.param in MENDED_SINCE and Version(transformers.__version__) < Version("5.20"):
+    if request.param in MENDED_SINCE and older_than("5.20"):
         pytest.skip(f"transformers {transformers.__version__} has a mistake there")
     case = CASES[request.param]
     theirs = Theirs(case)
