@@ -5,20 +5,23 @@ Canonical layout, [out, in] with the gate's rows before the up projection's:
     gate_up_proj [E, 2I, D]   gate_up_proj_bias [E, 2I]   down_proj [E, D, I]   down_proj_bias [E, D]
 """
 
+import math
 from functools import wraps
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.integrations.moe import use_experts_implementation
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 
-from .half_precision import LEAST_PRODUCTS, linear, may_lift
+from .half_precision import HALVES, LEAST_PRODUCTS, linear, may_lift
 from .mlps import make_activation
-from .tracing import is_bare
+from .tracing import has_values, is_bare
 
 # Rows per expert from which lifting its matrices to float32 pays, and that share a lifted matrix.
 LEAST_SHARING, MOST_SHARING = 64, 512
+# What a product in groups takes: rows that are multiples of so many bytes, numbers no wider than so many.
+GROUPED_BYTES, GROUPED_WIDTH = 16, 4
 
 
 class ScaledSiLU(nn.Module):
@@ -60,6 +63,7 @@ class Experts(nn.Module):
         self.num_experts = config.num_experts
         self.hidden_dim = config.moe_latent_size or config.hidden_size
         self.intermediate_dim = config.moe_intermediate_size
+        self.row_unit = math.gcd(self.hidden_dim, self.intermediate_dim)
 
     def make_projections(self, name, width, bias):
         """Registers `name` [E, width, D] and down_proj [E, D, I], each with a `_bias` if asked."""
@@ -99,6 +103,14 @@ class Experts(nn.Module):
         """Whether the interface multiplies in groups, all experts on this process."""
         elsewhere = getattr(self, "_is_expert_parallel", False)
         return self.config._experts_implementation == "grouped_mm" and not elsewhere
+
+    def fits_groups(self, hidden_states):
+        """Whether products in groups take rows of these widths in this dtype."""
+        if hidden_states.element_size() > GROUPED_WIDTH:
+            return False
+        # Wide enough in whatever they take; looking at the matrices may mean computing them.
+        least = HALVES[0].itemsize * self.row_unit
+        return least % GROUPED_BYTES == 0 or self.row_unit * self.down_proj.element_size() % GROUPED_BYTES == 0
 
     def is_alone(self, hidden_states):
         """Whether the few experts of one token are faster one by one: a CPU's groups are a product for every expert
@@ -185,14 +197,18 @@ class PlainProjection(Experts):
 
 def picks_faster(experts_class):
     """Decorates a class that transformers' interface serves: where it says to multiply in groups, a CPU may be faster
-    one expert by one, or in float32."""
+    one expert by one, or in float32; and where groups cannot be, it is expert after expert, or in a graph or without
+    data, which has no numbers to choose by, a product for each slot."""
     dispatched = experts_class.forward
 
     @wraps(dispatched)
     def forward(self, hidden_states, top_k_index, top_k_weights):
         if self.is_alone(hidden_states):
             return self.one_by_one(hidden_states, top_k_index, top_k_weights)
-        chosen = Experts.in_turn if self.lifts(hidden_states, top_k_index) else dispatched
+        if self.config._experts_implementation == "grouped_mm" and not self.fits_groups(hidden_states):
+            chosen = Experts.forward if has_values(top_k_index) else ALL_EXPERTS_FUNCTIONS["batched_mm"]
+        else:
+            chosen = Experts.in_turn if self.lifts(hidden_states, top_k_index) else dispatched
         return chosen(self, hidden_states, top_k_index, top_k_weights)
 
     experts_class.forward = forward

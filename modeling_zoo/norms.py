@@ -111,7 +111,9 @@ class LayerNorm(Norm):
             return self._float32(x)
         weight = self.weight + self.offset if self.offset else self.weight
         if not per_head:
-            return F.layer_norm(x, (self.dim,), weight, self.bias, self.eps)
+            # Where the stream is wider than the weights, as a product of the two would be.
+            weight, bias = (None if part is None else part.to(x.dtype) for part in (weight, self.bias))
+            return F.layer_norm(x, (self.dim,), weight, bias, self.eps)
         normed = F.layer_norm(x, (self.dim,), eps=self.eps) * weight
         return normed if self.bias is None else normed + self.bias
 

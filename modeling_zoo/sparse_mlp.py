@@ -7,6 +7,7 @@ from .experts import EXPERTS, gate_and_clamp, make_expert_activation
 from .half_precision import Linear
 from .mlps import GatedMLP, PlainMLP
 from .routers import ROUTERS
+from .tracing import has_values
 
 
 class GatedSharedExperts(GatedMLP):
@@ -114,8 +115,8 @@ class SparseMLP(nn.Module):
         return results.view(count, slots, -1).sum(dim=1)
 
     def _run_real(self, tokens, experts, weights, real):
-        """The slots that `real` `[N, k]` marks; the others cost nothing, except in a graph, whose shapes are fixed."""
-        if torch.compiler.is_compiling():
+        """The slots that `real` `[N, k]` marks; the others cost nothing, except where shapes are fixed: in a graph."""
+        if not has_values(experts):
             return self.experts(tokens, experts.clamp(max=self.num_experts - 1), weights.masked_fill(~real, 0.0))
         token, slot = real.nonzero(as_tuple=True)
         results = self.experts(tokens[token], experts[token, slot, None], weights[token, slot, None])

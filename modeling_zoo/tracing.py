@@ -9,6 +9,11 @@ def is_traced():
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def has_values(x):
+    """Whether a decision may look at the numbers of `x`: not while a graph is traced, not without data."""
+    return x.device.type != "meta" and not is_traced()
+
+
 def is_bare(x):
     """Whether `x` is computed here and now by a CPU, neither recorded nor traced."""
     return not torch.is_grad_enabled() and x.device.type == "cpu" and not is_traced()

@@ -67,11 +67,11 @@ def test_outputs_and_gradients_equal_the_originals(name):
         assert distance(parameter.grad, wanted[key]) < 1e-5, key
 
 
-def lower(module, stays):
-    """bfloat16, except the tensors whose name matches `stays`."""
+def lower(module, stays, dtype=torch.bfloat16):
+    """Another dtype, except for the tensors whose name matches `stays`."""
     for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if not re.search(stays, key):
-            tensor.data = tensor.data.bfloat16()
+            tensor.data = tensor.data.to(dtype)
 
 
 # Where the sum over experts or the bias is rounded at another place than here.
@@ -227,6 +227,49 @@ def test_bfloat16_is_float32_up_to_rounding(name, implementation):
     found = layer(hidden_states)
     assert found.dtype == torch.bfloat16
     assert distance(found, exact) < 2**-6
+
+
+# (hidden_size, moe_intermediate_size): rows a product in groups takes in any dtype, in some, in none.
+WIDTHS = [(40, 24), (40, 10), (36, 16), (40, 21), (33, 7)]
+EXACTNESS = {torch.float64: 1e-6, torch.float32: 2e-6, torch.float16: 2**-8, torch.bfloat16: 2**-6}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("dtype", EXACTNESS, ids=str)
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize(
+    "name", ["gated", "plain", "gated_biases", "clamped_alpha_offset", "latent", "latent_identity"]
+)
+def test_any_width_in_any_dtype_equals_the_slow_reference(name, widths, dtype):
+    """One token and many, with a gradient and without."""
+    hidden, width = widths
+    flags = LAYERS[name] | {"hidden_size": hidden, "moe_intermediate_size": width, "router_dtype": "float32_linear"}
+    latent = {"moe_latent_size": hidden - 3} if "moe_latent_size" in LAYERS[name] else {}
+    layer = randomize(SparseMLP(zoo_config("grouped_mm", head_dim=8, **flags | latent), 0)).eval()
+    for tensor in layer.state_dict().values():
+        tensor.copy_(tensor.to(dtype))
+    lower(layer, "e_score_correction_bias", dtype)
+    for count in (1, 14):
+        hidden_states = torch.randn(1, count, hidden).to(dtype)
+        exact = slow.sparse_mlp(hidden_states, layer.state_dict(), layer.config)
+        with torch.no_grad():
+            assert distance(layer(hidden_states), exact) < EXACTNESS[dtype]
+        found = layer(hidden_states.requires_grad_())
+        assert distance(found, exact) < EXACTNESS[dtype]
+        found.sum().backward()
+        assert torch.isfinite(hidden_states.grad).all() and hidden_states.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["gated", "plain_biases_shared", "latent_identity"])
+def test_a_width_no_group_takes_in_a_graph_and_without_data(name):
+    """A graph has no numbers to choose experts by, nor has the meta device."""
+    layer = randomize(SparseMLP(zoo_config("grouped_mm", **LAYERS[name] | {"moe_intermediate_size": 21}), 0)).eval()
+    hidden_states = torch.randn(2, 7, D)
+    with torch.no_grad():
+        wanted = layer(hidden_states)
+        compiled = torch.compile(layer, backend="eager", fullgraph=True)
+        assert distance(compiled(hidden_states), wanted) < 2e-6
+        assert layer.to("meta")(hidden_states.to("meta")).shape == wanted.shape
 
 
 def test_the_registries_cover_what_a_config_can_say():

@@ -249,3 +249,18 @@ def test_some_tokens_at_a_time_is_all_at_once_to_the_last_bit(norm_class, shape,
     with torch.no_grad():
         assert torch.equal(norm(x), expected)
         assert len(calls) > 5 and sum(calls[2:]) == 29
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind, chosen", [(kind, chosen) for kind in KINDS for chosen in options(kind)], ids=str)
+def test_a_stream_wider_than_the_weights_keeps_its_dtype(kind, chosen, weight_dtype):
+    """residual_in_fp32: the norms that do not narrow it first."""
+    cast, affine, bias, unit_offset, per_head = chosen
+    norm = randomize(KINDS[kind]((3, 7) if per_head else 7, EPS, affine, bias, unit_offset, cast)).to(weight_dtype)
+    x = torch.randn(2, 5, 3, 7) * 0.3 + 0.2
+    expected = norm_heads(x, kind, EPS, norm.weight, norm.bias, float(unit_offset))
+    for found in (norm(x), norm(x.requires_grad_())):
+        assert found.dtype == torch.float32
+        # An offset is added in the weight's dtype, so 1 + weight is rounded there.
+        rtol = 2 * torch.finfo(weight_dtype).eps if unit_offset else 1e-5
+        torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=rtol)
