@@ -181,6 +181,7 @@ def filled_cache(model, length: int, indices):
     import torch
     from transformers import DynamicCache
 
+    from modeling_zoo.embeddings import biases_on_scores
     from modeling_zoo.indexer import SharedIndices
     from modeling_zoo.kv_sharing import SharedKeyValues
 
@@ -191,7 +192,7 @@ def filled_cache(model, length: int, indices):
         context["shared_key_values"] = SharedKeyValues()
         if model.config.indexer_types is not None:
             context["shared_indices"] = SharedIndices()
-        biases, keys = model.model.position_biases(hidden_states, {}, None), model.model.mask_keys
+        biases, keys = biases_on_scores(model.model, hidden_states, None, None), model.model.mask_keys
         for index in indices:
             layer = model.model.layers[index]
             if hasattr(layer, "self_attn"):

@@ -1,11 +1,11 @@
-"""Cache layers of recurrent and convolutional mixers: exact rollback, batch operations, a count of tokens."""
+"""Cache layers of recurrent and convolutional mixers: exact rollback, batch operations."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
+from transformers.cache_utils import LinearAttentionLayer
 
 from .delayed_state import DelayedState
 
@@ -248,47 +248,3 @@ class RecurrentLayer(LinearAttentionLayer):
                 else:
                     states[index] = mapped
         self._forget_steps()
-
-
-class CountingRecurrentLayer(RecurrentLayer, CacheLayerMixin):
-    """A recurrent layer that answers for the length of a cache without any attention layer.
-
-    The model calls `advance(t)` once per forward, after its layers. `counts_on_device` keeps the count in a tensor, for
-    static caches: a Python number that changes per token is a recompilation per token.
-    """
-
-    def __init__(self, number_of_states=1, counts_on_device=False, **kwargs):
-        RecurrentLayer.__init__(self, number_of_states=number_of_states)
-        self.keys = self.values = None
-        self.cumulative_length = torch.zeros((), dtype=torch.long) if counts_on_device else 0
-
-    def advance(self, count):
-        """`count` more tokens have been seen."""
-        if isinstance(self.cumulative_length, int):
-            self.cumulative_length += count
-            return
-        if self.device is not None and self.cumulative_length.device != self.device:
-            self.cumulative_length = self.cumulative_length.to(self.device)
-            torch._dynamo.mark_static_address(self.cumulative_length)
-        self.cumulative_length.add_(count)
-
-    def get_seq_length(self):
-        """Tokens seen; raises RuntimeError if the layer holds a state and nothing was counted."""
-        count = self.cumulative_length
-        if isinstance(count, int) and not count and any(self.has_previous_state.values()):
-            raise RuntimeError("The tokens of this cache were not counted: call `advance(t)` once per forward.")
-        return count
-
-    def get_mask_sizes(self, query_length):
-        return self.cumulative_length + query_length, 0
-
-    def crop(self, tokens_to_remove):
-        RecurrentLayer.crop(self, tokens_to_remove)
-        self.cumulative_length += tokens_to_remove
-
-    def reset(self):
-        RecurrentLayer.reset(self)
-        self.cumulative_length -= self.cumulative_length
-
-    def update(self, *args, **kwargs):
-        raise NotImplementedError("A recurrent layer holds no keys and values: it cannot be updated with them.")

@@ -9,6 +9,7 @@ import copy
 from transformers import cache_utils
 from transformers.cache_utils import (
     CacheLayerMixin,
+    DynamicCache,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -22,6 +23,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
+from .cache_counting import Counting, CountingLayer, CountingRecurrentLayer
 from .cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
 from .cache_hybrid import (
     RecurrentAndGrowingLayer,
@@ -36,7 +38,7 @@ from .cache_quantized import (
     QuantizedLatentLayer,
     QuantizedSlidingLayer,
 )
-from .cache_recurrent import CountingRecurrentLayer, RecurrentLayer
+from .cache_recurrent import RecurrentLayer
 from .cache_sliding import SlidingLatentLayer, SlidingLayer
 from .cache_static import StaticIndexedLatentLayer, StaticLatentLayer
 from .pipeline_stages import count_elsewhere
@@ -69,6 +71,8 @@ QUANTIZED_LAYERS = {
     IndexedLatentLayer: QuantizedIndexedLatentLayer,
 }
 
+# transformers' words for layers that hold keys and values and nothing else: what a cache made without a config has.
+KEYS_ALONE = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 # What `cache_config` calls them.
 BACKEND = "int8"
 
@@ -93,9 +97,13 @@ def upgrade_cache(cache, config, quantized=False):
     if not isinstance(getattr(cache, "layers", None), list):
         return cache
     config = config.get_text_config(decoder=True)
+    if not cache.layers and any(word not in KEYS_ALONE for word in config.layer_types):
+        cache.layers.extend(DynamicCache(config=config).layers)
+        cache.layer_class_to_replicate = None
     if cache.layer_class_to_replicate is DynamicLayer:
         _upgrade_replicated(cache, config, quantized)
-    if not any(type(layer) in PLAIN_LAYERS or type(layer) in LATENT_LAYERS for layer in cache.layers):
+    replaced = (*PLAIN_LAYERS, *LATENT_LAYERS)
+    if not any(type(layer) in replaced or _keeps_nothing(layer) for layer in cache.layers):
         return cache
     # The layers of a cache can be fewer or more than the config's, those of prediction heads for example.
     configs = dict(enumerate(config.per_layer_config))
@@ -104,6 +112,18 @@ def upgrade_cache(cache, config, quantized=False):
             cache.layers[index] = _better(layer, configs.get(index, config), quantized)
     _count_tokens(cache)
     return cache
+
+
+def ready_cache(cache, config):
+    """Make a cache that the caller made fit for layers without keys, in place, before its first token.
+
+    `DynamicCache()` has no layers yet and would give each of them keys; one made from a config has nobody who counts
+    tokens where no layer has keys.
+    """
+    layers = getattr(cache, "layers", None)
+    counted = not isinstance(layers, list) or any(isinstance(layer, CacheLayerMixin) for layer in layers)
+    if not counted and any(word not in KEYS_ALONE for word in config.layer_types):
+        upgrade_cache(cache, config)
 
 
 def eight_bits(generation_config, given):
@@ -133,7 +153,7 @@ def advance_cache(cache, hidden_states, layers):
     if cache is not None:
         count_elsewhere(cache, hidden_states, layers)
         first = next((layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)), None)
-        if isinstance(first, CountingRecurrentLayer):
+        if isinstance(first, Counting):
             first.advance(hidden_states.shape[1])
 
 
@@ -156,6 +176,11 @@ def _is_empty(layer):
     return not getattr(layer, "is_initialized", False) and not any(recurrent)
 
 
+def _keeps_nothing(layer):
+    """Whether it is transformers' layer for those without a mixer; an older one has a recurrent layer there."""
+    return type(layer) is getattr(cache_utils, "DummyLayer", None)
+
+
 def _better(layer, config, quantized):
     """The layer to put in the place of the empty `layer`: itself where there is none better."""
     latent = _is_latent(config)
@@ -175,13 +200,16 @@ def _better(layer, config, quantized):
 
 
 def _count_tokens(cache):
-    """Let the first recurrent layer count the tokens where no attention layer does."""
-    recurrent = [index for index, layer in enumerate(cache.layers) if type(layer) is RecurrentLayer]
-    if not recurrent or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+    """Let the first recurrent layer, or the first of all, count the tokens where no attention layer does."""
+    if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
         return
-    old = cache.layers[recurrent[0]]
-    if _is_empty(old):
-        new = CountingRecurrentLayer(old.number_of_states, counts_on_device=isinstance(cache, StaticCache))
+    recurrent = [index for index, layer in enumerate(cache.layers) if type(layer) is RecurrentLayer]
+    index, on_device = recurrent[0] if recurrent else 0, isinstance(cache, StaticCache)
+    old = cache.layers[index]
+    if _keeps_nothing(old):
+        cache.layers[index] = CountingLayer(counts_on_device=on_device)
+    elif _is_empty(old):
+        new = CountingRecurrentLayer(number_of_states=old.number_of_states, counts_on_device=on_device)
         if old.record_past:
             new.activate_past_recording()
-        cache.layers[recurrent[0]] = new
+        cache.layers[index] = new

@@ -129,3 +129,14 @@ def key_positions(hidden_states, past_key_values, layer_idx):
         return slots, slots
     kv_length, kv_offset = past_key_values.get_mask_sizes(length, layer_idx)
     return slots + past_key_values.get_seq_length(), torch.arange(kv_length, device=device) + kv_offset
+
+
+def biases_on_scores(model, hidden_states, padding_mask, past_key_values):
+    """{mask name: bias on the scores `[B or 1, H, T or 1, K]`}; empty without such positions."""
+    if model.position_bias is None:
+        return {}
+    biases = {}
+    for key, index in model.keyed_layers.items():
+        queries, keys = key_positions(hidden_states, past_key_values, index)
+        biases[key] = model.position_bias(hidden_states, queries, keys, padding_mask)
+    return biases

@@ -18,9 +18,9 @@ from .adapter_targets import lora_targets
 from .attention import TokenMixer
 from .attention_interface import attention_backends, share_implementations
 from .blocks import BLOCKS, carriers, make_block
-from .caches import advance_cache, eight_bits, upgrade_cache
+from .caches import advance_cache, eight_bits, ready_cache, upgrade_cache
 from .decoder_layer import ZooDecoderLayer
-from .embeddings import Backbone, key_positions, keyed_layers, positions_of
+from .embeddings import Backbone, biases_on_scores, keyed_layers, positions_of
 from .half_precision import Linear
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
@@ -136,6 +136,7 @@ class ZooModel(ZooPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        ready_cache(past_key_values, self.config)
         if position_ids is None:
             position_ids = positions_of(self.config, inputs_embeds, attention_mask, past_key_values)
         masks = attention_mask
@@ -150,7 +151,7 @@ class ZooModel(ZooPreTrainedModel):
         hidden_states = start = Backbone.embed(self, inputs_embeds, position_ids)
         rows = self.per_layer_embeddings and self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
-        biases = self.position_biases(inputs_embeds, masks, past_key_values)
+        biases = biases_on_scores(self, inputs_embeds, masks.get(PADDING), past_key_values)
         last_from = layer_of_last_query(self.config, logits_to_keep, masks, past_key_values, kwargs)
         for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if index == last_from:
@@ -172,16 +173,6 @@ class ZooModel(ZooPreTrainedModel):
             )
         advance_cache(past_key_values, inputs_embeds, self.layers)
         return MoeModelOutputWithPast(Backbone.finish(self, hidden_states, inputs_embeds.dtype), past_key_values)
-
-    def position_biases(self, hidden_states, masks, past_key_values):
-        """{mask name: bias on the scores `[B or 1, H, T or 1, K]`}; empty without such positions."""
-        if self.position_bias is None:
-            return {}
-        biases = {}
-        for key, index in self.keyed_layers.items():
-            queries, keys = key_positions(hidden_states, past_key_values, index)
-            biases[key] = self.position_bias(hidden_states, queries, keys, masks.get(PADDING))
-        return biases
 
 
 class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):

@@ -40,7 +40,7 @@ def count_elsewhere(cache, hidden_states, layers):
     `hidden_states` `[B, T, D]`."""
     if is_elsewhere(layers[0]) or is_elsewhere(layers[-1]):
         for layer, kept in zip(layers, cache.layers, strict=False):
-            if is_elsewhere(layer) and hasattr(kept, "get_mask_sizes"):
+            if is_elsewhere(layer) and hasattr(kept, "get_mask_sizes") and not hasattr(kept, "advance"):
                 column = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
                 kept.update(column, column)
 

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .tracing import is_traced
+
 
 class Memory:
     """The place of one mixer in a cache, or nowhere (`cache` None).
@@ -12,17 +14,30 @@ class Memory:
 
     def __init__(self, cache, layer_idx, state_idx=0):
         self.cache, self.layer_idx, self.state_idx = cache, layer_idx, state_idx
-        self.layer = None if cache is None else cache.layers[layer_idx]
+        layers = [] if cache is None else cache.layers
+        self.layer = layers[layer_idx] if layer_idx < len(layers) else None
         # Not `recurrent_states`: asking for it ends the wait of a delayed state.
-        if self.layer is not None and not hasattr(self.layer, "is_recurrent_states_initialized"):
+        if cache is not None and not hasattr(self.layer, "is_recurrent_states_initialized"):
+            found = "missing" if self.layer is None else f"a {type(self.layer).__name__}"
             raise ValueError(
-                f"Layer {layer_idx} of the cache is a {type(self.layer).__name__}, which holds no recurrent state: "
-                "build the cache from the model's config, as in DynamicCache(config=model.config). Prefix tuning, "
-                "which writes keys and values only, cannot be used with recurrent layers: use prompt tuning or LoRA."
+                f"Layer {layer_idx} of the cache is {found}, which holds no recurrent state: build the cache from the "
+                "model's config, as in DynamicCache(config=model.config). Prefix tuning, which writes keys and values "
+                "only, cannot be used with recurrent layers: use prompt tuning or LoRA."
             )
         # Before this forward; what it stores itself must not count.
         self.has_history = self.layer is not None and bool(self.layer.has_previous_state[state_idx])
         self.recording = bool(getattr(self.layer, "record_past", False))
+        if self.has_history and not torch.is_inference_mode_enabled() and not is_traced():
+            self.thaw()
+
+    def thaw(self):
+        """States made in inference mode can be written into there alone, and enter no gradient: copies can."""
+        layer, index, own = self.layer, self.state_idx, vars(self.layer)
+        states = layer.conv_states, own.get("_recurrent_states") or own["recurrent_states"]
+        if not any(kept[index] is not None and kept[index].is_inference() for kept in states):
+            return
+        for kept in (layer.conv_states, layer.recurrent_states):
+            kept[index] = None if kept[index] is None else kept[index].clone()
 
     def window(self, taps):
         """The last `taps` inputs of the convolution `[B, C, K]`, None before the first token."""

@@ -19,10 +19,11 @@ from transformers import (
 from transformers import cache_utils as theirs
 
 from modeling_zoo import cache_buffer
+from modeling_zoo.cache_counting import CountingRecurrentLayer
 from modeling_zoo.cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
 from modeling_zoo.cache_hybrid import RecurrentAndGrowingLayer, RecurrentAndSlidingLayer, RecurrentAndStaticLayer
 from modeling_zoo.cache_quantized import QuantizedGrowingLayer, QuantizedLatentLayer, QuantizedSlidingLayer
-from modeling_zoo.cache_recurrent import CountingRecurrentLayer, RecurrentLayer
+from modeling_zoo.cache_recurrent import RecurrentLayer
 from modeling_zoo.cache_sliding import SlidingLatentLayer, SlidingLayer
 from modeling_zoo.cache_static import StaticIndexedLatentLayer, StaticLatentLayer
 from modeling_zoo.caches import LATENT_LAYERS, PLAIN_LAYERS, QUANTIZED_LAYERS, advance_cache, upgrade_cache

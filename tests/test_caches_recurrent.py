@@ -14,13 +14,14 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from modeling_zoo.cache_counting import CountingRecurrentLayer
 from modeling_zoo.cache_hybrid import (
     RecurrentAndGrowingLayer,
     RecurrentAndSlidingLayer,
     RecurrentAndStaticLayer,
     RecurrentAndStaticSlidingLayer,
 )
-from modeling_zoo.cache_recurrent import CountingRecurrentLayer, RecurrentLayer
+from modeling_zoo.cache_recurrent import RecurrentLayer
 
 CHANNELS, TAPS, DECAY = 3, 4, 0.7
 

@@ -14,9 +14,10 @@ from transformers.cache_utils import (
 )
 
 from modeling_zoo import cache_buffer
+from modeling_zoo.cache_counting import CountingRecurrentLayer
 from modeling_zoo.cache_growing import GrowingLayer, LatentLayer
 from modeling_zoo.cache_hybrid import RecurrentAndStaticLayer
-from modeling_zoo.cache_recurrent import CountingRecurrentLayer, RecurrentLayer
+from modeling_zoo.cache_recurrent import RecurrentLayer
 from modeling_zoo.cache_sliding import SlidingLayer
 from modeling_zoo.cache_static import StaticIndexedLatentLayer, StaticLatentLayer
 from modeling_zoo.caches import upgrade_cache

@@ -3,9 +3,10 @@ Llama."""
 
 import pytest
 import torch
-from combinations import ROWS, SIZES
+from combinations import HEADS, ROWS, SIZES, STATES, linear
 from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
+from transformers import DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
@@ -38,6 +39,19 @@ def named(rows):
     return [pytest.param(row, id=" ".join(map(str, row.values())) or "default") for row in rows]
 
 
+# Every mixer and every kind of positions, every recurrence on its own, no mixer at all.
+ALONE = {kind: linear(kind, ["linear_attention"] * 3, **HEADS) for kind in ("gated_delta_net", "rg_lru")}
+ALONE |= {kind: linear(kind, ["linear_attention"] * 3, **STATES) for kind in ("mamba", "mamba2")}
+ALONE["short_conv"] = linear("short_conv", ["conv"] * 3)
+ALONE["mlp_only"] = {"block_type": "mlp_only"}
+MODELS = {f"{group} {index}": row for group in ("mixer", "position") for index, row in enumerate(ROWS[group])} | ALONE
+CAUSAL = [name for name, row in MODELS.items() if "use_bidirectional_attention" not in row]
+
+
+def logits_match(found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-5 * max(10.0, wanted.abs().max().item()))
+
+
 # -- dtypes ----------------------------------------------------------------------------------------------------------
 
 
@@ -62,3 +76,56 @@ def test_every_norm_in_every_block_in_every_dtype(block, norm, wide, dtype):
         begun = model(tokens[:, :-1], use_cache=True)
         step = model(tokens[:, -1:], past_key_values=begun.past_key_values)
     assert distance(step.logits, found.logits[:, -1:]) < ROUNDING[dtype]
+
+
+# -- caches that the caller made -------------------------------------------------------------------------------------
+
+CACHES = {
+    "DynamicCache()": lambda config: DynamicCache(),
+    "DynamicCache(config)": lambda config: DynamicCache(config=config),
+    "StaticCache(config)": lambda config: StaticCache(config=config, max_cache_len=16),
+}
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("kind", CACHES)
+@torch.no_grad()
+def test_a_cache_of_the_caller_s_own(kind, name):
+    """transformers' own classes, handed to the model itself: a prompt, tokens, several at once."""
+    model, tokens = model_of(MODELS[name]), some_tokens()
+    wanted, cache, found = model(tokens).logits, CACHES[kind](model.config), []
+    for part in tokens.split([5, 1, 1, 4], dim=1):
+        outputs = model(part, past_key_values=cache, use_cache=True)
+        assert outputs.past_key_values is cache
+        found.append(outputs.logits)
+    logits_match(torch.cat(found, 1), wanted)
+    assert cache.get_seq_length() == tokens.shape[1]
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("own", [True, False], ids=["the model's cache", "DynamicCache(config)"])
+def test_a_cache_from_inference_mode_goes_on_outside_of_it(own, name):
+    """Without gradients, and with them."""
+    model, tokens = model_of(MODELS[name]), some_tokens()
+    with torch.no_grad():
+        wanted = model(tokens).logits
+    for recording in (torch.no_grad, torch.enable_grad):
+        cache = None if own else DynamicCache(config=model.config)
+        with torch.inference_mode():
+            for part in tokens[:, :7].split([6, 1], dim=1):
+                cache = model(part, past_key_values=cache, use_cache=True).past_key_values
+        with recording():
+            rest = tokens[:, 7:].split([1, 3], dim=1)
+            found = [model(part, past_key_values=cache, use_cache=True).logits for part in rest]
+        logits_match(torch.cat(found, 1).detach(), wanted[:, 7:])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
+def test_a_stack_without_a_mixer_generates(options):
+    """Nothing is cached, and tokens are counted nevertheless."""
+    model, tokens = model_of(ALONE["mlp_only"]), some_tokens()
+    arguments = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0} | options
+    whole = model.generate(tokens, use_cache=False, **{**arguments, "cache_implementation": None})
+    assert torch.equal(model.generate(tokens, **arguments), whole)
