@@ -9,8 +9,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .field_kinds import nearest
 from .fields_attention import AttentionFields
-from .fields_checks import nearest
+from .fields_checks import check_lengths
 from .fields_experts import ExpertFields
 from .fields_hyper_connections import HyperConnectionFields
 from .fields_kv_sharing import KeyValueSharingFields
@@ -97,6 +98,7 @@ class ZooConfig(
     def __post_init__(self, **kwargs):
         kwargs = self._apply_aliases(kwargs)
         self._refuse_unknown(kwargs)
+        check_lengths(self)
         self._resolve()
         rotates = self.position_embedding_type == "rope"
         if not rotates:
@@ -146,8 +148,10 @@ class ZooConfig(
 
     @classmethod
     def _unknown(cls, given: dict) -> list[str]:
-        known = cls._names() | {*PLATFORM_KEYS, *LEGACY_ROPE_KEYS, *GenerationConfig._get_default_generation_params()}
-        return [key for key in given if not key.startswith("_") and key not in known]
+        known = cls._names() | {*PLATFORM_KEYS, *LEGACY_ROPE_KEYS}
+        unknown = [key for key in given if not key.startswith("_") and key not in known]
+        # Settings of generation that old folders keep in config.json; transformers drops them.
+        return [key for key in unknown if key not in GenerationConfig().to_dict()] if unknown else []
 
     def _apply_aliases(self, kwargs: dict) -> dict:
         for alias in [key for key in kwargs if key in self.attribute_map]:

@@ -2,14 +2,8 @@
 
 from dataclasses import dataclass
 
-from .fields_checks import (
-    check_choice,
-    check_per_layer,
-    check_positive,
-    check_probability,
-    for_each_layer,
-    refuse_unless,
-)
+from .field_kinds import Choice, choice, factor, flag, length, per_layer, positive, probability, size
+from .fields_checks import even_share, for_each_layer, refuse_unless
 
 # transformers' words that mean softmax attention, and those that mean a recurrence or a convolution.
 SOFTMAX_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
@@ -29,75 +23,85 @@ QK_NORM_FIELDS = (
     "qk_norm_layers",
     "qk_norm_eps",
 )
+QK_NORMS = ("rms_norm", "layer_norm")
+QK_NORM_SCOPES = ("head", "full")
+QK_NORM_WEIGHTS = ("shared", "per_head", "none")
+QK_NORM_POSITIONS = ("before_rope", "after_rope")
+QK_NORM_LAYERS = ("all", "rope")
 CLIP_POSITIONS = ("before_norm", "after_norm")
+ATTENTION_SINKS = ("all", "full_attention", "sliding_attention", "chunked_attention")
+OUTPUT_GATES = ("elementwise", "headwise")
+GATE_SOURCES = ("q_proj", "g_proj")
 
 
 @dataclass(kw_only=True, repr=False)
 class AttentionFields:
     """Softmax attention (Vaswani et al. 2017) with shared key-value heads (Shazeer 2019; Ainslie et al. 2023)."""
 
-    attention_type: str = "grouped_query"
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    attention_type: str = choice(ATTENTION_TYPES, "grouped_query")
+    num_attention_heads: int = size(32)
+    num_key_value_heads: int | None = size()
+    head_dim: int | None = size()
     # Channels of a head's value, hence of its output (MiMo-V2-Flash). None: head_dim. Latent attention always has one.
-    v_head_dim: int | None = None
+    v_head_dim: int | None = size()
     # Factors on the values (MiMo-V2-Flash) and on the projected keys (Falcon-H1; muP) before they are cached.
-    attention_value_scale: float | int | None = None
-    key_multiplier: float | int | None = None
+    attention_value_scale: float | int | None = factor()
+    key_multiplier: float | int | None = factor()
     # RMS norm without a weight on each head's values before they are cached; values that are the projected keys, before
     # those keys are normed and rotated (Gemma 4).
-    value_norm: bool = False
-    attention_k_eq_v: bool = False
+    value_norm: bool = flag()
+    attention_k_eq_v: bool = flag()
     # transformers' word for each layer: how far it sees, hence its mask and its cache.
-    layer_types: list[str] | None = None
-    # A token sees itself and window - 1 before it (Beltagy et al. 2020) | its own chunk.
-    sliding_window: int | None = None
-    attention_chunk_size: int | None = None
+    layer_types: list[str] | None = per_layer(Choice(LAYER_TYPES))
+    # A token sees itself and window - 1 before it (Beltagy et al. 2020) | its own chunk. A window without layer_types
+    # is one for every layer, as in transformers' models.
+    sliding_window: int | None = length()
+    attention_chunk_size: int | None = length()
     # Factorised patterns over a full layer (Child et al. 2019, §4.2), one name per layer, and their stride.
-    sparse_attention_pattern: str | list[str] | None = None
-    sparse_attention_stride: int | None = None
+    sparse_attention_pattern: str | list[str] | None = per_layer(Choice(SPARSE_PATTERNS))
+    sparse_attention_stride: int | None = length()
     # Every token sees every other: an encoder made of a decoder.
-    use_bidirectional_attention: bool = False
+    use_bidirectional_attention: bool = flag()
     # Biases of q, k, v and of the output projection. None: the output follows attention_bias.
-    attention_bias: bool = False
-    attention_out_bias: bool | None = None
+    attention_bias: bool = flag()
+    attention_out_bias: bool | None = flag(None)
     # Scale of the scores; None: key width ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
-    attention_multiplier: float | int | None = None
-    scale_attn_by_inverse_layer_idx: bool = False
+    attention_multiplier: float | int | None = factor()
+    scale_attn_by_inverse_layer_idx: bool = flag()
     # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones always sum in float32.
-    attention_upcast: bool = False
+    attention_upcast: bool = flag()
     # cap · tanh(score / cap) (Gemma 2); clamp of the projections to ± clip (MPT, OLMo), of queries and keys before or
     # after their norm (OLMoE).
-    attn_logit_softcapping: float | int | None = None
-    clip_qkv: float | int | None = None
-    clip_qkv_position: str | None = None
+    attn_logit_softcapping: float | int | None = positive()
+    clip_qkv: float | int | None = positive()
+    clip_qkv_position: str | None = choice(CLIP_POSITIONS)
     # Norm on queries and keys (Henry et al. 2020; Dehghani et al. 2023): over a head or the whole projection; weight
     # shared by the heads, one for each, or none; before or after the rotation; in all layers or in those that rotate
     # (Llama 4).
-    qk_norm: str | None = None
-    qk_norm_scope: str | None = None
-    qk_norm_weight: str | None = None
-    qk_norm_bias: bool | None = None
-    qk_norm_position: str | None = None
-    qk_norm_layers: str | None = None
-    qk_norm_eps: float | int | None = None
+    qk_norm: str | None = choice(QK_NORMS)
+    qk_norm_scope: str | None = choice(QK_NORM_SCOPES)
+    qk_norm_weight: str | None = choice(QK_NORM_WEIGHTS)
+    qk_norm_bias: bool | None = flag(None)
+    qk_norm_position: str | None = choice(QK_NORM_POSITIONS)
+    qk_norm_layers: str | None = choice(QK_NORM_LAYERS)
+    qk_norm_eps: float | int | None = positive()
     # One learned logit per head that takes probability and gives nothing (gpt-oss), on which layers.
-    attention_sinks: str | None = None
+    attention_sinks: str | None = choice(ATTENTION_SINKS)
     # sigmoid gate on the attention output before o_proj (Qiu et al. 2025), per channel or per head; projected beside
     # the query (q_proj twice as wide) or by its own g_proj.
-    attn_output_gate: str | None = None
-    attn_gate_source: str | None = None
-    attention_dropout: float | int = 0.0
+    attn_output_gate: str | None = choice(OUTPUT_GATES)
+    attn_gate_source: str | None = choice(GATE_SOURCES)
+    attention_dropout: float | int = probability()
 
     def resolve_attention(self):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None and self.num_attention_heads > 0:
-            self.head_dim = self.hidden_size // self.num_attention_heads
         if self.layer_types is None:
             word = "sliding_attention" if self.sliding_window is not None else "full_attention"
             self.layer_types = [NO_MIXER_LAYERS[0] if block == "mlp_only" else word for block in self.block_types]
+        if self.head_dim is None:
+            attends = any(word in SOFTMAX_LAYERS + HYBRID_LAYERS for word in self.layer_types)
+            self.head_dim = self.even_head_dim() if attends else max(self.hidden_size // self.num_attention_heads, 1)
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if isinstance(self.sparse_attention_pattern, str):
@@ -116,16 +120,13 @@ class AttentionFields:
         if self.attn_output_gate is not None and self.attn_gate_source is None:
             self.attn_gate_source = "q_proj" if self.attn_output_gate == "elementwise" else "g_proj"
 
+    def even_head_dim(self) -> int:
+        """hidden_size / num_attention_heads; raises ValueError where that leaves a rest."""
+        width, heads = self.hidden_size, self.num_attention_heads
+        return even_share(width, heads, f"hidden_size={width} / num_attention_heads={heads}", "head_dim")
+
     @for_each_layer
     def validate_attention(self):
-        check_choice(self, "attention_type", ATTENTION_TYPES)
-        check_choice(self, "layer_types", LAYER_TYPES)
-        check_choice(self, "attention_sinks", ("all", "full_attention", "sliding_attention", "chunked_attention"))
-        check_per_layer(self, "layer_types", "sparse_attention_pattern")
-        check_positive(self, "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window")
-        check_positive(self, "attention_chunk_size", "attn_logit_softcapping", "clip_qkv", "sparse_attention_stride")
-        check_positive(self, "v_head_dim")
-        check_probability(self, "attention_dropout")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
@@ -146,7 +147,6 @@ class AttentionFields:
                 raise ValueError(f"layer_types has {words[0]!r}, which needs {field}, which is not set.")
             refuse_unless(self, used, f"a layer of layer_types that is one of {list(words)}", (field,))
         sparse = [p for p in self.sparse_attention_pattern or () if p != "none"]
-        check_choice(self, "sparse_attention_pattern", SPARSE_PATTERNS)
         if sparse and self.sparse_attention_stride is None:
             raise ValueError("sparse_attention_pattern needs sparse_attention_stride, which is not set.")
         refuse_unless(self, bool(sparse), "a sparse_attention_pattern", ("sparse_attention_stride",))
@@ -167,12 +167,6 @@ class AttentionFields:
             raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
 
     def _validate_qk_norm(self):
-        check_choice(self, "qk_norm", ("rms_norm", "layer_norm"))
-        check_choice(self, "qk_norm_scope", ("head", "full"))
-        check_choice(self, "qk_norm_weight", ("shared", "per_head", "none"))
-        check_choice(self, "qk_norm_position", ("before_rope", "after_rope"))
-        check_choice(self, "qk_norm_layers", ("all", "rope"))
-        check_choice(self, "clip_qkv_position", CLIP_POSITIONS)
         refuse_unless(self, self.clip_qkv is not None, "clip_qkv", ("clip_qkv_position",))
         refuse_unless(self, self.qk_norm is not None, "qk_norm", QK_NORM_FIELDS)
         if self.qk_norm_layers == "rope" and self.position_embedding_type != "rope":
@@ -187,16 +181,11 @@ class AttentionFields:
             raise ValueError("qk_norm_weight='per_head' needs qk_norm_scope='head', got 'full'.")
 
     def _validate_gate(self):
-        check_choice(self, "attn_output_gate", ("elementwise", "headwise"))
-        check_choice(self, "attn_gate_source", ("q_proj", "g_proj"))
         refuse_unless(self, self.attn_output_gate is not None, "attn_output_gate", ("attn_gate_source",))
         if self.attn_output_gate == "headwise" and self.attn_gate_source == "q_proj":
             raise ValueError("attn_output_gate='headwise' needs attn_gate_source='g_proj'.")
 
     def _validate_values(self):
-        for field in ("attention_value_scale", "key_multiplier"):
-            if getattr(self, field) == 0:
-                raise ValueError(f"{field}=0 would erase what it multiplies: use a number other than 0.")
         grouped = self.attention_type == "grouped_query"
         refuse_unless(self, grouped, "attention_type='grouped_query'", ("attention_value_scale",))
         plain = grouped and self.position_embedding_type != "transformer_xl"
@@ -216,7 +205,7 @@ class AttentionFields:
     @property
     def mixer_types(self) -> list[str | None]:
         """The mechanism of each layer: a name of the mixer registry, None for a layer that has no mixer."""
-        linear = getattr(self, "linear_attention_type", None)
+        linear = self.linear_attention_type
         by_word = {word: [linear] * self.num_hidden_layers for word in RECURRENT_LAYERS}
         if isinstance(linear, list):
             by_word = dict.fromkeys(RECURRENT_LAYERS, linear)

@@ -1,14 +1,12 @@
 """Checks shared by the field groups: each raises a ValueError that says the field, its value and what is allowed."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from dataclasses import fields
 from functools import wraps
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
-    matches = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+from .field_kinds import nearest
 
 
 def check_choice(config, field: str, allowed: Iterable[str]) -> None:
@@ -21,49 +19,46 @@ def check_choice(config, field: str, allowed: Iterable[str]) -> None:
             raise ValueError(f"{where}={entry!r} is not one of {allowed}.{nearest(str(entry), allowed)}")
 
 
-def check_positive(config, *fields: str) -> None:
-    """Raises ValueError for a field that is set but not above zero."""
-    for field in fields:
-        value = getattr(config, field)
-        if value is not None and value <= 0:
-            raise ValueError(f"{field}={value} must be greater than 0.")
-
-
-def check_probability(config, *fields: str) -> None:
-    """Raises ValueError for a dropout rate outside [0, 1)."""
-    for field in fields:
-        value = getattr(config, field)
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{field}={value} must be at least 0 and below 1.")
-
-
-def check_per_layer(config, *fields: str) -> None:
-    """Raises ValueError for a per-layer list whose length is not num_hidden_layers."""
-    for field in fields:
-        value = getattr(config, field)
+def check_lengths(config) -> None:
+    """Raises StrictDataclassFieldValidationError for a per-layer list whose length is not num_hidden_layers."""
+    for field in fields(config):
+        if not getattr(field.metadata.get("kind"), "per_layer", False):
+            continue
+        value = getattr(config, field.name)
         if isinstance(value, list) and len(value) != config.num_hidden_layers:
-            raise ValueError(
-                f"{field} has {len(value)} entries but num_hidden_layers={config.num_hidden_layers}: "
+            error = ValueError(
+                f"{field.name} has {len(value)} entries but num_hidden_layers={config.num_hidden_layers}: "
                 "a per-layer list needs one entry for each layer."
             )
+            raise StrictDataclassFieldValidationError(field=field.name, cause=error) from error
 
 
-def refuse_unless(config, condition: bool, reason: str, fields: Iterable[str]) -> None:
-    """Raises ValueError for any of `fields` that is set although its concept is not selected.
+def even_share(width: int, parts: int, says: str, instead: str) -> int:
+    """`width / parts`; raises ValueError where that leaves a rest, whose channels would be lost in silence.
+
+    `says` names both, `instead` the field that makes the division unnecessary.
+    """
+    if width % parts:
+        raise ValueError(f"{says} leaves a rest: set {instead}, or sizes that divide evenly.")
+    return width // parts
+
+
+def refuse_unless(config, condition: bool, reason: str, names: Iterable[str]) -> None:
+    """Raises ValueError for any of `names` that is set although its concept is not selected.
 
     `reason` completes the sentence "field=value only means something with ...".
     """
     if condition:
         return
-    for field in fields:
+    for field in names:
         value = getattr(config, field)
         if value is not None and value is not False:
             raise ValueError(f"{field}={value!r} only means something with {reason}: leave it out or change that.")
 
 
-def require(config, reason: str, fields: Iterable[str]) -> None:
-    """Raises ValueError for any of `fields` that a selected concept needs and that is None."""
-    for field in fields:
+def require(config, reason: str, names: Iterable[str]) -> None:
+    """Raises ValueError for any of `names` that a selected concept needs and that is None."""
+    for field in names:
         if getattr(config, field) is None:
             raise ValueError(f"{reason} needs {field}, which is not set.")
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, fields
 
-from .fields_checks import check_choice, check_positive, for_each_layer, refuse_unless, require
+from .field_kinds import choice, count, factor, flag, non_negative, number, positive, probability, size
+from .fields_checks import for_each_layer, refuse_unless, require
 
 SCORING_FUNCS = ("softmax", "sigmoid", "sqrtsoftplus", "sparsemixer")
 GROUP_SCORES = ("top2_sum", "max")
@@ -29,65 +30,65 @@ class ExpertFields:
     """
 
     # E routed experts, k of them per token, each of inner width I. I is intermediate_size when left out.
-    num_experts: int | None = None
-    num_experts_per_tok: int | None = None
-    moe_intermediate_size: int | None = None
+    num_experts: int | None = size()
+    num_experts_per_tok: int | None = size()
+    moe_intermediate_size: int | None = size()
     # Width of the space the experts work in, between two projections of the layer's own (Nemotron 3); None: as wide as
     # the layer.
-    moe_latent_size: int | None = None
+    moe_latent_size: int | None = size()
     # Further ids of the router that cost nothing: they give the token back, or zero (MoE++, Jin et al. 2024; LongCat).
-    zero_expert_num: int | None = None
-    zero_expert_type: str | None = None
+    zero_expert_num: int | None = size()
+    zero_expert_type: str | None = choice(ZERO_EXPERT_TYPES)
 
     # Biases of the expert projections. gated_mlp and hidden_act say what an expert computes, as for a dense layer.
-    expert_bias: bool | None = None
+    expert_bias: bool | None = flag(None)
     # act(min(gate, limit)) · (clamp(up, ±limit) + offset), with act = x · sigmoid(alpha x) if alpha is set (gpt-oss).
     # Routed and shared experts alike.
-    swiglu_limit: float | int | None = None
-    swiglu_alpha: float | int | None = None
-    swiglu_up_offset: float | int | None = None
+    swiglu_limit: float | int | None = positive()
+    swiglu_alpha: float | int | None = positive()
+    swiglu_up_offset: float | int | None = number()
 
     # Score of an expert: softmax (Shazeer et al. 2017), sigmoid (DeepSeek-V3), sqrt(softplus) (DeepSeek-V4), or
     # sparsemixer's sampling and thresholds (Liu et al. 2024, arXiv 2409.12136; its threshold is 2 · jitter_eps).
-    scoring_func: str | None = None
-    sparsemixer_jitter_eps: float | int | None = None
+    scoring_func: str | None = choice(SCORING_FUNCS)
+    sparsemixer_jitter_eps: float | int | None = non_negative()
     # Select on the logits, then score the selected ones only (gpt-oss, Llama 4), instead of scoring first.
-    score_after_topk: bool | None = None
+    score_after_topk: bool | None = flag(None)
     # weights / max(sum + eps, min), then · routed_scaling_factor.
-    norm_topk_prob: bool | None = None
-    norm_topk_eps: float | int | None = None
-    norm_topk_min: float | int | None = None
-    routed_scaling_factor: float | int | None = None
+    norm_topk_prob: bool | None = flag(None)
+    norm_topk_eps: float | int | None = non_negative()
+    norm_topk_min: float | int | None = non_negative()
+    routed_scaling_factor: float | int | None = positive()
     # Select within the best topk_group of n_group groups of experts (DeepSeek-V2 §2.2.2; "top2_sum": DeepSeek-V3).
     # group_mask_value is what the experts outside are set to before the selection.
-    n_group: int | None = None
-    topk_group: int | None = None
-    group_score: str | None = None
-    group_mask_value: str | None = None
+    n_group: int | None = size()
+    topk_group: int | None = size()
+    group_score: str | None = choice(GROUP_SCORES)
+    group_mask_value: str | None = choice(GROUP_MASK_VALUES)
     # A bias per expert that counts in the selection, not in the weights (Wang et al. 2024, arXiv 2408.15664).
-    use_score_correction_bias: bool | None = None
+    use_score_correction_bias: bool | None = flag(None)
     # A learned bias of the logits.
-    router_bias: bool | None = None
+    router_bias: bool | None = flag(None)
     # Where float32 starts: nowhere, at the scores, at the linear map, at the stored weight.
-    router_dtype: str | None = None
+    router_dtype: str | None = choice(ROUTER_DTYPES)
     # dtype of the weights the experts' outputs are multiplied with.
-    router_weights_dtype: str | None = None
+    router_weights_dtype: str | None = choice(ROUTER_WEIGHTS_DTYPES)
     # Multiply the experts' input by the weight instead of their output (Llama 4).
-    apply_router_weight_on_input: bool | None = None
+    apply_router_weight_on_input: bool | None = flag(None)
     # RMS norm with a weight on what the router reads, times a constant; a learned factor per expert on the weights
     # (Gemma 4).
-    router_input_norm: bool | None = None
-    router_input_multiplier: float | int | None = None
-    router_per_expert_scale: bool | None = None
+    router_input_norm: bool | None = flag(None)
+    router_input_multiplier: float | int | None = factor()
+    router_per_expert_scale: bool | None = flag(None)
     # In training, the layer's input is multiplied by U(1 - noise, 1 + noise) (Switch Transformer, Fedus et al. 2021).
-    router_jitter_noise: float | int | None = None
+    router_jitter_noise: float | int | None = probability(None)
 
     # Experts that every token visits (DeepSeekMoE, Dai et al. 2024): one MLP, n · I wide unless a width is given, with
     # an optional sigmoid gate per token (Qwen1.5-MoE), added to or averaged with the routed output.
-    n_shared_experts: int | None = None
-    shared_expert_intermediate_size: int | None = None
-    shared_expert_gate: bool | None = None
-    shared_expert_combination_strategy: str | None = None
+    n_shared_experts: int | None = count()
+    shared_expert_intermediate_size: int | None = size()
+    shared_expert_gate: bool | None = flag(None)
+    shared_expert_combination_strategy: str | None = choice(SHARED_EXPERT_COMBINATIONS)
 
     def resolve_experts(self):
         if self.mlp_layer_types is None and self.num_experts is not None:
@@ -147,16 +148,12 @@ class ExpertFields:
         if not sparse:
             return
         require(self, layer.capitalize(), ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
-        check_positive(self, "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size")
-        check_positive(self, "zero_expert_num", "routed_scaling_factor")
-        check_choice(self, "zero_expert_type", ZERO_EXPERT_TYPES)
         refuse_unless(self, bool(self.zero_expert_num), "zero_expert_num", ("zero_expert_type",))
         if self.zero_expert_num and self.apply_router_weight_on_input:
             raise ValueError("apply_router_weight_on_input=True cannot be combined with zero_expert_num.")
         self._validate_expert_activation()
         self._validate_selection()
         self._validate_groups()
-        self._validate_router_numbers()
         self._validate_shared_experts()
 
     @property
@@ -166,12 +163,10 @@ class ExpertFields:
 
     def _validate_expert_activation(self):
         refuse_unless(self, self.gated_mlp, "gated_mlp=True", SWIGLU_FIELDS)
-        check_positive(self, "swiglu_limit")
         if self.swiglu_alpha is not None and self.hidden_act != "silu":
             raise ValueError(f"swiglu_alpha={self.swiglu_alpha} needs hidden_act='silu', got {self.hidden_act!r}.")
 
     def _validate_selection(self):
-        check_choice(self, "scoring_func", SCORING_FUNCS)
         if self.num_experts_per_tok > self.num_router_outputs:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} must not exceed the "
@@ -187,15 +182,13 @@ class ExpertFields:
         )
         refuse_unless(self, not self.score_after_topk, "score_after_topk=False", ("n_group",))
         refuse_unless(self, bool(self.norm_topk_prob), "norm_topk_prob=True", ("norm_topk_eps", "norm_topk_min"))
+        refuse_unless(self, bool(self.router_input_norm), "router_input_norm=True", ("router_input_multiplier",))
 
     def _validate_groups(self):
         refuse_unless(self, self.n_group is not None, "n_group", GROUP_FIELDS)
         if self.n_group is None:
             return
         require(self, "n_group", ("topk_group",))
-        check_positive(self, "n_group", "topk_group")
-        check_choice(self, "group_score", GROUP_SCORES)
-        check_choice(self, "group_mask_value", GROUP_MASK_VALUES)
         size, rest = divmod(self.num_router_outputs, self.n_group)
         if rest:
             raise ValueError(f"n_group={self.n_group} must divide the {self.num_router_outputs} experts evenly.")
@@ -207,19 +200,5 @@ class ExpertFields:
         if self.group_score == "top2_sum" and size < 2:
             raise ValueError(f"group_score='top2_sum' needs groups of two experts, n_group={self.n_group} leaves one.")
 
-    def _validate_router_numbers(self):
-        check_choice(self, "router_dtype", ROUTER_DTYPES)
-        check_choice(self, "router_weights_dtype", ROUTER_WEIGHTS_DTYPES)
-        refuse_unless(self, bool(self.router_input_norm), "router_input_norm=True", ("router_input_multiplier",))
-        for field in ("router_jitter_noise", "sparsemixer_jitter_eps", "norm_topk_eps", "norm_topk_min"):
-            if (getattr(self, field) or 0) < 0:
-                raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
-        if self.router_jitter_noise >= 1:
-            raise ValueError(f"router_jitter_noise={self.router_jitter_noise} must be below 1.")
-
     def _validate_shared_experts(self):
-        if self.n_shared_experts < 0:
-            raise ValueError(f"n_shared_experts={self.n_shared_experts} must not be negative.")
         refuse_unless(self, self.n_shared_experts > 0, "n_shared_experts", SHARED_FIELDS)
-        check_positive(self, "shared_expert_intermediate_size")
-        check_choice(self, "shared_expert_combination_strategy", SHARED_EXPERT_COMBINATIONS)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .fields_checks import check_positive, refuse_unless
+from .field_kinds import number, positive, size
+from .fields_checks import refuse_unless
 
 BLOCK = "hyper_connection"
 FIELDS = ("hc_mult", "hc_sinkhorn_iters", "hc_eps")
@@ -14,11 +15,11 @@ class HyperConnectionFields:
     et al. 2025, arXiv 2512.24880; DeepSeek-V4). Chosen by block_type='hyper_connection' in all layers."""
 
     # Streams; None: 4.
-    hc_mult: int | None = None
+    hc_mult: int | None = size()
     # Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic; None: 20.
-    hc_sinkhorn_iters: int | None = None
+    hc_sinkhorn_iters: int | None = number(whole=True, above=0, most=1000)
     # Added to weights and sums so that nothing is divided by zero; None: 1e-6.
-    hc_eps: float | int | None = None
+    hc_eps: float | int | None = positive()
 
     def resolve_hyper_connections(self):
         if BLOCK in self.block_types:
@@ -34,5 +35,4 @@ class HyperConnectionFields:
             raise ValueError(
                 f"block_type: {BLOCK!r} carries hc_mult streams from layer to layer, so every layer has it."
             )
-        check_positive(self, *FIELDS)
         refuse_unless(self, False, f"a block_type with one stream, not {BLOCK!r}", ("hidden_size_per_layer_input",))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .field_kinds import count
+
 # Words of layer_types whose keys and values a later layer can read, and that can read them.
 SHARING_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 
@@ -12,16 +14,17 @@ class KeyValueSharingFields:
 
     # The last so many layers have none of their own and read those of the last layer before them that has the same word
     # in layer_types; they cache nothing.
-    num_kv_shared_layers: int = 0
+    num_kv_shared_layers: int = count(0)
 
     def validate_kv_sharing(self):
-        count = self.num_kv_shared_layers
-        if not 0 <= count < self.num_hidden_layers:
+        shared = self.num_kv_shared_layers
+        if shared >= self.num_hidden_layers:
             raise ValueError(
-                f"num_kv_shared_layers={count} must be at least 0 and below num_hidden_layers={self.num_hidden_layers}."
+                f"num_kv_shared_layers={shared} must be at least 0 and below num_hidden_layers="
+                f"{self.num_hidden_layers}."
             )
         layers = self.per_layer_config
-        for index in range(self.num_hidden_layers - count, self.num_hidden_layers):
+        for index in range(self.num_hidden_layers - shared, self.num_hidden_layers):
             if layers[index].mixer_types[index] is not None:
                 self._validate_sharer(index, layers)
 

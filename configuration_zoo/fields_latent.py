@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless, require
+from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, size
+from .fields_checks import for_each_layer, refuse_unless, require
 
 INDEXER_TYPES = ("full", "shared", "none")
 WIDTH_FIELDS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -38,46 +39,49 @@ class LatentFields:
 
     # Ranks of what keys and values are made of, which is what the cache holds, and of the queries (None: one full
     # projection). kv_lora_rank: 4 · head_dim when left out (DeepSeek-V2, §2.1.4).
-    kv_lora_rank: int | None = None
-    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = size()
+    q_lora_rank: int | None = size()
     # Channels of a head: its own part of the key, the part that rotates and that all heads share; the value's are
     # v_head_dim. Left out: head_dim, head_dim / 2 (0 without rope), head_dim, which is hidden_size /
     # num_attention_heads if left out as well (ibid. §2.1.4).
-    qk_nope_head_dim: int | None = None
-    qk_rope_head_dim: int | None = None
+    qk_nope_head_dim: int | None = size()
+    qk_rope_head_dim: int | None = count()
     # Epsilon of the two latents' RMS norms, apart from norm_eps.
-    mla_norm_eps: float | int | None = None
+    mla_norm_eps: float | int | None = positive()
     # Queries · sqrt(hidden_size / q_lora_rank), latents · sqrt(hidden_size / kv_lora_rank) (LongCat-Flash,
     # arXiv 2509.01322).
-    mla_scale_q_lora: bool | None = None
-    mla_scale_kv_lora: bool | None = None
+    mla_scale_q_lora: bool | None = flag(None)
+    mla_scale_kv_lora: bool | None = flag(None)
     # Scores · (0.1 · mscale_all_dim · ln(factor) + 1)², for a layer whose rope_parameters have an mscale_all_dim and a
     # rope_type other than default (YaRN, arXiv 2309.00071, §3.4, as DeepSeek applies it).
-    scale_attn_by_mscale: bool | None = None
+    scale_attn_by_mscale: bool | None = flag(None)
 
     # k keys for each query, chosen by index_n_heads small heads of index_head_dim channels.
-    index_topk: int | None = None
-    index_n_heads: int | None = None
-    index_head_dim: int | None = None
+    index_topk: int | None = length()
+    index_n_heads: int | None = size()
+    index_head_dim: int | None = size()
     # Per layer: "full" has an indexer, "shared" takes what the last one before it chose (GLM-5, arXiv 2603.12201),
     # "none" for every other layer.
-    indexer_types: list[str] | None = None
+    indexer_types: list[str] | None = per_layer(Choice(INDEXER_TYPES))
     # How the indexer's channels pair up, which need not be rope_interleave.
-    indexer_rope_interleave: bool | None = None
+    indexer_rope_interleave: bool | None = flag(None)
     # Training of the indexer: coefficient of KL(attention ‖ index scores), per token and layer; in warm-up attention is
     # dense and the divergence goes over all keys, afterwards over the selected ones (DeepSeek-V3.2, §2.1.1).
-    indexer_loss_coef: float | int | None = None
-    indexer_warmup: bool | None = None
+    indexer_loss_coef: float | int | None = non_negative()
+    indexer_warmup: bool | None = flag(None)
 
     def resolve_latent(self):
-        if self.attention_type == "latent" and self.num_attention_heads > 0:
+        if self.attention_type == "latent":
             self._resolve_widths()
         if "indexed_attention" in (self.layer_types or ()):
             self._resolve_indexer()
 
     def _resolve_widths(self):
         rotates = self.position_embedding_type == "rope"
-        width = self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+        width = self.head_dim
+        if width is None and None in (self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim):
+            width = self.even_head_dim()
+        width = width or self.qk_nope_head_dim
         for field, default in (
             ("kv_lora_rank", 4 * width),
             ("qk_nope_head_dim", width),
@@ -121,9 +125,8 @@ class LatentFields:
 
     def _validate_widths(self):
         require(self, "attention_type='latent'", (*WIDTH_FIELDS, "mla_norm_eps"))
-        check_positive(self, "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim", "mla_norm_eps")
         rotates = self.position_embedding_type == "rope"
-        if self.qk_rope_head_dim < 0 or (rotates and (self.qk_rope_head_dim == 0 or self.qk_rope_head_dim % 2)):
+        if rotates and (self.qk_rope_head_dim == 0 or self.qk_rope_head_dim % 2):
             raise ValueError(
                 f"qk_rope_head_dim={self.qk_rope_head_dim} must be an even number greater than 0 with "
                 "position_embedding_type='rope', and at least 0 without."
@@ -143,16 +146,11 @@ class LatentFields:
                 "layer_types has 'indexed_attention', which needs attention_type='latent', "
                 f"got {self.attention_type!r}."
             )
-        check_positive(self, "index_topk", "index_n_heads", "index_head_dim")
-        check_choice(self, "indexer_types", INDEXER_TYPES)
-        check_per_layer(self, "indexer_types")
         if self.index_head_dim < self.qk_rope_head_dim:
             raise ValueError(
                 f"index_head_dim={self.index_head_dim} must be at least qk_rope_head_dim={self.qk_rope_head_dim}: "
                 "the same rotation turns its first channels."
             )
-        if self.indexer_loss_coef < 0:
-            raise ValueError(f"indexer_loss_coef={self.indexer_loss_coef} must not be negative.")
         source = None
         for index, (word, kind) in enumerate(zip(self.layer_types, self.indexer_types, strict=True)):
             if (word == "indexed_attention") != (kind != "none"):

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from .fields_checks import check_choice, check_positive, for_each_layer, refuse_unless
+from .field_kinds import WIDEST, Choice, Number, choice, factor, flag, items, number, per_layer, positive, size
+from .fields_checks import even_share, for_each_layer, refuse_unless
+from .fields_mlp import ACTIVATIONS
 
 # transformers' words for layers with a recurrence or a convolution, alone or beside attention.
 RECURRENT_WORDS = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
@@ -56,6 +58,8 @@ LINEAR_MECHANISMS = {
        "linear_output_gate": "gelu_pytorch_tanh"},
     "short_conv": CONVOLUTION | {"linear_conv_kernel_dim": 3, "linear_act": "none"},
 }  # fmt: skip
+# Those without parameters of their own.
+PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "xielu")
 CHOICES = {
     "linear_decay": ("softplus", "bounded_sigmoid", "log_sigmoid", "constant"),
     "linear_decay_granularity": ("head", "channel"),
@@ -65,6 +69,8 @@ CHOICES = {
     "linear_output_norm": ("head", "group", "full", "none"),
     "linear_norm_cast": ("cast_then_scale", "float32"),
     "linear_step_norm": ("none", "rms_norm", "rms_norm_without_weight"),
+    "linear_act": ("none", *PLAIN_ACTIVATIONS),
+    "linear_output_gate": ("none", *PLAIN_ACTIVATIONS),
 }
 READ = sorted({field for fields in LINEAR_MECHANISMS.values() for field in fields})
 
@@ -78,60 +84,60 @@ class LinearFields:
     """
 
     # A name of LINEAR_MECHANISMS for all of these layers, or one per layer.
-    linear_attention_type: str | list[str | None] | None = None
+    linear_attention_type: str | list[str | None] | None = per_layer(Choice(tuple(LINEAR_MECHANISMS)))
     # Heads of queries and keys, heads of values (a multiple), their widths. Of a state space model: groups, heads,
     # states, channels of a head; of a gated unit: -, blocks, -, channels of a block.
-    linear_num_key_heads: int | None = None
-    linear_num_value_heads: int | None = None
-    linear_key_head_dim: int | None = None
-    linear_value_head_dim: int | None = None
+    linear_num_key_heads: int | None = size()
+    linear_num_value_heads: int | None = size()
+    linear_key_head_dim: int | None = size()
+    linear_value_head_dim: int | None = size()
     # Biases of the projections into and out of the mixer.
-    linear_bias: bool | None = None
+    linear_bias: bool | None = flag(None)
     # Taps of the causal convolution on what is projected, 0 for none; its bias; the activation behind it ("none").
-    linear_conv_kernel_dim: int | None = None
-    linear_conv_bias: bool | None = None
-    linear_act: str | None = None
+    linear_conv_kernel_dim: int | None = number(whole=True, most=WIDEST)
+    linear_conv_bias: bool | None = flag(None)
+    linear_act: str | None = choice(CHOICES["linear_act"])
     # Queries and keys of length 1 (Yang et al. 2024, §3.4), and a map that makes them positive (Katharopoulos 2020).
-    linear_qk_norm: str | None = None
-    linear_feature_map: str | None = None
+    linear_qk_norm: str | None = choice(CHOICES["linear_qk_norm"])
+    linear_feature_map: str | None = choice(CHOICES["linear_feature_map"])
     # Scale of the outputs; None: linear_key_head_dim ** -0.5.
-    linear_attention_multiplier: float | int | None = None
+    linear_attention_multiplier: float | int | None = factor()
     # How the state forgets: see modeling_zoo/linear_decays.py; per head or per channel of the keys; through a narrow
     # projection; rounded to the activations' dtype or not; the bound of bounded_sigmoid, the divisor of log_sigmoid.
-    linear_decay: str | None = None
-    linear_decay_granularity: str | None = None
-    linear_decay_rank: int | None = None
-    linear_decay_dtype: str | None = None
-    linear_lower_bound: float | int | None = None
-    linear_decay_normalizer: float | int | None = None
+    linear_decay: str | None = choice(CHOICES["linear_decay"])
+    linear_decay_granularity: str | None = choice(CHOICES["linear_decay_granularity"])
+    linear_decay_rank: int | None = size()
+    linear_decay_dtype: str | None = choice(CHOICES["linear_decay_dtype"])
+    linear_lower_bound: float | int | None = number()
+    linear_decay_normalizer: float | int | None = positive()
     # The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype (Ling 3).
-    linear_float32_parameters: bool | None = None
+    linear_float32_parameters: bool | None = flag(None)
     # Writes of strength (0, 2) instead of (0, 1): the state can flip a direction (Grazzi et al. 2024).
-    linear_allow_neg_eigval: bool | None = None
+    linear_allow_neg_eigval: bool | None = flag(None)
     # RMS norm of the output over each head, each group of heads, all of it, or none; before or after the gate; rounded
     # before its weight or at the end; the gate's activation ("none": no gate) and the width its projection goes
     # through.
-    linear_output_norm: str | None = None
-    linear_norm_before_gate: bool | None = None
-    linear_norm_cast: str | None = None
-    linear_norm_eps: float | int | None = None
-    linear_output_gate: str | None = None
-    linear_gate_rank: int | None = None
+    linear_output_norm: str | None = choice(CHOICES["linear_output_norm"])
+    linear_norm_before_gate: bool | None = flag(None)
+    linear_norm_cast: str | None = choice(CHOICES["linear_norm_cast"])
+    linear_norm_eps: float | int | None = positive()
+    linear_output_gate: str | None = choice(CHOICES["linear_output_gate"])
+    linear_gate_rank: int | None = size()
     # Time steps of a state space model: bounds [low, high], None for open; width of their projection and the norm on
     # it, B and C (Mamba); range and floor of their initial values.
-    time_step_limit: list[float | int | None] | None = None
-    time_step_rank: int | None = None
-    linear_step_norm: str | None = None
-    time_step_min: float | int | None = None
-    time_step_max: float | int | None = None
-    time_step_floor: float | int | None = None
+    time_step_limit: list[float | int | None] | None = items(Number(least=0), 2)
+    time_step_rank: int | None = size()
+    linear_step_norm: str | None = choice(CHOICES["linear_step_norm"])
+    time_step_min: float | int | None = positive()
+    time_step_max: float | int | None = positive()
+    time_step_floor: float | int | None = positive()
     # Factors on input, output and the sections z, x, B, C, dt of a state space model (Falcon-H1).
-    linear_in_multiplier: float | int | None = None
-    linear_out_multiplier: float | int | None = None
-    linear_section_multipliers: list[float | int] | None = None
+    linear_in_multiplier: float | int | None = factor()
+    linear_out_multiplier: float | int | None = factor()
+    linear_section_multipliers: list[float | int] | None = items(Number(), 5)
     # Factors on input and output of the attention beside a recurrence.
-    attention_in_multiplier: float | int | None = None
-    attention_out_multiplier: float | int | None = None
+    attention_in_multiplier: float | int | None = factor()
+    attention_out_multiplier: float | int | None = factor()
 
     def recurrent_layers(self) -> list[int]:
         """Indices of the layers with a recurrence or a short convolution."""
@@ -170,34 +176,40 @@ class LinearFields:
             return {}
         if mechanism == "mamba2":
             width = width or 64
-            sizes = (keys or 1, heads or 2 * self.hidden_size // width, states or 128, width)
+            sizes = (
+                keys or 1,
+                heads or self._share(mechanism, 2, "linear_value_head_dim", width),
+                states or 128,
+                width,
+            )
         elif mechanism == "mamba":
             heads = heads or 1
-            sizes = (keys or 1, heads, states or 16, width or 2 * self.hidden_size // heads)
+            width = width or self._share(mechanism, 2, "linear_num_value_heads", heads)
+            sizes = (keys or 1, heads, states or 16, width)
             rank = values["time_step_rank"] or -(-self.hidden_size // 16)
             return dict(zip(HEADS, sizes, strict=True)) | {"time_step_rank": rank}
         elif mechanism == "rg_lru":
             heads = heads or self.num_attention_heads
-            sizes = (keys or 1, heads, states, width or self.hidden_size // heads)
+            sizes = (keys or 1, heads, states, width or self._share(mechanism, 1, "linear_num_value_heads", heads))
         else:
             heads = heads or self.num_attention_heads
             states = states or self.head_dim
             sizes = (keys or heads, heads, states, width or states)
         return dict(zip(HEADS, sizes, strict=True))
 
+    def _share(self, mechanism: str, times: int, field: str, parts: int) -> int:
+        width = times * self.hidden_size
+        says = f"{width} channels of {mechanism!r}, from hidden_size={self.hidden_size}, / {field}={parts}"
+        return even_share(width, parts, says, "linear_num_value_heads and linear_value_head_dim")
+
     @for_each_layer
     def validate_linear(self):
-        check_choice(self, "linear_attention_type", LINEAR_MECHANISMS)
         self._validate_linear_words()
         mechanisms = self.linear_mechanisms()
         for field in READ:
             readers = [name for name, fields in LINEAR_MECHANISMS.items() if field in fields]
             read = any(name in readers for name in mechanisms)
             refuse_unless(self, read, f"a linear_attention_type of {readers}", (field,))
-        for field, allowed in CHOICES.items():
-            check_choice(self, field, allowed)
-        check_positive(self, *HEADS, "linear_decay_rank", "linear_gate_rank", "linear_decay_normalizer")
-        check_positive(self, "time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "linear_norm_eps")
         for mechanism in mechanisms:
             self._validate_linear_values(mechanism, self._linear_values(mechanism))
 
@@ -206,11 +218,6 @@ class LinearFields:
         named = self.linear_attention_type
         reason = f"a layer of layer_types that is one of {list(RECURRENT_WORDS)}"
         refuse_unless(self, bool(layers), reason, ("linear_attention_type",))
-        if isinstance(named, list) and len(named) != self.num_hidden_layers:
-            raise ValueError(
-                f"linear_attention_type has {len(named)} entries but num_hidden_layers={self.num_hidden_layers}: "
-                "a per-layer list needs one entry for each layer, None where a layer has no recurrence."
-            )
         for index in layers:
             if (named[index] if isinstance(named, list) else named) is None:
                 raise ValueError(
@@ -230,6 +237,12 @@ class LinearFields:
             raise ValueError(f"linear_conv_kernel_dim={taps} is too small for linear_attention_type={mechanism!r}.")
         if values["linear_conv_bias"] and not taps and self.linear_conv_bias:
             raise ValueError("linear_conv_bias=True needs a convolution: linear_conv_kernel_dim above 0.")
+        least, most = values.get("time_step_min"), values.get("time_step_max")
+        if least is not None and not values["time_step_floor"] <= most >= least:
+            raise ValueError(
+                f"time_step_min={least} and time_step_floor={values['time_step_floor']} must not exceed "
+                f"time_step_max={most}."
+            )
         decay, bound = values.get("linear_decay"), values.get("linear_lower_bound")
         if self.linear_float32_parameters and not taps and decay in (None, "constant"):
             raise ValueError(
@@ -245,6 +258,3 @@ class LinearFields:
             raise ValueError(f"linear_decay_normalizer is needed by linear_decay='log_sigmoid' alone, got {decay!r}.")
         if decay is not None and (decay == "constant") != (mechanism == "lightning_attention"):
             raise ValueError(f"linear_decay={decay!r} cannot be combined with linear_attention_type={mechanism!r}.")
-        for field, count in (("time_step_limit", 2), ("linear_section_multipliers", 5)):
-            if values.get(field) is not None and len(values[field]) != count:
-                raise ValueError(f"{field}={values[field]} must have {count} entries.")

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless
+from .field_kinds import Choice, Number, choice, flag, items, per_layer, size
+from .fields_checks import for_each_layer, refuse_unless
 
 MLP_LAYER_TYPES = ("dense", "sparse")
 # transformers' ACT2FN without the one whose parameter it never initialises (prelu), and elu.
@@ -18,16 +19,16 @@ WIDTH_MULTIPLE = 64
 class MlpFields:
     """Feed-forward layers: plain down(act(up x)) or gated down(act(gate x) · up x) (Shazeer 2020)."""
 
-    gated_mlp: bool = True
+    gated_mlp: bool = flag(True)
     # transformers' names; "linear" with a gate is the bilinear GLU, "sigmoid" the original GLU.
-    hidden_act: str = "silu"
+    hidden_act: str = choice(ACTIVATIONS, "silu")
     # Inner width; None: 4 · hidden_size plain, 8/3 · hidden_size rounded up to 64 gated (equal parameters, ibid. §2).
-    intermediate_size: int | None = None
-    mlp_bias: bool = False
+    intermediate_size: int | None = size()
+    mlp_bias: bool = flag()
     # Factors on the gate before its activation and on the output (Falcon-H1; muP).
-    mlp_multipliers: list[float | int] | None = None
+    mlp_multipliers: list[float | int] | None = items(Number(), 2)
     # "dense" or "sparse" (experts) for each layer.
-    mlp_layer_types: list[str] | None = None
+    mlp_layer_types: list[str] | None = per_layer(Choice(MLP_LAYER_TYPES))
 
     def resolve_mlp(self):
         if self.intermediate_size is None:
@@ -39,11 +40,5 @@ class MlpFields:
 
     @for_each_layer
     def validate_mlp(self):
-        check_choice(self, "mlp_layer_types", MLP_LAYER_TYPES)
-        check_choice(self, "hidden_act", ACTIVATIONS)
-        check_per_layer(self, "mlp_layer_types")
-        check_positive(self, "intermediate_size")
-        if self.mlp_multipliers is not None and len(self.mlp_multipliers) != 2:
-            raise ValueError(f"mlp_multipliers={self.mlp_multipliers} must have 2 entries: of the gate, of the output.")
         dense = self.gated_mlp and "sparse" not in self.mlp_layer_types
         refuse_unless(self, dense, "gated_mlp=True and mlp_layer_types that are all 'dense'", ("mlp_multipliers",))

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from .field_kinds import Choice, choice, factor, flag, per_layer, positive
 from .fields_attention import RECURRENT_LAYERS
-from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless
+from .fields_checks import check_choice, for_each_layer, refuse_unless
 
 # The orders in which an implementation casts; they differ below float32 only.
 NORM_CASTS = {
@@ -46,35 +47,35 @@ class NormFields:
     """Normalisation and residual topology."""
 
     # "rms_norm" (Zhang & Sennrich 2019) or "layer_norm" (Ba et al. 2016), for every norm of the residual stream.
-    norm_type: str = "rms_norm"
-    norm_eps: float | int = 1e-6
+    norm_type: str = choice(NORM_CASTS, "rms_norm")
+    norm_eps: float | int = positive(1e-6)
     # Learned scale; without it the norm has no parameters at all (OLMo, nanochat).
-    norm_elementwise_affine: bool = True
+    norm_elementwise_affine: bool = flag(True)
     # Learned shift of a layer norm. None: as the norm has it by default (layer norm with, RMS norm without).
-    norm_bias: bool | None = None
+    norm_bias: bool | None = flag(None)
     # The stored weight is an offset from one: y = x̂ · (1 + w) (Gemma, Nemotron).
-    norm_unit_offset: bool = False
+    norm_unit_offset: bool = flag()
     # Cast order: RMS norm "cast_then_scale" | "scale_then_cast"; layer norm "native" | "float32".
-    norm_cast: str | None = None
+    norm_cast: str | None = choice(sorted({cast for casts in NORM_CASTS.values() for cast in casts}))
     # Residual topology, one name for all layers or one for each (Xiong et al. 2020; Wang & Komatsuzaki 2021).
-    block_type: str | list[str] = "pre_norm"
+    block_type: str | list[str] = per_layer(Choice(BLOCK_TYPES), "pre_norm")
     # What a parallel block adds first, (x + mixer) + mlp or x + (mixer + mlp) (GPT-J, NeoX); it matters below float32.
-    parallel_sum_order: str | None = None
+    parallel_sum_order: str | None = choice(PARALLEL_SUM_ORDERS)
     # Scale of each sub-layer's output before it joins the stream (Granite, MiniCPM).
-    residual_multiplier: float | int = 1.0
+    residual_multiplier: float | int = factor(1.0)
     # The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each norm (Mamba).
-    residual_in_fp32: bool = False
+    residual_in_fp32: bool = flag()
     # α and β of each sum α · residual + β · output, where the residual comes out of a norm: of layers with softmax
     # attention, of recurrent ones, of MLPs; None: 1 (DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01).
-    full_attn_alpha_factor: float | int | None = None
-    full_attn_beta_factor: float | int | None = None
-    linear_attn_alpha_factor: float | int | None = None
-    linear_attn_beta_factor: float | int | None = None
-    mlp_alpha_factor: float | int | None = None
-    mlp_beta_factor: float | int | None = None
+    full_attn_alpha_factor: float | int | None = positive()
+    full_attn_beta_factor: float | int | None = positive()
+    linear_attn_alpha_factor: float | int | None = positive()
+    linear_attn_beta_factor: float | int | None = positive()
+    mlp_alpha_factor: float | int | None = positive()
+    mlp_beta_factor: float | int | None = positive()
     # A norm on the embeddings (BLOOM) and the norm before the head.
-    embedding_norm: bool = False
-    final_norm: bool = True
+    embedding_norm: bool = flag()
+    final_norm: bool = flag(True)
 
     def resolve_norm(self):
         affine_layer_norm = self.norm_type == "layer_norm" and self.norm_elementwise_affine
@@ -88,12 +89,7 @@ class NormFields:
 
     @for_each_layer
     def validate_norm(self):
-        check_choice(self, "norm_type", NORM_CASTS)
         check_choice(self, "norm_cast", NORM_CASTS[self.norm_type])
-        check_choice(self, "block_type", BLOCK_TYPES)
-        check_per_layer(self, "block_type")
-        check_positive(self, "norm_eps")
-        check_choice(self, "parallel_sum_order", PARALLEL_SUM_ORDERS)
         parallel = any(block in PARALLEL_BLOCKS for block in self.block_types)
         refuse_unless(self, parallel, "a parallel block_type", ("parallel_sum_order",))
         self._validate_shortcut()
@@ -116,7 +112,6 @@ class NormFields:
             self, any(recurrent), f"a layer of layer_types that is one of {list(RECURRENT_LAYERS)}", RECURRENT_FACTORS
         )
         refuse_unless(self, not all(recurrent), "a layer of layer_types with softmax attention", SOFTMAX_FACTORS)
-        check_positive(self, *every)
 
     def residual_factors(self, layer_idx: int) -> tuple[tuple, tuple]:
         """(α, β) of the mixer's sum and of the MLP's in layer `layer_idx`."""

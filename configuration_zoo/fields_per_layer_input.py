@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .fields_checks import check_positive, refuse_unless
+from .field_kinds import size
+from .fields_checks import refuse_unless
 
 
 @dataclass(kw_only=True, repr=False)
@@ -10,15 +11,14 @@ class PerLayerInputFields:
     """Per-layer embeddings (Gemma 3n, Gemma 4): a second, narrow table that holds a row per token and layer."""
 
     # Channels of a layer's row.
-    hidden_size_per_layer_input: int | None = None
+    hidden_size_per_layer_input: int | None = size()
     # Tokens of that table; None: vocab_size.
-    vocab_size_per_layer_input: int | None = None
+    vocab_size_per_layer_input: int | None = size()
 
     def resolve_per_layer_input(self):
         if self.hidden_size_per_layer_input is not None and self.vocab_size_per_layer_input is None:
             self.vocab_size_per_layer_input = self.vocab_size
 
     def validate_per_layer_input(self):
-        check_positive(self, "hidden_size_per_layer_input", "vocab_size_per_layer_input")
         has = self.hidden_size_per_layer_input is not None
         refuse_unless(self, has, "hidden_size_per_layer_input", ("vocab_size_per_layer_input",))

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from .field_kinds import LONGEST, Number, Table, choice, count, flag, length, per_layer, positive, setting, size
 from .fields_attention import NO_MIXER_LAYERS, RECURRENT_LAYERS
-from .fields_checks import check_choice, check_per_layer, check_positive, for_each_layer, refuse_unless, require
+from .fields_checks import for_each_layer, refuse_unless, require
 
 POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")
 ABSOLUTE_POSITIONS = ("learned", "sinusoidal")
 SINUSOID_LAYOUTS = ("interleaved", "halves", "closed_halves")
+ALIBI_DTYPES = ("float32", "bfloat16", "float16")
 ROPE_DTYPES = ("activation", "float32_trig", "float32_qk")
 # The scalings of transformers' modeling_rope_utils that a decoder can use.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
@@ -20,35 +22,35 @@ class PositionFields:
     """Position information: rotary, absolute, relative, linear bias, or none."""
 
     # "transformer_xl": each layer scores distances with projections of its own (Dai et al. 2019, §3.3).
-    position_embedding_type: str = "rope"
-    max_position_embeddings: int = 4096
+    position_embedding_type: str = choice(POSITION_EMBEDDINGS, "rope")
+    max_position_embeddings: int = length(4096)
     # transformers' dict: rope_type, rope_theta, partial_rotary_factor, factor ...; flat, or one dict per layer type,
     # where None means no rotation (Su et al. 2021; scalings: transformers' modeling_rope_utils).
-    rope_parameters: dict | None = None
+    rope_parameters: dict | None = setting(Table(), None)
     # Pairs (2j, 2j+1) rotate together (GPT-J) instead of (j, j + d/2) (GPT-NeoX, Llama).
-    rope_interleave: bool | None = None
+    rope_interleave: bool | None = flag(None)
     # Precision of the rotation: trig in the activation dtype | trig kept float32 | queries and keys lifted to float32.
-    rope_dtype: str | None = None
+    rope_dtype: str | None = choice(ROPE_DTYPES)
     # One entry per layer, 1 rotates, 0 does not (NoPE: Kazemnejad et al. 2023). None: every layer rotates.
-    no_rope_layers: list[int] | None = None
+    no_rope_layers: list[int] | None = per_layer(Number(whole=True, least=0, most=1))
     # The number of the first position: rows skipped at the start of a learned table (OPT, XGLM: 2).
-    position_offset: int | None = None
+    position_offset: int | None = count(most=LONGEST)
     # Order of the sinusoids: sine and cosine in turn (Vaswani et al. 2017) | sines before cosines (CTRL) | so, with
     # wave lengths from 1 to 10000 inclusive (tensor2tensor, XGLM).
-    sinusoid_layout: str | None = None
+    sinusoid_layout: str | None = choice(SINUSOID_LAYOUTS)
     # Positions count the attended tokens when none are given, so padding takes no position (OPT).
-    position_ids_from_mask: bool = False
+    position_ids_from_mask: bool = flag()
     # ALiBi (Press et al. 2022): bias times the attention scale; dtype in which slope · position is rounded (Falcon).
-    alibi_scaled: bool | None = None
-    alibi_dtype: str | None = None
+    alibi_scaled: bool | None = flag(None)
+    alibi_dtype: str | None = choice(ALIBI_DTYPES)
     # T5's bucketed relative bias (Raffel et al. 2020, §2.1), one table for all layers.
-    relative_attention_num_buckets: int | None = None
-    relative_attention_max_distance: int | None = None
+    relative_attention_num_buckets: int | None = size()
+    relative_attention_max_distance: int | None = length()
     # Query temperature 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)), on which layers.
-    attn_temperature_layers: str | None = None
-    attn_scale: float | int | None = None
-    floor_scale: float | int | None = None
-    attn_temperature_offset: int | None = None
+    attn_temperature_layers: str | None = choice(TEMPERATURE_LAYERS)
+    attn_scale: float | int | None = positive()
+    floor_scale: float | int | None = positive()
+    attn_temperature_offset: int | None = count(most=LONGEST)
 
     def resolve_position(self):
         kind = self.position_embedding_type
@@ -69,13 +71,6 @@ class PositionFields:
 
     @for_each_layer
     def validate_position(self):
-        check_choice(self, "position_embedding_type", POSITION_EMBEDDINGS)
-        check_choice(self, "sinusoid_layout", SINUSOID_LAYOUTS)
-        check_choice(self, "rope_dtype", ROPE_DTYPES)
-        check_choice(self, "attn_temperature_layers", TEMPERATURE_LAYERS)
-        check_choice(self, "alibi_dtype", ("float32", "bfloat16", "float16"))
-        check_positive(self, "max_position_embeddings", "floor_scale", "relative_attention_max_distance")
-        check_per_layer(self, "no_rope_layers")
         kind = self.position_embedding_type
         rope_fields = ("rope_parameters", "rope_interleave", "rope_dtype", "no_rope_layers")
         refuse_unless(self, kind == "rope", "position_embedding_type='rope'", rope_fields)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .fields_checks import check_positive, refuse_unless
+from .field_kinds import size
+from .fields_checks import refuse_unless
 
 SHARED_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "shared_mlp_adapter_rank")
 # What a shared attention does not compute.
@@ -20,11 +21,11 @@ class SharedBlockFields:
     (Glorioso et al. 2024, Zamba, arXiv 2405.16712)."""
 
     # How many blocks take turns over those layers.
-    num_mem_blocks: int | None = None
+    num_mem_blocks: int | None = size()
     # Ranks of what each of those layers adds to the block's queries, keys and values, and to its MLP's first projection
     # (Zamba2, arXiv 2411.15242); None for nothing.
-    shared_attention_adapter_rank: int | None = None
-    shared_mlp_adapter_rank: int | None = None
+    shared_attention_adapter_rank: int | None = size()
+    shared_mlp_adapter_rank: int | None = size()
 
     @property
     def shared_block_layers(self) -> list[int]:
@@ -40,7 +41,6 @@ class SharedBlockFields:
         refuse_unless(self, bool(users), "a block_type 'shared_block'", SHARED_FIELDS)
         if not users:
             return
-        check_positive(self, *SHARED_FIELDS)
         if self.num_mem_blocks > len(users):
             raise ValueError(f"num_mem_blocks={self.num_mem_blocks} exceeds the {len(users)} layers that share them.")
         layers = [self.per_layer_config[index] for index in users]

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from .fields_checks import check_choice, check_positive, for_each_layer
+from .field_kinds import choice, flag, length, non_negative, positive
+from .fields_checks import for_each_layer
 
 INITIALIZER_TYPES = ("normal", "small", "fan_in")
 RESIDUAL_INITIALIZER_TYPES = ("same", "depth", "layer", "wang", "zero")
-COEFFICIENTS = ("router_aux_loss_coef", "router_z_loss_coef", "output_z_loss_coef")
 ROUTER_FIELDS = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef")
 
 
@@ -16,25 +16,25 @@ class TrainingFields:
 
     # Return the router logits; with labels, add coef · the balance loss (Switch Transformer §2.2) and coef · the z-loss
     # (ST-MoE, Zoph et al. 2022, eq. 5) to the loss. Numbers also where there is no router: trainers read them.
-    output_router_logits: bool | None = None
-    router_aux_loss_coef: float | int | None = None
-    router_z_loss_coef: float | int | None = None
+    output_router_logits: bool | None = flag(None)
+    router_aux_loss_coef: float | int | None = non_negative()
+    router_z_loss_coef: float | int | None = non_negative()
     # coef · log² Z of the vocabulary's softmax, which keeps Z near one (PaLM, Chowdhery et al. 2022, §5: 1e-4).
-    output_z_loss_coef: float | int = 0.0
+    output_z_loss_coef: float | int = non_negative(0.0)
     # Training computes the loss over this many target tokens at a time and returns no logits; None: over all at once.
-    loss_chunk_size: int | None = None
+    loss_chunk_size: int | None = length()
 
     # Spread of a matrix: initializer_range; sqrt(2 / 5D) (Nguyen & Salazar 2019, SmallInit); 1 / sqrt(inputs) (LeCun et
     # al. 1998; PaLM).
-    initializer_type: str = "normal"
+    initializer_type: str = choice(INITIALIZER_TYPES, "normal")
     # Spread of the matrices that write to the stream: as the others ("same"), theirs / sqrt(N) with N the writers of
     # the whole stack ("depth", GPT-2 §2.3), theirs / sqrt(2 · (layer + 1)) ("layer", Zhang et al. 2019; OLMo),
     # 2 / (layers · sqrt(D)) ("wang", GPT-J, GPT-NeoX), or "zero" (Zhang et al. 2019, Fixup).
-    residual_initializer_type: str = "same"
+    residual_initializer_type: str = choice(RESIDUAL_INITIALIZER_TYPES, "same")
     # Spread of the token table where it is another (PaLM: 1); None: initializer_range.
-    embedding_initializer_range: float | int | None = None
+    embedding_initializer_range: float | int | None = positive()
     # Draw again what lies further out than this many times the spread (OLMo 2: 3); None: a plain normal distribution.
-    initializer_cutoff: float | int | None = None
+    initializer_cutoff: float | int | None = positive()
 
     def resolve_training(self):
         for field, default in zip(ROUTER_FIELDS, (False, 0.0, 0.0), strict=True):
@@ -43,15 +43,9 @@ class TrainingFields:
 
     @for_each_layer
     def validate_training(self):
-        for field in COEFFICIENTS:
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field}={getattr(self, field)} must not be negative.")
         for field in ROUTER_FIELDS:
             if getattr(self, field) and "sparse" not in self.mlp_layer_types:
                 raise ValueError(
                     f"{field}={getattr(self, field)!r} only means something with a 'sparse' layer in mlp_layer_types: "
                     "leave it out or change that."
                 )
-        check_positive(self, "loss_chunk_size", "embedding_initializer_range", "initializer_cutoff")
-        check_choice(self, "initializer_type", INITIALIZER_TYPES)
-        check_choice(self, "residual_initializer_type", RESIDUAL_INITIALIZER_TYPES)

@@ -582,6 +582,7 @@ def test_a_loss_that_cannot_be_found_is_an_error():
 REFUSED = {
     "'indexed_attention', which needs attention_type='latent', got 'grouped_query'": {
         "attention_type": "grouped_query",
+        "head_dim": 4,
         **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
     },
     "index_topk=5 only means something with an 'indexed_attention' layer": {"layer_types": ["full_attention"] * 2},

@@ -1,0 +1,178 @@
+"""What a field of the config may hold, said where it is declared and checked whenever it is set.
+
+`size(32)`, `probability()`, `choice(("a", "b"))` ... stand in the place of a dataclass default. The kind they describe
+is in the field's metadata under "kind", where the strict dataclass's own check of its type is followed by this one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+# No matrix of a model is wider, and no text longer: what is more is a slip that would ask for all memory there is.
+WIDEST = 2**24
+LONGEST = 2**31 - 1
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
+    matches = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A finite number, whole or not, within bounds: more than `above` or at least `least`, and so on."""
+
+    whole: bool = False
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+    nonzero: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be a finite number.")
+        if self.above is not None and value <= self.above:
+            raise ValueError(f"{name}={value} must be greater than {self.above}.")
+        if self.least is not None and value < self.least:
+            raise ValueError(f"{name}={value} must not be {'negative' if self.least == 0 else f'below {self.least}'}.")
+        if self.below is not None and value >= self.below:
+            raise ValueError(f"{name}={value} must be below {self.below}.")
+        if self.most is not None and value > self.most:
+            raise ValueError(f"{name}={value} must be at most {self.most}.")
+        if self.nonzero and value == 0:
+            raise ValueError(f"{name}=0 would erase what it multiplies: use a number other than 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of some names."""
+
+    names: tuple[str, ...]
+
+    def check(self, name: str, value: Any) -> None:
+        if value not in self.names:
+            allowed = sorted(self.names)
+            raise ValueError(f"{name}={value!r} is not one of {allowed}.{nearest(str(value), allowed)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """True or False, which the type has said."""
+
+    def check(self, name: str, value: Any) -> None:
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A list of `count` entries of one kind, or of one for each layer; None stands for an entry that is open."""
+
+    entry: Number | Choice
+    count: int | None = None
+    per_layer: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        if not isinstance(value, list):
+            return self.entry.check(name, value)
+        if not value:
+            raise ValueError(f"{name}=[] is empty: give its entries or leave it out.")
+        if self.count is not None and len(value) != self.count:
+            raise ValueError(f"{name}={value} must have {self.count} entries.")
+        for index, entry in enumerate(value):
+            if entry is not None:
+                self.entry.check(f"{name}[{index}]", entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A dict whose numbers, however deep, are finite."""
+
+    def check(self, name: str, value: Any) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be a finite number.")
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                self.check(f"{name}[{key!r}]", entry)
+        if isinstance(value, list):
+            for index, entry in enumerate(value):
+                self.check(f"{name}[{index}]", entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A dict that is kept and not read."""
+
+    def check(self, name: str, value: Any) -> None:
+        pass
+
+
+Kind = Number | Choice | Flag | Items | Table | Record
+
+
+def setting(kind: Kind, default: Any) -> Any:
+    """A dataclass field whose values are None or of `kind`; a bad one is refused with the field's name."""
+
+    def validate(value: Any) -> None:
+        if value is not None:
+            kind.check(made.name, value)
+
+    made = dataclasses.field(default=default, metadata={"kind": kind, "validator": validate})
+    return made
+
+
+def size(default: int | None = None) -> Any:
+    """How many rows or columns a matrix has, how many heads, layers or experts there are."""
+    return setting(Number(whole=True, above=0, most=WIDEST), default)
+
+
+def length(default: int | None = None) -> Any:
+    """How many tokens."""
+    return setting(Number(whole=True, above=0, most=LONGEST), default)
+
+
+def count(default: int | None = None, most: int = WIDEST) -> Any:
+    """How many, none included."""
+    return setting(Number(whole=True, least=0, most=most), default)
+
+
+def positive(default: float | None = None) -> Any:
+    return setting(Number(above=0), default)
+
+
+def non_negative(default: float | None = None, whole: bool = False) -> Any:
+    return setting(Number(whole=whole, least=0), default)
+
+
+def factor(default: float | None = None) -> Any:
+    """A number that multiplies, of either sign."""
+    return setting(Number(nonzero=True), default)
+
+
+def number(default: float | None = None, **bounds) -> Any:
+    return setting(Number(**bounds), default)
+
+
+def probability(default: float | None = 0.0) -> Any:
+    """A rate of dropout or noise."""
+    return setting(Number(least=0, below=1), default)
+
+
+def choice(names: Iterable[str], default: str | None = None) -> Any:
+    return setting(Choice(tuple(names)), default)
+
+
+def flag(default: bool | None = False) -> Any:
+    return setting(Flag(), default)
+
+
+def items(entry: Number | Choice, count: int) -> Any:
+    return setting(Items(entry, count=count), None)
+
+
+def per_layer(entry: Number | Choice, default: str | None = None) -> Any:
+    """One entry for each layer; where the field's type has it, one for all of them."""
+    return setting(Items(entry, per_layer=True), default)
