@@ -9,6 +9,7 @@ from .norms import make_norm
 from .pipeline_stages import ends_elsewhere, starts_elsewhere
 from .positions import ADDED_POSITIONS, POSITION_BIASES, NoPositions
 from .rotary import Rotations
+from .tracing import is_traced
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -94,6 +95,19 @@ class Backbone:
         normed = model.norm(hidden_states)
         normed = normed.to(dtype) if model.backbone["float32"] else normed
         return model.project_out(normed) if model.backbone["narrow"] else normed
+
+
+def embeddings_of(model, input_ids, inputs_embeds):
+    """`[B, T, E]` from tokens `[B, T]`, or as given; raises ValueError for both, neither, or no tokens."""
+    if (input_ids is None) ^ (inputs_embeds is not None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    if not is_traced() and 0 in given.shape[:2]:
+        raise ValueError(
+            f"{'input_ids' if inputs_embeds is None else 'inputs_embeds'} of shape {tuple(given.shape)} hold no token: "
+            "give at least one row of at least one token."
+        )
+    return model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
 
 def positions_of(config, inputs_embeds, attention_mask, past_key_values):

@@ -105,8 +105,8 @@ class Experts(nn.Module):
         return self.config._experts_implementation == "grouped_mm" and not elsewhere
 
     def fits_groups(self, hidden_states):
-        """Whether products in groups take rows of these widths in this dtype."""
-        if hidden_states.element_size() > GROUPED_WIDTH:
+        """Whether products in groups take rows of these widths in this dtype; without data they take one dtype."""
+        if hidden_states.element_size() > GROUPED_WIDTH or hidden_states.is_meta:
             return False
         # Wide enough in whatever they take; looking at the matrices may mean computing them.
         least = HALVES[0].itemsize * self.row_unit

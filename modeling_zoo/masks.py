@@ -1,5 +1,6 @@
 """One mask per distinct reach of a model, built by transformers' own builders."""
 
+import torch
 from transformers.masking_utils import (
     create_causal_mask,
     create_chunked_causal_mask,
@@ -8,6 +9,7 @@ from transformers.masking_utils import (
 )
 
 from .attention_bands import band_of, sees_all
+from .tracing import is_traced
 
 MASK_BUILDERS = {
     "full_attention": create_causal_mask,
@@ -82,6 +84,21 @@ def masks_needed(config):
     return list(first.items())
 
 
+def columns_so_far(config, attention_mask, inputs_embeds, past_key_values):
+    """A padding mask without columns behind the last token of `inputs_embeds` `[B, T, D]`, `[B, S + T]`; any other mask
+    as it is."""
+    length = inputs_embeds.shape[1]
+    if is_traced() or not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+        return attention_mask
+    if attention_mask.shape[-1] <= length:
+        return attention_mask
+    seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+    if isinstance(seen, torch.Tensor) and (seen.is_meta or (length == 1 and not config.position_ids_from_mask)):
+        # Looking at a count on the device would wait for it at every token, and no layer reads such columns there.
+        return attention_mask
+    return attention_mask[:, : int(seen) + length]
+
+
 def build_masks(
     config, inputs_embeds, attention_mask, past_key_values, position_ids=None, rules=True, plan=None, **kwargs
 ):
@@ -90,6 +107,9 @@ def build_masks(
     Sparse patterns go by slot, so that padding takes part in the stride. With `rules`, the mask of many queries may be
     a `BandMask`, which is not held as a square. `plan` is what `masks_needed` says, where it is known already.
     """
+    if inputs_embeds.is_meta:
+        # Without data there is nothing to hide but the future, and no number to look at.
+        attention_mask = position_ids = None
     arguments = {
         "inputs_embeds": inputs_embeds,
         "attention_mask": attention_mask,

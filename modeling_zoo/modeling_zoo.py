@@ -20,14 +20,14 @@ from .attention_interface import attention_backends, share_implementations
 from .blocks import BLOCKS, carriers, make_block
 from .caches import advance_cache, eight_bits, ready_cache, upgrade_cache
 from .decoder_layer import ZooDecoderLayer
-from .embeddings import Backbone, biases_on_scores, keyed_layers, positions_of
+from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, positions_of
 from .half_precision import Linear
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import initialize
 from .kv_sharing import last_query, layer_of_last_query
 from .language_loss import logits_and_loss
-from .masks import PADDING, build_masks, layer_mask, mask_key, masks_needed
+from .masks import PADDING, build_masks, columns_so_far, layer_mask, mask_key, masks_needed
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .pipeline_stages import StagedModel
 from .router_losses import add_router_losses, wants_router_losses
@@ -132,11 +132,9 @@ class ZooModel(ZooPreTrainedModel):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> MoeModelOutputWithPast:
-        if (input_ids is None) ^ (inputs_embeds is not None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = embeddings_of(self, input_ids, inputs_embeds)
         ready_cache(past_key_values, self.config)
+        attention_mask = columns_so_far(self.config, attention_mask, inputs_embeds, past_key_values)
         if position_ids is None:
             position_ids = positions_of(self.config, inputs_embeds, attention_mask, past_key_values)
         masks = attention_mask

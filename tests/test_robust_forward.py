@@ -45,6 +45,7 @@ ALONE |= {kind: linear(kind, ["linear_attention"] * 3, **STATES) for kind in ("m
 ALONE["short_conv"] = linear("short_conv", ["conv"] * 3)
 ALONE["mlp_only"] = {"block_type": "mlp_only"}
 MODELS = {f"{group} {index}": row for group in ("mixer", "position") for index, row in enumerate(ROWS[group])} | ALONE
+EVERY = {f"{group} {index}": row for group in ROWS if group != "stray" for index, row in enumerate(ROWS[group])} | ALONE
 CAUSAL = [name for name, row in MODELS.items() if "use_bidirectional_attention" not in row]
 
 
@@ -129,3 +130,51 @@ def test_a_stack_without_a_mixer_generates(options):
     arguments = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0} | options
     whole = model.generate(tokens, use_cache=False, **{**arguments, "cache_implementation": None})
     assert torch.equal(model.generate(tokens, **arguments), whole)
+
+
+# -- masks and devices -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_a_mask_longer_than_the_tokens_is_read_as_far_as_they_go(name):
+    """As Llama's: of a mask for tokens to come, the columns of those at hand count; over a cache too."""
+    model, tokens = model_of(MODELS[name]), some_tokens()
+    mask = torch.ones(2, 15, dtype=torch.long)
+    mask[0, :3] = mask[:, 11:] = 0
+    counted = mask[:, :11].bool()
+    wanted = model(tokens, attention_mask=mask[:, :11]).logits
+    assert name == "mlp_only" or not torch.equal(wanted, model(tokens).logits)
+    logits_match(model(tokens, attention_mask=mask, use_cache=False).logits[counted], wanted[counted])
+    if model.config.use_bidirectional_attention:
+        return
+    for kind in CACHES:
+        cache, found = CACHES[kind](model.config), []
+        for part in tokens.split([6, 1, 4], dim=1):
+            found.append(model(part, attention_mask=mask, past_key_values=cache, use_cache=True).logits)
+        logits_match(torch.cat(found, 1)[counted], wanted[counted])
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", EVERY)
+def test_shapes_without_data(name):
+    """A forward on the meta device: alone, with a mask, with labels, over a cache; in float32 and bfloat16."""
+    model, tokens = model_of(EVERY[name]), some_tokens().to("meta")
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to("meta", dtype)
+        for arguments in ({}, {"use_cache": False}, {"attention_mask": torch.ones_like(tokens)}, {"labels": tokens}):
+            assert model(tokens, **arguments).logits.shape == (2, 11, 101)
+        if not model.config.use_bidirectional_attention:
+            cache = model(tokens, use_cache=True).past_key_values
+            assert model(tokens[:, :2], past_key_values=cache).logits.shape == (2, 2, 101)
+
+
+@pytest.mark.parametrize("shape", [(0, 11), (2, 0)], ids=str)
+@pytest.mark.parametrize("field", ["input_ids", "inputs_embeds"])
+def test_no_token_at_all_is_refused_in_a_sentence(field, shape):
+    model = model_of({})
+    given = torch.zeros(shape, dtype=torch.long)
+    given = given if field == "input_ids" else model.get_input_embeddings()(given)
+    with pytest.raises(ValueError, match=rf"{field} of shape \({shape[0]}, {shape[1]}.* hold no token"):
+        model(**{field: given})
