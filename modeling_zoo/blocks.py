@@ -62,8 +62,8 @@ class ScaledSandwichLayer(SandwichNormLayer):
             fed = self.mlp_branch_norm(fed) + self.moe_output_norm(routed)
         return hidden_states + self.scaled(self.mlp_output_norm(fed))
 
-    def forward(self, hidden_states, **context):
-        return super().forward(hidden_states, **context) * self.layer_scalar
+    def forward(self, hidden_states, *shared, **context):
+        return super().forward(hidden_states, *shared, **context) * self.layer_scalar
 
 
 def weighted_sum(x, output, alpha, beta):
@@ -191,12 +191,23 @@ class Shortcuts:
         self.outputs = {}
 
     def put(self, layer_idx, output):
-        self.outputs[layer_idx] = output
+        self.outputs[layer_idx] = output, torch.is_grad_enabled()
 
     def take(self, layer_idx):
-        """What layer `layer_idx` left `[B, T, D]`, None if nothing."""
-        keep = torch.is_grad_enabled()
-        return self.outputs.get(layer_idx) if keep else self.outputs.pop(layer_idx, None)
+        """What layer `layer_idx` left `[B, T, D]`, None if nothing; raises ValueError where it ran without the gradient
+        that is wanted now."""
+        if layer_idx not in self.outputs:
+            return None
+        output, recorded = self.outputs[layer_idx]
+        if not torch.is_grad_enabled():
+            # Nobody asks again, unless for a gradient.
+            self.outputs[layer_idx] = None, False
+        elif not recorded:
+            raise ValueError(
+                "block_type 'shortcut' passes what experts give from layer to layer, so gradient checkpointing needs "
+                "use_reentrant=False."
+            )
+        return output
 
 
 class ShortcutLayer(ZooDecoderLayer):

@@ -55,7 +55,12 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
 
-    def forward(self, hidden_states, per_layer_input=None, **context):
+    def forward(self, hidden_states, per_layer_input=None, position_bias=None, start=None, **context):
+        """`[B, T, D]` → `[B, T, D]`. What the model computes once for all its layers, and learns, comes by position:
+        reentrant checkpointing gives a gradient to such arguments alone."""
+        for name, shared in (("position_bias", position_bias), ("start", start)):
+            if shared is not None:
+                context[name] = shared
         hidden_states = self.join(hidden_states, **context)
         if self.per_layer_input is None:
             return hidden_states

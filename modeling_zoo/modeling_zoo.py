@@ -156,11 +156,13 @@ class ZooModel(ZooPreTrainedModel):
                 states = (hidden_states, rows, rotations, position_ids, masks, biases)
                 hidden_states, rows, rotations, position_ids, masks, biases = last_query(*states)
             key = self.mask_keys[index]
-            parts = {"position_bias": biases[key]} if key in biases else {}
-            parts |= {} if rows is None else {"per_layer_input": rows[:, :, index]}
-            parts |= self.shared_blocks.context(index, start) if self.shares_blocks else {}
+            parts = self.shared_blocks.context(index, start) if self.shares_blocks else {}
+            row = None if rows is None else rows[:, :, index]
             hidden_states = layer(
                 hidden_states,
+                row,
+                biases.get(key),
+                parts.pop("start", None),
                 position_embeddings=rotations.get(self.rope_keys[index]),
                 attention_mask=layer_mask(masks, key),
                 position_ids=position_ids,
@@ -240,7 +242,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"])
         aux_loss = None
         if balance:
-            loss, aux_loss = add_router_losses(loss, self.config, outputs.router_logits, attention_mask, labels, kwargs)
+            loss, aux_loss = add_router_losses(loss, self, outputs.router_logits, attention_mask, labels, kwargs)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,

@@ -95,8 +95,16 @@ def wants_router_losses(model, labels, record):
     return record or (model.training and (config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0))
 
 
-def add_router_losses(loss, config, router_logits, attention_mask, labels, kwargs):
-    """(loss + the router losses, the balance loss) for one call of a language model."""
+def add_router_losses(loss, model, router_logits, attention_mask, labels, kwargs):
+    """(loss + the router losses, the balance loss) for one call of a language model; raises ValueError where the
+    logits were recorded without a gradient."""
+    config, wanted = model.config, model.config.router_aux_loss_coef > 0 or model.config.router_z_loss_coef > 0
+    lost = loss.requires_grad and not any(logits.requires_grad for logits in router_logits)
+    if wanted and lost and model.training and model.is_gradient_checkpointing:
+        raise ValueError(
+            f"router_aux_loss_coef={config.router_aux_loss_coef} and router_z_loss_coef={config.router_z_loss_coef} "
+            "would reach no router: gradient checkpointing needs use_reentrant=False, or both set to 0."
+        )
     mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
     losses = router_losses(config, router_logits, mask, mask_of_targets(labels), kwargs.get("num_items_in_batch"))
     return loss + losses.total.to(loss.device), losses.aux_loss

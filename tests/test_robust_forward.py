@@ -49,6 +49,12 @@ EVERY = {f"{group} {index}": row for group in ROWS if group != "stray" for index
 CAUSAL = [name for name, row in MODELS.items() if "use_bidirectional_attention" not in row]
 
 
+# Without draws, which a layer that is computed again repeats only where torch keeps its state of the generator.
+QUIET = {"attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0}
+# What layers leave for later ones, or for the loss, besides the stream.
+PASSED_ON = ("block_type", "num_kv_shared_layers", "indexer_loss_coef", "router_aux_loss_coef")
+
+
 def logits_match(found, wanted):
     torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-5 * max(10.0, wanted.abs().max().item()))
 
@@ -178,3 +184,33 @@ def test_no_token_at_all_is_refused_in_a_sentence(field, shape):
     given = given if field == "input_ids" else model.get_input_embeddings()(given)
     with pytest.raises(ValueError, match=rf"{field} of shape \({shape[0]}, {shape[1]}.* hold no token"):
         model(**{field: given})
+
+
+# -- checkpointing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", ""])
+def test_checkpointing_changes_no_gradient_or_is_refused(reentrant, name):
+    """The form that recomputes a layer in a backward of its own sees only what a layer is called with."""
+    model, tokens = model_of({**EVERY[name], **QUIET}), some_tokens()
+    gradients = []
+    for checkpointing in (False, True):
+        model.train().zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        try:
+            torch.manual_seed(2)
+            model(tokens, labels=tokens).loss.backward()
+        except ValueError as refusal:
+            assert reentrant and checkpointing and "use_reentrant=False" in str(refusal)
+            assert any(field in str(refusal) and EVERY[name].get(field) for field in PASSED_ON)
+            return
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, wanted in gradients[0].items():
+        found = gradients[1][name]
+        assert (found is None) == (wanted is None), name
+        if wanted is not None:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6 * wanted.abs().max().item(), msg=name)
