@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -22,32 +23,29 @@ DTYPES = {
 }  # fmt: skip
 
 
-class Checkpoint:
-    """The tensors of a folder: `headers` (name -> meta tensor) at once, `read(name)` when needed."""
+class StoredTensors:
+    """Tensors of some files of a folder: `headers` (name -> meta tensor) at once, `read(name)` when needed."""
 
-    def __init__(self, folder: Path, stem: str = "model"):
+    def __init__(self, folder: Path):
         self.folder = folder
         self.headers: dict[str, Tensor] = {}
         self._file_of: dict[str, Path] = {}
         self._start_of: dict[str, int] = {}
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.exists():
-            self._read_index(index)
-        elif (folder / f"{stem}.safetensors").exists():
-            self._read_headers(inside(folder, f"{stem}.safetensors"))
-        else:
-            raise ConversionError(_no_weights(folder))
 
-    def _read_index(self, index: Path) -> None:
+    def shards(self, index: Path) -> tuple[dict[str, str], dict[str, Path]]:
+        """What an index says: {tensor: file name}, and {file name: path}, of which none leads out of the folder."""
         weight_map = read_json(inside(self.folder, index.name)).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise ConversionError(f"{index} has no weight_map from tensor names to file names.")
-        paths = {file: inside(self.folder, file) for file in dict.fromkeys(weight_map.values())}
+        return weight_map, {file: inside(self.folder, file) for file in dict.fromkeys(weight_map.values())}
+
+    def read_index(self, index: Path) -> None:
+        weight_map, paths = self.shards(index)
         for file, path in paths.items():
             if not path.is_file():
                 raise ConversionError(f"{index} names {file!r}, which is not in the folder: a shard is missing.")
         for path in paths.values():
-            self._read_headers(path)
+            self.read_headers(path)
         for name, file in weight_map.items():
             if self._file_of.get(name) != paths[file]:
                 raise ConversionError(f"{index} says that {name!r} is in {file!r}, but it is not there.")
@@ -55,7 +53,7 @@ class Checkpoint:
             if name not in weight_map:
                 raise ConversionError(f"{path.name!r} holds {name!r}, which {index} does not list.")
 
-    def _read_headers(self, path: Path) -> None:
+    def read_headers(self, path: Path) -> None:
         for name, entry in _header_of(path).items():
             if name in self.headers:
                 raise ConversionError(f"{name!r} is in two files, {self._file_of[name].name!r} and {path.name!r}.")
@@ -80,6 +78,49 @@ class Checkpoint:
                 missing = missing[count:]
         return tensor
 
+    def holds_the_same(self, other: "StoredTensors") -> bool:
+        """Whether both have the same tensors, to the bit."""
+        shapes = [{name: (t.dtype, t.shape) for name, t in one.headers.items()} for one in (self, other)]
+        return shapes[0] == shapes[1] and all(
+            self._file_of[name] == other._file_of[name]
+            or torch.equal(*(one.read(name).reshape(-1).view(torch.uint8) for one in (self, other)))
+            for name in self.headers
+        )
+
+
+class Checkpoint(StoredTensors):
+    """The weights of a folder. Of the files it may hold, those that transformers would load: `named`
+    (`transformers_weights` of config.json), else `model.safetensors`, else the shards of the index."""
+
+    def __init__(self, folder: Path, stem: str = "model", named: str | None = None):
+        super().__init__(folder)
+        whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if named is not None:
+            chosen = inside(folder, named)
+            self.read_index(chosen) if named.endswith(".index.json") else self.read_headers(chosen)
+        elif is_there(whole):
+            self.read_headers(inside(folder, whole.name))
+            if is_there(index):
+                self._refuse_another_set(whole, index)
+        elif is_there(index):
+            self.read_index(index)
+        else:
+            raise ConversionError(_no_weights(folder))
+
+    def _refuse_another_set(self, whole: Path, index: Path) -> None:
+        """An index beside the one file is a leftover where its shards are gone or hold the same; else nobody can tell
+        which was saved last, and transformers would load the one file without a word."""
+        other = StoredTensors(self.folder)
+        _, paths = other.shards(index)
+        if not all(path.is_file() for path in paths.values()):
+            return
+        other.read_index(index)
+        if not self.holds_the_same(other):
+            raise ConversionError(
+                f"{self.folder} holds two sets of weights that differ, {whole.name!r} (which transformers loads) and "
+                f"the shards of {index.name!r}: remove the one that is not meant."
+            )
+
 
 def raw_bytes(tensor: Tensor) -> ctypes.Array:
     """The memory of a contiguous CPU tensor as bytes, not copied."""
@@ -89,15 +130,29 @@ def raw_bytes(tensor: Tensor) -> ctypes.Array:
 def _header_of(path: Path) -> dict[str, dict]:
     """name -> dtype, shape and start in the file; the format's own library has judged the file sound before."""
     try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConversionError(f"{path} is unreadable ({reason}): allow reading it, or copy it here again.") from error
+    try:
         with safe_open(path, framework="pt"):
             pass
     except (SafetensorError, ValueError, OSError) as error:
-        raise ConversionError(f"{path} is cut off or damaged: {error}.") from error
+        reason = str(error).removesuffix(".")
+        raise ConversionError(f"{path} is cut off or damaged ({reason}): download or copy it again.") from error
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
     return {name: entry | {"start": 8 + size + entry["data_offsets"][0]} for name, entry in header.items()}
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there; what has its name and is none (a pipe, a device, a link to nothing) is refused."""
+    if not path.is_file() and os.path.lexists(path):
+        raise ConversionError(f"{path} is no file that can be read: put the weights themselves there.")
+    return path.is_file()
 
 
 def inside(folder: Path, name: str) -> Path:

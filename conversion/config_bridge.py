@@ -20,6 +20,7 @@ from configuration_zoo import ZooConfig
 
 from .errors import ConversionError
 from .family import Family
+from .quantised import refuse_quantized_config
 from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
 
 # Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
@@ -69,7 +70,7 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
         return _build(raw | overrides, OWN_TYPE)
     model_type = model_type_of(raw)
     family = family_of(model_type)
-    _refuse_quantized(raw)
+    refuse_quantized_config(raw)
     theirs = their_config(raw, model_type, family)
     arguments = {ours: getattr(theirs, name) for name, ours in family.fields.items() if hasattr(theirs, name)}
     arguments |= family.fixed
@@ -167,16 +168,6 @@ def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]
     raw = json.loads(CONFIG_MAPPING[reads].from_dict(_back(config, family)).to_json_string())
     architecture = family.architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(reads)
     return raw | {"model_type": family.reads and to or reads, "architectures": [architecture] if architecture else None}
-
-
-def _refuse_quantized(raw: dict[str, Any]) -> None:
-    method = raw.get("quantization_config")
-    if method:
-        name = method.get("quant_method", "an unnamed method") if isinstance(method, dict) else method
-        raise ConversionError(
-            f"the checkpoint is quantised ({name}): load it with transformers, dequantise it and save it in a plain "
-            "dtype."
-        )
 
 
 def _decoded(value: Any) -> Any:

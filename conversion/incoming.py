@@ -13,25 +13,29 @@ from .checkpoint import Checkpoint
 from .config_bridge import import_config
 from .errors import ConversionError
 from .plan import Plan, Planner
+from .quantised import refuse_quantized_folder, refuse_quantized_tensors
 from .registry import family_of, model_type_of
 from .sidecar import Manifest
+from .their_side import kept_dtypes
 from .writer import CODES
-from .zoo_side import Expected, check_import, expected_tensors
+from .zoo_side import Expected, check_import, expected_tensors, own_dtypes
 
 
 class Reader:
-    """A checkpoint seen in another dtype: floating tensors are cast as they are read, `exempt` ones are not."""
+    """A checkpoint seen in another dtype: floating tensors are cast as they are read, those in `kept` to theirs."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None = None, exempt: set[str] = frozenset()):
-        self.checkpoint, self.dtype, self.exempt = checkpoint, dtype, exempt
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype | None = None, kept: dict[str, torch.dtype] | None = None
+    ):
+        self.checkpoint, self.dtype, self.kept = checkpoint, dtype, kept or {}
         self.headers = {name: self._cast(name, tensor) for name, tensor in checkpoint.headers.items()}
 
     def read(self, name: str) -> Tensor:
         return self._cast(name, self.checkpoint.read(name))
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
-        same = self.dtype is None or name in self.exempt or not tensor.is_floating_point()
-        return tensor if same else tensor.to(self.dtype)
+        same = self.dtype is None or not tensor.is_floating_point()
+        return tensor if same else tensor.to(self.kept.get(name, self.dtype))
 
 
 @dataclass
@@ -54,11 +58,13 @@ def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None =
     model_type = model_type_of(raw, str(folder / "config.json"))
     family = family_of(model_type)
     config = import_config(raw)
-    checkpoint = Checkpoint(folder)
+    refuse_quantized_folder(folder)
+    checkpoint = Checkpoint(folder, named=raw.get("transformers_weights"))
     expected, planner = expected_tensors(config), Planner(family, config)
     overrides = {}
-    reader = Reader(checkpoint, dtype)
+    reader = Reader(checkpoint)
     plan = planner.forward(reader.headers)
+    refuse_quantized_tensors(plan, expected)
     stored_twice = _equal_copies(plan, expected, checkpoint)
     if not all(stored_twice.values()):
         # As transformers does: a head that is stored and differs is a head of its own, whatever the config says.
@@ -67,9 +73,8 @@ def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None =
         expected, planner = expected_tensors(config), Planner(family, config)
         stored_twice = {}
     check_import(plan, expected, planner)
-    wide = [step for step in plan.steps if any(map(expected.is_kept_wide, step.target_names()))]
-    if dtype is not None and wide:
-        reader = Reader(checkpoint, dtype, {name for step in wide for name in step.source_names()})
+    if dtype is not None:
+        reader = Reader(checkpoint, dtype, _kept(raw, config, planner, plan, dtype))
         plan = planner.forward(reader.headers)
     config.dtype = dtype or config.dtype
     manifest = Manifest(model_type, list(stored_twice), overrides, kept=plan.kept, dropped=plan.dropped)
@@ -81,6 +86,22 @@ def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None =
         manifest.names = {name: [CODES[tensor.dtype], list(tensor.shape)] for name, tensor in headers.items()}
     plan.steps = [step for step in plan.steps if not set(step.target_names()) <= set(stored_twice)]
     return Incoming(config, reader, plan, expected, manifest)
+
+
+def _kept(
+    raw: dict[str, Any], config: ZooConfig, planner: Planner, plan: Plan, dtype: torch.dtype
+) -> dict[str, torch.dtype]:
+    """{source name: dtype} of what zoo's own class or transformers' keeps when it loads in `dtype`. What becomes one
+    tensor has one dtype."""
+    ours = own_dtypes(config, dtype)
+    theirs = kept_dtypes(raw, model_type_of(raw), planner.family, dtype)
+    theirs = {planner.as_ruled(name): kept for name, kept in theirs.items()}
+    kept = {}
+    for step in plan.steps:
+        found = [ours[name] for name in step.target_names() if name in ours]
+        found += [theirs[name] for name in map(planner.as_ruled, step.source_names()) if name in theirs]
+        kept |= dict.fromkeys(step.source_names(), found[0]) if found else {}
+    return kept
 
 
 def _equal_copies(plan: Plan, expected: Expected, checkpoint: Checkpoint) -> dict[str, bool]:

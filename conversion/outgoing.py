@@ -18,14 +18,15 @@ from .incoming import Reader
 from .plan import Plan, Planner, Step
 from .registry import family_of, file_name, variant_of
 from .sidecar import Manifest, set_aside
+from .their_side import kept_dtypes
 from .zoo_side import check_own, expected_tensors
 
 
 class TiedReader(Reader):
     """A reader that also answers to the second names of shared tensors."""
 
-    def __init__(self, checkpoint, dtype, exempt, second_names: dict[str, str]):
-        super().__init__(checkpoint, dtype, exempt)
+    def __init__(self, checkpoint, dtype, kept, second_names: dict[str, str]):
+        super().__init__(checkpoint, dtype, kept)
         self.second_names = second_names
         self.headers |= {second: self.headers[first] for second, first in second_names.items()}
 
@@ -70,15 +71,21 @@ def read_outgoing(folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype
     target = export_config(config, to, **(manifest.overrides if same else {}))
     checkpoint, expected = Checkpoint(folder), expected_tensors(config)
     check_own(checkpoint, expected)
-    wide = {name for name in checkpoint.headers if expected.is_kept_wide(name)}
     second_names = {name: expected.tied[name] for name in manifest.tied if same and name in expected.tied}
-    reader = TiedReader(checkpoint, dtype, wide, second_names)
-    for name in expected.tied:
-        if name not in second_names:
-            reader.headers.pop(name, None)
+
+    def planned(dtype=None, kept=None):
+        reader = TiedReader(checkpoint, dtype, kept, second_names)
+        for name in expected.tied:
+            if name not in second_names:
+                reader.headers.pop(name, None)
+        plan = _plan_by_names(planner, manifest, reader) if same and manifest.names else None
+        return reader, plan or planner.backward(reader.headers)
+
     planner = Planner(family, config)
-    plan = _plan_by_names(planner, manifest, reader) if same and manifest.names else None
-    plan = plan or planner.backward(reader.headers)
+    reader, plan = planned()
+    kept = {} if dtype is None else kept_dtypes(target, to, family, dtype)
+    if dtype is not None:
+        reader, plan = planned(dtype, _kept(planner, plan, kept))
     _check_comes_back(planner, plan, reader.headers, to)
     if dtype is not None:
         target = {key: value for key, value in target.items() if key != "torch_dtype"}
@@ -88,6 +95,16 @@ def read_outgoing(folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype
     aside = aside if same else None
     buffers, pinned = _buffers(family, config, target, aside), manifest.tokenizer_class if same else None
     return Outgoing(config, target, reader, plan, aside, left_behind, buffers, pinned)
+
+
+def _kept(planner: Planner, plan: Plan, theirs: dict[str, torch.dtype]) -> dict[str, torch.dtype]:
+    """{zoo's name: dtype} of what becomes a tensor that transformers' class keeps in a dtype of its own."""
+    theirs = {planner.as_ruled(name): kept for name, kept in theirs.items()}
+    kept = {}
+    for step in plan.steps:
+        found = [theirs[name] for name in map(planner.as_ruled, step.target_names()) if name in theirs]
+        kept |= dict.fromkeys(step.source_names(), found[0]) if found else {}
+    return kept
 
 
 def _buffers(

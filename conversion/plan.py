@@ -132,6 +132,10 @@ class Planner:
         values = dict.fromkeys(rule.many_theirs, 0) | rule.values_to_theirs(ctx.values)
         return " + ".join(self._unprefixed(pattern.format(values)) for pattern in rule.theirs)
 
+    def as_ruled(self, name: str) -> str:
+        """One of their names as the rules see it, the same whichever prefixes it has or lacks."""
+        return self._prefixed(name).removeprefix(self.family.base_prefix)
+
     def _prefixed(self, name: str, bare: bool = False) -> str:
         for theirs, ours in (self.family.prefixes | self.family.also_prefixes).items():
             if name.startswith(theirs):

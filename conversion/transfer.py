@@ -28,6 +28,7 @@ from .workspace import check_apart, new_folder
 from .writer import ShardWriter, nbytes, parse_size
 
 Write = Callable[[str, Tensor], None]
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass
@@ -114,13 +115,14 @@ def read_config(folder: Path) -> dict:
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """ "bfloat16", "torch.bfloat16" or the dtype itself."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConversionError(f"dtype={dtype!r} is not a floating dtype: write for example bfloat16 or float32.")
-    return found
+    """ "bfloat16", "torch.bfloat16" or the dtype itself; raises ConversionError for one no model computes in."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is None or found in FLOATING:
+        return found
+    raise ConversionError(
+        f"dtype={str(dtype).removeprefix('torch.')!r} is not a floating dtype that models are converted to: write "
+        "bfloat16, float16, float32 or float64."
+    )
 
 
 def _import(folder: Path, raw: dict, new: Path, dtype, max_bytes: int, progress: bool) -> Report:

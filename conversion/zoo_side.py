@@ -1,6 +1,5 @@
 """What zoo's own model expects: the tensors of a config, without allocating them, and what a mapping got wrong."""
 
-import re
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -13,27 +12,22 @@ from modeling_zoo import ZooForCausalLM
 from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .plan import Plan, Planner
+from .quantised import refuse_quantized_own
 
 _NAMED_AT_MOST = 5
 
 
 @dataclass
 class Expected:
-    """`tensors`: name -> meta tensor, in the model's order; `tied`: second name -> the name it shares; `kept_wide`."""
+    """`tensors`: name -> meta tensor, in the model's order; `tied`: second name -> the name it shares."""
 
     tensors: dict[str, Tensor]
     tied: dict[str, str]
-    kept_wide: list[str]
-
-    def is_kept_wide(self, name: str) -> bool:
-        """Whether the model keeps this tensor in float32 whatever its dtype."""
-        return any(re.search(rf"(^|\.){re.escape(part)}(\.|$)", name) for part in self.kept_wide)
 
 
 def expected_tensors(config: ZooConfig) -> Expected:
     """The state dict of a ZooForCausalLM with this config, on the meta device."""
-    with torch.device("meta"):
-        model = ZooForCausalLM(deepcopy(config))
+    model = _empty(config, torch.float32)
     first_name: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -41,8 +35,18 @@ def expected_tensors(config: ZooConfig) -> Expected:
         if primary != name:
             tied[name] = primary
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    wide = [*(model._keep_in_fp32_modules or ()), *(getattr(model, "_keep_in_fp32_modules_strict", None) or ())]
-    return Expected(tensors, tied, wide)
+    return Expected(tensors, tied)
+
+
+def own_dtypes(config: ZooConfig, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """{name: dtype} of the tensors that a ZooForCausalLM loaded in `dtype` keeps in another."""
+    tensors = _empty(config, dtype).state_dict()
+    return {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype != dtype}
+
+
+def _empty(config: ZooConfig, dtype: torch.dtype) -> ZooForCausalLM:
+    with torch.device("meta"):
+        return ZooForCausalLM._from_config(deepcopy(config), dtype=dtype)
 
 
 def check_import(plan: Plan, expected: Expected, planner: Planner) -> None:
@@ -50,7 +54,7 @@ def check_import(plan: Plan, expected: Expected, planner: Planner) -> None:
     source_of = {target: step.source_names() for step in plan.steps for target in step.target_names()}
     known = set(expected.tensors) | set(expected.tied)
     if missing := [planner.their_names(name) for name in expected.tensors if name not in plan.outputs]:
-        raise ConversionError(f"{_count(missing)} missing from the checkpoint: {_list(missing)}.")
+        raise ConversionError(f"{_are(missing)} missing from the checkpoint: {_list(missing)}.")
     if extra := [name for target in plan.outputs if target not in known for name in source_of[target]]:
         raise ConversionError(
             f"the checkpoint holds {_count(extra)} that a model with this config does not have: {_list(extra)}."
@@ -65,11 +69,12 @@ def check_import(plan: Plan, expected: Expected, planner: Planner) -> None:
 
 def check_own(checkpoint: Checkpoint, expected: Expected) -> None:
     """A zoo folder holds exactly its model's tensors."""
+    refuse_quantized_own(checkpoint.headers, expected.tensors)
     if missing := [name for name in expected.tensors if name not in checkpoint.headers]:
-        raise ConversionError(f"{_count(missing)} missing from {checkpoint.folder}: {_list(missing)}.")
+        raise ConversionError(f"{_are(missing)} missing from {checkpoint.folder}: {_list(missing)}.")
     if extra := [name for name in checkpoint.headers if name not in expected.tensors and name not in expected.tied]:
         raise ConversionError(
-            f"{checkpoint.folder} holds {_count(extra)} its config does not describe: {_list(extra)}."
+            f"{checkpoint.folder} holds {_count(extra)} that its config does not describe: {_list(extra)}."
         )
     for name, tensor in expected.tensors.items():
         found = checkpoint.headers[name]
@@ -78,7 +83,11 @@ def check_own(checkpoint: Checkpoint, expected: Expected) -> None:
 
 
 def _count(names: list[str]) -> str:
-    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+
+
+def _are(names: list[str]) -> str:
+    return f"{_count(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _list(names: list[str]) -> str:

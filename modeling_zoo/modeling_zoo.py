@@ -32,11 +32,12 @@ from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .pipeline_stages import StagedModel
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
+from .saved_folder import SavedFolder
 from .serving import served_by
 from .shared_blocks import SharedBlocks
 
 
-class ZooPreTrainedModel(StagedModel, PreTrainedModel):
+class ZooPreTrainedModel(StagedModel, SavedFolder, PreTrainedModel):
     """What transformers needs to know of every zoo model."""
 
     config_class = ZooConfig
@@ -74,10 +75,6 @@ class ZooPreTrainedModel(StagedModel, PreTrainedModel):
                     f"{field}={getattr(self.config, field)!r}: use one of {list(backends)}."
                 )
         return super().get_correct_attn_implementation(served_by(self.config, requested_attention), is_init_check)
-
-    def _upload_modified_files(self, working_dir, *args, **kwargs):
-        self.config.write_card(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def set_attn_implementation(self, *args, **kwargs):
         super().set_attn_implementation(*args, **kwargs)
