@@ -243,6 +243,12 @@ class LinearFields:
                 f"time_step_min={least} and time_step_floor={values['time_step_floor']} must not exceed "
                 f"time_step_max={most}."
             )
+        sections = values.get("linear_section_multipliers")
+        if sections and sections[0] != 1 and values["linear_output_gate"] == "none":
+            raise ValueError(
+                f"linear_section_multipliers[0]={sections[0]} is for the gate, which linear_output_gate='none' leaves "
+                "out: it has to be 1.0."
+            )
         decay, bound = values.get("linear_decay"), values.get("linear_lower_bound")
         if self.linear_float32_parameters and not taps and decay in (None, "constant"):
             raise ValueError(

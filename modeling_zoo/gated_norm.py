@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+
+from .mlps import activation_named
 
 
 class GatedRMSNorm(nn.Module):
@@ -20,7 +21,7 @@ class GatedRMSNorm(nn.Module):
         self.eps, self.width = settings.norm_eps, width
         self.norm_first = settings.norm_before_gate
         self.keeps_float32 = settings.norm_cast == "float32"
-        self.activation = None if settings.output_gate == "none" else ACT2FN[settings.output_gate]
+        self.activation = None if settings.output_gate == "none" else activation_named(settings.output_gate)
         has_norm = settings.output_norm != "none"
         self.weight = nn.Parameter(torch.ones(size)) if has_norm else None
 

@@ -45,10 +45,15 @@ class XIELU(nn.Module):
 ACTIVATIONS = {"elu": nn.ELU, "xielu": XIELU}
 
 
+def activation_named(name):
+    """The activation of that name, a module of its own for each layer."""
+    own = ACTIVATIONS.get(name)
+    return own() if own is not None else ACT2FN[name]
+
+
 def make_activation(config):
-    """The activation `hidden_act` names, a module of its own for each layer."""
-    own = ACTIVATIONS.get(config.hidden_act)
-    return own() if own is not None else ACT2FN[config.hidden_act]
+    """The activation `hidden_act` names."""
+    return activation_named(config.hidden_act)
 
 
 class PlainMLP(nn.Module):

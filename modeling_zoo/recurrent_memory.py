@@ -27,7 +27,8 @@ class Memory:
         # Before this forward; what it stores itself must not count.
         self.has_history = self.layer is not None and bool(self.layer.has_previous_state[state_idx])
         self.recording = bool(getattr(self.layer, "record_past", False))
-        if self.has_history and not torch.is_inference_mode_enabled() and not is_traced():
+        # A graph cannot ask for the mode.
+        if self.has_history and not is_traced() and not torch.is_inference_mode_enabled():
             self.thaw()
 
     def thaw(self):

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+
+from .mlps import activation_named
 
 
 def causal_convolution(inputs, weight, bias=None, window=None):
@@ -45,7 +46,7 @@ class ShortConvolution(nn.Conv1d):
 
     def __init__(self, channels, taps, bias=False, activation=None, dtype=None):
         super().__init__(channels, channels, taps, groups=channels, bias=bias, dtype=dtype)
-        self.activation = None if activation in (None, "none") else ACT2FN[activation]
+        self.activation = None if activation in (None, "none") else activation_named(activation)
 
     def initialize(self, std):
         bound = self.kernel_size[0] ** -0.5
@@ -73,7 +74,7 @@ class NoConvolution(nn.Module):
 
     def __init__(self, activation=None):
         super().__init__()
-        self.activation = None if activation in (None, "none") else ACT2FN[activation]
+        self.activation = None if activation in (None, "none") else activation_named(activation)
 
     def forward(self, inputs, memory, rows):
         return inputs if self.activation is None else self.activation(inputs)

@@ -31,7 +31,8 @@ class StateSpaceDuality(RecurrentMixer):
         self.heads = settings.num_value_heads
         self.inner = self.heads * settings.value_head_dim
         self.states = settings.num_key_heads * settings.key_head_dim
-        self.sections = [self.inner, self.inner, self.states, self.states, self.heads]
+        self.gate_width = 0 if settings.output_gate == "none" else self.inner
+        self.sections = [self.gate_width, self.inner, self.states, self.states, self.heads]
         self.in_proj = Linear(hidden, sum(self.sections), bias=settings.bias)
         self.conv1d = make_convolution(settings, self.inner + 2 * self.states)
         self.A_log = nn.Parameter(torch.zeros(self.heads))
@@ -61,7 +62,7 @@ class StateSpaceDuality(RecurrentMixer):
         projected = self.in_proj(hidden_states)
         if settings.section_multipliers is not None:
             projected = projected * self.section_scale.to(projected.dtype)
-        return projected.split([self.inner, self.inner + 2 * self.states, self.heads], dim=-1)
+        return projected.split([self.gate_width, self.inner + 2 * self.states, self.heads], dim=-1)
 
     def time_step(self, projected):
         low, high = self.settings.time_step_limit or (None, None)
@@ -131,7 +132,8 @@ class SelectiveScan(RecurrentMixer):
         states, rank = settings.key_head_dim, settings.time_step_rank
         self.split_sizes = [rank, states, states]
         self.groups, width = settings.num_key_heads, self.inner // settings.num_key_heads
-        self.in_proj = Linear(hidden, 2 * self.inner, bias=settings.bias)
+        self.gate_width = 0 if settings.output_gate == "none" else self.inner
+        self.in_proj = Linear(hidden, self.inner + self.gate_width, bias=settings.bias)
         self.conv1d = make_convolution(settings, self.inner)
         self.x_proj = make_grouped_linear(self.groups, width, rank + 2 * states)
         self.dt_proj = make_grouped_linear(self.groups, rank, width, bias=True)
@@ -156,7 +158,7 @@ class SelectiveScan(RecurrentMixer):
         return grouped_selective_scan(inputs, time_step, transition, write, read, self.D.float(), state)
 
     def mix(self, hidden_states, memory, rows):
-        inputs, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
+        inputs, gate = self.in_proj(hidden_states).split([self.inner, self.gate_width], dim=-1)
         inputs = self.conv1d(inputs, memory, rows)
         grouped = inputs.unflatten(-1, (self.groups, -1))
         time_step, write, read = self.x_proj(grouped).split(self.split_sizes, dim=-1)
@@ -197,7 +199,7 @@ class GatedLinearUnit(RecurrentMixer):
         shape = (settings.num_value_heads, settings.value_head_dim)
         inner = math.prod(shape)
         self.in_proj = Linear(hidden, inner, bias=settings.bias)
-        self.g_proj = Linear(hidden, inner, bias=settings.bias)
+        self.g_proj = Linear(hidden, inner, bias=settings.bias) if settings.output_gate != "none" else None
         self.conv1d = make_convolution(settings, inner)
         self.input_gate = BlockDiagonalLinear(*shape)
         self.recurrence_gate = BlockDiagonalLinear(*shape)
@@ -222,7 +224,8 @@ class GatedLinearUnit(RecurrentMixer):
         gated = inputs * torch.sigmoid(self.input_gate(inputs))
         first = rows.first(inputs, memory.has_history)
         output = self.recur(memory, rows, self.recurrence, gated, log_decay, first, rows.valid)
-        return self.o_proj(self.o_norm(output.to(hidden_states.dtype), self.g_proj(hidden_states)))
+        gate = None if self.g_proj is None else self.g_proj(hidden_states)
+        return self.o_proj(self.o_norm(output.to(hidden_states.dtype), gate))
 
 
 class ShortConvolutionMixer(RecurrentMixer):

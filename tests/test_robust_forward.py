@@ -3,12 +3,13 @@ Llama."""
 
 import pytest
 import torch
-from combinations import HEADS, ROWS, SIZES, STATES, linear
+from combinations import FULL, HEADS, ROWS, SIZES, STATES, linear
 from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
 from transformers import DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.fields_linear import CHOICES, LINEAR_MECHANISMS
 from modeling_zoo import ZooForCausalLM
 
 # Largest difference to float32 with the same weights, relative to the largest logit.
@@ -214,3 +215,38 @@ def test_checkpointing_changes_no_gradient_or_is_refused(reentrant, name):
         assert (found is None) == (wanted is None), name
         if wanted is not None:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6 * wanted.abs().max().item(), msg=name)
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def linear_options():
+    """Every mechanism as it comes, and with each field it reads at each value that can be listed."""
+    switches = {"linear_conv_kernel_dim": (0, 1), "linear_gate_rank": (3,), "linear_decay_rank": (3,)}
+    for mechanism, fields in LINEAR_MECHANISMS.items():
+        word = "conv" if mechanism == "short_conv" else "linear_attention"
+        sizes = {} if word == "conv" else STATES if mechanism.startswith("mamba") else HEADS
+        base = linear(mechanism, [word, FULL, word], **sizes)
+        yield pytest.param(base, id=mechanism)
+        for field, default in fields.items():
+            values = CHOICES.get(field, (True, False) if type(default) is bool else switches.get(field, ()))
+            for value in values:
+                yield pytest.param({**base, field: value}, id=f"{mechanism} {field}={value}")
+
+
+@pytest.mark.sampled(7)
+@pytest.mark.parametrize("fields", linear_options())
+def test_every_weight_of_every_recurrence_is_used(fields):
+    """Each row of each matrix gets a gradient, whatever the recurrence leaves out."""
+    model = model_of(fields)
+    if model is None:
+        return
+    model.train()
+    for seed in range(2):
+        tokens = torch.randint(6, 101, (3, 11), generator=torch.Generator().manual_seed(seed))
+        model(tokens, labels=tokens).loss.backward()
+    # A rectified channel may be off at every token.
+    fewest = 0.9 if {"relu", "relu6"} & {value for value in fields.values() if isinstance(value, str)} else 1.0
+    for name, parameter in model.model.layers.named_parameters():
+        reached = parameter.grad.flatten(1).abs().amax(1) if parameter.dim() > 1 else parameter.grad.abs()
+        assert (reached > 0).float().mean() >= fewest, name
