@@ -32,6 +32,14 @@ def from_chunks(chunks: list[torch.Tensor], batch: int, length: int) -> torch.Te
     return torch.cat(rows, dim=1)[:, :length]
 
 
+def by_chunk(*states: torch.Tensor):
+    """Tuples of one chunk of each, in turn.
+
+    Unbound at once: the gradient of an index is as large as all chunks together, and would be made for each of them.
+    """
+    return zip(*(chunks.unbind() for chunks in states), strict=True)
+
+
 def _decay(log_decay: torch.Tensor) -> torch.Tensor:
     return F.threshold(log_decay, LOG_SMALLEST, -torch.inf).exp()
 
@@ -128,11 +136,11 @@ def delta_chunks(query, key, value, beta, log_decay, state) -> tuple[list[torch.
     mixing = torch.stack([attention @ solution, solution], dim=3).flatten(2, 3)
     rows, key = rows.flatten(2, 3), key.transpose(-1, -2)
     outputs = []
-    for n in range(len(value)):
-        read, predicted = torch.bmm(rows[n], state).unflatten(1, (size, 2)).unbind(2)
-        mixed, write = torch.bmm(mixing[n], value[n] - predicted).unflatten(1, (size, 2)).unbind(2)
+    for row, mix, given, kept, place in by_chunk(rows, mixing, value, total, key):
+        read, predicted = torch.bmm(row, state).unflatten(1, (size, 2)).unbind(2)
+        mixed, write = torch.bmm(mix, given - predicted).unflatten(1, (size, 2)).unbind(2)
         outputs.append(read + mixed)
-        state = (state * total[n]).baddbmm_(key[n], write)
+        state = (state * kept).baddbmm_(place, write)
     return outputs, state
 
 
@@ -145,7 +153,7 @@ def additive_chunks(query, key, value, beta, log_decay, state) -> tuple[list[tor
     inside = scores @ value
     key = key.transpose(-1, -2)
     outputs = []
-    for n in range(len(value)):
-        outputs.append(torch.baddbmm(inside[n], rows[n], state))
-        state = (state * total[n]).baddbmm_(key[n], value[n])
+    for own, row, given, kept, place in by_chunk(inside, rows, value, total, key):
+        outputs.append(torch.baddbmm(own, row, state))
+        state = (state * kept).baddbmm_(place, given)
     return outputs, state

@@ -6,6 +6,7 @@ from torch import nn
 from .half_precision import Linear
 from .hyper_connections import StreamHead
 from .norms import make_norm
+from .packed_sequences import places_behind, starts_of_lengths
 from .pipeline_stages import ends_elsewhere, starts_elsewhere
 from .positions import ADDED_POSITIONS, POSITION_BIASES, NoPositions
 from .rotary import Rotations
@@ -120,6 +121,37 @@ def positions_of(config, inputs_embeds, attention_mask, past_key_values):
         return counted[:, -length:].clamp(min=-1 if config.position_offset else 0)
     seen = past_key_values.get_seq_length() if past_key_values is not None else 0
     return (torch.arange(length, device=device) + seen).unsqueeze(0)
+
+
+def read_positions(
+    config,
+    inputs_embeds,
+    attention_mask,
+    past_key_values,
+    position_ids=None,
+    cu_seq_lens_q=None,
+    seq_idx=None,
+    **kwargs,
+):
+    """Positions of a call, and those that tell packed sequences apart: None where nothing was said of any.
+
+    What `cu_seq_lens_q` or `seq_idx` say goes before what positions say; without positions each sequence counts its own
+    from 0. Raises ValueError where a recurrent layer would take for one sequence what they call several.
+    """
+    places = position_ids
+    if cu_seq_lens_q is not None or seq_idx is not None:
+        if attention_mask is None and past_key_values is None:
+            places = places_behind(starts_of_lengths(inputs_embeds, cu_seq_lens_q, seq_idx))
+            position_ids = places if position_ids is None else position_ids
+        elif config.linear_attention_type is not None and inputs_embeds.shape[1] > 1:
+            if seq_idx is not None or len(cu_seq_lens_q) > 2:
+                raise ValueError(
+                    "Packed sequences (cu_seq_lens_q, seq_idx) cannot continue a cache of a recurrent layer, nor stand "
+                    "beside an attention mask: call without past_key_values and attention_mask."
+                )
+    if position_ids is None:
+        position_ids = positions_of(config, inputs_embeds, attention_mask, past_key_values)
+    return position_ids, places
 
 
 # transformers' words for layers that have no keys.

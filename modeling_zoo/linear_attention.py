@@ -82,7 +82,7 @@ class LinearAttention(RecurrentMixer):
             initialize_time_steps(self.dt_bias, self.settings)
 
     def log_decay(self, hidden_states):
-        """g `[R, T, H]` or `[R, T, H, K]`, float32; None for no decay."""
+        """g `[B, T, H]` or `[B, T, H, K]`, float32; None for no decay."""
         if self.settings.decay == "constant":
             return -self.slopes.expand(*hidden_states.shape[:2], self.heads)
         if self.decay is None:
@@ -96,13 +96,14 @@ class LinearAttention(RecurrentMixer):
         return log_decay.to(hidden_states.dtype) if self.settings.decay_dtype == "activation" else log_decay
 
     def beta(self, hidden_states, rows):
-        """What a write is multiplied with, `[R, T, H]`; None for 1."""
+        """What a write is multiplied with, `[B, T, H]`; None for 1."""
         if rows.valid is None:
             return None
         return rows.valid.unsqueeze(-1).expand(-1, -1, self.heads).float()
 
-    def recurrence(self, query, key, value, beta, log_decay, state):
-        return linear_attention(query, key, value, beta, log_decay, state, scale=self.settings.attention_multiplier)
+    def recurrence(self, query, key, value, beta, log_decay, state, packed):
+        scale = self.settings.attention_multiplier
+        return linear_attention(query, key, value, beta, log_decay, state, scale=scale, packed=packed)
 
     def mix(self, hidden_states, memory, rows):
         settings = self.settings
@@ -133,6 +134,7 @@ class DeltaAttention(LinearAttention):
         beta = self.b_proj(hidden_states).sigmoid()
         return rows.silence(beta * 2.0 if self.settings.allow_neg_eigval else beta)
 
-    def recurrence(self, query, key, value, beta, log_decay, state):
+    def recurrence(self, query, key, value, beta, log_decay, state, packed):
         scale, normalize = self.settings.attention_multiplier, self.settings.qk_norm == "l2"
-        return delta_rule(query, key, value, beta, log_decay, state, scale=scale, normalize=normalize)
+        inputs = (query, key, value, beta, log_decay, state)
+        return delta_rule(*inputs, scale=scale, normalize=normalize, packed=packed)

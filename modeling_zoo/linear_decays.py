@@ -1,6 +1,6 @@
 """How fast a recurrence forgets: log decays (g <= 0) from what a mixer projects, per head or per channel of its keys.
 
-Each function takes the projection `[R, T, H]` or `[R, T, H, K]` (float32), the mixer's `A_log` and `dt_bias` in a shape
+Each function takes the projection `[B, T, H]` or `[B, T, H, K]` (float32), the mixer's `A_log` and `dt_bias` in a shape
 that broadcasts to it, and the layer's settings.
 """
 

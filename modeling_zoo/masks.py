@@ -4,11 +4,11 @@ import torch
 from transformers.masking_utils import (
     create_causal_mask,
     create_chunked_causal_mask,
-    create_recurrent_attention_mask,
     create_sliding_window_causal_mask,
 )
 
 from .attention_bands import band_of, sees_all
+from .packed_sequences import create_recurrent_mask
 from .tracing import is_traced
 
 MASK_BUILDERS = {
@@ -16,8 +16,8 @@ MASK_BUILDERS = {
     "sliding_attention": create_sliding_window_causal_mask,
     "chunked_attention": create_chunked_causal_mask,
     "indexed_attention": create_causal_mask,
-    "linear_attention": create_recurrent_attention_mask,
-    "conv": create_recurrent_attention_mask,
+    "linear_attention": create_recurrent_mask,
+    "conv": create_recurrent_mask,
 }
 # Layers that need another mask than one of their own name.
 PARTS = {
@@ -105,7 +105,8 @@ def build_masks(
     """{mask name: mask} for `inputs_embeds` `[B, T, D]` and a padding mask `[B, S + T]` or a ready 4-D one.
 
     Sparse patterns go by slot, so that padding takes part in the stride. With `rules`, the mask of many queries may be
-    a `BandMask`, which is not held as a square. `plan` is what `masks_needed` says, where it is known already.
+    a `BandMask`, which is not held as a square. `position_ids` tell packed sequences apart where they jump, None: there
+    are none. `plan` is what `masks_needed` says, where it is known already.
     """
     if inputs_embeds.is_meta:
         # Without data there is nothing to hide but the future, and no number to look at.

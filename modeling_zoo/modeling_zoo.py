@@ -20,7 +20,7 @@ from .attention_interface import attention_backends, share_implementations
 from .blocks import BLOCKS, carriers, make_block
 from .caches import advance_cache, eight_bits, ready_cache, upgrade_cache
 from .decoder_layer import ZooDecoderLayer
-from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, positions_of
+from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
 from .half_precision import Linear
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
@@ -132,13 +132,12 @@ class ZooModel(ZooPreTrainedModel):
         inputs_embeds = embeddings_of(self, input_ids, inputs_embeds)
         ready_cache(past_key_values, self.config)
         attention_mask = columns_so_far(self.config, attention_mask, inputs_embeds, past_key_values)
-        if position_ids is None:
-            position_ids = positions_of(self.config, inputs_embeds, attention_mask, past_key_values)
+        call = (self.config, inputs_embeds, attention_mask, past_key_values)
+        position_ids, places = read_positions(*call, position_ids, **kwargs)
         masks = attention_mask
         if not isinstance(masks, dict):
             # Built before a fresh cache exists: packed sequences are recognised only without one.
-            arguments = (inputs_embeds, attention_mask, past_key_values, position_ids)
-            masks = build_masks(self.config, *arguments, plan=self.mask_plan)
+            masks = build_masks(*call, places, plan=self.mask_plan)
         if use_cache and past_key_values is None:
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
 

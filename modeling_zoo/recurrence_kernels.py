@@ -4,6 +4,9 @@ from functools import cache
 
 import torch
 
+# The arguments of a kernel that have a row per token.
+PER_TOKEN = ("q", "k", "v", "beta", "g", "gk")
+
 
 @cache
 def _installed():
@@ -32,10 +35,11 @@ def has_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and bool(_installed())
 
 
-def run_kernel(query, key, value, beta, log_decay, state, *, delta, scale, normalize=False):
+def run_kernel(query, key, value, beta, log_decay, state, *, delta, scale, normalize=False, packed=None):
     """The recurrence of the file recurrences, in the dtype of the query with a float32 state; same arguments.
 
     The kernels know no shared key heads, and those without a delta rule no beta: keys are repeated and scaled first.
+    Packed sequences they take end to end, `[1, B · L, ...]`, with a state for each.
     """
     granularity = "none" if log_decay is None else "channel" if log_decay.dim() == 4 else "head"
     single = query.shape[1] == 1 and not torch.is_grad_enabled()
@@ -51,4 +55,9 @@ def run_kernel(query, key, value, beta, log_decay, state, *, delta, scale, norma
     if log_decay is not None:
         options[decay_name] = log_decay.float()
     inputs = {"q": query, "k": key.to(query.dtype), "v": value.to(query.dtype)}
-    return kernel(**{name: states.contiguous() for name, states in inputs.items()}, **options)
+    arguments = {name: states.contiguous() for name, states in inputs.items()} | options
+    if packed is None:
+        return kernel(**arguments)
+    joined = {name: arguments[name].flatten(0, 1).unsqueeze(0) for name in PER_TOKEN if arguments.get(name) is not None}
+    output, states = kernel(**arguments | joined, cu_seqlens=packed.cumulative_lengths())
+    return output.view(value.shape), states[packed.last_in_row()]

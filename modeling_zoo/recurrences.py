@@ -7,14 +7,18 @@ H a multiple of H' (consecutive heads share a key head);
 beta `[B, L, H]`; log_decay (g <= 0) `[B, L, H]` per head or `[B, L, H, K]` per channel, or None for no decay;
 state `[B, H, K, V]`, float32 (float64 for float64 inputs), None for zeros. All arithmetic is in the dtype of the state.
 Both functions return (output `[B, L, H, V]` in the dtype of the state, state). A single token with a state updates that
-state in place when gradients are off; the state can then also be a DelayedState.
+state in place when gradients are off; the state can then also be a DelayedState. `packed`: rows hold several sequences
+(PackedSequences, without a state), each of which starts from zeros; the state returned is that of the last of a row.
 """
+
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 
 from .chunked_recurrences import additive_chunks, delta_chunks, from_chunks, to_chunks
 from .delayed_state import DelayedState
+from .packed_sequences import PackedSequences
 from .recurrence_kernels import has_kernels, run_kernel
 from .recurrent_steps import L2_EPSILON, additive_step, delta_step
 
@@ -48,6 +52,7 @@ def delta_rule(
     scale: float | None = None,
     normalize: bool = False,
     chunk_size: int = 32,
+    packed: PackedSequences | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S <- Diag(e**g) S + β k (v - Sᵀ Diag(e**g) k)ᵀ, o = scale · Sᵀq; see the file for shapes.
 
@@ -61,14 +66,14 @@ def delta_rule(
     query, key = query.unbind(2) if key is None else (query, key)
     if has_kernels(query.device):
         inputs = (query, key, value, beta, log_decay, state)
-        return run_kernel(*inputs, delta=True, scale=scale, normalize=normalize)
+        return run_kernel(*inputs, delta=True, scale=scale, normalize=normalize, packed=packed)
     if state is not None and query.shape[1] == 1:
         return delta_step(query, key, value, beta, log_decay, state, scale=scale, normalize=normalize)
     dtype = state_dtype(query, value)
     query, key = query.to(dtype), key.to(dtype)
     if normalize:
         query, key = l2_normalize(query), l2_normalize(key)
-    return _in_segments(delta_chunks, query * scale, key, value, beta, log_decay, state, chunk_size)
+    return _in_segments(delta_chunks, query * scale, key, value, beta, log_decay, state, chunk_size, packed)
 
 
 def linear_attention(
@@ -81,6 +86,7 @@ def linear_attention(
     *,
     scale: float | None = None,
     chunk_size: int = 32,
+    packed: PackedSequences | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S <- Diag(e**g) S + β k vᵀ, o = scale · Sᵀq; see the file for shapes; beta None is 1.
 
@@ -92,27 +98,31 @@ def linear_attention(
         return state.step(query, key, value, beta, log_decay, delta=False, scale=scale), state
     query, key = query.unbind(2) if key is None else (query, key)
     if has_kernels(query.device):
-        return run_kernel(query, key, value, beta, log_decay, state, delta=False, scale=scale)
+        return run_kernel(query, key, value, beta, log_decay, state, delta=False, scale=scale, packed=packed)
     if state is not None and query.shape[1] == 1:
         return additive_step(query, key, value, beta, log_decay, state, scale=scale)
     dtype = state_dtype(query, value)
-    return _in_segments(additive_chunks, query.to(dtype) * scale, key, value, beta, log_decay, state, chunk_size)
+    inputs = (query.to(dtype) * scale, key, value, beta, log_decay, state)
+    return _in_segments(additive_chunks, *inputs, chunk_size, packed)
 
 
-def _in_segments(chunked, query, key, value, beta, log_decay, state, chunk_size):
+def _in_segments(chunked, query, key, value, beta, log_decay, state, chunk_size, packed):
     dtype = state_dtype(query, value)
     batch, length, heads, width = value.shape
     if log_decay is None:
         log_decay = value.new_zeros(batch, length, heads, dtype=dtype)
+    if packed is not None:
+        # e**-inf = 0: nothing is left of the state before.
+        starts = packed.starts.view(batch, length, *[1] * (log_decay.dim() - 2))
+        log_decay = log_decay.masked_fill(starts, -torch.inf)
     if state is None:
         state = value.new_zeros(batch, heads, query.shape[-1], width, dtype=dtype)
     state = state.to(dtype).flatten(0, 1)
+    inputs = (query, key, value, beta, log_decay)
+    segments = [repeat(None) if states is None else states.split(SEGMENT, dim=1) for states in inputs]
     outputs = []
-    for start in range(0, length, SEGMENT):
-        inputs = [
-            None if states is None else to_chunks(states[:, start : start + SEGMENT], chunk_size, dtype)
-            for states in (query, key, value, beta, log_decay)
-        ]
-        chunks, state = chunked(*inputs, state)
-        outputs.append(from_chunks(chunks, batch, min(SEGMENT, length - start)))
+    for segment in zip(*segments, strict=False):
+        parts = [None if states is None else to_chunks(states, chunk_size, dtype) for states in segment]
+        chunks, state = chunked(*parts, state)
+        outputs.append(from_chunks(chunks, batch, segment[0].shape[1]))
     return torch.cat(outputs, dim=1), state.unflatten(0, (batch, heads))

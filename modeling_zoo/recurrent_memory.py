@@ -75,7 +75,7 @@ class Memory:
         return None if delayed_state is None else delayed_state(self.state_idx)
 
     def store_window(self, inputs, taps, rows):
-        """Keep the last `taps` of the inputs `[R, T, C]` of a convolution, behind what is there."""
+        """Keep the last `taps` of the inputs `[B, T, C]` of a convolution, behind what is there."""
         if self.cache is None:
             return
         inputs = inputs.transpose(1, 2)
@@ -85,16 +85,18 @@ class Memory:
             last = rows.valid.sum(1, keepdim=True) + torch.arange(taps, device=inputs.device)
             line = torch.cat([before, inputs], dim=-1)
             inputs = line.gather(2, last.unsqueeze(1).expand(-1, inputs.shape[1], -1))
-            inputs = inputs if rows.keep is None else inputs[rows.keep]
         elif not self.recording:
             inputs = inputs[..., -taps:]
+        if rows.packed is not None:
+            # Of the last sequence only.
+            behind = torch.arange(inputs.shape[-1] - 1, -1, -1, device=inputs.device)
+            inputs = inputs.masked_fill((behind > rows.packed.places[:, -1:]).unsqueeze(1), 0.0)
         self.cache.update_conv_state(inputs, self.layer_idx, state_idx=self.state_idx, conv_kernel_size=taps)
 
-    def store_state(self, state, replay, tokens, rows):
+    def store_state(self, state, replay, tokens):
         """Keep the state after this forward's `tokens` tokens; `replay(state, n)` redoes the first n of them."""
         if self.cache is None:
             return
-        state = state if rows.keep is None else state[rows.keep]
         self.cache.update_recurrent_state(
             state, self.layer_idx, state_idx=self.state_idx, replay=replay, num_tokens=tokens
         )

@@ -16,9 +16,10 @@ from .token_rows import arrange
 class RecurrentMixer(TokenMixer):
     """x `[B, L, D]` -> rows of tokens -> `mix` -> `[B, L, D]`.
 
-    A subclass computes `mix(hidden_states [R, T, D], memory, rows)`; what it must do at places of a row without a token
-    is only to leave its state alone there. Exact for any padding, packed sequences, and any split of a sequence into
-    forwards over a cache.
+    A subclass computes `mix(hidden_states [B, T, D], memory, rows)`; what it must do at places of a row without a token
+    is only to leave its state alone there, and to forget it where `rows.packed` has a start. Exact for any padding,
+    packed sequences, and any split of a sequence into forwards over a cache. `attention_mask` is what
+    `create_recurrent_mask` makes.
     """
 
     # Whether `recurrence` takes a DelayedState for a single token.
@@ -30,8 +31,7 @@ class RecurrentMixer(TokenMixer):
 
     def forward(self, hidden_states, *, attention_mask=None, past_key_values=None, position_ids=None, **kwargs):
         memory = Memory(past_key_values, self.layer_idx)
-        rows = arrange(hidden_states, attention_mask, memory, position_ids=position_ids, **kwargs)
-        rows = rows.with_positions(position_ids)
+        rows = arrange(hidden_states, attention_mask, memory).with_positions(position_ids)
         output = self.mix(rows.pack(hidden_states), memory, rows)
         return rows.unpack(output), None
 
@@ -39,15 +39,15 @@ class RecurrentMixer(TokenMixer):
         raise NotImplementedError
 
     def recur(self, memory, rows, recurrence, *inputs):
-        """`recurrence(*inputs, state)` -> (output, state) from the state in the cache on; stores the new one.
+        """`recurrence(*inputs, state, packed)` -> (output, state) from the state in the cache on; stores the new one.
 
-        The inputs are `[R, T, ...]`, or None but for the first; a rollback redoes the first tokens of them. States keep
+        The inputs are `[B, T, ...]`, or None but for the first; a rollback redoes the first tokens of them. States keep
         their own dtype under autocast, which would round them for every product.
         """
         device = inputs[0].device.type
         delayed = memory.delayed_state() if self.delays_writes and inputs[0].shape[1] == 1 else None
         with maybe_autocast(device_type=device, enabled=False):
-            output, state = recurrence(*inputs, memory.state() if delayed is None else delayed)
+            output, state = recurrence(*inputs, memory.state() if delayed is None else delayed, rows.packed)
         if delayed is not None:
             return output
 
@@ -55,9 +55,9 @@ class RecurrentMixer(TokenMixer):
             # A recurrence may write into the state it is given.
             before = None if before is None else before.clone()
             with maybe_autocast(device_type=device, enabled=False):
-                return recurrence(*[None if x is None else x[:, :tokens] for x in inputs], before)[1]
+                return recurrence(*[None if x is None else x[:, :tokens] for x in inputs], before, None)[1]
 
-        memory.store_state(state, replay, output.shape[1], rows)
+        memory.store_state(state, replay, output.shape[1])
         return output
 
 

@@ -8,11 +8,12 @@ from transformers import initialization as init
 from .mlps import activation_named
 
 
-def causal_convolution(inputs, weight, bias=None, window=None):
+def causal_convolution(inputs, weight, bias=None, window=None, packed=None):
     """y_t = Σ_j weight_j ∘ x_(t - K + 1 + j) + bias: x `[B, L, C]`, weight `[C, K]`, window `[B, C, K]`; in float32.
 
     K products over the whole sequence: on a CPU several times faster than torch's grouped convolution, and without its
-    transposes. The window holds the inputs before the first one, None for zeros.
+    transposes. The window holds the inputs before the first one, None for zeros. `packed`: where rows hold several
+    sequences (PackedSequences), before the first input of each stand zeros too.
     """
     taps, length = weight.shape[1], inputs.shape[1]
     dtype = torch.promote_types(inputs.dtype, torch.float32)
@@ -20,11 +21,22 @@ def causal_convolution(inputs, weight, bias=None, window=None):
         line = F.pad(inputs, (0, 0, taps - 1, 0))
     else:
         line = torch.cat([window[..., 1:].transpose(1, 2).to(inputs.dtype), inputs], dim=1)
-    line, weight = line.to(dtype), weight.to(dtype)
-    output = line[:, :length] * weight[:, 0]
-    for tap in range(1, taps):
-        output = output.addcmul_(line[:, tap : tap + length], weight[:, tap])
+    line, (first, *weights) = line.to(dtype), weight.to(dtype).unbind(1)
+    output = _within(line[:, :length] * first, taps - 1, packed)
+    for tap, scale in enumerate(weights, start=1):
+        states = line[:, tap : tap + length]
+        if packed is None:
+            output = output.addcmul_(states, scale)
+        else:
+            output = output.add_(_within(states * scale, taps - 1 - tap, packed))
     return output if bias is None else output.add_(bias.to(dtype))
+
+
+def _within(products, reach, packed):
+    """Products `[B, L, C]` with inputs `reach` tokens back, in place without those of another sequence."""
+    if packed is None or not reach:
+        return products
+    return products.masked_fill_((packed.places < reach).unsqueeze(-1), 0.0)
 
 
 def convolve_one(window, weight, bias=None):
@@ -39,7 +51,7 @@ def convolve_one(window, weight, bias=None):
 
 
 class ShortConvolution(nn.Conv1d):
-    """activation(causal_convolution(x)), `[R, T, C]` -> `[R, T, C]`, over the inputs before it and behind (Mamba, H3).
+    """activation(causal_convolution(x)), `[B, T, C]` -> `[B, T, C]`, over the inputs before it and behind (Mamba, H3).
 
     The sum is rounded to the dtype of the weight before the activation, the result to that of the input.
     """
@@ -61,7 +73,7 @@ class ShortConvolution(nn.Conv1d):
             output = convolve_one(window, weight, self.bias)
         else:
             inputs = rows.silence(inputs)
-            output = causal_convolution(inputs, weight, self.bias, memory.window(taps))
+            output = causal_convolution(inputs, weight, self.bias, memory.window(taps), rows.packed)
             memory.store_window(inputs, taps, rows)
         output = output.to(self.weight.dtype)
         if self.activation is not None:

@@ -2,7 +2,7 @@
 
 All arithmetic is in the dtype of the state: float32, or float64 for float64 inputs. Every function takes the state it
 starts from (None for zeros) and returns (output, state). A single token with a state updates that state in place when
-gradients are off.
+gradients are off. `packed`: rows hold several sequences (PackedSequences, without a state), each from zeros on.
 """
 
 import math
@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .packed_sequences import PackedSequences
 from .recurrences import linear_attention, state_dtype
 
 # Numbers of state that a selective scan holds at once, over all the tokens of a segment.
@@ -29,15 +30,16 @@ def diagonal_scan(decay: torch.Tensor, write: torch.Tensor, state: torch.Tensor)
     if padding:
         shape = (0, 0) * (write.dim() - 2) + (0, padding)
         decay, write = F.pad(decay, shape, value=1.0), F.pad(write, shape)
-    decay, write = (states.unflatten(1, (-1, size)) for states in (decay, write))
-    inside, product = [write[:, :, 0]], [decay[:, :, 0]]
-    for t in range(1, size):
-        inside.append(torch.addcmul(write[:, :, t], decay[:, :, t], inside[-1]))
-        product.append(decay[:, :, t] * product[-1])
+    # Unbound, not indexed: the gradient of an index is as large as all of it, and would be made for each step.
+    decay, write = (states.unflatten(1, (-1, size)).unbind(2) for states in (decay, write))
+    inside, product = [write[0]], [decay[0]]
+    for kept, new in zip(decay[1:], write[1:], strict=True):
+        inside.append(torch.addcmul(new, kept, inside[-1]))
+        product.append(kept * product[-1])
     starts = []
-    for chunk in range(write.shape[1]):
+    for kept, new in zip(product[-1].unbind(1), inside[-1].unbind(1), strict=True):
         starts.append(state)
-        state = torch.addcmul(inside[-1][:, chunk], product[-1][:, chunk], state)
+        state = torch.addcmul(new, kept, state)
     starts = torch.stack(starts, dim=1).unsqueeze(2)
     states = torch.addcmul(torch.stack(inside, dim=2), torch.stack(product, dim=2), starts)
     return states.flatten(1, 2)[:, :length]
@@ -51,6 +53,7 @@ def state_space_duality(
     read: torch.Tensor,
     skip: torch.Tensor,
     state: torch.Tensor | None = None,
+    packed: PackedSequences | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S <- e**(Δ A) S + Δ B xᵀ, y = Sᵀ C + D x: linear attention with queries C, keys B, beta Δ (Mamba-2).
 
@@ -58,7 +61,8 @@ def state_space_duality(
     `[B, L, groups, N]`; state `[B, H, N, P]`. Dao and Gu 2024, "Transformers are SSMs", §6.
     """
     time_step = time_step.to(state_dtype(time_step, inputs))
-    output, state = linear_attention(read, write, inputs, time_step, time_step * transition, state, scale=1.0)
+    arguments = (read, write, inputs, time_step, time_step * transition, state)
+    output, state = linear_attention(*arguments, scale=1.0, packed=packed)
     return torch.addcmul(output, inputs, skip.unsqueeze(-1)), state
 
 
@@ -70,6 +74,7 @@ def selective_scan(
     read: torch.Tensor,
     skip: torch.Tensor,
     state: torch.Tensor | None = None,
+    packed: PackedSequences | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_nc <- e**(Δ_c A_cn) S_nc + Δ_c x_c B_n, y_c = Σ_n S_nc C_n + D_c x_c (Mamba).
 
@@ -87,34 +92,38 @@ def selective_scan(
         state.mul_((time_step * rates).exp())
         state.baddbmm_(write.transpose(1, 2), written)
         return torch.bmm(read, state) + skip * inputs, state
+    if packed is not None:
+        # After an endless step nothing is left, whatever the rate: e**(-∞ A) = 0.
+        time_step = time_step.masked_fill(packed.starts.unsqueeze(-1), torch.finfo(dtype).max)
     segment = max(1, SCAN_BUDGET // (batch * rates.numel()))
     outputs = []
-    for start in range(0, length, segment):
-        part = slice(start, start + segment)
-        decay = (time_step[:, part, None] * rates).exp()
-        states = _scan_rows(decay, written[:, part, None] * write[:, part, :, None], state)
+    for step, new, key, query in zip(
+        *(states.split(segment, dim=1) for states in (time_step, written, write, read)), strict=True
+    ):
+        decay = (step.unsqueeze(2) * rates).exp()
+        states = _scan_rows(decay, new.unsqueeze(2) * key.unsqueeze(3), state)
         state = states[:, -1]
-        outputs.append((read[:, part, None] @ states).squeeze(2))
+        outputs.append((query.unsqueeze(2) @ states).squeeze(2))
     return torch.cat(outputs, dim=1) + skip * inputs, state
 
 
-def grouped_selective_scan(inputs, time_step, transition, write, read, skip, state=None):
+def grouped_selective_scan(inputs, time_step, transition, write, read, skip, state=None, packed=None):
     """`selective_scan` with own B and C for each of G groups of channels: write, read `[B, L, G, N]` (Zamba)."""
     groups = write.shape[2]
     if groups == 1:
-        return selective_scan(inputs, time_step, transition, write.squeeze(2), read.squeeze(2), skip, state)
+        return selective_scan(inputs, time_step, transition, write.squeeze(2), read.squeeze(2), skip, state, packed)
     channels = [states.chunk(groups, dim=-1) for states in (inputs, time_step)]
     states = [None] * groups if state is None else state.chunk(groups, dim=-1)
     own = (transition.chunk(groups), write.unbind(2), read.unbind(2), skip.chunk(groups), states)
-    results = [selective_scan(*part) for part in zip(*channels, *own, strict=True)]
+    results = [selective_scan(*part, packed) for part in zip(*channels, *own, strict=True)]
     return tuple(torch.cat(parts, dim=-1) for parts in zip(*results, strict=True))
 
 
 def _scan_rows(decay, write, state):
     # One token after the other: the rows of a selective scan are long enough to make a step worth its call.
     states = []
-    for t in range(write.shape[1]):
-        state = torch.addcmul(write[:, t], decay[:, t], state)
+    for kept, new in zip(decay.unbind(1), write.unbind(1), strict=True):
+        state = torch.addcmul(new, kept, state)
         states.append(state)
     return torch.stack(states, dim=1)
 
@@ -139,11 +148,12 @@ def gated_linear_unit(
     state: torch.Tensor | None = None,
     first: torch.Tensor | None = None,
     valid: torch.Tensor | None = None,
+    packed: PackedSequences | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """h <- a h + sqrt(1 - a²) x with a = e**g: inputs x, log_decay g `[B, L, C]`, state `[B, C]`.
 
-    Where `first` `[B, L]` is set a sequence starts: h <- x. Where `valid` is not, nothing happens: h <- h. The
-    real-gated linear recurrent unit of De et al. 2024, "Griffin", §2.4.
+    Where `first` `[B, L]` is set a sequence starts: h <- x. Where `valid` is not, nothing happens: h <- h. Where
+    `packed` has a start, the h before is 0. The real-gated linear recurrent unit of De et al. 2024, "Griffin", §2.4.
     """
     dtype = state_dtype(inputs, log_decay)
     inputs, log_decay = inputs.to(dtype), log_decay.to(dtype)
@@ -154,6 +164,8 @@ def gated_linear_unit(
     if first is not None:
         first = first.unsqueeze(-1)
         decay, write = decay.masked_fill(first, 0.0), torch.where(first, inputs, write)
+    if packed is not None:
+        decay = decay.masked_fill(packed.starts.unsqueeze(-1), 0.0)
     if valid is not None:
         ignored = ~valid.unsqueeze(-1)
         decay, write = decay.masked_fill(ignored, 1.0), write.masked_fill(ignored, 0.0)

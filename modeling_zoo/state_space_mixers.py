@@ -55,7 +55,7 @@ class StateSpaceDuality(RecurrentMixer):
             init.copy_(self.section_scale, self.make_section_scale())
 
     def project(self, hidden_states):
-        """`[R, T, D]` -> z, [x|B|C] and Δ."""
+        """`[B, T, D]` -> z, [x|B|C] and Δ."""
         settings = self.settings
         if settings.in_multiplier is not None:
             hidden_states = hidden_states * settings.in_multiplier
@@ -69,9 +69,9 @@ class StateSpaceDuality(RecurrentMixer):
         steps = F.softplus(projected + self.dt_bias.to(projected.dtype))
         return steps if low is None and high is None else steps.clamp(min=low, max=high)
 
-    def recurrence(self, inputs, time_step, write, read, state):
+    def recurrence(self, inputs, time_step, write, read, state, packed):
         transition = -torch.exp(self.A_log.float())
-        return state_space_duality(inputs, time_step, transition, write, read, self.D.float(), state)
+        return state_space_duality(inputs, time_step, transition, write, read, self.D.float(), state, packed)
 
     def mix(self, hidden_states, memory, rows):
         settings = self.settings
@@ -153,9 +153,9 @@ class SelectiveScan(RecurrentMixer):
         init.uniform_(self.dt_proj.weight, -bound, bound)
         initialize_time_steps(self.dt_proj.bias, self.settings)
 
-    def recurrence(self, inputs, time_step, write, read, state):
+    def recurrence(self, inputs, time_step, write, read, state, packed):
         transition = -torch.exp(self.A_log.float())
-        return grouped_selective_scan(inputs, time_step, transition, write, read, self.D.float(), state)
+        return grouped_selective_scan(inputs, time_step, transition, write, read, self.D.float(), state, packed)
 
     def mix(self, hidden_states, memory, rows):
         inputs, gate = self.in_proj(hidden_states).split([self.inner, self.gate_width], dim=-1)
@@ -214,8 +214,8 @@ class GatedLinearUnit(RecurrentMixer):
         rate = -self.recurrent_param.log() / (2 * self.decay_scale)
         init.copy_(self.recurrent_param, rate.expm1().log())
 
-    def recurrence(self, inputs, log_decay, first, valid, state):
-        return gated_linear_unit(inputs, log_decay, state, first, valid)
+    def recurrence(self, inputs, log_decay, first, valid, state, packed):
+        return gated_linear_unit(inputs, log_decay, state, first, valid, packed)
 
     def mix(self, hidden_states, memory, rows):
         inputs = self.conv1d(self.in_proj(hidden_states), memory, rows)

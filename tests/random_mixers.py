@@ -5,7 +5,9 @@ from transformers import DynamicCache
 
 from configuration_zoo import ZooConfig
 from modeling_zoo.caches import upgrade_cache
+from modeling_zoo.embeddings import read_positions
 from modeling_zoo.mixers import make_mixer
+from modeling_zoo.packed_sequences import create_recurrent_mask
 
 WIDTH = 20
 # Largest difference, relative to the largest value.
@@ -72,9 +74,21 @@ def assert_equal(ours, expected):
     assert (ours - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
-def run(mixer, x, cache=None, **kwargs):
+def mix(mixer, x, cache=None, attention_mask=None, position_ids=None, **told):
+    """The mixer under the mask that the model makes from what it is told; a cache that is still empty counts for none.
+
+    Of a padding mask nothing is left out: all of it ones is one more case.
+    """
+    if attention_mask is None and (position_ids is not None or told):
+        seen = cache if cache is not None and cache.layers[0].has_previous_state[0] else None
+        position_ids, places = read_positions(mixer.config, x, None, seen, position_ids, **told)
+        attention_mask = create_recurrent_mask(mixer.config, x, None, seen, places)
+    return mixer(x, past_key_values=cache, attention_mask=attention_mask, position_ids=position_ids)[0]
+
+
+def run(*args, **kwargs):
     with torch.no_grad():
-        return mixer(x, past_key_values=cache, **kwargs)[0]
+        return mix(*args, **kwargs)
 
 
 def plain_cache(mixer):

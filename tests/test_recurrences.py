@@ -10,6 +10,7 @@ from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
 from modeling_zoo import recurrence_kernels
+from modeling_zoo.packed_sequences import packed_sequences
 from modeling_zoo.recurrences import delta_rule, linear_attention
 from modeling_zoo.short_convolution import causal_convolution, convolve_one
 from modeling_zoo.state_space import diagonal_scan, gated_linear_unit, selective_scan, state_space_duality
@@ -297,6 +298,34 @@ def test_the_call_of_a_kernel(monkeypatch, delta, length, granularity):
     expected = reference.matrix_recurrence(*inputs, state, delta=delta, scale=7**-0.5, normalize=delta)
     # The decay crosses in float32.
     assert error(output, expected[0]) < 1e-6 and error(end, expected[1]) < 1e-6
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("delta", [True, False])
+def test_the_call_of_a_kernel_for_packed_sequences(monkeypatch, delta, granularity):
+    """End to end in one row with their cumulative lengths, as flash-linear-attention wants them."""
+
+    def play(*, cu_seqlens, initial_state, output_final_state, scale, use_qk_l2norm_in_kernel=False, **inputs):
+        assert initial_state is None and {len(states) for states in inputs.values()} == {1}
+        query, key, value, beta, decay = (inputs.pop(name, None) for name in ("q", "k", "v", "beta", "g"))
+        assert not inputs and cu_seqlens.tolist() == [0, 4, 5, 12, 19, 24]
+        lengths = cu_seqlens.diff().tolist()
+        parts = [[None] * 5 if x is None else x.split(lengths, dim=1) for x in (query, key, value, beta, decay)]
+        options = {"delta": delta, "scale": scale, "normalize": use_qk_l2norm_in_kernel}
+        ran = [reference.matrix_recurrence(*part, None, **options) for part in zip(*parts, strict=True)]
+        return tuple(torch.cat(side, dim) for side, dim in zip(zip(*ran, strict=True), (1, 0), strict=True))
+
+    monkeypatch.setattr(recurrence_kernels, "_installed", lambda: {(delta, granularity): ((play, "g"),) * 2})
+    *inputs, _ = matrix_inputs(12, granularity, torch.float64)
+    recurrence = delta_rule if delta else linear_attention
+    packed = packed_sequences(
+        torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4]]), 2
+    )
+    expected = recurrence(*inputs, packed=packed)
+    monkeypatch.setattr("modeling_zoo.recurrences.has_kernels", lambda device: True)
+    for found, side in zip(recurrence(*inputs, packed=packed), expected, strict=True):
+        # The decay crosses in float32.
+        assert error(found, side) < 1e-6
 
 
 KERNEL_KEYS = [(d, g, one) for d in (True, False) for g in GRANULARITIES for one in (True, False)]
