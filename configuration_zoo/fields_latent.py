@@ -146,6 +146,14 @@ class LatentFields:
                 "layer_types has 'indexed_attention', which needs attention_type='latent', "
                 f"got {self.attention_type!r}."
             )
+        if self.position_embedding_type in ("alibi", "relative"):
+            # Only the distance tells equal tokens apart then, and their scores differ by rounding alone: a step and a
+            # whole would choose different ones of them.
+            raise ValueError(
+                f"layer_types has 'indexed_attention', whose indexer cannot see the distances of "
+                f"position_embedding_type={self.position_embedding_type!r}: use one of "
+                "'rope', 'learned', 'sinusoidal' or 'none'."
+            )
         if self.index_head_dim < self.qk_rope_head_dim:
             raise ValueError(
                 f"index_head_dim={self.index_head_dim} must be at least qk_rope_head_dim={self.qk_rope_head_dim}: "

@@ -43,6 +43,14 @@ class ModelFields:
 
     @for_each_layer
     def validate_model(self):
+        sizes = {"vocab_size": self.vocab_size, "vocab_size_per_layer_input": self.vocab_size_per_layer_input}
+        for field, rows in sizes.items():
+            # One below 0 counts from the end, as in torch's table.
+            if None not in (rows, self.pad_token_id) and not -rows <= self.pad_token_id < rows:
+                raise ValueError(
+                    f"pad_token_id={self.pad_token_id} is outside the table of {field}={rows}: name a token that is in "
+                    "it, or leave pad_token_id out."
+                )
         for token in self.suppressed_token_ids or ():
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"suppressed_token_ids has {token}, outside the vocabulary of {self.vocab_size}.")

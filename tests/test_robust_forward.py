@@ -250,3 +250,18 @@ def test_every_weight_of_every_recurrence_is_used(fields):
     for name, parameter in model.model.layers.named_parameters():
         reached = parameter.grad.flatten(1).abs().amax(1) if parameter.dim() > 1 else parameter.grad.abs()
         assert (reached > 0).float().mean() >= fewest, name
+
+
+# -- padding tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [{}, {"hidden_size_per_layer_input": 7, "vocab_size_per_layer_input": 90}], ids=str)
+def test_a_padding_token_is_in_every_table_or_refused(extra):
+    """None, one of the table and, as torch counts from the end, -1; transformers ends in an assertion beyond it."""
+    rows = extra.get("vocab_size_per_layer_input", 101)
+    for pad in (None, 0, rows - 1, -1, -rows):
+        model = model_of({**extra, "pad_token_id": pad})
+        assert torch.isfinite(model(some_tokens() % rows).logits).all()
+    for pad in (rows, -rows - 1, 200):
+        with pytest.raises(StrictDataclassError, match=rf"pad_token_id={pad} is outside the table of vocab_size\w*="):
+            ZooConfig(**{**SIZES, **extra, "pad_token_id": pad})

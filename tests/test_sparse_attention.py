@@ -593,6 +593,10 @@ REFUSED = {
     "indexer_types[1]='half' is not one of ['full', 'none', 'shared']": {"indexer_types": ["full", "half"]},
     "indexer_types has 1 entries but num_hidden_layers=2": {"indexer_types": ["full"]},
     "index_head_dim=8 must be at least qk_rope_head_dim=10": {"index_head_dim": 8},
+    "cannot see the distances of position_embedding_type='alibi'": {"position_embedding_type": "alibi", **NO_ROPE},
+    "cannot see the distances of position_embedding_type='relative'": {
+        "position_embedding_type": "relative", **NO_ROPE,
+    },
     "index_topk=0 must be greater than 0": {"index_topk": 0},
     "indexer_loss_coef=-1.0 must not be negative": {"indexer_loss_coef": -1.0},
 }  # fmt: skip
@@ -602,6 +606,22 @@ REFUSED = {
 def test_contradictions_are_refused(message):
     with pytest.raises(StrictDataclassError, match=re.escape(message)):
         ZooConfig(**INDEXED | REFUSED[message])
+
+
+@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal", "none"])
+@torch.no_grad()
+def test_repeated_tokens_are_chosen_in_steps_as_in_a_whole(position):
+    """Equal tokens have equal index scores where nothing tells them apart, up to rounding: then they read the same."""
+    for indexer_types in (["full", "full"], ["full", "shared"]):
+        fields = {"position_embedding_type": position, "indexer_types": indexer_types}
+        model = make(fields | ({} if position == "rope" else NO_ROPE), "sdpa")
+        tokens = torch.randint(0, 4, (2, 40))
+        whole, cache, found = model(tokens).last_hidden_state, None, []
+        for token in tokens.split(1, dim=1):
+            outputs = model(token, past_key_values=cache, use_cache=True)
+            cache = outputs.past_key_values
+            found.append(outputs.last_hidden_state)
+        assert relative_error(torch.cat(found, dim=1), whole) < 1e-5
 
 
 def test_backends_that_cannot_be_masked_by_choice_are_refused():
