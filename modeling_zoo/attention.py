@@ -13,7 +13,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .attention_bands import BandMask, attend_in_bands
 from .attention_gates import make_output_gate
 from .attention_interface import attend_grouped, attend_one, eager_attention_forward, shares_keys, shares_reads
-from .half_precision import Linear
 from .norms import RMSNorm, make_qk_norm
 from .rotary import apply_rotary
 
@@ -148,9 +147,9 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.query_width, self.gates = sum(self.query_parts), config.attn_output_gate is not None
         self.value_scale, self.key_multiplier = config.attention_value_scale, config.key_multiplier
         hidden = config.hidden_size
-        self.q_proj = Linear(hidden, heads * self.query_width, bias=config.attention_bias)
+        self.q_proj = nn.Linear(hidden, heads * self.query_width, bias=config.attention_bias)
         self.build_keys(config, layer_idx)
-        self.o_proj = Linear(heads * config.value_width, hidden, bias=config.attention_out_bias)
+        self.o_proj = nn.Linear(heads * config.value_width, hidden, bias=config.attention_out_bias)
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else nn.Identity()
         # A call of a module that does nothing takes as long as a small operation: what is not there is left out.
         self.clips, self.clip_last = config.clip_qkv is not None, config.clip_qkv_position == "after_norm"
@@ -165,10 +164,10 @@ class GroupedQueryAttention(SoftmaxAttention):
     def build_keys(self, config, layer_idx):
         """The maps to keys and values, and their norms."""
         kv_heads, hidden, bias = config.num_key_value_heads, config.hidden_size, config.attention_bias
-        self.k_proj = Linear(hidden, kv_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
         self.v_proj = None
         if not config.attention_k_eq_v:
-            self.v_proj = Linear(hidden, kv_heads * config.value_width, bias=bias)
+            self.v_proj = nn.Linear(hidden, kv_heads * config.value_width, bias=bias)
         self.norms_values = config.value_norm
         self.v_norm = RMSNorm(config.value_width, config.norm_eps, affine=False) if config.value_norm else nn.Identity()
         self.k_norm = make_qk_norm(config, kv_heads) if config.has_qk_norm(layer_idx) else nn.Identity()

@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-from .half_precision import Linear
-
 
 class NoGate(nn.Module):
     """Attention output unchanged."""
@@ -32,7 +30,7 @@ class ProjectedGate(NoGate):
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        self.g_proj = Linear(config.hidden_size, self.outputs(config), bias=False)
+        self.g_proj = nn.Linear(config.hidden_size, self.outputs(config), bias=False)
 
     @staticmethod
     def outputs(config):

@@ -10,10 +10,10 @@ pre_norm_residual  x ── norm ─┬─ f ── + ─           parallel    
 """
 
 import torch
+from torch import nn
 from transformers import initialization as init
 
 from .decoder_layer import SLOTS, ZooDecoderLayer
-from .half_precision import Linear
 from .hyper_connections import HyperConnection
 from .indexer import SharedIndices
 from .initial_weights import mark_writers
@@ -160,7 +160,7 @@ class SharedBlockLayer(MixerOnlyLayer):
         super().__init__(config, layer_idx)
         self.layer_idx = layer_idx
         self.adapters = Adapters(config)
-        self.linear = Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def join(self, hidden_states, shared_block, start, attention_mask=None, **context):
         masks = dict(attention_mask or {})

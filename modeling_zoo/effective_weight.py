@@ -7,13 +7,11 @@ multiplies with. Who needs the matrix itself has to ask for the effective one.
 import torch
 from torch import nn
 
-from .half_precision import Linear
-
 
 def direct_weight(module):
     """`module.weight` `[out, in]` where that is all the module applies (this process' rows of it if it is sharded over
     rows for inference), else None."""
-    if type(module).forward not in (nn.Linear.forward, Linear.forward) or module.bias is not None or has_hooks(module):
+    if type(module).forward is not nn.Linear.forward or module.bias is not None or has_hooks(module):
         return None
     weight = module.weight
     if hasattr(weight, "to_local"):

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from .half_precision import Linear
 from .hyper_connections import StreamHead
 from .norms import make_norm
 from .packed_sequences import places_behind, starts_of_lengths
@@ -34,7 +33,7 @@ def make_embedding(config):
 
 def make_projection(config, inputs, outputs):
     """A linear map where a narrow embedding meets the stream, else Identity (OPT 350m)."""
-    return Linear(inputs, outputs, bias=False) if config.embedding_size is not None else nn.Identity()
+    return nn.Linear(inputs, outputs, bias=False) if config.embedding_size is not None else nn.Identity()
 
 
 class Backbone:

@@ -66,11 +66,3 @@ def lifted_linear(x, weight, bias=None):
 def linear(x, weight, bias=None):
     """x Wᵀ + b, `[..., i]`, `[o, i]`, `[o]` → `[..., o]`, by the faster form."""
     return lifted_linear(x, weight, bias) if lifts(x, weight) else F.linear(x, weight, bias)
-
-
-class Linear(nn.Linear):
-    """x Wᵀ + b, `[..., i]` → `[..., o]`: torch's own layer, whose product may be lifted to float32 on the way."""
-
-    def forward(self, x):
-        product = linear if x.dtype in HALVES else F.linear
-        return product(x, self.weight, self.bias)

@@ -6,7 +6,6 @@ from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
 
 from .attention_bands import keys_before, mask_rows
 from .cache_growing import IndexedLatentLayer, LatentLayer
-from .half_precision import Linear
 from .index_maths import causal_keys, index_scores, top_positions, visible_keys
 from .norms import LayerNorm
 from .rotary import ROTATIONS, apply_rotary
@@ -79,10 +78,10 @@ class LightningIndexer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.heads, self.width, self.topk = config.index_n_heads, config.index_head_dim, config.index_topk
-        self.wq_b = Linear(config.q_lora_rank or config.hidden_size, self.heads * self.width, bias=False)
-        self.wk = Linear(config.hidden_size, self.width, bias=False)
+        self.wq_b = nn.Linear(config.q_lora_rank or config.hidden_size, self.heads * self.width, bias=False)
+        self.wk = nn.Linear(config.hidden_size, self.width, bias=False)
         self.k_norm = LayerNorm(self.width, config.mla_norm_eps, bias=True)
-        self.weights_proj = Linear(config.hidden_size, self.heads, bias=False)
+        self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
         self.layouts = (config.rope_interleave, config.indexer_rope_interleave)
         self.rotation = {"interleave": config.indexer_rope_interleave, "lift": config.rope_dtype == "float32_qk"}
 

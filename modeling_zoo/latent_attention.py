@@ -4,11 +4,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import QueryTemperature, SoftmaxAttention
 from .effective_weight import basis_weight, direct_weight, is_linear_map
-from .half_precision import Linear, linear
+from .half_precision import linear
 from .latent_maths import absorption_pays, into_latent, out_of_latent, read_shared_keys
 from .latent_parts import SharedKeyView, refuse_expanded, shared_parts
 from .norms import RMSNorm
@@ -36,10 +37,10 @@ class LatentAttention(SoftmaxAttention):
         self.query_parts = (self.nope, self.rope, self.value_width * (self.output_gate.query_width - 1))
         self.ranked = config.q_lora_rank is not None
         self._build_queries(config, heads * sum(self.query_parts))
-        self.kv_a_proj_with_mqa = Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
         self.kv_a_layernorm = RMSNorm(self.rank, config.mla_norm_eps)
-        self.kv_b_proj = Linear(self.rank, kv_heads * (self.nope + self.value_width), bias=False)
-        self.o_proj = Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
+        self.kv_b_proj = nn.Linear(self.rank, kv_heads * (self.nope + self.value_width), bias=False)
+        self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
         self.query_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_scale_q_lora else None
         self.latent_scale = (hidden / self.rank) ** 0.5 if config.mla_scale_kv_lora else None
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
@@ -52,11 +53,11 @@ class LatentAttention(SoftmaxAttention):
     def _build_queries(self, config, width):
         rank = config.q_lora_rank
         if not self.ranked:
-            self.q_proj = Linear(config.hidden_size, width, bias=False)
+            self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
             return
-        self.q_a_proj = Linear(config.hidden_size, rank, bias=config.attention_bias)
+        self.q_a_proj = nn.Linear(config.hidden_size, rank, bias=config.attention_bias)
         self.q_a_layernorm = RMSNorm(rank, config.mla_norm_eps)
-        self.q_b_proj = Linear(rank, width, bias=False)
+        self.q_b_proj = nn.Linear(rank, width, bias=False)
 
     def queries(self, hidden_states, low_rank):
         """`[B, T, D]`, q_a's output or None → what q_b reads `[B, T, q]`, queries `[B, T, H, n]` and `[B, T, H, r]`,

@@ -10,7 +10,6 @@ from torch import nn
 from transformers import initialization as init
 
 from .gated_norm import make_output_norm
-from .half_precision import Linear
 from .linear_decays import DECAYS, constant_slopes
 from .recurrences import delta_rule, linear_attention
 from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps, make_projection
@@ -40,18 +39,18 @@ class LinearAttention(RecurrentMixer):
         self.heads = settings.num_value_heads
         self.key_dim = settings.num_key_heads * settings.key_head_dim
         self.value_dim = self.heads * settings.value_head_dim
-        self.q_proj = Linear(hidden, self.key_dim, bias=settings.bias)
-        self.k_proj = Linear(hidden, self.key_dim, bias=settings.bias)
-        self.v_proj = Linear(hidden, self.value_dim, bias=settings.bias)
+        self.q_proj = nn.Linear(hidden, self.key_dim, bias=settings.bias)
+        self.k_proj = nn.Linear(hidden, self.key_dim, bias=settings.bias)
+        self.v_proj = nn.Linear(hidden, self.value_dim, bias=settings.bias)
         self.conv1d = make_convolution(settings, 2 * self.key_dim + self.value_dim)
         self.feature_map = FEATURE_MAPS[settings.feature_map]
         self.add_decay(config, layer_idx)
         if self.has_beta:
-            self.b_proj = Linear(hidden, self.heads, bias=False)
+            self.b_proj = nn.Linear(hidden, self.heads, bias=False)
         if settings.output_gate != "none":
             self.g_proj = make_projection(hidden, self.value_dim, settings.gate_rank)
         self.o_norm = make_output_norm(settings)
-        self.o_proj = Linear(self.value_dim, hidden, bias=settings.bias)
+        self.o_proj = nn.Linear(self.value_dim, hidden, bias=settings.bias)
 
     def add_decay(self, config, layer_idx):
         settings = self.settings

@@ -5,8 +5,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .half_precision import Linear
-
 
 class XIELU(nn.Module):
     """x > 0: a⁺x² + βx; else a⁻(eˣ - 1 - x) + βx, with learned a⁺, a⁻ per layer (Huang & Schlag 2024; Apertus).
@@ -62,8 +60,8 @@ class PlainMLP(nn.Module):
     def __init__(self, config, layer_idx=None, intermediate_size=None):
         super().__init__()
         inner = config.intermediate_size if intermediate_size is None else intermediate_size
-        self.up_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.down_proj = Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = make_activation(config)
 
     def forward(self, x):
@@ -76,9 +74,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config, layer_idx=None, intermediate_size=None):
         super().__init__()
         inner = config.intermediate_size if intermediate_size is None else intermediate_size
-        self.gate_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.up_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.down_proj = Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = make_activation(config)
         self.multipliers = config.mlp_multipliers
 

@@ -21,7 +21,6 @@ from .blocks import BLOCKS, carriers, make_block
 from .caches import advance_cache, eight_bits, ready_cache, upgrade_cache
 from .decoder_layer import ZooDecoderLayer
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
-from .half_precision import Linear
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import initialize
@@ -183,7 +182,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = ZooModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = Linear(config.output_width, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.output_width, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):

@@ -3,7 +3,6 @@
 from torch import nn
 
 from .embeddings import ScaledEmbedding
-from .half_precision import Linear
 from .mlps import make_activation
 from .norms import make_norm
 
@@ -20,7 +19,7 @@ class PerLayerEmbeddings(nn.Module):
         self.embed_tokens_per_layer = ScaledEmbedding(
             config.vocab_size_per_layer_input, self.layers * self.width, config.pad_token_id, scale=self.width**0.5
         )
-        self.per_layer_model_projection = Linear(config.hidden_size, self.layers * self.width, bias=False)
+        self.per_layer_model_projection = nn.Linear(config.hidden_size, self.layers * self.width, bias=False)
         self.per_layer_projection_norm = make_norm(config, self.width)
         self.projection_scale = config.hidden_size**-0.5
 
@@ -48,8 +47,8 @@ class PerLayerInput(nn.Module):
     def __init__(self, config):
         super().__init__()
         width = config.hidden_size_per_layer_input
-        self.per_layer_input_gate = Linear(config.hidden_size, width, bias=False)
-        self.per_layer_projection = Linear(width, config.hidden_size, bias=False)
+        self.per_layer_input_gate = nn.Linear(config.hidden_size, width, bias=False)
+        self.per_layer_projection = nn.Linear(width, config.hidden_size, bias=False)
         self.post_per_layer_input_norm = make_norm(config, config.hidden_size)
         self.act_fn = make_activation(config)
 

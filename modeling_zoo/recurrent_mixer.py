@@ -8,7 +8,6 @@ from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
 from .attention import TokenMixer
-from .half_precision import Linear
 from .recurrent_memory import Memory
 from .token_rows import arrange
 
@@ -64,8 +63,8 @@ class RecurrentMixer(TokenMixer):
 def make_projection(inputs, outputs, rank=None, bias=False):
     """A linear map, through `rank` channels where that is set."""
     if rank is None:
-        return Linear(inputs, outputs, bias=bias)
-    return nn.Sequential(Linear(inputs, rank, bias=False), Linear(rank, outputs, bias=bias))
+        return nn.Linear(inputs, outputs, bias=bias)
+    return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias))
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from torch import nn
 from transformers import initialization as init
 
 from .attention import GroupedQueryAttention
-from .half_precision import Linear
 from .positions import interleaved_waves
 
 
@@ -19,7 +18,7 @@ class TransformerXLAttention(GroupedQueryAttention):
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
         heads = config.num_attention_heads
-        self.r_proj = Linear(config.hidden_size, heads * self.head_dim, bias=False)
+        self.r_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
         self.distance_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
 

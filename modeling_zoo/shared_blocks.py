@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from .attention import GroupedQueryAttention
-from .half_precision import Linear
 from .mlps import GatedMLP
 from .norms import make_norm
 
@@ -13,7 +12,7 @@ def make_adapter(inputs, rank, outputs):
     """A linear map through `rank` channels (LoRA, Hu et al. 2021), None for no rank."""
     if rank is None:
         return None
-    return nn.Sequential(Linear(inputs, rank, bias=False), Linear(rank, outputs, bias=False))
+    return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False))
 
 
 def adapted(projected, adapter, x):
@@ -42,13 +41,13 @@ class SharedAttention(GroupedQueryAttention):
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
         width, bias = 2 * config.hidden_size, config.attention_bias
-        self.q_proj = Linear(width, self.q_proj.out_features, bias=bias)
+        self.q_proj = nn.Linear(width, self.q_proj.out_features, bias=bias)
 
     def build_keys(self, config, layer_idx):
         super().build_keys(config, layer_idx)
         width, bias = 2 * config.hidden_size, config.attention_bias
-        self.k_proj = Linear(width, self.k_proj.out_features, bias=bias)
-        self.v_proj = Linear(width, self.v_proj.out_features, bias=bias)
+        self.k_proj = nn.Linear(width, self.k_proj.out_features, bias=bias)
+        self.v_proj = nn.Linear(width, self.v_proj.out_features, bias=bias)
 
     def forward(
         self,

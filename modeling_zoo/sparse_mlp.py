@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from .experts import EXPERTS, gate_and_clamp, make_expert_activation
-from .half_precision import Linear
 from .mlps import GatedMLP, PlainMLP
 from .routers import ROUTERS
 from .tracing import has_values
@@ -55,13 +54,13 @@ class SparseMLP(nn.Module):
         self.weigh_input = config.apply_router_weight_on_input
         self.zero_expert_type = config.zero_expert_type
         latent, size, bias = config.moe_latent_size, config.hidden_size, config.mlp_bias
-        self.fc1_latent_proj = Linear(size, latent, bias=bias) if latent else nn.Identity()
-        self.fc2_latent_proj = Linear(latent, size, bias=bias) if latent else nn.Identity()
+        self.fc1_latent_proj = nn.Linear(size, latent, bias=bias) if latent else nn.Identity()
+        self.fc2_latent_proj = nn.Linear(latent, size, bias=bias) if latent else nn.Identity()
         self.shared_experts = self.shared_expert_gate = None
         if config.n_shared_experts:
             width = config.shared_expert_intermediate_size
             self.shared_experts = SHARED_EXPERTS[config.gated_mlp](config, layer_idx, width)
-            self.shared_expert_gate = Linear(size, 1, bias=False) if config.shared_expert_gate else None
+            self.shared_expert_gate = nn.Linear(size, 1, bias=False) if config.shared_expert_gate else None
             self.combine = COMBINATIONS[config.shared_expert_combination_strategy]
 
     def forward(self, hidden_states, router_input=None):

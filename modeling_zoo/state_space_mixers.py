@@ -8,7 +8,6 @@ from torch import nn
 from transformers import initialization as init
 
 from .gated_norm import make_output_norm
-from .half_precision import Linear
 from .norms import RMSNorm
 from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps
 from .short_convolution import make_convolution
@@ -33,13 +32,13 @@ class StateSpaceDuality(RecurrentMixer):
         self.states = settings.num_key_heads * settings.key_head_dim
         self.gate_width = 0 if settings.output_gate == "none" else self.inner
         self.sections = [self.gate_width, self.inner, self.states, self.states, self.heads]
-        self.in_proj = Linear(hidden, sum(self.sections), bias=settings.bias)
+        self.in_proj = nn.Linear(hidden, sum(self.sections), bias=settings.bias)
         self.conv1d = make_convolution(settings, self.inner + 2 * self.states)
         self.A_log = nn.Parameter(torch.zeros(self.heads))
         self.D = nn.Parameter(torch.ones(self.heads))
         self.dt_bias = nn.Parameter(torch.zeros(self.heads))
         self.o_norm = make_output_norm(settings)
-        self.o_proj = Linear(self.inner, hidden, bias=settings.bias)
+        self.o_proj = nn.Linear(self.inner, hidden, bias=settings.bias)
         if settings.section_multipliers is not None:
             self.register_buffer("section_scale", self.make_section_scale(), persistent=False)
 
@@ -115,7 +114,7 @@ class GroupedLinear(nn.Module):
 def make_grouped_linear(groups, inputs, outputs, bias=False):
     """A linear map for each group of channels, a plain one for a single group."""
     plain = groups == 1
-    return Linear(inputs, outputs, bias=bias) if plain else GroupedLinear(groups, inputs, outputs, bias)
+    return nn.Linear(inputs, outputs, bias=bias) if plain else GroupedLinear(groups, inputs, outputs, bias)
 
 
 class SelectiveScan(RecurrentMixer):
@@ -133,7 +132,7 @@ class SelectiveScan(RecurrentMixer):
         self.split_sizes = [rank, states, states]
         self.groups, width = settings.num_key_heads, self.inner // settings.num_key_heads
         self.gate_width = 0 if settings.output_gate == "none" else self.inner
-        self.in_proj = Linear(hidden, self.inner + self.gate_width, bias=settings.bias)
+        self.in_proj = nn.Linear(hidden, self.inner + self.gate_width, bias=settings.bias)
         self.conv1d = make_convolution(settings, self.inner)
         self.x_proj = make_grouped_linear(self.groups, width, rank + 2 * states)
         self.dt_proj = make_grouped_linear(self.groups, rank, width, bias=True)
@@ -143,7 +142,7 @@ class SelectiveScan(RecurrentMixer):
         self.A_log = nn.Parameter(torch.zeros(self.inner, states))
         self.D = nn.Parameter(torch.ones(self.inner))
         self.o_norm = make_output_norm(settings)
-        self.o_proj = Linear(self.inner, hidden, bias=settings.bias)
+        self.o_proj = nn.Linear(self.inner, hidden, bias=settings.bias)
 
     def initialize(self, std):
         rates = torch.arange(1, self.A_log.shape[1] + 1, dtype=torch.float32)
@@ -198,14 +197,14 @@ class GatedLinearUnit(RecurrentMixer):
         settings, hidden = self.settings, config.hidden_size
         shape = (settings.num_value_heads, settings.value_head_dim)
         inner = math.prod(shape)
-        self.in_proj = Linear(hidden, inner, bias=settings.bias)
-        self.g_proj = Linear(hidden, inner, bias=settings.bias) if settings.output_gate != "none" else None
+        self.in_proj = nn.Linear(hidden, inner, bias=settings.bias)
+        self.g_proj = nn.Linear(hidden, inner, bias=settings.bias) if settings.output_gate != "none" else None
         self.conv1d = make_convolution(settings, inner)
         self.input_gate = BlockDiagonalLinear(*shape)
         self.recurrence_gate = BlockDiagonalLinear(*shape)
         self.recurrent_param = nn.Parameter(torch.zeros(inner))
         self.o_norm = make_output_norm(settings)
-        self.o_proj = Linear(inner, hidden, bias=settings.bias)
+        self.o_proj = nn.Linear(inner, hidden, bias=settings.bias)
 
     @torch.no_grad()
     def initialize(self, std):
@@ -234,9 +233,9 @@ class ShortConvolutionMixer(RecurrentMixer):
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
         settings, hidden = self.settings, config.hidden_size
-        self.in_proj = Linear(hidden, 3 * hidden, bias=settings.bias)
+        self.in_proj = nn.Linear(hidden, 3 * hidden, bias=settings.bias)
         self.conv1d = make_convolution(settings, hidden)
-        self.o_proj = Linear(hidden, hidden, bias=settings.bias)
+        self.o_proj = nn.Linear(hidden, hidden, bias=settings.bias)
 
     def mix(self, hidden_states, memory, rows):
         before, after, inputs = self.in_proj(hidden_states).chunk(3, dim=-1)

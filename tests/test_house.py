@@ -191,6 +191,15 @@ def test_no_class_name_is_one_transformers_treats_specially(path):
     assert [name for name in names if any(special in name.lower() for special in SPECIAL_SUBSTRINGS)] == []
 
 
+@pytest.mark.parametrize("path", sources("modeling_zoo"), ids=identify)
+def test_linear_maps_are_torch_s_own(path):
+    """bitsandbytes, transformers' FP8 and torch's quantize_dynamic ask `type(module) is nn.Linear`, and pass over a
+    subclass in silence."""
+    classes = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)]
+    bases = {node.name: [ast.unparse(base).rpartition(".")[2] for base in node.bases] for node in classes}
+    assert [name for name, found in bases.items() if "Linear" in found] == []
+
+
 # -- sizes and state -----------------------------------------------------------------------------------------------
 
 
