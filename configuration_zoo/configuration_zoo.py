@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .field_kinds import nearest
+from .field_needs import refuse_unread
 from .fields_attention import AttentionFields
 from .fields_checks import check_lengths
 from .fields_experts import ExpertFields
@@ -185,6 +186,9 @@ class ZooConfig(
         self.rope_parameters = {**dict.fromkeys(self.layer_types), **tables}
         super().standardize_rope_params()
         self.rope_parameters = {key: self.rope_parameters[key] for key in tables}
+
+    def validate_needs(self):
+        refuse_unread(self)
 
     def validate_rope(self):
         try:

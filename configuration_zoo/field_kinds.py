@@ -113,66 +113,71 @@ class Record:
 Kind = Number | Choice | Flag | Items | Table | Record
 
 
-def setting(kind: Kind, default: Any) -> Any:
-    """A dataclass field whose values are None or of `kind`; a bad one is refused with the field's name."""
+def setting(kind: Kind, default: Any, needs: str | None = None, neutral: tuple = ()) -> Any:
+    """A dataclass field whose values are None or of `kind`; a bad one is refused with the field's name.
+
+    `needs` is what a layer must have for the field to be read (field_needs.py), `neutral` what the field may say
+    besides its default where there is no such layer.
+    """
 
     def validate(value: Any) -> None:
         if value is not None:
             kind.check(made.name, value)
 
-    made = dataclasses.field(default=default, metadata={"kind": kind, "validator": validate})
+    metadata = {"kind": kind, "needs": needs, "neutral": neutral, "validator": validate}
+    made = dataclasses.field(default=default, metadata=metadata)
     return made
 
 
-def size(default: int | None = None) -> Any:
+def size(default: int | None = None, **needs) -> Any:
     """How many rows or columns a matrix has, how many heads, layers or experts there are."""
-    return setting(Number(whole=True, above=0, most=WIDEST), default)
+    return setting(Number(whole=True, above=0, most=WIDEST), default, **needs)
 
 
-def length(default: int | None = None) -> Any:
+def length(default: int | None = None, **needs) -> Any:
     """How many tokens."""
-    return setting(Number(whole=True, above=0, most=LONGEST), default)
+    return setting(Number(whole=True, above=0, most=LONGEST), default, **needs)
 
 
-def count(default: int | None = None, most: int = WIDEST) -> Any:
+def count(default: int | None = None, most: int = WIDEST, **needs) -> Any:
     """How many, none included."""
-    return setting(Number(whole=True, least=0, most=most), default)
+    return setting(Number(whole=True, least=0, most=most), default, **needs)
 
 
-def positive(default: float | None = None) -> Any:
-    return setting(Number(above=0), default)
+def positive(default: float | None = None, **needs) -> Any:
+    return setting(Number(above=0), default, **needs)
 
 
-def non_negative(default: float | None = None, whole: bool = False) -> Any:
-    return setting(Number(whole=whole, least=0), default)
+def non_negative(default: float | None = None, **needs) -> Any:
+    return setting(Number(least=0), default, **needs)
 
 
-def factor(default: float | None = None) -> Any:
+def factor(default: float | None = None, **needs) -> Any:
     """A number that multiplies, of either sign."""
-    return setting(Number(nonzero=True), default)
+    return setting(Number(nonzero=True), default, **needs)
 
 
 def number(default: float | None = None, **bounds) -> Any:
     return setting(Number(**bounds), default)
 
 
-def probability(default: float | None = 0.0) -> Any:
+def probability(default: float | None = 0.0, **needs) -> Any:
     """A rate of dropout or noise."""
-    return setting(Number(least=0, below=1), default)
+    return setting(Number(least=0, below=1), default, **needs)
 
 
-def choice(names: Iterable[str], default: str | None = None) -> Any:
-    return setting(Choice(tuple(names)), default)
+def choice(names: Iterable[str], default: str | None = None, **needs) -> Any:
+    return setting(Choice(tuple(names)), default, **needs)
 
 
-def flag(default: bool | None = False) -> Any:
-    return setting(Flag(), default)
+def flag(default: bool | None = False, **needs) -> Any:
+    return setting(Flag(), default, **needs)
 
 
-def items(entry: Number | Choice, count: int) -> Any:
-    return setting(Items(entry, count=count), None)
+def items(entry: Number | Choice, count: int, **needs) -> Any:
+    return setting(Items(entry, count=count), None, **needs)
 
 
-def per_layer(entry: Number | Choice, default: str | None = None) -> Any:
+def per_layer(entry: Number | Choice, default: str | None = None, **needs) -> Any:
     """One entry for each layer; where the field's type has it, one for all of them."""
-    return setting(Items(entry, per_layer=True), default)
+    return setting(Items(entry, per_layer=True), default, **needs)

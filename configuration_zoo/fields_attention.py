@@ -38,19 +38,19 @@ GATE_SOURCES = ("q_proj", "g_proj")
 class AttentionFields:
     """Softmax attention (Vaswani et al. 2017) with shared key-value heads (Shazeer 2019; Ainslie et al. 2023)."""
 
-    attention_type: str = choice(ATTENTION_TYPES, "grouped_query")
+    attention_type: str = choice(ATTENTION_TYPES, "grouped_query", needs="softmax")
     num_attention_heads: int = size(32)
     num_key_value_heads: int | None = size()
     head_dim: int | None = size()
     # Channels of a head's value, hence of its output (MiMo-V2-Flash). None: head_dim. Latent attention always has one.
-    v_head_dim: int | None = size()
+    v_head_dim: int | None = size(needs="softmax")
     # Factors on the values (MiMo-V2-Flash) and on the projected keys (Falcon-H1; muP) before they are cached.
-    attention_value_scale: float | int | None = factor()
-    key_multiplier: float | int | None = factor()
+    attention_value_scale: float | int | None = factor(needs="softmax")
+    key_multiplier: float | int | None = factor(needs="softmax")
     # RMS norm without a weight on each head's values before they are cached; values that are the projected keys, before
     # those keys are normed and rotated (Gemma 4).
-    value_norm: bool = flag()
-    attention_k_eq_v: bool = flag()
+    value_norm: bool = flag(needs="softmax")
+    attention_k_eq_v: bool = flag(needs="softmax")
     # transformers' word for each layer: how far it sees, hence its mask and its cache.
     layer_types: list[str] | None = per_layer(Choice(LAYER_TYPES))
     # A token sees itself and window - 1 before it (Beltagy et al. 2020) | its own chunk. A window without layer_types
@@ -61,24 +61,24 @@ class AttentionFields:
     sparse_attention_pattern: str | list[str] | None = per_layer(Choice(SPARSE_PATTERNS))
     sparse_attention_stride: int | None = length()
     # Every token sees every other: an encoder made of a decoder.
-    use_bidirectional_attention: bool = flag()
+    use_bidirectional_attention: bool = flag(needs="softmax")
     # Biases of q, k, v and of the output projection. None: the output follows attention_bias.
-    attention_bias: bool = flag()
-    attention_out_bias: bool | None = flag(None)
+    attention_bias: bool = flag(needs="softmax")
+    attention_out_bias: bool | None = flag(None, needs="softmax")
     # Scale of the scores; None: key width ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
-    attention_multiplier: float | int | None = factor()
-    scale_attn_by_inverse_layer_idx: bool = flag()
+    attention_multiplier: float | int | None = factor(needs="softmax")
+    scale_attn_by_inverse_layer_idx: bool = flag(needs="later softmax")
     # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones always sum in float32.
-    attention_upcast: bool = flag()
+    attention_upcast: bool = flag(needs="softmax")
     # cap · tanh(score / cap) (Gemma 2); clamp of the projections to ± clip (MPT, OLMo), of queries and keys before or
     # after their norm (OLMoE).
-    attn_logit_softcapping: float | int | None = positive()
-    clip_qkv: float | int | None = positive()
+    attn_logit_softcapping: float | int | None = positive(needs="softmax")
+    clip_qkv: float | int | None = positive(needs="softmax")
     clip_qkv_position: str | None = choice(CLIP_POSITIONS)
     # Norm on queries and keys (Henry et al. 2020; Dehghani et al. 2023): over a head or the whole projection; weight
     # shared by the heads, one for each, or none; before or after the rotation; in all layers or in those that rotate
     # (Llama 4).
-    qk_norm: str | None = choice(QK_NORMS)
+    qk_norm: str | None = choice(QK_NORMS, needs="softmax")
     qk_norm_scope: str | None = choice(QK_NORM_SCOPES)
     qk_norm_weight: str | None = choice(QK_NORM_WEIGHTS)
     qk_norm_bias: bool | None = flag(None)
@@ -86,12 +86,12 @@ class AttentionFields:
     qk_norm_layers: str | None = choice(QK_NORM_LAYERS)
     qk_norm_eps: float | int | None = positive()
     # One learned logit per head that takes probability and gives nothing (gpt-oss), on which layers.
-    attention_sinks: str | None = choice(ATTENTION_SINKS)
+    attention_sinks: str | None = choice(ATTENTION_SINKS, needs="sinks")
     # sigmoid gate on the attention output before o_proj (Qiu et al. 2025), per channel or per head; projected beside
     # the query (q_proj twice as wide) or by its own g_proj.
-    attn_output_gate: str | None = choice(OUTPUT_GATES)
+    attn_output_gate: str | None = choice(OUTPUT_GATES, needs="softmax")
     attn_gate_source: str | None = choice(GATE_SOURCES)
-    attention_dropout: float | int = probability()
+    attention_dropout: float | int = probability(needs="softmax")
 
     def resolve_attention(self):
         if self.num_key_value_heads is None:

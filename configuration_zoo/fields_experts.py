@@ -92,7 +92,7 @@ class ExpertFields:
 
     def resolve_experts(self):
         if self.mlp_layer_types is None and self.num_experts is not None:
-            self.mlp_layer_types = ["sparse"] * self.num_hidden_layers
+            self.mlp_layer_types = ["dense" if block == "mixer_only" else "sparse" for block in self.block_types]
         if "sparse" not in (self.mlp_layer_types or ()):
             return
         # The dense width, which an expert's is when left out, is derived by the group after this one.

@@ -24,6 +24,8 @@ class KeyValueSharingFields:
                 f"{self.num_hidden_layers}."
             )
         layers = self.per_layer_config
+        if shared and all(layers[index].mixer_types[index] is None for index in range(-shared, 0)):
+            raise ValueError(f"num_kv_shared_layers={shared} only means something with attention in those layers.")
         for index in range(self.num_hidden_layers - shared, self.num_hidden_layers):
             if layers[index].mixer_types[index] is not None:
                 self._validate_sharer(index, layers)

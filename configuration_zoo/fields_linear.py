@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from .field_kinds import WIDEST, Choice, Number, choice, factor, flag, items, number, per_layer, positive, size
 from .fields_checks import even_share, for_each_layer, refuse_unless
 from .fields_mlp import ACTIVATIONS
+from .linear_needs import refuse_unread_linear
 
 # transformers' words for layers with a recurrence or a convolution, alone or beside attention.
 RECURRENT_WORDS = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
@@ -59,7 +60,7 @@ LINEAR_MECHANISMS = {
     "short_conv": CONVOLUTION | {"linear_conv_kernel_dim": 3, "linear_act": "none"},
 }  # fmt: skip
 # Those without parameters of their own.
-PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "xielu")
+PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name not in ("elu", "xielu"))
 CHOICES = {
     "linear_decay": ("softplus", "bounded_sigmoid", "log_sigmoid", "constant"),
     "linear_decay_granularity": ("head", "channel"),
@@ -170,6 +171,11 @@ class LinearFields:
             values["linear_norm_eps"] = self.norm_eps
         return values | self._linear_sizes(mechanism, values)
 
+    def _plain_values(self, mechanism: str) -> dict:
+        """What is written out for fields that are left out and that the mechanism lists without reading them."""
+        keys = {"linear_num_key_heads": 1, "linear_norm_eps": self.norm_eps}
+        return {field: keys.get(field, default) for field, default in LINEAR_MECHANISMS[mechanism].items()}
+
     def _linear_sizes(self, mechanism: str, values: dict) -> dict:
         keys, heads, states, width = (values.get(field) for field in HEADS)
         if mechanism == "short_conv":
@@ -210,8 +216,10 @@ class LinearFields:
             readers = [name for name, fields in LINEAR_MECHANISMS.items() if field in fields]
             read = any(name in readers for name in mechanisms)
             refuse_unless(self, read, f"a linear_attention_type of {readers}", (field,))
+        values = {mechanism: self._linear_values(mechanism) for mechanism in mechanisms}
         for mechanism in mechanisms:
-            self._validate_linear_values(mechanism, self._linear_values(mechanism))
+            self._validate_linear_values(mechanism, values[mechanism])
+        refuse_unread_linear(self, {name: (values[name], self._plain_values(name)) for name in mechanisms})
 
     def _validate_linear_words(self):
         layers = self.recurrent_layers()
@@ -223,6 +231,12 @@ class LinearFields:
                 raise ValueError(
                     f"layer_types[{index}]={self.layer_types[index]!r} needs linear_attention_type, "
                     f"one of {sorted(LINEAR_MECHANISMS)}."
+                )
+        for index, mechanism in enumerate(named if isinstance(named, list) else []):
+            if mechanism is not None and mechanism not in self.linear_mechanisms():
+                raise ValueError(
+                    f"linear_attention_type[{index}]={mechanism!r} only means something with layer_types[{index}] one "
+                    f"of {list(RECURRENT_WORDS)}: put None there or change that."
                 )
         beside = any(self.layer_types[index] in SIDE_BY_SIDE_WORDS for index in layers)
         reason = f"a layer of layer_types that is one of {list(SIDE_BY_SIDE_WORDS)}"

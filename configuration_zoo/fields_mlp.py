@@ -19,14 +19,14 @@ WIDTH_MULTIPLE = 64
 class MlpFields:
     """Feed-forward layers: plain down(act(up x)) or gated down(act(gate x) · up x) (Shazeer 2020)."""
 
-    gated_mlp: bool = flag(True)
+    gated_mlp: bool = flag(True, needs="mlp")
     # transformers' names; "linear" with a gate is the bilinear GLU, "sigmoid" the original GLU.
-    hidden_act: str = choice(ACTIVATIONS, "silu")
+    hidden_act: str = choice(ACTIVATIONS, "silu", needs="mlp")
     # Inner width; None: 4 · hidden_size plain, 8/3 · hidden_size rounded up to 64 gated (equal parameters, ibid. §2).
     intermediate_size: int | None = size()
-    mlp_bias: bool = flag()
+    mlp_bias: bool = flag(needs="plain mlp")
     # Factors on the gate before its activation and on the output (Falcon-H1; muP).
-    mlp_multipliers: list[float | int] | None = items(Number(), 2)
+    mlp_multipliers: list[float | int] | None = items(Number(), 2, needs="mlp")
     # "dense" or "sparse" (experts) for each layer.
     mlp_layer_types: list[str] | None = per_layer(Choice(MLP_LAYER_TYPES))
 
@@ -40,5 +40,11 @@ class MlpFields:
 
     @for_each_layer
     def validate_mlp(self):
+        for index, (kind, block) in enumerate(zip(self.mlp_layer_types, self.block_types, strict=False)):
+            if kind == "sparse" and block == "mixer_only":
+                raise ValueError(
+                    f"mlp_layer_types[{index}]='sparse' only means something with a block_type that has an MLP, not "
+                    "'mixer_only': put 'dense' there or change that."
+                )
         dense = self.gated_mlp and "sparse" not in self.mlp_layer_types
         refuse_unless(self, dense, "gated_mlp=True and mlp_layer_types that are all 'dense'", ("mlp_multipliers",))

@@ -18,7 +18,7 @@ class ModelFields:
     embedding_size: int | None = size()
     # Scale of the embeddings; in the weight's dtype it belongs to the table and skips `inputs_embeds` (Gemma).
     embedding_multiplier: float | int = factor(1.0)
-    embedding_multiplier_in_weight_dtype: bool = flag()
+    embedding_multiplier_in_weight_dtype: bool = flag(needs="scaled embedding")
     # Logits are divided by this (Granite), then capped: cap · tanh(logit / cap) (Gemma 2).
     logits_scaling: float | int = positive(1.0)
     final_logit_softcapping: float | int | None = positive()

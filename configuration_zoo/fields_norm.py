@@ -56,7 +56,14 @@ class NormFields:
     # The stored weight is an offset from one: y = x̂ · (1 + w) (Gemma, Nemotron).
     norm_unit_offset: bool = flag()
     # Cast order: RMS norm "cast_then_scale" | "scale_then_cast"; layer norm "native" | "float32".
-    norm_cast: str | None = choice(sorted({cast for casts in NORM_CASTS.values() for cast in casts}))
+    norm_cast: str | None = choice(
+        sorted({cast for casts in NORM_CASTS.values() for cast in casts}),
+        needs="norm weight",
+        neutral=(
+            "cast_then_scale",
+            "native",
+        ),
+    )
     # Residual topology, one name for all layers or one for each (Xiong et al. 2020; Wang & Komatsuzaki 2021).
     block_type: str | list[str] = per_layer(Choice(BLOCK_TYPES), "pre_norm")
     # What a parallel block adds first, (x + mixer) + mlp or x + (mixer + mlp) (GPT-J, NeoX); it matters below float32.
@@ -82,7 +89,8 @@ class NormFields:
         if self.norm_bias is None and self.norm_type in NORM_CASTS:
             self.norm_bias = affine_layer_norm
         if self.norm_cast is None and self.norm_type in NORM_CASTS:
-            scale_first = self.norm_type == "rms_norm" and self.norm_unit_offset
+            offset = self.norm_unit_offset and self.norm_elementwise_affine
+            scale_first = self.norm_type == "rms_norm" and offset
             self.norm_cast = NORM_CASTS[self.norm_type][1 if scale_first else 0]
         if self.parallel_sum_order is None and any(block in PARALLEL_BLOCKS for block in self.block_types):
             self.parallel_sum_order = PARALLEL_SUM_ORDERS[0]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .field_kinds import LONGEST, Number, Table, choice, count, flag, length, per_layer, positive, setting, size
-from .fields_attention import NO_MIXER_LAYERS, RECURRENT_LAYERS
+from .fields_attention import HYBRID_LAYERS, NO_MIXER_LAYERS, RECURRENT_LAYERS, SOFTMAX_LAYERS
 from .fields_checks import for_each_layer, refuse_unless, require
 
 POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")
@@ -14,6 +14,8 @@ ROPE_DTYPES = ("activation", "float32_trig", "float32_qk")
 # The scalings of transformers' modeling_rope_utils that a decoder can use.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 TEMPERATURE_LAYERS = ("all", "rope", "no_rope")
+# What transformers fills in.
+NO_SCALING = {"rope_theta": 10000.0, "rope_type": "default"}
 LEGACY_ROPE_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
 
@@ -26,11 +28,11 @@ class PositionFields:
     max_position_embeddings: int = length(4096)
     # transformers' dict: rope_type, rope_theta, partial_rotary_factor, factor ...; flat, or one dict per layer type,
     # where None means no rotation (Su et al. 2021; scalings: transformers' modeling_rope_utils).
-    rope_parameters: dict | None = setting(Table(), None)
+    rope_parameters: dict | None = setting(Table(), None, needs="rotation", neutral=(NO_SCALING,))
     # Pairs (2j, 2j+1) rotate together (GPT-J) instead of (j, j + d/2) (GPT-NeoX, Llama).
-    rope_interleave: bool | None = flag(None)
+    rope_interleave: bool | None = flag(None, needs="rotation")
     # Precision of the rotation: trig in the activation dtype | trig kept float32 | queries and keys lifted to float32.
-    rope_dtype: str | None = choice(ROPE_DTYPES)
+    rope_dtype: str | None = choice(ROPE_DTYPES, needs="rotation", neutral=("activation",))
     # One entry per layer, 1 rotates, 0 does not (NoPE: Kazemnejad et al. 2023). None: every layer rotates.
     no_rope_layers: list[int] | None = per_layer(Number(whole=True, least=0, most=1))
     # The number of the first position: rows skipped at the start of a learned table (OPT, XGLM: 2).
@@ -47,7 +49,7 @@ class PositionFields:
     relative_attention_num_buckets: int | None = size()
     relative_attention_max_distance: int | None = length()
     # Query temperature 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)), on which layers.
-    attn_temperature_layers: str | None = choice(TEMPERATURE_LAYERS)
+    attn_temperature_layers: str | None = choice(TEMPERATURE_LAYERS, needs="temperature")
     attn_scale: float | int | None = positive()
     floor_scale: float | int | None = positive()
     attn_temperature_offset: int | None = count(most=LONGEST)
@@ -87,7 +89,10 @@ class PositionFields:
             require(self, "attn_temperature_layers", temperature)
         if kind == "transformer_xl" and self.attention_type != "grouped_query":
             raise ValueError("position_embedding_type='transformer_xl' needs attention_type='grouped_query'.")
-        if kind in ("relative", "transformer_xl") and set(self.layer_types) <= {*RECURRENT_LAYERS, *NO_MIXER_LAYERS}:
+        if kind in ("alibi", "relative", "transformer_xl") and set(self.layer_types) <= {
+            *RECURRENT_LAYERS,
+            *NO_MIXER_LAYERS,
+        }:
             raise ValueError(f"position_embedding_type={kind!r} needs a softmax attention layer in layer_types.")
         if kind == "transformer_xl" and any(word.startswith("hybrid") for word in self.layer_types):
             raise ValueError("position_embedding_type='transformer_xl' needs layer_types without hybrid layers.")
@@ -97,10 +102,21 @@ class PositionFields:
         for index, entry in enumerate(self.no_rope_layers or ()):
             if entry not in (0, 1):
                 raise ValueError(f"no_rope_layers[{index}]={entry} must be 1 (rotates) or 0 (does not).")
+        still = [word for word, entry in zip(self.layer_types, self.no_rope_layers or (), strict=False) if entry == 0]
+        if still and not any(word in SOFTMAX_LAYERS + HYBRID_LAYERS for word in still):
+            raise ValueError(
+                f"no_rope_layers={self.no_rope_layers} only means something with a layer of layer_types with softmax "
+                "attention where it has a 0: leave it out or change that."
+            )
         if self.relative_attention_num_buckets is not None and self.relative_attention_num_buckets < 4:
             raise ValueError(
                 f"relative_attention_num_buckets={self.relative_attention_num_buckets} must be at least 4: "
                 "half of the buckets hold exact distances, half grow with the logarithm."
+            )
+        if 2 * (self.relative_attention_max_distance or 2) <= (self.relative_attention_num_buckets or 0):
+            raise ValueError(
+                f"relative_attention_max_distance={self.relative_attention_max_distance} must be above half of "
+                f"relative_attention_num_buckets={self.relative_attention_num_buckets}, which hold exact distances."
             )
         for name, table in self.rope_tables.items():
             theta = table.get("rope_theta")

@@ -6,6 +6,7 @@ again, and a field of ZooConfig that would come out different is refused by name
 """
 
 import json
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.field_needs import UnreadField
 
 from .errors import ConversionError
 from .family import Family
@@ -78,7 +80,8 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
         arguments |= family.derive(theirs)
     if words := arguments.get("layer_types"):
         arguments["layer_types"] = [_OLD_WORDS.get(word, word) for word in words]
-    return _build(arguments | {"source_config": deepcopy(raw)} | overrides, model_type)
+    foreign = arguments.keys() - overrides.keys()
+    return _build(arguments | {"source_config": deepcopy(raw)} | overrides, model_type, foreign)
 
 
 def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any]:
@@ -118,10 +121,16 @@ def architecture(config: ZooConfig) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name in own}
 
 
-def _build(arguments: dict[str, Any], model_type: str) -> ZooConfig:
+def _build(arguments: dict[str, Any], model_type: str, foreign: Iterable[str] = ()) -> ZooConfig:
+    """ZooConfig of some fields; those of `foreign` that no layer would read are left out, as a file of another family
+    has them whatever its layers are."""
     try:
         return ZooConfig.from_dict(arguments)
     except _BAD_CONFIG as error:
+        cause = error.__cause__
+        if isinstance(cause, UnreadField) and cause.field in foreign:
+            read = {name: value for name, value in arguments.items() if name != cause.field}
+            return _build(read, model_type, read.keys() & foreign)
         raise ConversionError(
             f"this {model_type} configuration is not a valid ZooConfig: {_one_line(error)}"
         ) from error

@@ -269,7 +269,8 @@ def test_cached_keys_are_turned_anew_where_the_factors_change():
 def test_layers_without_rotation_do_not_see_the_order():
     """Without positions attention sees a set; one layer, since to a second the moved tokens bring their pasts."""
     for rotates in (0, 1):
-        config = config_of({"rope_type": "default"}, num_hidden_layers=1, no_rope_layers=[rotates])
+        table = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}} if rotates else {}
+        config = ZooConfig(**SIZES | table | {"num_hidden_layers": 1, "no_rope_layers": [rotates]})
         model = ZooModel(config).eval()
         randomize(model)
         one, other = torch.tensor([[3, 9, 4, 7, 1]]), torch.tensor([[9, 4, 3, 7, 1]])

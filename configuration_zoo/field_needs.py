@@ -1,0 +1,105 @@
+"""What a layer must have for a field to be read, and the check that every field that is set is read by one.
+
+A field says its need beside its kind: `flag(needs="softmax")`. A value other than the field's default that no layer
+reads is refused, never ignored.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+
+class UnreadField(ValueError):
+    """A field is set that no layer reads; `field` is its name."""
+
+    def __init__(self, field: str, value: Any, reason: str):
+        super().__init__(f"{field}={value!r} only means something with {reason}: leave it out or change that.")
+        self.field = field
+
+
+SOFTMAX_WORDS = (
+    "full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "hybrid", "hybrid_sliding",
+)  # fmt: skip
+
+
+def has_softmax(layer, index: int) -> bool:
+    return layer.layer_types[index] in SOFTMAX_WORDS
+
+
+def has_later_softmax(layer, index: int) -> bool:
+    return index > 0 and has_softmax(layer, index)
+
+
+def rotates(layer, index: int) -> bool:
+    return layer.position_embedding_type == "rope" and has_softmax(layer, index) and _turns(layer, index)
+
+
+def _turns(layer, index: int) -> bool:
+    return layer.rope_parameters is None or layer.rope_table_of(index) is not None
+
+
+def has_sinks(layer, index: int) -> bool:
+    return has_softmax(layer, index) and layer.has_attention_sinks(index)
+
+
+def has_temperature(layer, index: int) -> bool:
+    return has_softmax(layer, index) and layer.has_attention_temperature(index)
+
+
+def has_mlp(layer, index: int) -> bool:
+    return layer.block_types[index] != "mixer_only"
+
+
+def has_experts(layer, index: int) -> bool:
+    return has_mlp(layer, index) and layer.mlp_layer_types[index] == "sparse"
+
+
+def has_plain_mlp(layer, index: int) -> bool:
+    beside_experts = layer.n_shared_experts or layer.moe_latent_size is not None
+    return has_mlp(layer, index) and (not has_experts(layer, index) or bool(beside_experts))
+
+
+def has_norm_weight(layer, index: int) -> bool:
+    own = layer.qk_norm == layer.norm_type and layer.qk_norm_weight != "none"
+    return layer.norm_elementwise_affine or own
+
+
+def has_scaled_embedding(layer, index: int) -> bool:
+    return layer.embedding_multiplier != 1
+
+
+NEEDS = {
+    "softmax": (has_softmax, "a layer of layer_types with softmax attention"),
+    "later softmax": (has_later_softmax, "a layer of layer_types with softmax attention after the first layer"),
+    "sinks": (has_sinks, "a layer of layer_types with softmax attention that it names"),
+    "temperature": (has_temperature, "a layer with softmax attention that it names (no_rope_layers says which rotate)"),
+    "rotation": (rotates, "a layer with softmax attention that rotates (position_embedding_type, no_rope_layers)"),
+    "mlp": (has_mlp, "a layer with an MLP, which block_type='mixer_only' has not"),
+    "plain mlp": (has_plain_mlp, "a layer with a dense MLP, shared experts or moe_latent_size"),
+    "experts": (has_experts, "a 'sparse' layer in mlp_layer_types whose block_type has an MLP"),
+    "norm weight": (has_norm_weight, "a norm with a weight (norm_elementwise_affine=True)"),
+    "scaled embedding": (has_scaled_embedding, "an embedding_multiplier other than 1"),
+}
+
+
+def says_something(field, value: Any) -> bool:
+    """Whether a value is more than the absence of what the field describes."""
+    absent = value is None or (value is False and field.default is None)
+    return not absent and value not in (field.default, *field.metadata["neutral"])
+
+
+def refuse_unread(config) -> None:
+    """Raises UnreadField for a field whose value no layer reads."""
+    layers = list(config.per_layer_config)
+    for field in fields(config):
+        need = field.metadata.get("needs")
+        if need is None:
+            continue
+        values = [getattr(layer, field.name) for layer in (layers if config.is_heterogeneous else [config])]
+        said = [value for value in values if says_something(field, value)]
+        if not said:
+            continue
+        reads, reason = NEEDS[need]
+        read = [getattr(layer, field.name) for index, layer in enumerate(layers) if reads(layer, index)]
+        for value in said:
+            if value not in read:
+                raise UnreadField(field.name, value, reason)
