@@ -5,7 +5,9 @@ A `BandMask` is the rule instead; attention asks it for the block it is about to
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
+from .packed_sequences import places_behind, starts_of_jumps
 from .tracing import is_traced
 
 # Queries per pass. More of them share a read of their keys, fewer compute less that is hidden.
@@ -22,20 +24,22 @@ class BandMask:
 
     `first_query` and `first_key` are the slots of the first of each. `chunk` further keeps a query inside its own chunk
     of that many tokens, counted from `starts` `[B]`. `padding` `[B, S]` is False for keys nobody sees; `segments`
-    `[B, T]` numbers packed sequences, which do not see each other (queries and keys are the same tokens then).
+    `[B, T]` numbers packed sequences, which do not see each other (queries and keys are the same tokens then), and
+    `origins` says, T numbers, where those that a token stands in start at the earliest.
     """
 
-    def __init__(self, queries, keys, first_query=0, first_key=0, reach=None, chunk=False, **tensors):
+    def __init__(self, queries, keys, first_query=0, first_key=0, reach=None, chunk=False, origins=None, **tensors):
         self.queries, self.keys = queries, keys
         self.ahead = first_query - first_key
         self.first_key = first_key
-        self.reach, self.chunk = reach, chunk
+        self.reach, self.chunk, self.origins = reach, chunk, origins
         self.tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         self.known = {}
 
     def to(self, *args, **kwargs):
         """The same rule with its tensors moved; called where layers stand on several devices."""
-        moved = BandMask(self.queries, self.keys, self.ahead + self.first_key, self.first_key, self.reach, self.chunk)
+        sizes = (self.queries, self.keys, self.ahead + self.first_key, self.first_key)
+        moved = BandMask(*sizes, self.reach, self.chunk, self.origins)
         moved.tensors = {name: tensor.to(*args, **kwargs) for name, tensor in self.tensors.items()}
         return moved
 
@@ -46,6 +50,7 @@ class BandMask:
     def span(self, start, stop):
         """First and last + 1 of the keys that some query of start … stop - 1 may see."""
         first = 0 if self.reach is None else start + self.ahead - self.reach + 1
+        first = first if self.origins is None else max(first, self.origins[start])
         return min(max(first, 0), self.keys - 1), min(stop + self.ahead, self.keys)
 
     def block(self, start, stop, device, first=0, last=None):
@@ -99,15 +104,45 @@ def attend_in_bands(attend, query, key, value, band):
 
     `[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → `[B, T, H, v]`; `attend` gives (output, weights).
     """
-    step, length, device = query_block(query.device), query.shape[2], query.device
-    outputs = []
-    for start in range(0, length, step):
-        stop = min(start + step, length)
+    outputs, start = [], 0
+    for rows in query.split(query_block(query.device), dim=2):
+        stop = start + rows.shape[2]
         first, last = band.span(start, stop)
-        mask = band.block(start, stop, device, first, last)
-        keys = slice(first, last)
-        outputs.append(attend(query[:, :, start:stop], key[:, :, keys], value[:, :, keys], mask)[0])
+        mask = band.block(start, stop, query.device, first, last)
+        (seen, key), (read, value) = (take_keys(states, first, last) for states in (key, value))
+        outputs.append(attend(rows, seen, read, mask)[0])
+        start = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def take_keys(states, first, last):
+    """Keys first … last - 1 of `[B, K, S, d]`, and all of them to take the next from."""
+    return Span.apply(states, first, last) if torch.is_grad_enabled() else (states[:, :, first:last], states)
+
+
+class Span(torch.autograd.Function):
+    """`take_keys` where gradients are wanted: those of one span after the other are added up in a single tensor, where
+    that of a slice is as large as all keys for each of them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(states, first, last):
+        return states[:, :, first:last], states.view_as(states)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        states, first, last = inputs
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.keys = states.shape, slice(first, last)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient, others):
+        if gradient is not None:
+            others = gradient.new_zeros(ctx.shape) if others is None else others
+            others[:, :, ctx.keys].add_(gradient)
+        return others, None, None
 
 
 # Layers whose masks can be rules -> the field that says how far back they reach; None: to the first token.
@@ -138,8 +173,8 @@ def band_of(config, word, layer_idx, inputs_embeds, attention_mask, past_key_val
     first_query, keys, first_key = sizes
     tensors = _padding(attention_mask, first_key, keys, first_query + length, chunk, device)
     if attention_mask is None and past_key_values is None:
-        tensors["segments"] = _packed(position_ids, inputs_embeds.shape[0])
-        if chunk and tensors["segments"] is not None:
+        tensors |= _packed(position_ids, inputs_embeds.shape[0])
+        if chunk and "segments" in tensors:
             return None
     nothing = not any(part is not None for name, part in tensors.items() if name != "starts")
     if nothing and first_query == 0 and (reach is None or reach > keys == length):
@@ -212,11 +247,10 @@ def _padding(attention_mask, first_key, keys, last_query, chunk, device):
 
 
 def _packed(position_ids, batch):
-    """Numbers of the packed sequences `[B, T]`, which begin where positions do not count on; None if there is one."""
-    if position_ids is None:
-        return None
-    breaks = torch.diff(position_ids, dim=-1) != 1
-    if not bool(breaks.any()):
-        return None
-    segments = torch.nn.functional.pad(breaks.cumsum(dim=-1), (1, 0))
-    return segments.expand(batch, -1)
+    """{"segments": numbers of the packed sequences `[B, T]`, "origins": where they start}; {} for one per row."""
+    starts = None if position_ids is None else starts_of_jumps(position_ids)
+    if starts is None or not bool(starts[:, 1:].any()):
+        return {}
+    places = places_behind(starts)
+    origins = (torch.arange(places.shape[1], device=places.device) - places).amin(0)
+    return {"segments": starts.cumsum(dim=-1).expand(batch, -1), "origins": origins.tolist()}
