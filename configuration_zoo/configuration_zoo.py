@@ -22,11 +22,12 @@ from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_norm import NormFields
 from .fields_per_layer_input import PerLayerInputFields
-from .fields_position import LEGACY_ROPE_KEYS, PositionFields
+from .fields_position import PositionFields
 from .fields_shared_blocks import SharedBlockFields
 from .fields_training import TrainingFields
 from .layer_words import teach_layer_words
 from .parallel_plans import ParallelPlans
+from .rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
 
 logger = logging.get_logger(__name__)
 teach_layer_words()
@@ -104,7 +105,8 @@ class ZooConfig(
         rotates = self.position_embedding_type == "rope"
         if not rotates:
             self._refuse_rotation(kwargs)
-        self.rope_parameters = deepcopy(self.rope_parameters)
+        kwargs = merge_rope_keys(kwargs | {"rope_parameters": deepcopy(self.rope_parameters)}, self.layer_types)
+        self.rope_parameters = kwargs.pop("rope_parameters")
         super().__post_init__(**kwargs)
         if not rotates:
             self.rope_parameters = None
@@ -119,9 +121,11 @@ class ZooConfig(
         A key of the file that is no field is kept as an attribute with a warning, and refused if it looks misspelt.
         """
         names = cls._names()
-        given = {key: kwargs.pop(key) for key in list(kwargs) if key in names and key != "dtype"}
+        beside = names - {"dtype"} | {*LEGACY_ROPE_KEYS}
+        given = {key: kwargs.pop(key) for key in list(kwargs) if key in beside}
         for alias in [key for key in given if key in cls.attribute_map]:
             given[cls.attribute_map[alias]] = given.pop(alias)
+        keep_theta(config_dict.get("rope_parameters"), given.get("rope_parameters"))
         config_dict = {**config_dict, **given}
         unknown = [key for key in cls._unknown(config_dict) if not get_close_matches(key, names, cutoff=MISSPELT)]
         notes = {key: config_dict.pop(key) for key in unknown}

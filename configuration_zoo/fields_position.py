@@ -16,7 +16,6 @@ ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "pro
 TEMPERATURE_LAYERS = ("all", "rope", "no_rope")
 # What transformers fills in.
 NO_SCALING = {"rope_theta": 10000.0, "rope_type": "default"}
-LEGACY_ROPE_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
 
 @dataclass(kw_only=True, repr=False)

@@ -11,8 +11,6 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -24,6 +22,7 @@ from .errors import ConversionError
 from .family import Family
 from .quantised import refuse_quantized_config
 from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
+from .their_config import BAD_CONFIG, TIE, class_key, one_line, their_config
 
 # Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
 NOT_ARCHITECTURE = {
@@ -40,30 +39,6 @@ _OLD_SPELLINGS = {
 }  # fmt: skip
 # What transformers before 5.19 calls layers that newer ones, and zoo, call otherwise.
 _OLD_WORDS = {"deepseek_sparse_attention": "indexed_attention"}
-_BAD_CONFIG = (StrictDataclassError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-
-
-def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTrainedConfig:
-    """transformers' own config object of a config.json, defaults and old spellings resolved."""
-    text = _decoded(raw)
-    if family.section and isinstance(text.get(family.section), dict):
-        text = text[family.section]
-    if family.prepare:
-        text = family.prepare(text)
-    config_class = CONFIG_MAPPING[_reads(model_type, family)]
-    try:
-        return config_class.from_dict(text)
-    except _BAD_CONFIG as error:
-        raise ConversionError(f"config.json is not a valid {model_type} configuration: {_one_line(error)}") from error
-
-
-def _reads(model_type: str, family: Family) -> str:
-    """transformers' name for the config class of a family; raises ConversionError where this transformers has none."""
-    reads = family.reads or next((key for key in CONFIG_MAPPING if file_name(key) == file_name(model_type)), None)
-    if reads not in CONFIG_MAPPING:
-        version = transformers.__version__
-        raise ConversionError(f"transformers {version} has no config class for {model_type!r}: install a newer one.")
-    return reads
 
 
 def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
@@ -74,6 +49,8 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
     family = family_of(model_type)
     refuse_quantized_config(raw)
     theirs = their_config(raw, model_type, family)
+    if not theirs.num_hidden_layers:
+        raise ConversionError(f"num_hidden_layers={theirs.num_hidden_layers!r} must be greater than 0.")
     arguments = {ours: getattr(theirs, name) for name, ours in family.fields.items() if hasattr(theirs, name)}
     arguments |= family.fixed
     if family.derive:
@@ -96,8 +73,8 @@ def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any
     try:
         raw = _changed_source(config, family, overrides) if same else _from_defaults(config, to, family)
         again = import_config(raw, **(overrides if same else {}))
-    except _BAD_CONFIG as error:
-        raise ConversionError(f"{to} cannot express this model: {_one_line(error)}") from error
+    except BAD_CONFIG as error:
+        raise ConversionError(f"{to} cannot express this model: {one_line(error)}") from error
     if differing := architecture_differences(config, again):
         raise ConversionError(
             f"{to} cannot express "
@@ -126,14 +103,12 @@ def _build(arguments: dict[str, Any], model_type: str, foreign: Iterable[str] = 
     has them whatever its layers are."""
     try:
         return ZooConfig.from_dict(arguments)
-    except _BAD_CONFIG as error:
+    except BAD_CONFIG as error:
         cause = error.__cause__
         if isinstance(cause, UnreadField) and cause.field in foreign:
             read = {name: value for name, value in arguments.items() if name != cause.field}
             return _build(read, model_type, read.keys() & foreign)
-        raise ConversionError(
-            f"this {model_type} configuration is not a valid ZooConfig: {_one_line(error)}"
-        ) from error
+        raise ConversionError(f"this {model_type} configuration is not a valid ZooConfig: {one_line(error)}") from error
 
 
 def _back(config: ZooConfig, family: Family) -> dict[str, Any]:
@@ -154,7 +129,8 @@ def _changed_source(config: ZooConfig, family: Family, overrides: dict) -> dict[
     place = raw[family.section] if family.section and isinstance(raw.get(family.section), dict) else raw
     aliases = CONFIG_MAPPING[family.reads or model_type_of(raw)].attribute_map
     for name, value in changed.items():
-        _set(place, name, value, aliases)
+        at_top = name == TIE and family.ties_at_top
+        _set(raw if at_top else place, name, value, aliases)
     return raw
 
 
@@ -173,26 +149,11 @@ def _set(raw: dict[str, Any], name: str, value: Any, aliases: dict[str, str]) ->
 def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]:
     if family.section:
         raise ConversionError(f"a {to} checkpoint has more than a text model; only one that came from there goes back.")
-    reads = _reads(to, family)
+    reads = class_key(to, family)
     raw = json.loads(CONFIG_MAPPING[reads].from_dict(_back(config, family)).to_json_string())
     architecture = family.architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(reads)
     return raw | {"model_type": family.reads and to or reads, "architectures": [architecture] if architecture else None}
 
 
-def _decoded(value: Any) -> Any:
-    """A copy with the numbers that transformers writes as {"__float__": "Infinity"}, since JSON has no infinity."""
-    if isinstance(value, dict):
-        return float(value["__float__"]) if set(value) == {"__float__"} else {k: _decoded(v) for k, v in value.items()}
-    return [_decoded(entry) for entry in value] if isinstance(value, list) else deepcopy(value)
-
-
 def _plain(value: Any) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else deepcopy(value)
-
-
-def _one_line(error: BaseException) -> str:
-    """The sentence inside an error, without the wrapping of validators."""
-    inner = error
-    while isinstance(inner, StrictDataclassError) and inner.__cause__ is not None:
-        inner = inner.__cause__
-    return " ".join(str(inner).split()).removesuffix(".") + "."

@@ -66,6 +66,7 @@ class Family:
     restore: Callable[[Any], dict[str, Any]] | None = None  # ZooConfig -> their keys: the inverse of `derive`
     prepare: Callable[[dict], dict] | None = None  # config.json -> the dict transformers' config class is given
     section: str | None = None  # key of config.json under which the text model stands ("text_config")
+    ties_at_top: bool = True  # with a section: its class ties the head by the flag beside it, not by the one inside
     reads: str | None = None  # model_type whose config class reads the dict; the file name when None
     rules: Sequence[Rule] | Callable[[Any], Sequence[Rule]] = ()  # or a function of the ZooConfig
     buffers: Callable[[Any, dict], dict[str, Callable]] | None = None  # see the docstring above

@@ -8,6 +8,7 @@ from .rules import Keep
 FAMILY = replace(
     TEXT,
     section="text_config",
+    ties_at_top=False,
     reads="llama4_text",
     prefixes={"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
     rules=[*TEXT.rules, Keep("vision_model.{*}"), Keep("multi_modal_projector.{*}")],

@@ -16,6 +16,11 @@ OWN_TYPE = "zoo"
 _FOLDER = Path(__file__).parent
 # A config.json of the first type with this key means the second type, as transformers' AutoConfig reads it.
 REDIRECTS = {"mistral": ("layer_types", "ministral")}
+# What a family was called before transformers had it; its files need more than another name.
+FORMER_NAMES = {
+    "RefinedWeb": "a 'falcon' with new_decoder_architecture: true, and num_kv_heads for n_head_kv",
+    "RefinedWebModel": "a 'falcon'",
+}
 
 
 def file_name(model_type: str) -> str:
@@ -47,6 +52,8 @@ def family_of(model_type: str) -> "Family":
         known = known_families()
         close = get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        if model_type in FORMER_NAMES:
+            hint = f" It is {FORMER_NAMES[model_type]} today: change config.json."
         raise ConversionError(f"model_type {model_type!r} is not known.{hint} Known are: {', '.join(known)}.")
     return import_module(f".{name}", __package__).FAMILY
 

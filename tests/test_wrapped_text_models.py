@@ -1,6 +1,7 @@
 """Checkpoints that hold a vision tower around a text model: the text model comes out, the whole goes back."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from random_models import randomize
 from safetensors.torch import load_file, save_file
 from samples import every
 
-from conversion import convert, import_config, load
+from conversion import convert, export_config, import_config, load
+from conversion.llama4_text import FAMILY as LLAMA4
 from conversion.ministral3 import YARN
 from conversion.mistral4 import ROPE as MISTRAL4_ROPE
 from conversion.qwen3_5_moe_text import TINY as SPARSE
@@ -37,6 +39,9 @@ TALL = {
     "num_position_embeddings": 16,
 }  # fmt: skip
 PICTURES = {"vision_config": TALL, "image_token_id": 99, "video_token_id": 98}
+LLAMA4_VISION = VISION | {
+    "vision_output_dim": 24, "projector_input_dim": 24, "projector_output_dim": 24, "pixel_shuffle_ratio": 0.5,
+}  # fmt: skip
 GEMMA4 = TINY_GEMMA4 | SMALL_GEMMA4
 CONDITIONAL, CAUSAL = "ForConditionalGeneration", "ForCausalLM"
 # Case, beginning with the family -> transformers' classes, arguments of the config.
@@ -64,6 +69,10 @@ WRAPPED = {
             "vision_config": VISION | {"head_dim": 8, "num_key_value_heads": 3, "model_type": "gemma4_vision"},
             "image_token_id": 99, "video_token_id": 98, "audio_token_id": 97,
         },
+    ),
+    "llama4": (
+        "Llama4", CONDITIONAL,
+        {"text_config": LLAMA4.tiny[0], "vision_config": LLAMA4_VISION, "image_token_index": 99},
     ),
     "mistral3": (
         "Mistral3", CONDITIONAL,
@@ -112,6 +121,44 @@ def test_text_of_a_wrapped_model(case, tmp_path):
     assert sorted(after) == sorted(before)
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert json.loads((back / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+
+
+TIES = [(case, top, text) for case in WRAPPED for top in (False, True) for text in (False, True)]
+
+
+@pytest.mark.parametrize("flags", every(9, TIES), ids=str)
+def test_the_head_is_tied_by_the_flag_that_their_class_reads(flags, tmp_path):
+    case, top, text = flags
+    prefix, suffix, arguments = WRAPPED[case]
+    arguments = deepcopy(arguments) | {"tie_word_embeddings": top, "attn_implementation": "eager"}
+    arguments["text_config"]["tie_word_embeddings"] = text
+    theirs = getattr(transformers, prefix + suffix)._from_config(getattr(transformers, prefix + "Config")(**arguments))
+    randomize(theirs)
+    tied = theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight
+    source, zoo, back = (tmp_path / folder for folder in ("source", "zoo", "back"))
+    theirs.eval().save_pretrained(source)
+    convert(source, zoo, progress=False)
+    ours, tokens = load(zoo), torch.randint(1, 90, (2, 13))
+    assert ours.config.tie_word_embeddings is tied
+    with torch.no_grad():
+        expected, found = theirs(input_ids=tokens).logits, ours(tokens).logits
+    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+    convert(zoo, back, to=case.split(",")[0], progress=False)
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, back))
+    assert before.keys() == after.keys() and all(torch.equal(after[key], before[key]) for key in before)
+    assert json.loads((back / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+
+
+def test_a_head_untied_afterwards_is_said_where_their_class_reads_it(tmp_path):
+    prefix, suffix, arguments = WRAPPED["gemma3"]
+    theirs = getattr(transformers, prefix + suffix)._from_config(getattr(transformers, prefix + "Config")(**arguments))
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path / "source")
+    raw = json.loads((tmp_path / "source" / "config.json").read_text())
+    ours = import_config(raw)
+    assert ours.tie_word_embeddings
+    ours.tie_word_embeddings = False
+    assert export_config(ours, "gemma3") == raw | {"tie_word_embeddings": False}
 
 
 def test_an_old_fuyu_config_has_its_text_model_at_the_top():

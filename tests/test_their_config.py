@@ -1,0 +1,98 @@
+"""What transformers' config classes refuse although zoo can say it, and whose name a refusal gives."""
+
+import json
+
+import pytest
+import torch
+from random_models import randomize
+from safetensors.torch import load_file
+from samples import every
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen2Config
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from conversion import ConversionError, convert, family_of, import_config, load
+from conversion.rules_common import tiny
+
+
+def there_and_back(theirs, folder, edit=lambda raw: raw):
+    """The largest relative difference of the logits; asserts that everything comes back."""
+    source, zoo, back = (folder / name for name in ("source", "zoo", "back"))
+    theirs.save_pretrained(source)
+    raw = edit(json.loads((source / "config.json").read_text()))
+    (source / "config.json").write_text(json.dumps(raw))
+    tokens = torch.randint(1, 100, (2, 13))
+    with torch.no_grad():
+        expected, found = theirs.eval()(tokens).logits, load(source)(tokens).logits
+    convert(source, zoo, progress=False)
+    convert(zoo, back, to=raw["model_type"], progress=False)
+    before, after = (load_file(place / "model.safetensors") for place in (source, back))
+    assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert json.loads((back / "config.json").read_text()) == raw
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def changed_afterwards(config_class, sizes, **late):
+    """A config with values its own check refuses."""
+    config = config_class(**sizes)
+    for name, value in late.items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.mark.parametrize("config_class", every(3, [LlamaConfig, MixtralConfig, Qwen2Config]))
+def test_heads_of_a_width_of_their_own_need_not_divide_the_stream(config_class, tmp_path):
+    """Kanana 1.5 2.1B: 1792 channels, 24 heads of 128."""
+    sizes = tiny(hidden_size=60, **({"num_local_experts": 4} if config_class is MixtralConfig else {}))
+    config = changed_afterwards(config_class, sizes, hidden_size=56)
+    assert config.hidden_size % config.num_attention_heads
+    model = AutoModelForCausalLM.from_config(config)
+    randomize(model)
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (72, 56)
+    model.config.hidden_size = 60
+    differ = there_and_back(model, tmp_path, lambda raw: raw | {"hidden_size": 56})
+    assert differ <= 2e-5
+
+
+def test_heads_that_leave_a_rest_are_refused_where_nothing_says_how_wide_they_are():
+    with pytest.raises(ConversionError, match="hidden size .56. is not a multiple .* attention heads .6."):
+        import_config({"model_type": "llama"} | tiny(hidden_size=56, head_dim=...))
+
+
+@pytest.mark.parametrize("name", every(4, ["qwen3", "qwen3_next", "glm_moe_dsa", "exaone4"]))
+def test_lists_longer_than_the_layers_are_read_as_far_as_there_are_layers(name, tmp_path):
+    """Step 3.5 Flash and EXAONE 4.5 list the layers that predict further tokens too."""
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**family_of(name).tiny[0]))
+    randomize(model)
+
+    def longer(raw):
+        lists = {key: raw[key] for key in ("layer_types", "mlp_layer_types") if raw.get(key)}
+        assert lists
+        return raw | {key: [*value, value[0], value[-1]] for key, value in lists.items()}
+
+    assert there_and_back(model, tmp_path, longer) <= 2e-5
+
+
+def test_lists_shorter_than_the_layers_are_refused():
+    with pytest.raises(ConversionError, match=r"num_hidden_layers. \(3\) must be equal .*layer_types. \(2\)"):
+        import_config({"model_type": "qwen3", "layer_types": ["full_attention"] * 2} | tiny())
+
+
+# Numbers as other kinds of JSON -> the key the sentence must give.
+WRONG_KINDS = {
+    "torch_dtype": "auto", "dtype": "torch.float33", "eos_token_id": "2", "vocab_size": 101.0, "rms_norm_eps": "tiny",
+    "attention_bias": None, "num_attention_heads": 0, "rope_parameters": [1], "rope_scaling": {"rope_type": "yarn"},
+    "hidden_act": "no such", "hidden_size": "48",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", WRONG_KINDS)
+def test_a_refusal_gives_the_key(key):
+    with pytest.raises(ConversionError) as refusal:
+        import_config({"model_type": "llama"} | tiny(**{key: WRONG_KINDS[key]}))
+    assert key.removeprefix("torch_") in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["RefinedWeb", "RefinedWebModel"])
+def test_what_falcon_was_called_has_a_hint(name):
+    with pytest.raises(ConversionError, match="'falcon'.*change config.json"):
+        import_config({"model_type": name, "n_head": 6})
