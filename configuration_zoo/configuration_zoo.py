@@ -25,6 +25,7 @@ from .fields_per_layer_input import PerLayerInputFields
 from .fields_position import PositionFields
 from .fields_shared_blocks import SharedBlockFields
 from .fields_training import TrainingFields
+from .first_layers import build_without_unread, first_layers
 from .layer_words import teach_layer_words
 from .parallel_plans import ParallelPlans
 from .rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
@@ -119,6 +120,7 @@ class ZooConfig(
         """As transformers', but a field named beside the file takes part in derivation and checks like one in it.
 
         A key of the file that is no field is kept as an attribute with a warning, and refused if it looks misspelt.
+        Fewer layers than the file names are its first ones.
         """
         names = cls._names()
         beside = names - {"dtype"} | {*LEGACY_ROPE_KEYS}
@@ -126,16 +128,34 @@ class ZooConfig(
         for alias in [key for key in given if key in cls.attribute_map]:
             given[cls.attribute_map[alias]] = given.pop(alias)
         keep_theta(config_dict.get("rope_parameters"), given.get("rope_parameters"))
+        before, depth = config_dict.get("num_hidden_layers"), given.get("num_hidden_layers")
+        fewer = isinstance(before, int) and isinstance(depth, int) and 0 < depth < before
+        if fewer:
+            config_dict = first_layers(cls, config_dict, before, depth)
         config_dict = {**config_dict, **given}
         unknown = [key for key in cls._unknown(config_dict) if not get_close_matches(key, names, cutoff=MISSPELT)]
         notes = {key: config_dict.pop(key) for key in unknown}
-        returned = super().from_dict(config_dict, **kwargs)
+
+        def build(values):
+            return super(ZooConfig, cls).from_dict(values, **kwargs)
+
+        returned = build_without_unread(build, config_dict, set(given)) if fewer else build(config_dict)
         for key, value in notes.items():
             logger.warning(
                 f"config.json has {key}={value!r}, which is not a field of ZooConfig: kept, but it does nothing."
             )
             setattr(returned[0] if isinstance(returned, tuple) else returned, key, value)
         return returned
+
+    def settle_depth(self) -> None:
+        """Where num_hidden_layers was lowered on a config at hand, cuts what there is for each layer off as well."""
+        before = len(self.layer_types)
+        if self.num_hidden_layers < before:
+            values = {**self.to_dict(), "num_hidden_layers": before}
+            fresh = type(self).from_dict(values, num_hidden_layers=self.num_hidden_layers)
+            own = {field.name for field in fields(self)} | {"_heterogeneity_spec"}
+            vars(self).pop("_heterogeneity_spec", None)
+            vars(self).update({name: value for name, value in vars(fresh).items() if name in own})
 
     @classmethod
     def preset(cls, name: str, tiny: bool = False, **fields):
@@ -206,6 +226,7 @@ class ZooConfig(
         The hook is here because every way to save a model comes through it after an upload has taken its time stamps.
         A copy that was itself loaded as remote code leaves the copying of its files to transformers.
         """
+        self.settle_depth()
         if not type(self).__module__.startswith("transformers_modules."):
             importlib.import_module("modeling_zoo.export").export_code(self, save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)

@@ -7,6 +7,7 @@ from functools import wraps
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from .field_kinds import nearest
+from .field_needs import UnreadField
 
 
 def check_choice(config, field: str, allowed: Iterable[str]) -> None:
@@ -44,7 +45,7 @@ def even_share(width: int, parts: int, says: str, instead: str) -> int:
 
 
 def refuse_unless(config, condition: bool, reason: str, names: Iterable[str]) -> None:
-    """Raises ValueError for any of `names` that is set although its concept is not selected.
+    """Raises UnreadField for any of `names` that is set although its concept is not selected.
 
     `reason` completes the sentence "field=value only means something with ...".
     """
@@ -53,7 +54,7 @@ def refuse_unless(config, condition: bool, reason: str, names: Iterable[str]) ->
     for field in names:
         value = getattr(config, field)
         if value is not None and value is not False:
-            raise ValueError(f"{field}={value!r} only means something with {reason}: leave it out or change that.")
+            raise UnreadField(field, value, reason)
 
 
 def require(config, reason: str, names: Iterable[str]) -> None:

@@ -50,23 +50,28 @@ class KeyValueSharingFields:
         if self.rope_table_of(source) != self.rope_table_of(index):
             raise ValueError(f"{says} so no_rope_layers must say the same for it and for layer {source}.")
 
+    @property
+    def first_sharing_layer(self) -> int:
+        """The layer from which on all share; of all there are words for, however many of them run."""
+        return len(self.layer_types) - self.num_kv_shared_layers
+
     def shares_key_values(self, layer_idx: int) -> bool:
         """Whether layer `layer_idx` reads the keys and values of another."""
-        return layer_idx >= self.num_hidden_layers - self.num_kv_shared_layers
+        return layer_idx >= self.first_sharing_layer
 
     def kv_source_of(self, layer_idx: int) -> int | None:
         """The layer whose keys and values layer `layer_idx` reads: itself, or the last of its word before the sharing
         ones, None without one."""
         if not self.shares_key_values(layer_idx):
             return layer_idx
-        first = self.num_hidden_layers - self.num_kv_shared_layers
+        first = self.first_sharing_layer
         word = self.layer_types[layer_idx]
         return max((index for index in range(first) if self.layer_types[index] == word), default=None)
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
         """transformers' words for it, by which its caches leave a layer out: "store", "reuse" or None."""
-        shared = range(self.num_hidden_layers - self.num_kv_shared_layers, self.num_hidden_layers)
+        shared = range(self.first_sharing_layer, self.num_hidden_layers)
         sources = {self.kv_source_of(index) for index in shared}
         modes = ["store" if index in sources else None for index in range(self.num_hidden_layers)]
         for index in shared:

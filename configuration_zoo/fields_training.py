@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .field_kinds import choice, flag, length, non_negative, positive
+from .field_needs import UnreadField
 from .fields_checks import for_each_layer
 
 INITIALIZER_TYPES = ("normal", "small", "fan_in")
@@ -45,7 +46,4 @@ class TrainingFields:
     def validate_training(self):
         for field in ROUTER_FIELDS:
             if getattr(self, field) and "sparse" not in self.mlp_layer_types:
-                raise ValueError(
-                    f"{field}={getattr(self, field)!r} only means something with a 'sparse' layer in mlp_layer_types: "
-                    "leave it out or change that."
-                )
+                raise UnreadField(field, getattr(self, field), "a 'sparse' layer in mlp_layer_types")

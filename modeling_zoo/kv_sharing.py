@@ -71,7 +71,7 @@ def layer_of_last_query(config, logits_to_keep, masks, past_key_values, kwargs):
     fixed = getattr(past_key_values, "is_compileable", False)
     if recorded or (fixed and any(mask is None for mask in masks.values())):
         return None
-    return config.num_hidden_layers - config.num_kv_shared_layers
+    return config.first_sharing_layer
 
 
 def last_query(hidden_states, rows, rotations, position_ids, masks, biases):

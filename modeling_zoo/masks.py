@@ -120,7 +120,11 @@ def build_masks(
     special = {name: part for name, part in kwargs.items() if part is not None}
     masks = {}
     plain = rules and not special
+    depth = config.num_hidden_layers
     for word, layer_idx in plan or masks_needed(config):
+        if layer_idx >= depth:
+            # Cut off since the plan was made.
+            continue
         if plain and sees_all(config, word, layer_idx, inputs_embeds, attention_mask, past_key_values):
             masks[word] = None
             continue

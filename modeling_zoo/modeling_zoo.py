@@ -58,6 +58,11 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, PreTrainedModel):
     }
     lora_targets = lora_targets
 
+    def __init__(self, config, *args, **kwargs):
+        if isinstance(config, ZooConfig):
+            config.settle_depth()
+        super().__init__(config, *args, **kwargs)
+
     def _init_weights(self, module):
         super()._init_weights(module)
         initialize(module, self.config)

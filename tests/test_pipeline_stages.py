@@ -29,7 +29,7 @@ MODELS = {
 class Elsewhere(nn.Identity):
     """As PipelineIdentityLayer: takes whatever a layer takes."""
 
-    def forward(self, hidden_states, **kwargs):
+    def forward(self, hidden_states, *args, **kwargs):
         return hidden_states
 
 

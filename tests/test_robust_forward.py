@@ -40,8 +40,10 @@ def named(rows):
     return [pytest.param(row, id=" ".join(map(str, row.values())) or "default") for row in rows]
 
 
+BLOCKS = {"linear_num_value_heads": 4, "linear_value_head_dim": 12}
 # Every mixer and every kind of positions, every recurrence on its own, no mixer at all.
-ALONE = {kind: linear(kind, ["linear_attention"] * 3, **HEADS) for kind in ("gated_delta_net", "rg_lru")}
+ALONE = {"gated_delta_net": linear("gated_delta_net", ["linear_attention"] * 3, **HEADS)}
+ALONE["rg_lru"] = linear("rg_lru", ["linear_attention"] * 3, **BLOCKS)
 ALONE |= {kind: linear(kind, ["linear_attention"] * 3, **STATES) for kind in ("mamba", "mamba2")}
 ALONE["short_conv"] = linear("short_conv", ["conv"] * 3)
 ALONE["mlp_only"] = {"block_type": "mlp_only"}
@@ -63,7 +65,7 @@ def logits_match(found, wanted):
 # -- dtypes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(11)
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("wide", [False, True], ids=["", "residual_in_fp32"])
 @pytest.mark.parametrize("norm", named(ROWS["norm"]))
@@ -95,7 +97,7 @@ CACHES = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("kind", CACHES)
 @torch.no_grad()
@@ -111,7 +113,7 @@ def test_a_cache_of_the_caller_s_own(kind, name):
     assert cache.get_seq_length() == tokens.shape[1]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("own", [True, False], ids=["the model's cache", "DynamicCache(config)"])
 def test_a_cache_from_inference_mode_goes_on_outside_of_it(own, name):
@@ -142,7 +144,7 @@ def test_a_stack_without_a_mixer_generates(options):
 # -- masks and devices -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_a_mask_longer_than_the_tokens_is_read_as_far_as_they_go(name):
@@ -163,7 +165,7 @@ def test_a_mask_longer_than_the_tokens_is_read_as_far_as_they_go(name):
         logits_match(torch.cat(found, 1)[counted], wanted[counted])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", EVERY)
 def test_shapes_without_data(name):
     """A forward on the meta device: alone, with a mask, with labels, over a cache; in float32 and bfloat16."""
@@ -190,7 +192,7 @@ def test_no_token_at_all_is_refused_in_a_sentence(field, shape):
 # -- checkpointing ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", ""])
 def test_checkpointing_changes_no_gradient_or_is_refused(reentrant, name):
@@ -225,7 +227,7 @@ def linear_options():
     switches = {"linear_conv_kernel_dim": (0, 1), "linear_gate_rank": (3,), "linear_decay_rank": (3,)}
     for mechanism, fields in LINEAR_MECHANISMS.items():
         word = "conv" if mechanism == "short_conv" else "linear_attention"
-        sizes = {} if word == "conv" else STATES if mechanism.startswith("mamba") else HEADS
+        sizes = {"short_conv": {}, "mamba": STATES, "mamba2": STATES, "rg_lru": BLOCKS}.get(mechanism, HEADS)
         base = linear(mechanism, [word, FULL, word], **sizes)
         yield pytest.param(base, id=mechanism)
         for field, default in fields.items():
@@ -234,7 +236,7 @@ def linear_options():
                 yield pytest.param({**base, field: value}, id=f"{mechanism} {field}={value}")
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("fields", linear_options())
 def test_every_weight_of_every_recurrence_is_used(fields):
     """Each row of each matrix gets a gradient, whatever the recurrence leaves out."""
@@ -265,3 +267,68 @@ def test_a_padding_token_is_in_every_table_or_refused(extra):
     for pad in (rows, -rows - 1, 200):
         with pytest.raises(StrictDataclassError, match=rf"pad_token_id={pad} is outside the table of vocab_size\w*="):
             ZooConfig(**{**SIZES, **extra, "pad_token_id": pad})
+
+
+# -- fewer layers ----------------------------------------------------------------------------------------------------
+
+# Models in which every layer depends on how many there are, by the field that says so.
+WHOLE = ("block_type", "hidden_size_per_layer_input", "linear_attention_type")
+
+
+def greedy(model, tokens, **options):
+    arguments = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0} | options
+    return model.generate(tokens, suppress_tokens=[0], attention_mask=torch.ones_like(tokens), **arguments)
+
+
+@pytest.mark.sampled(13)
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("depth", [1, 2])
+@torch.no_grad()
+def test_the_first_layers_alone(depth, name, tmp_path):
+    """As people do with Llama: fewer layers named beside the folder, or cut off by hand, and saved again."""
+    whole, tokens = model_of(EVERY[name]), some_tokens()
+    whole.save_pretrained(tmp_path / "whole")
+    try:
+        loaded = ZooForCausalLM.from_pretrained(tmp_path / "whole", num_hidden_layers=depth).eval()
+    except (StrictDataclassError, ValueError) as refusal:
+        assert any(field in str(refusal) and EVERY[name].get(field) for field in WHOLE)
+        return
+    whole.model.layers, whole.config.num_hidden_layers = whole.model.layers[:depth], depth
+    wanted = whole(tokens).logits
+    logits_match(loaded(tokens).logits, wanted)
+    if not whole.config.use_bidirectional_attention:
+        text = greedy(whole, tokens, use_cache=False)
+        assert torch.equal(greedy(whole, tokens), text) and torch.equal(greedy(loaded, tokens), text)
+    whole.save_pretrained(tmp_path / "cut")
+    again = ZooForCausalLM.from_pretrained(tmp_path / "cut").eval()
+    assert again.config.num_hidden_layers == len(again.config.layer_types) == depth
+    logits_match(again(tokens).logits, wanted)
+
+
+@torch.no_grad()
+def test_first_layers_that_differ_in_a_number():
+    """What `per_layer_config` says of the layers that stay, stays; what names others goes."""
+    fields = {**SIZES, "per_layer_config": {1: {"intermediate_size": 20}, 2: {"intermediate_size": 30}}}
+    config = ZooConfig.from_dict(ZooConfig(**fields).to_dict(), num_hidden_layers=2)
+    assert [layer.intermediate_size for layer in config.per_layer_config] == [80, 20]
+
+
+def test_a_list_of_another_length_is_an_error_where_the_depth_is_not_lowered():
+    for depth in (2, 4):
+        with pytest.raises(StrictDataclassError, match="layer_types has 3 entries but num_hidden_layers="):
+            ZooConfig(**{**SIZES, "num_hidden_layers": depth, "layer_types": [FULL] * 3})
+    with pytest.raises(StrictDataclassError, match="layer_types has 3 entries but num_hidden_layers=4"):
+        ZooConfig.from_dict(ZooConfig(**SIZES).to_dict(), num_hidden_layers=4)
+    with pytest.raises(StrictDataclassError, match="num_experts=5 only means something"):
+        ZooConfig.from_dict(ZooConfig(**SIZES).to_dict(), num_hidden_layers=2, num_experts=5)
+
+
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("name", CAUSAL)
+@torch.no_grad()
+def test_a_draft_by_the_first_layers(name):
+    """LayerSkip lowers num_hidden_layers for every draft and raises it again: the text is that of all layers."""
+    model, tokens = model_of(MODELS[name]), some_tokens()[:1]
+    wanted = greedy(model, tokens, use_cache=False)
+    assert torch.equal(greedy(model, tokens, assistant_early_exit=2), wanted)
+    logits_match(model(wanted).logits, model_of(MODELS[name])(wanted).logits)

@@ -1,0 +1,56 @@
+"""The first layers of a model as a config of its own: what the others alone would have read goes with them."""
+
+from dataclasses import fields
+
+from .field_needs import UnreadField
+
+
+def per_layer_names(config_class) -> list[str]:
+    """The fields that can hold one entry for each layer."""
+    return [field.name for field in fields(config_class) if getattr(field.metadata.get("kind"), "per_layer", False)]
+
+
+def first_layers(config_class, values: dict, before: int, count: int) -> dict:
+    """`values` of a config of `before` layers with every per-layer list and table cut off after `count` of them.
+
+    Raises ValueError for a model in which every layer depends on how many there are.
+    """
+    if values.get("hidden_size_per_layer_input"):
+        raise ValueError(
+            f"num_hidden_layers={count} cannot cut a model of {before} layers with hidden_size_per_layer_input="
+            f"{values['hidden_size_per_layer_input']}: its second token table holds rows for all of them."
+        )
+    if "lightning_attention" in (values.get("linear_attention_type") or ()):
+        raise ValueError(
+            f"num_hidden_layers={count} cannot cut a model of {before} layers with linear_attention_type="
+            f"{values['linear_attention_type']!r}: how fast a layer forgets depends on how many there are."
+        )
+    lists = {name: values[name] for name in per_layer_names(config_class) if isinstance(values.get(name), list)}
+    cut = values | {name: entries[:count] for name, entries in lists.items() if len(entries) == before}
+    if values.get("per_layer_config"):
+        cut["per_layer_config"] = {key: own for key, own in values["per_layer_config"].items() if int(key) < count}
+    if values.get("num_kv_shared_layers"):
+        cut["num_kv_shared_layers"] = max(0, count - (before - values["num_kv_shared_layers"]))
+    if values.get("num_mem_blocks"):
+        users = cut["block_type"].count("shared_block") if isinstance(cut["block_type"], list) else count
+        cut["num_mem_blocks"] = min(values["num_mem_blocks"], users) or None
+    return cut
+
+
+def build_without_unread(build, values: dict, kept: set[str]):
+    """`build(values)`, without the fields that only layers left out would have read; those in `kept` are refused."""
+    while True:
+        try:
+            return build(values)
+        except Exception as error:
+            field = unread_field(error)
+            if field is None or field in kept or field not in values:
+                raise
+            values = {name: value for name, value in values.items() if name != field}
+
+
+def unread_field(error: BaseException | None) -> str | None:
+    """The field that an error, or what caused it, says no layer reads; None for any other error."""
+    while error is not None and not isinstance(error, UnreadField):
+        error = error.__cause__
+    return None if error is None else error.field
