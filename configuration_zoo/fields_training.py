@@ -15,9 +15,11 @@ ROUTER_FIELDS = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_
 class TrainingFields:
     """Everything that only training reads. Each coefficient is a factor of a mean over the batch's target tokens."""
 
-    # Return the router logits; with labels, add coef · the balance loss (Switch Transformer §2.2) and coef · the z-loss
-    # (ST-MoE, Zoph et al. 2022, eq. 5) to the loss. Numbers also where there is no router: trainers read them.
+    # Whether coef · the balance loss (Switch Transformer §2.2) and coef · the z-loss (ST-MoE, Zoph et al. 2022, eq. 5)
+    # are added to the loss. True, as in transformers: always, and router logits are returned. False, as there: never,
+    # whatever the coefficients. None: in training only, and no logits are returned.
     output_router_logits: bool | None = flag(None)
+    # Numbers also where there is no router: trainers read them.
     router_aux_loss_coef: float | int | None = non_negative()
     router_z_loss_coef: float | int | None = non_negative()
     # coef · log² Z of the vocabulary's softmax, which keeps Z near one (PaLM, Chowdhery et al. 2022, §5: 1e-4).
@@ -38,12 +40,14 @@ class TrainingFields:
     initializer_cutoff: float | int | None = positive()
 
     def resolve_training(self):
-        for field, default in zip(ROUTER_FIELDS, (False, 0.0, 0.0), strict=True):
+        for field in ("router_aux_loss_coef", "router_z_loss_coef"):
             if getattr(self, field) is None:
-                setattr(self, field, default)
+                setattr(self, field, 0.0)
 
     @for_each_layer
     def validate_training(self):
         for field in ROUTER_FIELDS:
             if getattr(self, field) and "sparse" not in self.mlp_layer_types:
                 raise UnreadField(field, getattr(self, field), "a 'sparse' layer in mlp_layer_types")
+        if self.output_router_logits is False and self.router_z_loss_coef:
+            raise UnreadField("router_z_loss_coef", self.router_z_loss_coef, "output_router_logits left out or True")

@@ -28,6 +28,7 @@ from .their_config import BAD_CONFIG, TIE, class_key, one_line, their_config
 NOT_ARCHITECTURE = {
     "source_config", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
     "attention_dropout", "embedding_dropout", "residual_dropout", "output_z_loss_coef", "loss_chunk_size",
+    "output_router_logits",
     "initializer_type", "residual_initializer_type", "embedding_initializer_range", "initializer_cutoff",
 }  # fmt: skip
 # Older spellings that would be merged into, or win over, the key they stand for.
@@ -118,6 +119,9 @@ def _back(config: ZooConfig, family: Family) -> dict[str, Any]:
         config = deepcopy(config)
         config.allow_global_per_layer_attribute_access = True
     keys = {name: getattr(config, ours) for name, ours in family.fields.items()}
+    if keys.get("output_router_logits", True) is None:
+        # In training alone, which no other class can say: as the source says, or their default.
+        del keys["output_router_logits"]
     keys |= family.restore(config) if family.restore else {}
     return {name: _plain(value) for name, value in keys.items()}
 

@@ -17,9 +17,10 @@ def wants_indexer_loss(model, labels):
     return labels is not None and model.training and torch.is_grad_enabled() and bool(model.config.indexer_loss_coef)
 
 
-def add_indexer_loss(loss, config, shared_indices):
-    """`loss` plus indexer_loss_coef · the mean over the layers with an indexer."""
-    return loss + config.indexer_loss_coef * shared_indices.mean_loss().to(loss.device)
+def add_indexer_loss(loss, config, shared_indices, share):
+    """`loss` plus indexer_loss_coef · the mean over the layers with an indexer, times the `share` of the accumulated
+    batch that is here: each part's mean counts by its targets."""
+    return loss + config.indexer_loss_coef * (shared_indices.mean_loss().to(loss.device) * share)
 
 
 def indexer_loss(mixer, query, latent, rope_key, attention_mask, inputs, positions):

@@ -58,6 +58,14 @@ def count_targets(targets, ignored, kwargs):
     return total.to(targets.device) if isinstance(total, torch.Tensor) else total
 
 
+def share_of_batch(labels, kwargs):
+    """The share of the accumulated batch's targets that is in this call; one where nobody counts them."""
+    if kwargs.get("num_items_in_batch") is None:
+        return 1.0
+    targets, ignored = next_tokens(labels, kwargs)
+    return (targets != ignored).sum() / count_targets(targets, ignored, kwargs)
+
+
 def whole_loss(model, logits, labels, kwargs):
     """transformers' loss, and the z-loss in training, from logits `[B, T, V]`."""
     loss = model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **kwargs)

@@ -25,10 +25,11 @@ from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import initialize
 from .kv_sharing import last_query, layer_of_last_query
-from .language_loss import logits_and_loss
+from .language_loss import logits_and_loss, share_of_batch
 from .masks import PADDING, build_masks, columns_so_far, layer_mask, mask_key, masks_needed
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .pipeline_stages import StagedModel
+from .platform_transformers import enter_among_causal_models
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
 from .saved_folder import SavedFolder
@@ -239,7 +240,8 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         )
         logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, chunk_size, kwargs)
         if guide:
-            loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"])
+            share = share_of_batch(labels, kwargs)
+            loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"], share)
         aux_loss = None
         if balance:
             loss, aux_loss = add_router_losses(loss, self, outputs.router_logits, attention_mask, labels, kwargs)
@@ -252,6 +254,9 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits if record else None,
         )
+
+
+enter_among_causal_models(ZooForCausalLM)
 
 
 # transformers' generic heads build their body through AutoModel, which asks again for trust: these build it themselves.

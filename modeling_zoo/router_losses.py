@@ -88,11 +88,14 @@ def router_losses(config, router_logits, attention_mask=None, target_mask=None, 
 
 
 def wants_router_losses(model, labels, record):
-    """Whether a call with `labels` adds them: in training if a coefficient asks, else when logits are recorded."""
+    """Whether a call with `labels` adds them: as `record` (output_router_logits) says, which without an answer is in
+    training, if a coefficient asks."""
     config = model.config
     if labels is None or "sparse" not in config.mlp_layer_types:
         return False
-    return record or (model.training and (config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0))
+    if record is not None:
+        return record
+    return model.training and (config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0)
 
 
 def add_router_losses(loss, model, router_logits, attention_mask, labels, kwargs):

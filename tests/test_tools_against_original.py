@@ -1,10 +1,12 @@
 """The ecosystem's tools on a converted model and on the original itself: the same modules found, the same numbers."""
 
+import json
+import zlib
 from functools import cache
 
 import pytest
 import torch
-from random_models import randomize
+from random_models import build, randomize, their_class_config
 from samples import only
 from torch import nn
 from transformers import (
@@ -14,12 +16,15 @@ from transformers import (
     FineGrainedFP8Config,
     LlamaConfig,
     MixtralConfig,
+    PrinterCallback,
     Qwen3NextConfig,
+    Trainer,
+    TrainingArguments,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
 
-from conversion import convert
+from conversion import convert, family_of, known_families
 from modeling_zoo import ZooForCausalLM
 
 # Quantisers take blocks of 64 numbers of a row.
@@ -86,7 +91,8 @@ def tokens(rows=2, length=11):
 
 @torch.no_grad()
 def logits(model):
-    return model(input_ids=tokens()).logits.float()
+    """Of the tokens; a learned prompt has some in front."""
+    return model(input_ids=tokens()).logits[:, -tokens().shape[1] :].float()
 
 
 def assert_same_logits(model, other, limit=2e-5):
@@ -164,3 +170,187 @@ def test_dynamic_quantisation_of_torch(pair_of, name):
     counted = [numbers_in(model, "quantized.dynamic") for model in (expected, found)]
     assert counted[0] == counted[1] and counted[0][0] > 0
     assert_same_logits(found, expected)
+
+
+# -- transformers' Trainer ---------------------------------------------------------------------------------------------
+
+
+def rows(count=8):
+    """Rows of different lengths; beginnings are no targets."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for index in range(count):
+        ids = torch.randint(6, 96, (5 + (index * 7) % 9,), generator=generator).tolist()
+        found.append({"input_ids": ids, "labels": [-100] * (index % 3) + ids[index % 3 :]})
+    return found
+
+
+def pad(rows):
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def fill(name, value):
+        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+    return {"input_ids": fill("input_ids", 0), "labels": fill("labels", -100), "attention_mask": mask}
+
+
+def trained(model, folder, **arguments):
+    """The losses of three steps, the last of which have seen what the first did, and that of an evaluation."""
+    settings = {
+        **{"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1, "seed": 1},
+        **{"lr_scheduler_type": "constant", "report_to": "none", "save_strategy": "no", "disable_tqdm": True},
+        **{"use_cpu": True, "train_sampling_strategy": "sequential", "optim": "sgd", "max_grad_norm": 0.0},
+    }
+    args = TrainingArguments(output_dir=str(folder), **settings | arguments)
+    trainer = Trainer(model=model, args=args, train_dataset=rows(12), eval_dataset=rows(), data_collator=pad)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [*losses, trainer.evaluate()["eval_loss"]]
+
+
+REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+SWITCHES = {
+    "plain": {},
+    "label smoothing": {"label_smoothing_factor": 0.3},
+    "accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "smoothing and accumulation": {"label_smoothing_factor": 0.3, "gradient_accumulation_steps": 2},
+    "clipping": {"max_grad_norm": 0.1},
+    "weight decay": {"weight_decay": 2.0},
+    "adafactor": {"optim": "adafactor"},
+    "checkpointing": {"gradient_checkpointing": True},
+    "reentrant": REENTRANT,
+    "noise on embeddings": {"neftune_noise_alpha": 5.0},
+    "rows by length": {"train_sampling_strategy": "group_by_length"},
+    "batch size found": {"auto_find_batch_size": True},
+    "bfloat16": {"bf16": True, "bf16_full_eval": True},
+    "compiled": {"torch_compile": True, "torch_compile_backend": "eager"},
+}
+
+
+@pytest.mark.parametrize("switch", only(["label smoothing"], SWITCHES))
+@pytest.mark.parametrize("name", only(["llama", "mixtral"], CONFIGS))
+@pytest.mark.parametrize("way", only(["remote"], ["remote", "installed"]))
+def test_a_switch_of_trainer_does_what_it_does_to_the_original(pair_of, way, name, switch, tmp_path):
+    if switch == "adafactor" and name == "qwen3_next":
+        pytest.skip("scales by the rows and columns of a matrix, and the original holds several of zoo's in one")
+    pair = pair_of(name)
+    expected = trained(pair.original(), tmp_path, **SWITCHES[switch])
+    found = trained(getattr(pair, way)(), tmp_path, **SWITCHES[switch])
+    assert len(set(expected)) == 4
+    assert found == pytest.approx(expected, rel=3e-2 if switch == "bfloat16" else 1e-4)
+
+
+# -- losses of routers -------------------------------------------------------------------------------------------------
+
+ROUTED = [name for name in known_families() if "experts" in str(family_of(name).tiny[:1])]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", only(["dbrx", "deepseek_v3", "gpt_oss", "qwen3_moe"], ROUTED))
+def test_a_converted_mixture_has_the_original_s_loss(name, recorded, tmp_path):
+    """In training and evaluation: what its output_router_logits and its coefficient say, and back they say the same."""
+    family = family_of(name)
+    config = their_class_config(name, family, family.tiny[0])
+    text = config.get_text_config()
+    weighted = hasattr(text, "router_aux_loss_coef")
+    text.output_router_logits = recorded
+    if weighted:
+        text.router_aux_loss_coef = 0.7
+    # Noise is drawn for tensors of other shapes.
+    if hasattr(text, "router_jitter_noise"):
+        text.router_jitter_noise = 0.0
+    theirs = build(config, family)
+    theirs.save_pretrained(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "zoo", progress=False)
+    ours = ZooForCausalLM.from_pretrained(tmp_path / "zoo")
+    ids = torch.randint(1, text.vocab_size, (2, 13), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[0, 9:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    for training in (True, False):
+        losses = []
+        for model in (theirs, ours):
+            torch.manual_seed(1)
+            losses.append(model.train(training)(**inputs).loss.item())
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    convert(tmp_path / "zoo", tmp_path / "back", to=name, progress=False)
+    saved = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("source", "back")]
+    assert saved[0] == saved[1]
+
+
+# -- PEFT --------------------------------------------------------------------------------------------------------------
+
+MODULES = {
+    "llama": ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
+    "mixtral": ["q_proj", "k_proj", "o_proj"],
+    "deepseek_v3": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+}
+# Kinds of adapters on linear maps, and the settings a small model needs.
+ADAPTERS = {
+    "LoraConfig": {"r": 3},
+    "dora": {"r": 3, "use_dora": True},
+    "AdaLoraConfig": {"init_r": 4, "target_r": 2, "total_step": 10},
+    "IA3Config": {"feedforward_modules": ["o_proj"]},
+    "LoHaConfig": {"r": 3},
+    "LoKrConfig": {"r": 3},
+    "OFTConfig": {"r": 0, "oft_block_size": 8},
+    "BOFTConfig": {"boft_block_size": 8},
+    "VeraConfig": {"r": 5},
+    "FourierFTConfig": {"n_frequency": 30},
+    "HRAConfig": {"r": 4},
+    "RandLoraConfig": {"r": 4},
+}
+PROMPTS = {
+    "PromptTuningConfig": {"num_virtual_tokens": 4},
+    "PromptEncoderConfig": {"num_virtual_tokens": 4, "encoder_hidden_size": 12},
+    "PrefixTuningConfig": {"num_virtual_tokens": 4},
+}
+
+# A learned prompt has the size of an embedding; the other is a factor of large random matrices.
+SCALES = {"RandLoraConfig": 5e-4, **dict.fromkeys(PROMPTS, 1.0)}
+# Fails in the original: PEFT cannot turn the empty tensor that it expands without a cache.
+NOT_THERE = [("OFTConfig", "deepseek_v3"), ("PrefixTuningConfig", "deepseek_v3")]
+
+
+def adapted(model, kind, name):
+    """The model with an adapter that does something, and the same thing on every model with these names."""
+    peft = pytest.importorskip("peft")
+    settings = ADAPTERS.get(kind, PROMPTS.get(kind))
+    if kind in ADAPTERS:
+        settings = settings | {"target_modules": MODULES[name]}
+    config = getattr(peft, "LoraConfig" if kind == "dora" else kind)(task_type="CAUSAL_LM", **settings)
+    torch.manual_seed(5)
+    model = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                noise = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+                parameter.add_(SCALES.get(kind, 0.05) * torch.randn(parameter.shape, generator=noise))
+    return model
+
+
+KINDS = [(kind, name) for kind in [*ADAPTERS, *PROMPTS] for name in MODULES if (kind, name) not in NOT_THERE]
+
+
+@pytest.mark.parametrize(
+    "adapter", only([("LoraConfig", "mixtral"), ("HRAConfig", "deepseek_v3"), ("VeraConfig", "llama")], KINDS), ids=str
+)
+def test_an_adapter_does_what_it_does_to_the_original(pair_of, adapter, tmp_path):
+    """The same logits, the same smoothed losses over three steps, the same logits after them."""
+    kind, name = adapter
+    pair, losses, seen = pair_of(name), [], []
+    plain = logits(pair.original())
+    for model in (pair.original(), pair.remote()):
+        model = adapted(model, kind, name)
+        before = logits(model.eval())
+        # Trainer itself cannot smooth labels behind a learned prompt.
+        smoothing = 0.0 if kind in PROMPTS else 0.2
+        rate = 1e-5 if kind == "RandLoraConfig" else 0.1
+        losses.append(trained(model, tmp_path, label_smoothing_factor=smoothing, learning_rate=rate))
+        seen.append((before, logits(model.eval())))
+    for expected, found in zip(*seen, strict=True):
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert (seen[0][0] - plain).abs().max() > 1e-2 and (seen[0][1] - seen[0][0]).abs().max() > 1e-4

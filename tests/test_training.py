@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from combinations import EXPERTS, FULL, HEADS, LATENT, LINEAR, SIZES, SLIDING
+from combinations import EXPERTS, FULL, HEADS, INDEXED, INDEXER, LATENT, LINEAR, SIZES, SLIDING
 from random_models import randomize
 from samples import only
 from transformers import (
@@ -29,6 +29,7 @@ LOSSES = {
     "chunked": {"output_z_loss_coef": 0.05, "loss_chunk_size": 7, "final_logit_softcapping": 5.0},
     "router z-loss": EXPERTS | ROUTER_Z,
     "balance": EXPERTS | BALANCE,
+    "indexer": {**LATENT, **INDEXER, "q_lora_rank": 18, "layer_types": [INDEXED] * 3, "indexer_loss_coef": 9.0},
 }
 MODELS = {
     "full": {},
@@ -112,7 +113,7 @@ def furthest(model, other):
 # -- transformers' Trainer ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", only(["chunked", "balance"], LOSSES))
+@pytest.mark.parametrize("name", only(["chunked", "balance", "indexer"], LOSSES))
 def test_accumulation_changes_nothing(name, tmp_path):
     """Eight rows at once, or two by two over four backward passes: the same steps and the same logged loss."""
     start = make(**LOSSES[name])
@@ -120,10 +121,10 @@ def test_accumulation_changes_nothing(name, tmp_path):
     parts, found = fit(copy.deepcopy(start), tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     moved = furthest(whole, start)
     assert moved > 1e-3
-    # The balance loss of a batch is no sum over its parts: theirs are averaged by the targets they have.
-    limit = 0.05 if name == "balance" else 2e-5
-    assert furthest(whole, parts) < limit * moved
-    assert found == pytest.approx(losses, rel=2e-2 if name == "balance" else 1e-5)
+    # The losses of routers and indexers are no sums over targets: those of the parts are averaged by their targets.
+    averaged = name in ("balance", "indexer")
+    assert furthest(whole, parts) < (0.05 if averaged else 2e-5) * moved
+    assert found == pytest.approx(losses, rel=2e-2 if averaged else 1e-5)
 
 
 def test_every_coefficient_reaches_the_trainer_s_loss(tmp_path):
