@@ -118,3 +118,30 @@ def draw_embedding(module, config):
     if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
         with torch.no_grad():
             module.weight[module.padding_idx].zero_()
+
+
+@torch.no_grad()
+def restore_buffers(model):
+    """Fills the buffers that modules compute from the config and no checkpoint has: `to_empty` leaves in them whatever
+    memory held, and a model that was assigned its weights has none."""
+    device = next(model.parameters()).device
+    for module in model.modules():
+        for name, values in getattr(module, "computed_buffers", dict)().items():
+            held = getattr(module, name)
+            if held.is_meta:
+                setattr(module, name, values.to(device))
+            else:
+                held.copy_(values)
+
+
+class InitialWeights:
+    """Starting as the config says, and what loading leaves to the model. A mixin in front of `PreTrainedModel`."""
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        initialize(module, self.config)
+
+    def load_state_dict(self, *args, **kwargs):
+        loaded = super().load_state_dict(*args, **kwargs)
+        restore_buffers(self)
+        return loaded

@@ -55,9 +55,9 @@ class LinearAttention(RecurrentMixer):
     def add_decay(self, config, layer_idx):
         settings = self.settings
         self.decay = DECAYS.get(settings.decay)
-        if settings.decay == "constant":
-            slopes = constant_slopes(self.heads, layer_idx, config.num_hidden_layers)
-            self.register_buffer("slopes", torch.tensor(slopes), persistent=False)
+        self.depth = config.num_hidden_layers
+        for name, values in self.computed_buffers().items():
+            self.register_buffer(name, values, persistent=False)
         if self.decay is None:
             return
         per_channel = settings.decay_granularity == "channel"
@@ -68,10 +68,15 @@ class LinearAttention(RecurrentMixer):
         self.dt_bias = nn.Parameter(torch.zeros(width, dtype=dtype))
         self.A_log = nn.Parameter(torch.zeros(self.heads, dtype=dtype)) if settings.decay != "log_sigmoid" else None
 
+    def computed_buffers(self):
+        """Rates that are not learned; no checkpoint has them."""
+        if self.settings.decay != "constant":
+            return {}
+        return {"slopes": torch.tensor(constant_slopes(self.heads, self.layer_idx, self.depth))}
+
     def initialize(self, std):
-        if self.settings.decay == "constant":
-            slopes = constant_slopes(self.heads, self.layer_idx, self.config.num_hidden_layers)
-            init.copy_(self.slopes, torch.tensor(slopes))
+        for name, values in self.computed_buffers().items():
+            init.copy_(getattr(self, name), values)
         if self.decay is None:
             return
         if self.A_log is None:

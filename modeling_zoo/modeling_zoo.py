@@ -23,7 +23,7 @@ from .decoder_layer import ZooDecoderLayer
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
 from .indexer import SharedIndices
 from .indexer_training import add_indexer_loss, wants_indexer_loss
-from .initial_weights import initialize
+from .initial_weights import InitialWeights
 from .kv_sharing import last_query, layer_of_last_query
 from .language_loss import logits_and_loss, share_of_batch
 from .masks import PADDING, build_masks, columns_so_far, layer_mask, mask_key, masks_needed
@@ -37,7 +37,7 @@ from .serving import served_by
 from .shared_blocks import SharedBlocks
 
 
-class ZooPreTrainedModel(StagedModel, SavedFolder, PreTrainedModel):
+class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedModel):
     """What transformers needs to know of every zoo model."""
 
     config_class = ZooConfig
@@ -63,10 +63,6 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, PreTrainedModel):
         if isinstance(config, ZooConfig):
             config.settle_depth()
         super().__init__(config, *args, **kwargs)
-
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        initialize(module, self.config)
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
         """The backend to use; raises ValueError for one that would silently drop what the config asks for."""

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 
 class LearnedPositions(nn.Embedding):
@@ -68,13 +67,15 @@ class NoPositions(nn.Module):
         return 0
 
 
-def alibi_slopes(num_heads):
+def alibi_slopes(num_heads, device=None):
     """Slope 2^(-8 i / n) of head i for the nearest power of two n ≤ num_heads, odd powers of the 2n series for the
     rest `[H]`."""
     power = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
-    slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
-    return torch.tensor(slopes, dtype=torch.float32)
+    exponents = torch.arange(1, power + 1, device=device, dtype=torch.float32) * (-8.0 / power)
+    if num_heads > power:
+        odd = torch.arange(1, 2 * (num_heads - power), 2, device=device, dtype=torch.float32)
+        exponents = torch.cat((exponents, odd * (-4.0 / power)))
+    return torch.exp2(exponents)
 
 
 class AlibiBias(nn.Module):
@@ -93,10 +94,6 @@ class AlibiBias(nn.Module):
         self.two_sided = config.use_bidirectional_attention
         self.per_query = config.attention_sinks is not None
         self.num_heads = config.num_attention_heads
-        self.register_buffer("slopes", alibi_slopes(self.num_heads), persistent=False)
-
-    def initialize(self, std):
-        init.copy_(self.slopes, alibi_slopes(self.num_heads))
 
     def places(self, query_positions, key_positions, attention_mask):
         """Key positions up to a shift per row, `[B or 1, 1 or T, K]`; padding counts for none if a mask says where it
@@ -115,7 +112,8 @@ class AlibiBias(nn.Module):
     def forward(self, like, query_positions, key_positions, attention_mask):
         places = self.places(query_positions, key_positions, attention_mask)
         dtype = self.round_dtype or torch.float32
-        bias = self.slopes[None, :, None, None].to(dtype) * places[:, None].to(dtype)
+        slopes = alibi_slopes(self.num_heads, like.device)
+        bias = slopes[:, None, None].to(dtype) * places[:, None].to(dtype)
         return bias.to(like.dtype) * self.scale
 
 

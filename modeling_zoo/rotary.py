@@ -104,6 +104,12 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
+    def computed_buffers(self):
+        """What the buffers hold before the first long sequence; no checkpoint has them."""
+        self.max_seq_len_cached = self.original_max_seq_len
+        inv_freq, _ = self.frequencies()
+        return {"inv_freq": inv_freq, "original_inv_freq": inv_freq}
+
     def frequencies(self):
         """(inv_freq `[r / 2]`, factor on cos and sin) for short sequences."""
         compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)

@@ -39,19 +39,22 @@ class StateSpaceDuality(RecurrentMixer):
         self.dt_bias = nn.Parameter(torch.zeros(self.heads))
         self.o_norm = make_output_norm(settings)
         self.o_proj = nn.Linear(self.inner, hidden, bias=settings.bias)
-        if settings.section_multipliers is not None:
-            self.register_buffer("section_scale", self.make_section_scale(), persistent=False)
+        for name, values in self.computed_buffers().items():
+            self.register_buffer(name, values, persistent=False)
 
-    def make_section_scale(self):
+    def computed_buffers(self):
+        """The multipliers, spread over their sections; no checkpoint has them."""
+        if self.settings.section_multipliers is None:
+            return {}
         pairs = zip(self.sections, self.settings.section_multipliers, strict=True)
-        return torch.cat([torch.full((size,), float(multiplier)) for size, multiplier in pairs])
+        return {"section_scale": torch.cat([torch.full((size,), float(factor)) for size, factor in pairs])}
 
     def initialize(self, std):
         initialize_rates(self.A_log)
         initialize_time_steps(self.dt_bias, self.settings)
         init.ones_(self.D)
-        if self.settings.section_multipliers is not None:
-            init.copy_(self.section_scale, self.make_section_scale())
+        for name, values in self.computed_buffers().items():
+            init.copy_(getattr(self, name), values)
 
     def project(self, hidden_states):
         """`[B, T, D]` -> z, [x|B|C] and Δ."""

@@ -3,6 +3,7 @@ Llama."""
 
 import pytest
 import torch
+from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from combinations import FULL, HEADS, ROWS, SIZES, STATES, linear
 from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
@@ -332,3 +333,46 @@ def test_a_draft_by_the_first_layers(name):
     wanted = greedy(model, tokens, use_cache=False)
     assert torch.equal(greedy(model, tokens, assistant_early_exit=2), wanted)
     logits_match(model(wanted).logits, model_of(MODELS[name])(wanted).logits)
+
+
+# -- weights from nowhere --------------------------------------------------------------------------------------------
+
+
+def emptied(config):
+    """A model whose parameters and buffers are what memory held, a number nobody can miss."""
+    with torch.device("meta"):
+        model = ZooForCausalLM(config)
+    model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.fill_(77)
+    return model
+
+
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("name", EVERY)
+@torch.no_grad()
+def test_what_no_checkpoint_holds_comes_back(name):
+    """meta, `to_empty` and `load_state_dict`, with `init_weights` between them, or with the weights assigned."""
+    model, tokens = model_of(EVERY[name]), some_tokens()
+    wanted, weights = model(tokens).logits, model.state_dict()
+    loaded, started = emptied(model.config), emptied(model.config)
+    started.init_weights()
+    with torch.device("meta"):
+        assigned = ZooForCausalLM(model.config)
+    for again, assign in ((loaded, False), (started, False), (assigned, True)):
+        again.load_state_dict(weights, strict=False, assign=assign)
+        again.tie_weights()
+        assert torch.equal(again.eval()(tokens).logits, wanted)
+
+
+@pytest.mark.parametrize("fields", named(row for row in ROWS["position"] if "position_embedding_type" in row))
+@torch.no_grad()
+def test_positions_without_a_table_of_angles_need_no_buffer(fields, tmp_path):
+    """accelerate's `init_empty_weights(include_buffers=True)` leaves every buffer without data, as for BLOOM."""
+    model, tokens = model_of(fields), some_tokens()
+    model.save_pretrained(tmp_path)
+    with init_empty_weights(include_buffers=True):
+        empty = ZooForCausalLM(model.config)
+    empty.tie_weights()
+    loaded = load_checkpoint_and_dispatch(empty, str(tmp_path), device_map={"": "cpu"})
+    assert torch.equal(loaded.eval()(tokens).logits, model(tokens).logits)
