@@ -122,6 +122,12 @@ class LatentFields:
             self._validate_widths()
         if indexed:
             self._validate_indexer()
+        beside = [word for word in self.layer_types if word in ("hybrid", "hybrid_sliding")]
+        if latent and beside:
+            raise ValueError(
+                f"layer_types has {beside[0]!r}, whose attention beside a recurrence needs "
+                f"attention_type='grouped_query', got {self.attention_type!r}."
+            )
 
     def _validate_widths(self):
         require(self, "attention_type='latent'", (*WIDTH_FIELDS, "mla_norm_eps"))

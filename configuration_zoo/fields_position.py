@@ -128,6 +128,22 @@ class PositionFields:
             if kind not in ROPE_TYPES:
                 raise ValueError(f"rope_parameters: rope_type={kind!r} of {name!r} is not one of {list(ROPE_TYPES)}.")
 
+    def validate_rotary_widths(self):
+        for index, layer in enumerate(self.per_layer_config):
+            table = layer.rope_tables.get(layer.rope_table_of(index))
+            if table is None or layer.layer_types[index] not in SOFTMAX_LAYERS + HYBRID_LAYERS:
+                continue
+            partial, kind = table.get("partial_rotary_factor", 1.0), table.get("rope_type", "default")
+            # "proportional" spreads its angles over the whole head.
+            width = layer.rotary_width if kind == "proportional" else int(layer.rotary_width * partial)
+            least = 4 if kind == "dynamic" else 2
+            if width + width % 2 > layer.rotary_width or width + width % 2 < least:
+                raise ValueError(
+                    f"rope_parameters: {width} of {layer.rotary_width} channels of a head (head_dim, qk_rope_head_dim) "
+                    f"would rotate in layer {index} with partial_rotary_factor={partial}; rope_type={kind!r} turns "
+                    f"pairs of channels, at least {least // 2}."
+                )
+
     def validate_longrope(self):
         for index in range(self.num_hidden_layers):
             table = self.rope_tables.get(self.rope_table_of(index), {})

@@ -71,3 +71,15 @@ def zoo(monkeypatch, capsys):
         return end.value.code or 0, captured.out, captured.err
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the random configs came to, over all shards and workers."""
+    reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
+    figures = Counter()
+    for report in reports:
+        for name, found in report.user_properties if report.when == "call" else ():
+            figures.update(found if name == "random configs" else {})
+    if figures:
+        terminalreporter.section("random configs")
+        terminalreporter.line(", ".join(f"{name}: {figures[name]}" for name in sorted(figures)))

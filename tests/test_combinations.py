@@ -9,6 +9,7 @@ from combinations import NOT_CONCEPTS, ROWS, SIZES
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_checks import check_backward, check_chunks, check_padding, check_steps
 from random_models import randomize
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -48,68 +49,6 @@ def assert_names_a_field(error, chosen):
     """A refusal has to say which of the fields stand against each other."""
     named = [name for name in known_fields() if name in str(error)]
     assert named, f"{error} names no field of {chosen}"
-
-
-def check_backward(model, tokens):
-    model.train()
-    loss = model(tokens, labels=tokens).loss
-    assert torch.isfinite(loss)
-    loss.backward()
-    # An indexer selects; only its own loss teaches it.
-    taught = [name for name, _ in model.named_parameters() if ".indexer." not in name or model.config.indexer_loss_coef]
-    without = [name for name in taught if model.get_parameter(name).grad is None]
-    assert without == []
-    model.eval()
-
-
-@torch.no_grad()
-def rounding(model, tokens, expected):
-    """How far the logits move when the embeddings are rounded otherwise: three draws of one unit in the last place."""
-    weight, found = model.get_input_embeddings().weight, []
-    kept = weight.clone()
-    for seed in range(3):
-        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
-        weight.copy_(kept * (1 + torch.finfo(torch.float32).eps * noise))
-        found.append((model(tokens).logits - expected).abs().max().item())
-    weight.copy_(kept)
-    return max(found)
-
-
-def check_same(model, tokens, found, expected, how):
-    """Equal in float32: to 2e-5 of the largest logit, no less than of 10, and what the draw makes of rounding."""
-    atol = 2e-5 * max(10.0, expected.abs().max().item())
-    if not torch.allclose(found, expected, rtol=2e-4, atol=atol):
-        atol += 4 * rounding(model, tokens, expected)
-    torch.testing.assert_close(found, expected, rtol=2e-4, atol=atol, msg=lambda text: f"{how}: {text}")
-
-
-def check_steps(model, tokens, expected):
-    """One token at a time over a cache equals all at once."""
-    cache, found = None, []
-    for index in range(tokens.shape[1]):
-        outputs = model(tokens[:, index : index + 1], past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
-        found.append(outputs.logits)
-    check_same(model, tokens, torch.cat(found, 1), expected, "steps")
-
-
-def check_chunks(model, tokens, expected):
-    """Chunks of any size over a cache equal all at once."""
-    cache, found, start = None, [], 0
-    for size in (4, 1, tokens.shape[1] - 5):
-        outputs = model(tokens[:, start : start + size], past_key_values=cache, use_cache=True)
-        cache, start = outputs.past_key_values, start + size
-        found.append(outputs.logits)
-    check_same(model, tokens, torch.cat(found, 1), expected, "chunks")
-
-
-def check_padding(model, tokens, expected):
-    """Four tokens of padding on the left change nothing."""
-    padded = torch.cat((torch.zeros(2, 4, dtype=torch.long), tokens), dim=1)
-    mask = (torch.arange(padded.shape[1]) >= 4).long().expand(2, -1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    found = model(padded, attention_mask=mask, position_ids=positions).logits[:, 4:]
-    check_same(model, tokens, found, expected, "padding")
 
 
 class Shipped:
