@@ -35,6 +35,9 @@ class ModelFields:
     eos_token_id: int | list[int] | None = setting(Items(Number(whole=True)), None)
     # The config.json this model was converted from, word for word, so that the way back loses nothing.
     source_config: dict | None = setting(Record(), None)
+    # What it held beside this model (a vision tower, layers that predict further tokens), for the way back: how many
+    # `tensors` of which names, and the `repository` and `revision` they came from.
+    source_extras: dict | None = setting(Record(), None)
 
     @property
     def output_width(self) -> int:

@@ -19,7 +19,7 @@ _HOME = {
     "family_of": "registry",
     "import_config": "config_bridge",
     "known_families": "registry",
-    "load": "transfer",
+    "load": "loading",
 }
 __all__ = list(_HOME)
 

@@ -14,19 +14,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", help="cast floating tensors, for example bfloat16 (default: as they are)")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is already there")
+    parser.add_argument("--source", dest="original", help="the checkpoint it came from, for what zoo does not use")
+    parser.add_argument("--text-only", "--without-extras", action="store_true", help="do without what zoo does not use")
     options = parser.parse_args(arguments)
+    company = {"source": options.original, "text_only": options.text_only}
     try:
         report = convert(
-            options.source, options.target, options.to, options.dtype, options.max_shard_size, options.overwrite
+            options.source,
+            options.target,
+            options.to,
+            options.dtype,
+            options.max_shard_size,
+            options.overwrite,
+            **company,
         )
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{report.target}: {report.model_type}, {report.parameters:,} parameters, {len(report.files)} weight file(s)")
-    for name in report.kept:
-        print(f"kept for the way back, not used by zoo: {name}")
-    for name in report.left_behind:
-        print(f"left behind, belongs to another family: {name}")
+    if report.kept:
+        print(f"kept for the way back, not used by zoo: {report.listed(report.kept)}")
+    if report.left_behind:
+        print(f"left behind: {report.listed(report.left_behind)}")
     return 0
 
 

@@ -148,6 +148,11 @@ def _header_of(path: Path) -> dict[str, dict]:
     return {name: entry | {"start": 8 + size + entry["data_offsets"][0]} for name, entry in header.items()}
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder has weights, or what should be them."""
+    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+
+
 def is_there(path: Path) -> bool:
     """Whether a file is there; what has its name and is none (a pipe, a device, a link to nothing) is refused."""
     if not path.is_file() and os.path.lexists(path):

@@ -20,13 +20,14 @@ from configuration_zoo.field_needs import UnreadField
 
 from .errors import ConversionError
 from .family import Family
+from .heads import CAUSAL, HEADS, head_of, head_of_own, labels_of
 from .quantised import refuse_quantized_config
 from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
 from .their_config import BAD_CONFIG, TIE, class_key, one_line, their_config
 
 # Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
 NOT_ARCHITECTURE = {
-    "source_config", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
+    "source_config", "source_extras", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
     "attention_dropout", "embedding_dropout", "residual_dropout", "output_z_loss_coef", "loss_chunk_size",
     "output_router_logits",
     "initializer_type", "residual_initializer_type", "embedding_initializer_range", "initializer_cutoff",
@@ -59,6 +60,8 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
     if words := arguments.get("layer_types"):
         arguments["layer_types"] = [_OLD_WORDS.get(word, word) for word in words]
     foreign = arguments.keys() - overrides.keys()
+    head = head_of(raw)
+    arguments |= {"architectures": [head]} | labels_of(theirs, head)
     return _build(arguments | {"source_config": deepcopy(raw)} | overrides, model_type, foreign)
 
 
@@ -73,6 +76,7 @@ def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any
     same = source is not None and file_name(model_type_of(source)) == file_name(to)
     try:
         raw = _changed_source(config, family, overrides) if same else _from_defaults(config, to, family)
+        _say_head(raw, config, to, family, overrides if same else {})
         again = import_config(raw, **(overrides if same else {}))
     except BAD_CONFIG as error:
         raise ConversionError(f"{to} cannot express this model: {one_line(error)}") from error
@@ -133,9 +137,25 @@ def _changed_source(config: ZooConfig, family: Family, overrides: dict) -> dict[
     place = raw[family.section] if family.section and isinstance(raw.get(family.section), dict) else raw
     aliases = CONFIG_MAPPING[family.reads or model_type_of(raw)].attribute_map
     for name, value in changed.items():
-        at_top = name == TIE and family.ties_at_top
+        at_top = family.ties_at_top if name == TIE else name == "dtype" and not {"dtype", "torch_dtype"} & place.keys()
         _set(raw if at_top else place, name, value, aliases)
     return raw
+
+
+def _say_head(raw: dict[str, Any], config: ZooConfig, to: str, family: Family, overrides: dict) -> None:
+    """Writes the class and the labels of the model's head into a config.json that says otherwise."""
+    head = head_of_own(config)
+    if head != (overrides.get("architectures") or [head_of(raw)])[0]:
+        name = family.architecture if head == CAUSAL else None
+        name = name or (None if family.section else HEADS[head].class_for(class_key(to, family)))
+        if name is None:
+            raise ValueError(f"transformers has no {HEADS[head].ending} class for it.")
+        raw["architectures"] = [name]
+    labels, before = labels_of(config, head), labels_of(their_config(raw, to, family), head)
+    for key in labels.keys() | before.keys():
+        if labels.get(key) != before.get(key):
+            raw[key] = deepcopy(labels.get(key))
+            raw.pop("num_labels", None)
 
 
 def _set(raw: dict[str, Any], name: str, value: Any, aliases: dict[str, str]) -> None:

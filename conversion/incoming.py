@@ -1,5 +1,6 @@
 """A foreign folder, read and planned: everything that can be wrong is found here, before anything is written."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,37 @@ from configuration_zoo import ZooConfig
 from .checkpoint import Checkpoint
 from .config_bridge import import_config
 from .errors import ConversionError
+from .heads import BODY, head_of_own
+from .kept import record
 from .plan import Plan, Planner
 from .quantised import refuse_quantized_folder, refuse_quantized_tensors
-from .registry import family_of, model_type_of
+from .registry import model_type_of
 from .sidecar import Manifest
-from .their_side import kept_dtypes
+from .their_side import kept_dtypes, planner_for
 from .writer import CODES
 from .zoo_side import Expected, check_import, expected_tensors, own_dtypes
 
 
 class Reader:
-    """A checkpoint seen in another dtype: floating tensors are cast as they are read, those in `kept` to theirs."""
+    """A checkpoint seen in another dtype: floating tensors are cast as they are read, those in `kept` to theirs.
+
+    `stored`: name -> name in the files, where they differ or only some of the tensors are looked at.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype | None = None, kept: dict[str, torch.dtype] | None = None
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype | None = None,
+        kept: dict[str, torch.dtype] | None = None,
+        stored: dict[str, str] | None = None,
     ):
         self.checkpoint, self.dtype, self.kept = checkpoint, dtype, kept or {}
-        self.headers = {name: self._cast(name, tensor) for name, tensor in checkpoint.headers.items()}
+        self.stored = dict.fromkeys(checkpoint.headers) if stored is None else stored
+        self.stored = {name: file_name or name for name, file_name in self.stored.items()}
+        self.headers = {name: self._cast(name, checkpoint.headers[found]) for name, found in self.stored.items()}
 
     def read(self, name: str) -> Tensor:
-        return self._cast(name, self.checkpoint.read(name))
+        return self._cast(name, self.checkpoint.read(self.stored[name]))
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         same = self.dtype is None or not tensor.is_floating_point()
@@ -50,42 +62,78 @@ class Incoming:
 
     def outputs(self) -> dict[str, Tensor]:
         """What will be written, as meta tensors, in the model's order."""
-        return {name: self.plan.outputs[name] for name in self.expected.tensors}
+        return {self.expected.stored(name): self.plan.outputs[name] for name in self.expected.tensors}
+
+    def stored(self, write: Callable[[str, Tensor], None]) -> Callable[[str, Tensor], None]:
+        """`write`, given the names in the files."""
+        return lambda name, tensor: write(self.expected.stored(name), tensor)
 
 
 def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Incoming:
     """Plans the import of a foreign folder; raises ConversionError for whatever does not fit."""
     model_type = model_type_of(raw, str(folder / "config.json"))
-    family = family_of(model_type)
-    config = import_config(raw)
     refuse_quantized_folder(folder)
+    config, overrides = import_config(raw), {}
     checkpoint = Checkpoint(folder, named=raw.get("transformers_weights"))
-    expected, planner = expected_tensors(config), Planner(family, config)
-    overrides = {}
     reader = Reader(checkpoint)
-    plan = planner.forward(reader.headers)
-    refuse_quantized_tensors(plan, expected)
+
+    def planned(**changes):
+        overrides.update(changes)
+        config = import_config(raw, **overrides)
+        expected, planner = expected_tensors(config), planner_for(raw, model_type, config)
+        plan = planner.forward(reader.headers)
+        refuse_quantized_tensors(plan, expected)
+        return config, expected, planner, plan, _share(plan, expected)
+
+    config, expected, planner, plan, unshared = planned()
+    if _is_body(plan, expected, planner, checkpoint):
+        config, expected, planner, plan, unshared = planned(architectures=[BODY])
     stored_twice = _equal_copies(plan, expected, checkpoint)
     if not all(stored_twice.values()):
         # As transformers does: a head that is stored and differs is a head of its own, whatever the config says.
-        overrides = {"tie_word_embeddings": False}
-        config = import_config(raw, **overrides)
-        expected, planner = expected_tensors(config), Planner(family, config)
+        config, expected, planner, plan, unshared = planned(tie_word_embeddings=False)
         stored_twice = {}
     check_import(plan, expected, planner)
     if dtype is not None:
         reader = Reader(checkpoint, dtype, _kept(raw, config, planner, plan, dtype))
         plan = planner.forward(reader.headers)
+        _share(plan, expected)
     config.dtype = dtype or config.dtype
-    manifest = Manifest(model_type, list(stored_twice), overrides, kept=plan.kept, dropped=plan.dropped)
-    if any(reader.headers[name].dtype != tensor.dtype for name, tensor in checkpoint.headers.items()):
-        manifest.cast = str(dtype).removeprefix("torch.")
-    if not _rules_find_back(plan, planner, checkpoint.headers):
-        used = (name for step in plan.steps for name in step.source_names())
-        headers = {name: checkpoint.headers[name] for name in used}
-        manifest.names = {name: [CODES[tensor.dtype], list(tensor.shape)] for name, tensor in headers.items()}
+    config.source_extras = record(planner, plan.kept, folder)
+    manifest = Manifest(model_type, overrides=overrides, kept=plan.kept, dropped=plan.dropped)
+    manifest.tied = [*stored_twice, *unshared]
+    manifest.unshared = [expected.tied[name] for name in unshared]
+    _note_files(manifest, plan, planner, reader)
     plan.steps = [step for step in plan.steps if not set(step.target_names()) <= set(stored_twice)]
     return Incoming(config, reader, plan, expected, manifest)
+
+
+def _note_files(manifest: Manifest, plan: Plan, planner: Planner, reader: Reader) -> None:
+    """What the rules alone would not give back: names of tensors, and the dtype they had before a cast."""
+    headers = reader.checkpoint.headers
+    if any(reader.headers[name].dtype != tensor.dtype for name, tensor in headers.items()):
+        manifest.cast = str(reader.dtype).removeprefix("torch.")
+    if not _rules_find_back(plan, planner, headers):
+        used = {name: headers[name] for step in plan.steps for name in step.source_names()}
+        manifest.names = {name: [CODES[tensor.dtype], list(tensor.shape)] for name, tensor in used.items()}
+
+
+def _is_body(plan: Plan, expected: Expected, planner: Planner, checkpoint: Checkpoint) -> bool:
+    """Whether a file that should have a head has none, and the names a body alone gives its tensors: what was saved is
+    the body of the model that config.json names."""
+    lacking = [name for name in expected.tensors if name not in plan.outputs]
+    prefixes = (planner.family.base_prefix, *planner.family.prefixes)
+    return lacking == ["lm_head.weight"] and not any(name.startswith(prefixes) for name in checkpoint.headers)
+
+
+def _share(plan: Plan, expected: Expected) -> list[str]:
+    """Where only the second name of a shared tensor is stored, the first gets it; -> those second names."""
+    alone = [name for name in expected.tied if name in plan.outputs and expected.tied[name] not in plan.outputs]
+    for name in alone:
+        plan.outputs[expected.tied[name]] = plan.outputs.pop(name)
+        for step in plan.steps:
+            step.targets = [expected.tied[name] if target == name else target for target in step.targets]
+    return alone
 
 
 def _kept(
@@ -94,7 +142,7 @@ def _kept(
     """{source name: dtype} of what zoo's own class or transformers' keeps when it loads in `dtype`. What becomes one
     tensor has one dtype."""
     ours = own_dtypes(config, dtype)
-    theirs = kept_dtypes(raw, model_type_of(raw), planner.family, dtype)
+    theirs = kept_dtypes(raw, model_type_of(raw), planner.family, dtype, head_of_own(config))
     theirs = {planner.as_ruled(name): kept for name, kept in theirs.items()}
     kept = {}
     for step in plan.steps:

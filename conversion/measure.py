@@ -28,13 +28,13 @@ def measure(config, model=None) -> dict:
     model = model or empty_model(config)
     layers = [measure_layer(model, index, *sizes) for index, sizes in enumerate(cache_sizes(model))]
     total = model.num_parameters()
-    embedding = sum(part.weight.numel() for part in {model.get_input_embeddings(), model.get_output_embeddings()})
-    if config.tie_word_embeddings:
-        embedding //= 2
-    if model.model.per_layer_embeddings is not None:
-        embedding += model.model.per_layer_embeddings.embed_tokens_per_layer.weight.numel()
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    embedding = sum(weight.numel() for weight in {table.weight for table in tables if table is not None})
+    if (rows := body_of(model).per_layer_embeddings) is not None:
+        embedding += rows.embed_tokens_per_layer.weight.numel()
     return {
         "model_type": config.model_type,
+        "class": type(model).__name__,
         "source_model_type": (config.source_config or {}).get("model_type"),
         "dtype": str(model.dtype).removeprefix("torch."),
         "vocab_size": config.vocab_size,
@@ -53,19 +53,24 @@ def measure(config, model=None) -> dict:
 
 
 def empty_model(config):
-    """A ZooForCausalLM without weights, in the dtype the config names (bfloat16 if it names none)."""
+    """The config's model without weights, in the dtype that it names (bfloat16 if it names none)."""
     import torch
 
-    from modeling_zoo import ZooForCausalLM
+    from .zoo_side import model_class
 
     dtype = config.dtype or torch.bfloat16
     with torch.device("meta"):
-        return ZooForCausalLM._from_config(deepcopy(config), dtype=dtype, attn_implementation="eager").eval()
+        return model_class(config)._from_config(deepcopy(config), dtype=dtype, attn_implementation="eager").eval()
+
+
+def body_of(model):
+    """The ZooModel in a model with a head, or the model itself."""
+    return getattr(model, "model", model)
 
 
 def measure_layer(model, index: int, per_token: int, state: int, waiting: int) -> dict:
     """One layer's mixer, reach, MLP, parameters and cache."""
-    layer, config = model.model.layers[index], model.config.per_layer_config[index]
+    layer, config = body_of(model).layers[index], model.config.per_layer_config[index]
     word = config.layer_types[index]
     mixer, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     reach, limit = reach_of(config, index)
@@ -158,7 +163,7 @@ def cache_sizes(model) -> list[tuple[int, int, int]]:
     for index in set(first):
         # An older transformers makes no cache layer for a layer that reads another's keys.
         shorter, longer = (held_bytes(cache.layers[index : index + 1]) for cache in caches)
-        waiting = waiting_bytes(model.model.layers[index], caches[0], index)
+        waiting = waiting_bytes(body_of(model).layers[index], caches[0], index)
         sizes[index] = longer - shorter, 2 * shorter - longer, waiting
     return [sizes[index] for index in first]
 
@@ -192,13 +197,13 @@ def filled_cache(model, length: int, indices):
         context["shared_key_values"] = SharedKeyValues()
         if model.config.indexer_types is not None:
             context["shared_indices"] = SharedIndices()
-        biases, keys = biases_on_scores(model.model, hidden_states, None, None), model.model.mask_keys
+        biases, keys = biases_on_scores(body_of(model), hidden_states, None, None), body_of(model).mask_keys
         for index in indices:
-            layer = model.model.layers[index]
+            layer = body_of(model).layers[index]
             if hasattr(layer, "self_attn"):
                 layer.self_attn(hidden_states, position_bias=biases.get(keys[index]), **context)
             if index in model.config.shared_block_layers:
-                shared = model.model.shared_blocks.context(index, hidden_states)["shared_block"]
+                shared = body_of(model).shared_blocks.context(index, hidden_states)["shared_block"]
                 shared(hidden_states, hidden_states, layer.adapters, layer_idx=index, **context)
     return cache
 
@@ -212,7 +217,7 @@ def first_alike(model) -> list[int]:
     if config.is_heterogeneous or config.num_kv_shared_layers or config.indexer_types is not None:
         return list(range(config.num_hidden_layers))
     kinds = []
-    for index, layer in enumerate(model.model.layers):
+    for index, layer in enumerate(body_of(model).layers):
         settings = getattr(getattr(layer, "self_attn", None), "settings", None)
         shapes = tuple((name, weight.shape) for name, weight in layer.named_parameters())
         word, mixer, shared = config.layer_types[index], config.mixer_types[index], index in config.shared_block_layers

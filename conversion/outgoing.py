@@ -13,88 +13,108 @@ from configuration_zoo import ZooConfig
 from .checkpoint import Checkpoint
 from .config_bridge import export_config, import_config
 from .errors import ConversionError
-from .family import Family
+from .extras import Extras, of_folder, of_source, promise_nothing, refuse_loss, text_family
+from .heads import head_of_own
 from .incoming import Reader
 from .plan import Plan, Planner, Step
-from .registry import family_of, file_name, variant_of
-from .sidecar import Manifest, set_aside
-from .their_side import kept_dtypes
-from .zoo_side import check_own, expected_tensors
-
-
-class TiedReader(Reader):
-    """A reader that also answers to the second names of shared tensors."""
-
-    def __init__(self, checkpoint, dtype, kept, second_names: dict[str, str]):
-        super().__init__(checkpoint, dtype, kept)
-        self.second_names = second_names
-        self.headers |= {second: self.headers[first] for second, first in second_names.items()}
-
-    def read(self, name):
-        return super().read(self.second_names.get(name, name))
+from .registry import family_of, file_name, model_type_of, variant_of
+from .sidecar import Manifest
+from .their_side import kept_dtypes, planner_for
+from .zoo_side import Expected, check_own, expected_tensors
 
 
 @dataclass
 class Outgoing:
-    """`plan.steps` read through `reader`, `aside` as it is and `buffers` as worked out are the target's tensors; `raw`
-    is its config.json."""
+    """`plan.steps` read through `reader`, `extras` as they are and `buffers` as worked out are the target's tensors;
+    `raw` is its config.json, `to` its family."""
 
     config: ZooConfig
+    to: str
     raw: dict[str, Any]
-    reader: TiedReader
+    reader: Reader
     plan: Plan
-    aside: Checkpoint | None
+    extras: Extras
     left_behind: list[str] = field(default_factory=list)
     buffers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
-    tokenizer_class: str | None = None
 
     def outputs(self) -> dict[str, Tensor]:
         """What will be written, as meta tensors."""
         with torch.device("meta"):
             buffers = {name: make() for name, make in self.buffers.items()}
-        return self.plan.outputs | buffers | (self.aside.headers if self.aside else {})
+        return self.plan.outputs | buffers | self.extras.headers()
 
     def further(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of what the plan does not give."""
         for name, make in self.buffers.items():
             yield name, make()
-        for name in self.aside.headers if self.aside else ():
-            yield name, self.aside.read(name)
+        yield from self.extras.read()
 
 
-def read_outgoing(folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype | None = None) -> Outgoing:
+@dataclass(frozen=True)
+class Company:
+    """What goes out beside the model: `source` is where to find it again, `alone` means without."""
+
+    source: str | Path | None = None
+    alone: bool = False
+
+
+def read_outgoing(
+    folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype | None = None, company: Company | None = None
+) -> Outgoing:
     """Plans the export of a zoo folder to the family `to`."""
-    config, manifest = import_config(raw), Manifest.read(folder)
-    to = variant_of(to, config.source_config)
-    family = family_of(to)
-    same = manifest.model_type is not None and file_name(manifest.model_type) == file_name(to)
-    target = export_config(config, to, **(manifest.overrides if same else {}))
-    checkpoint, expected = Checkpoint(folder), expected_tensors(config)
-    check_own(checkpoint, expected)
-    second_names = {name: expected.tied[name] for name in manifest.tied if same and name in expected.tied}
+    config, company = import_config(raw), company or Company()
+    to, extras, left_behind = _company(folder, config, to, company)
+    family, manifest = family_of(to), extras.manifest
+    target = export_config(config, to, **manifest.overrides)
+    checkpoint, expected = Checkpoint(folder, named=raw.get("transformers_weights")), expected_tensors(config)
+    stored = _names(check_own(checkpoint, expected), expected, manifest)
 
     def planned(dtype=None, kept=None):
-        reader = TiedReader(checkpoint, dtype, kept, second_names)
-        for name in expected.tied:
-            if name not in second_names:
-                reader.headers.pop(name, None)
-        plan = _plan_by_names(planner, manifest, reader) if same and manifest.names else None
+        reader = Reader(checkpoint, dtype, kept, stored)
+        plan = _plan_by_names(planner, manifest, reader) if manifest.names else None
         return reader, plan or planner.backward(reader.headers)
 
-    planner = Planner(family, config)
+    planner = planner_for(target, to, config)
     reader, plan = planned()
-    kept = {} if dtype is None else kept_dtypes(target, to, family, dtype)
     if dtype is not None:
+        kept = kept_dtypes(target, to, family, dtype, head_of_own(config))
         reader, plan = planned(dtype, _kept(planner, plan, kept))
-    _check_comes_back(planner, plan, reader.headers, to)
-    if dtype is not None:
         target = {key: value for key, value in target.items() if key != "torch_dtype"}
         target["dtype"] = str(dtype).removeprefix("torch.")
-    aside = set_aside(folder)
-    left_behind = [] if same or aside is None else sorted(aside.headers)
-    aside = aside if same else None
-    buffers, pinned = _buffers(family, config, target, aside), manifest.tokenizer_class if same else None
-    return Outgoing(config, target, reader, plan, aside, left_behind, buffers, pinned)
+    _check_comes_back(planner, plan, reader.headers, to)
+    if company.alone:
+        promise_nothing(target)
+    buffers = _buffers(planner, config, target, extras)
+    return Outgoing(config, to, target, reader, plan, extras, left_behind, buffers)
+
+
+def _company(folder: Path, config: ZooConfig, to: str, company: Company) -> tuple[str, Extras, list[str]]:
+    """-> the family to write, what goes there beside the model, and what stays behind."""
+    came_from = (config.source_config or {}).get("model_type")
+    to, extras = variant_of(to, config.source_config), of_folder(folder)
+    home = came_from is not None and file_name(model_type_of(config.source_config)) == file_name(to)
+    if not home or (company.alone and family_of(to).section):
+        if company.source is not None:
+            raise ConversionError(f"a source is of use on the way back to what a model came from, {came_from}, alone.")
+        kept = extras.manifest.kept or (config.source_extras or {}).get("tensors", {})
+        to = text_family(config, to) if home else to
+        return to, Extras(), sorted(kept)
+    planner = Planner(family_of(to), config)
+    if file_name(extras.manifest.model_type or "") != file_name(to):
+        extras = Extras()
+    if company.source is not None:
+        extras = of_source(company.source, planner, config)
+    if company.alone:
+        return to, extras.without(extras.manifest.kept), sorted(extras.manifest.kept)
+    refuse_loss(extras, planner, config, folder, to)
+    return to, extras, []
+
+
+def _names(stored: dict[str, str], expected: Expected, manifest: Manifest) -> dict[str, str]:
+    """{name of a tensor that goes out: name in the zoo folder}: a shared tensor under the names the source had."""
+    names = {name: found for name, found in stored.items() if name not in expected.tied}
+    names |= {name: stored[expected.tied[name]] for name in manifest.tied if name in expected.tied}
+    return {name: found for name, found in names.items() if name not in manifest.unshared or not expected.tied}
 
 
 def _kept(planner: Planner, plan: Plan, theirs: dict[str, torch.dtype]) -> dict[str, torch.dtype]:
@@ -107,17 +127,12 @@ def _kept(planner: Planner, plan: Plan, theirs: dict[str, torch.dtype]) -> dict[
     return kept
 
 
-def _buffers(
-    family: Family, config: ZooConfig, target: dict[str, Any], aside: Checkpoint | None
-) -> dict[str, Callable]:
+def _buffers(planner: Planner, config: ZooConfig, target: dict[str, Any], extras: Extras) -> dict[str, Callable]:
     """What the family's files hold, zoo works out and nobody set aside, in the dtype of the target."""
-    made = family.buffers(config, target) if family.buffers else {}
+    made = planner.family.buffers(config, target) if planner.family.buffers else {}
+    made = {planner.in_files(name): make for name, make in made.items()}
     dtype = getattr(torch, target.get("dtype") or target.get("torch_dtype") or "float32")
-    return {
-        name: lambda make=make: make().to(dtype)
-        for name, make in made.items()
-        if aside is None or name not in aside.headers
-    }
+    return {name: lambda make=make: make().to(dtype) for name, make in made.items() if name not in extras.names}
 
 
 def _plan_by_names(planner: Planner, manifest: Manifest, reader: Reader) -> Plan | None:

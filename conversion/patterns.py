@@ -42,6 +42,11 @@ class Pattern:
         texts = found.groups()
         return {key: int(text) if number else text for (key, number), text in zip(self._keys, texts, strict=True)}
 
+    def beginning(self, name: str) -> str:
+        """A name that matches, up to where `{*}` takes any rest."""
+        rest = self.match(name).get("*", "")
+        return name[: name.rindex(rest)] if rest else name
+
     def format(self, values: dict[str, int | str]) -> str:
         """The name that has these values."""
         parts = [self._literals[0]]

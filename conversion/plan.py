@@ -17,7 +17,7 @@ from .rules import Context, Drop, Rule
 from .writer import describe
 
 # Names outside the body, which a file of the bare body does not have and whose names never start with its prefix.
-_HEADS = ("lm_head", "embed_out", "score", "classifier")
+_HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
 
 Slot = str | list[str]
 
@@ -107,10 +107,15 @@ class Plan:
 
 
 class Planner:
-    """Plans for one family and one ZooConfig."""
+    """Plans for one family and one ZooConfig.
 
-    def __init__(self, family: Family, config: Any):
+    `around`: what a class with another head calls parts of the model, beginning of its names -> that of the family's;
+    `body`: the family's files of a body alone are written without the prefix of a body.
+    """
+
+    def __init__(self, family: Family, config: Any, around: dict[str, str] | None = None, body: bool = False):
         self.family, self.config, self.rules = family, config, family.rules_for(config)
+        self.around, self.body = around or {}, body
 
     def forward(self, headers: dict[str, Tensor]) -> Plan:
         """Their names -> ours."""
@@ -136,18 +141,30 @@ class Planner:
         """One of their names as the rules see it, the same whichever prefixes it has or lacks."""
         return self._prefixed(name).removeprefix(self.family.base_prefix)
 
+    def in_files(self, name: str) -> str:
+        """A name as the rules give it -> as the family's files have it."""
+        return self._unprefixed(name)
+
+    def group_of(self, name: str) -> str:
+        """What a tensor that is set aside belongs to: its name as far as the rule spells it out."""
+        rule, position, _ = self._find(self._prefixed(name), backward=False)
+        if rule is None:
+            return name
+        pattern = rule.theirs[position]
+        return pattern.beginning(self._prefixed(name)).rstrip(".")
+
     def _prefixed(self, name: str, bare: bool = False) -> str:
-        for theirs, ours in (self.family.prefixes | self.family.also_prefixes).items():
+        for theirs, ours in (self.around | self.family.prefixes | self.family.also_prefixes).items():
             if name.startswith(theirs):
                 name = ours + name[len(theirs) :]
                 break
         return self.family.base_prefix + name if bare and not name.startswith(_HEADS) else name
 
     def _unprefixed(self, name: str) -> str:
-        for theirs, ours in self.family.prefixes.items():
+        for theirs, ours in (self.around | self.family.prefixes).items():
             if name.startswith(ours):
                 return theirs + name[len(ours) :]
-        return name
+        return name.removeprefix(self.family.base_prefix) if self.body else name
 
     def _plan(self, headers: dict[str, Tensor], names: dict[str, str], backward: bool) -> Plan:
         """`names`: the name the rules see -> the name in `headers`."""

@@ -1,6 +1,7 @@
 """What only the source knows and zoo cannot hold, kept in the folder `source/` so that the way back loses nothing.
 
-`source/manifest.json`: model_type; `tied`, second names under which the source stored a shared tensor; `overrides`,
+`source/manifest.json`: model_type; `tied`, second names under which the source stored a shared tensor; `unshared`, the
+first names that it left out for them; `overrides`,
 config fields in which the tensors contradict their config.json; `names`, its tensors, where the rules alone would name
 them differently; `kept` and `dropped`; `cast`; `tokenizer_class`, where tokenizer_config.json names another or none.
 `source/tensors.safetensors`: the tensors set aside. Nothing loads this folder, and engines that read every safetensors
@@ -27,6 +28,7 @@ class Manifest:
 
     model_type: str | None = None
     tied: list[str] = field(default_factory=list)
+    unshared: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
     names: dict[str, list] | None = None  # name -> [dtype, shape]
     kept: list[str] = field(default_factory=list)

@@ -6,8 +6,10 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from .checkpoint import read_json
 from .companions import CARD, COMPANIONS
 from .errors import ConversionError
+from .sidecar import FOLDER
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -19,9 +21,25 @@ def resolve_source(source: str | Path) -> Path:
         return folder
     if folder.exists() or not _HUB_ID.fullmatch(str(source)):
         raise ConversionError(f"{source} is neither a folder nor a Hub id like 'owner/name'.")
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", CARD, *COMPANIONS]
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", CARD, f"{FOLDER}/*", *COMPANIONS]
     try:
         return Path(snapshot_download(str(source), allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConversionError(f"{source} is no local folder, and the Hub did not give it: {reason}.") from error
+
+
+def repository_of(folder: Path) -> dict[str, str]:
+    """The repository and the commit of a folder in a Hub cache; {} for any other folder."""
+    snapshot = folder.resolve()
+    kind, _, name = snapshot.parent.parent.name.partition("--")
+    if snapshot.parent.name != "snapshots" or kind != "models":
+        return {}
+    return {"repository": name.replace("--", "/", 1), "revision": snapshot.name}
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a folder."""
+    if not (folder / "config.json").is_file():
+        raise ConversionError(f"{folder} has no config.json: it is not a model folder.")
+    return read_json(folder / "config.json")

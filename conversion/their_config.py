@@ -65,7 +65,8 @@ def _section(whole: dict[str, Any], family: Family) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_theta"):
         if whole.get(key) and whole[key] != text.get(key):
             raise ValueError(f"{key}={whole[key]!r} beside {family.section} is read by nothing: write it into that")
-    return text
+    # A dtype of the whole is that of its text model, unless that has one of its own.
+    return {key: whole[key] for key in ("dtype", "torch_dtype") if key in whole} | text
 
 
 def _one_rotation(text: dict[str, Any], config_class: type) -> dict[str, Any]:

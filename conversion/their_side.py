@@ -6,23 +6,52 @@ import torch
 import transformers
 from torch import Tensor
 from transformers.core_model_loading import build_glob_alternation, revert_weight_conversion
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .config_bridge import their_config
+from .errors import ConversionError
 from .family import Family
+from .heads import BODY, CAUSAL, HEADS, head_of_own
+from .plan import Planner
+from .registry import family_of
+from .their_config import their_config
 
 
-def kept_dtypes(raw: dict[str, Any], model_type: str, family: Family, dtype: torch.dtype) -> dict[str, torch.dtype]:
+def their_model(raw: dict[str, Any], model_type: str, family: Family, dtype: torch.dtype, head: str = CAUSAL):
+    """Transformers' own model of a config.json without weights; None where it has no class of this kind."""
+    config = their_config(raw, model_type, family)
+    name = family.oracle if head == CAUSAL and family.oracle else HEADS[head].class_for(config.model_type)
+    if not hasattr(transformers, name or ""):
+        return None
+    with torch.device("meta"):
+        return getattr(transformers, name)._from_config(config, dtype=dtype)
+
+
+def planner_for(raw: dict[str, Any], model_type: str, config) -> Planner:
+    """The planner for a config.json and its ZooConfig, whichever head the model has."""
+    family, head = family_of(model_type), head_of_own(config)
+    if head in (CAUSAL, BODY):
+        return Planner(family, config, body=head == BODY)
+    model = their_model(raw, model_type, family, torch.float32, head)
+    if model is None:
+        raise ConversionError(
+            f"transformers has no {HEADS[head].ending} class of {model_type}: such a model is unknown."
+        )
+    prefix = f"{model.base_model_prefix}."
+    around = {} if prefix == family.base_prefix else {prefix: family.base_prefix}
+    if any(name.startswith("classifier.") for name in model.state_dict()):
+        around |= {"classifier.": "score."}
+    return Planner(family, config, around)
+
+
+def kept_dtypes(
+    raw: dict[str, Any], model_type: str, family: Family, dtype: torch.dtype, head: str = CAUSAL
+) -> dict[str, torch.dtype]:
     """{name in its files: dtype} of the tensors that transformers keeps in another dtype when it loads in `dtype`.
 
     {} where it has no class for them.
     """
-    config = their_config(raw, model_type, family)
-    name = family.oracle or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if not hasattr(transformers, name or ""):
+    model = their_model(raw, model_type, family, dtype, head)
+    if model is None:
         return {}
-    with torch.device("meta"):
-        model = getattr(transformers, name)._from_config(config, dtype=dtype)
     tensors = {name: _as_loaded(name, tensor, model, dtype) for name, tensor in model.state_dict().items()}
     if all(tensor.dtype == dtype for tensor in tensors.values()):
         return {}

@@ -6,28 +6,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import modeling_zoo
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
+from .heads import BODY, head_of_own
 from .plan import Plan, Planner
 from .quantised import refuse_quantized_own
 
 _NAMED_AT_MOST = 5
+# Where the body stands in a model with a head.
+_BODY = "model."
 
 
 @dataclass
 class Expected:
-    """`tensors`: name -> meta tensor, in the model's order; `tied`: second name -> the name it shares."""
+    """`tensors`: name -> meta tensor, in the model's order; `tied`: second name -> the name it shares.
+
+    The names are those within a model with a head; a `body` alone is stored without their beginning.
+    """
 
     tensors: dict[str, Tensor]
     tied: dict[str, str]
+    body: bool = False
+
+    def stored(self, name: str) -> str:
+        """The name in the files."""
+        return name.removeprefix(_BODY) if self.body else name
+
+    def as_stored(self, headers: dict[str, Tensor]) -> dict[str, str]:
+        """{name: name in the files} of a zoo folder's tensors."""
+        short = self.body and not any(name.startswith(_BODY) for name in headers)
+        return {_BODY + name if short else name: name for name in headers}
+
+
+def model_class(config: ZooConfig) -> type:
+    """The class that `architectures` names."""
+    return getattr(modeling_zoo, head_of_own(config))
 
 
 def expected_tensors(config: ZooConfig) -> Expected:
-    """The state dict of a ZooForCausalLM with this config, on the meta device."""
-    model = _empty(config, torch.float32)
+    """The state dict of a model with this config, on the meta device."""
+    model, body = _empty(config, torch.float32), head_of_own(config) == BODY
     first_name: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -35,18 +56,21 @@ def expected_tensors(config: ZooConfig) -> Expected:
         if primary != name:
             tied[name] = primary
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    if body:
+        return Expected({_BODY + name: tensor for name, tensor in tensors.items()}, {}, body=True)
     return Expected(tensors, tied)
 
 
 def own_dtypes(config: ZooConfig, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """{name: dtype} of the tensors that a ZooForCausalLM loaded in `dtype` keeps in another."""
+    """{name: dtype} of the tensors that a model loaded in `dtype` keeps in another."""
+    prefix = _BODY if head_of_own(config) == BODY else ""
     tensors = _empty(config, dtype).state_dict()
-    return {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype != dtype}
+    return {prefix + name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype != dtype}
 
 
-def _empty(config: ZooConfig, dtype: torch.dtype) -> ZooForCausalLM:
+def _empty(config: ZooConfig, dtype: torch.dtype):
     with torch.device("meta"):
-        return ZooForCausalLM._from_config(deepcopy(config), dtype=dtype)
+        return model_class(config)._from_config(deepcopy(config), dtype=dtype)
 
 
 def check_import(plan: Plan, expected: Expected, planner: Planner) -> None:
@@ -67,19 +91,24 @@ def check_import(plan: Plan, expected: Expected, planner: Planner) -> None:
             )
 
 
-def check_own(checkpoint: Checkpoint, expected: Expected) -> None:
-    """A zoo folder holds exactly its model's tensors."""
-    refuse_quantized_own(checkpoint.headers, expected.tensors)
-    if missing := [name for name in expected.tensors if name not in checkpoint.headers]:
+def check_own(checkpoint: Checkpoint, expected: Expected) -> dict[str, str]:
+    """A zoo folder holds exactly its model's tensors; -> {name: name in the files}."""
+    stored = expected.as_stored(checkpoint.headers)
+    headers = {name: checkpoint.headers[file_name] for name, file_name in stored.items()}
+    refuse_quantized_own(headers, expected.tensors)
+    if missing := [expected.stored(name) for name in expected.tensors if name not in headers]:
         raise ConversionError(f"{_are(missing)} missing from {checkpoint.folder}: {_list(missing)}.")
-    if extra := [name for name in checkpoint.headers if name not in expected.tensors and name not in expected.tied]:
+    if extra := [stored[name] for name in headers if name not in expected.tensors and name not in expected.tied]:
         raise ConversionError(
             f"{checkpoint.folder} holds {_count(extra)} that its config does not describe: {_list(extra)}."
         )
     for name, tensor in expected.tensors.items():
-        found = checkpoint.headers[name]
-        if found.shape != tensor.shape:
-            raise ConversionError(f"tensor {name!r} is {list(found.shape)}, its config asks for {list(tensor.shape)}.")
+        if headers[name].shape != tensor.shape:
+            raise ConversionError(
+                f"tensor {stored[name]!r} of {checkpoint.folder} is {list(headers[name].shape)}, its config asks for "
+                f"{list(tensor.shape)}."
+            )
+    return stored
 
 
 def _count(names: list[str]) -> str:

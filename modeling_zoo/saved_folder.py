@@ -1,9 +1,16 @@
-"""A folder that a model is saved into, once more or for the first time: one set of weights, and a card."""
+"""A folder that a model is saved into, for the first time or again: one set of weights, what belongs to it, a card."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a folder keeps beside its weights for whoever wants the model's origin back; nothing here reads it.
+BESIDE = "source"
 
 
 class SavedFolder:
@@ -14,10 +21,44 @@ class SavedFolder:
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             remove_older_set(save_directory, before)
+            carry_along(self.config, save_directory)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self.config.write_card(working_dir)
+        carry_along(self.config, working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+
+def carry_along(config, folder) -> None:
+    """`source/` of the folder the model was loaded from goes where the whole model goes: an adapter alone needs none.
+
+    Files of gigabytes are linked to, not copied, where both places are on one disk.
+    """
+    kept, target = kept_beside(config), Path(folder)
+    if kept is None or not (target / "config.json").is_file() or kept.resolve() == (target / BESIDE).resolve():
+        return
+    for path in [path for path in kept.rglob("*") if path.is_file()]:
+        place = target / BESIDE / path.relative_to(kept)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        try:
+            os.link(path.resolve(), place)
+        except OSError:
+            shutil.copyfile(path, place)
+
+
+def kept_beside(config) -> Path | None:
+    """The folder `source/` that belongs to a loaded config: of a local folder, or as far as a Hub cache has it."""
+    name = str(getattr(config, "_name_or_path", "") or "")
+    if config.source_config is None or not name:
+        return None
+    if Path(name).is_dir():
+        return Path(name) / BESIDE if (Path(name) / BESIDE).is_dir() else None
+    try:
+        manifest = try_to_load_from_cache(name, f"{BESIDE}/manifest.json")
+    except HFValidationError:
+        return None
+    return Path(manifest).parent if isinstance(manifest, str) else None
 
 
 def stamps(folder) -> dict[str, int | None]:

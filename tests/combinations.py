@@ -19,7 +19,8 @@ NOT_CONCEPTS = {
     *SIZES,
     "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
     "initializer_range", "is_encoder_decoder", "label2id", "output_hidden_states", "problem_type", "return_dict",
-    "source_config", "time_step_floor", "time_step_max", "time_step_min", "transformers_version", "use_cache",
+    "source_config", "source_extras", "time_step_floor", "time_step_max", "time_step_min", "transformers_version",
+    "use_cache",
 }  # fmt: skip
 
 FULL, SLIDING, CHUNKED, INDEXED = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")

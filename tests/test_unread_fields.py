@@ -21,7 +21,7 @@ from modeling_zoo import ZooForCausalLM
 # Not one concept but many, or what tools and the tokenizer read.
 WHOLE_MODEL = {
     *SIZES, "block_type", "bos_token_id", "eos_token_id", "layer_types", "loss_chunk_size", "pad_token_id",
-    "source_config", "use_cache",
+    "source_config", "source_extras", "use_cache",
 }  # fmt: skip
 # A bound that these tokens need not reach, or a count that a given width makes unnecessary.
 UNSEEN = {

@@ -57,6 +57,8 @@ def load(folder: Path, attn: str | None, trust: bool, **options):
     open_folder(folder, trust)
     tokenizer = load_tokenizer(folder, trust)
     model = load_model(folder, trust=trust, **options)
+    if not model.can_generate():
+        raise UserError(f"{folder} holds a {type(model).__name__}, which writes no text.")
     if attn is not None:
         model.set_attn_implementation(attn)
     return model, tokenizer

@@ -37,12 +37,13 @@ def config_of(model: str):
     from configuration_zoo import ZooConfig
     from conversion.checkpoint import read_json
     from conversion.config_bridge import import_config
+    from conversion.loading import config_of_folder
 
     from .loading import read_config
 
     path = Path(model)
     if path.is_dir():
-        return import_config(unquantised(read_config(path)))
+        return config_of_folder(path, read_config(path))
     if path.is_file():
         return import_config(unquantised(read_json(path)))
     if path.suffix or len(path.parts) > 1:
@@ -77,7 +78,7 @@ def show(report: dict) -> None:
     shown = len(columns) if report["state_bytes"] else len(columns) - 1
     print_table(columns[:shown], [row[:shown] for row in rows], numeric=(4, 5, 6))
     source = report["source_model_type"]
-    typer.echo(f"{report['model_type']}{f' (from {source})' if source else ''}, {report['dtype']}")
+    typer.echo(f"{report['class']}{f' (from {source})' if source else ''}, {report['dtype']}")
     total, active, table = (report[name] for name in ("parameters", "active_parameters", "embedding_parameters"))
     typer.echo(f"parameters  {total:,}; active for one token {active:,}; in embedding and head {table:,}")
     typer.echo(f"weights     {short_bytes(report['bytes'])}")

@@ -50,28 +50,45 @@ def parse_dtype(name: str | None):
 
 
 def load_model(folder: Path, dtype=None, device: str | None = None, trust: bool = False, original: bool = False):
-    """A causal language model in eval mode.
+    """The model a folder holds, whole, in eval mode: what `architectures` says, usually a causal language model.
 
     zoo folder -> the installed zoo classes (its own code with `trust`). Foreign folder -> transformers' own class with
-    `original`, else a ZooForCausalLM straight from the foreign files. Any other code of a folder needs `trust`.
+    `original`, else zoo's straight from the foreign files. Any other code of a folder needs `trust`. Raises
+    ConversionError where the weights are not those of the model.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+    import conversion
+
     config, dtype = open_folder(folder, trust), parse_dtype(dtype)
-    own_code = "AutoModelForCausalLM" in config.get("auto_map", {})
+    own_code = bool(config.get("auto_map"))
     native = config.get("model_type") in CONFIG_MAPPING_NAMES
-    if (trust and own_code) or config.get("model_type") == MODEL_TYPE or (original and native):
-        # A pickle can run code when it is opened: never.
-        options = {"dtype": dtype, "trust_remote_code": trust, "use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    elif own_code and not native:
+    if (trust and own_code) or (original and native):
+        model = load_by_transformers(folder, config, dtype, trust)
+    elif own_code and not native and config.get("model_type") != MODEL_TYPE:
         raise UserError(f"{folder} brings its own code (auto_map in config.json): --trust-remote-code lets it run.")
     else:
-        import conversion
-
         model = conversion.load(folder, dtype=None if dtype == "auto" else dtype)
     return model.to(device or default_device()).eval()
+
+
+def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
+    """The model as one of the Auto classes loads it, refused where a part of it would be random."""
+    import transformers
+
+    from conversion.checkpoint import Checkpoint
+    from conversion.heads import HEADS, head_of
+    from conversion.loading import refuse_incomplete
+
+    # Its loader would follow an index out of the folder, and says less of a damaged file.
+    Checkpoint(folder, named=config.get("transformers_weights"))
+    # A pickle can run code when it is opened: never.
+    options = {"dtype": dtype, "trust_remote_code": trust, "use_safetensors": True, "output_loading_info": True}
+    # Told apart below, by name.
+    options["ignore_mismatched_sizes"] = True
+    model, info = getattr(transformers, HEADS[head_of(config)].auto).from_pretrained(folder, **options)
+    refuse_incomplete(info, folder, ("missing_keys", "mismatched_keys", "error_msgs"))
+    return model
 
 
 def default_device() -> str:

@@ -97,9 +97,12 @@ def share(config, name: str, weight, tp: int, ep: int, groups: int = 1) -> int:
 
 def gathered(config, model, tp: int, ep: int) -> int:
     """Bytes held on top while FSDP computes: the largest layer or the embedding, without experts, and head and norm."""
-    units = [(f"model.layers.{index}.", layer) for index, layer in enumerate(model.model.layers)]
+    from conversion.measure import body_of
+
+    units = [(f"model.layers.{index}.", layer) for index, layer in enumerate(body_of(model).layers)]
     units += [("model.embed_tokens.", model.get_input_embeddings())]
-    kept = [("model.norm.", model.model.norm), ("lm_head.", model.get_output_embeddings())]
+    kept = [("model.norm.", body_of(model).norm)]
+    kept += [("lm_head.", head)] if (head := model.get_output_embeddings()) is not None else []
 
     def size(prefix, unit):
         parts = [(name, weight) for name, weight in unit.named_parameters() if ".experts." not in f".{name}"]

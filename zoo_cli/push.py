@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import UserError
-from .push_folder import CARD, complaints, files_to_push, wants_card
+from .push_folder import CARD, CONFIG, complaints, files_to_push, read_object, wants_card
 
 
 def push(
@@ -30,6 +30,7 @@ def push(
     validate_repo_id(repository)
     if problem := complaints(folder):
         raise UserError(problem)
+    check_weights(folder)
     with tempfile.TemporaryDirectory() as written:
         files = files_to_push(folder)
         if wants_card(folder):
@@ -43,6 +44,18 @@ def push(
             with in_one_sentence(repository):
                 report |= upload(files, repository, private, revision, message)
     typer.echo(json.dumps(report)) if as_json else show(report)
+
+
+def check_weights(folder: Path) -> None:
+    """Raises ConversionError for a zoo folder whose weights are not those of its model."""
+    from conversion.loading import config_of_folder
+
+    from .loading import MODEL_TYPE, quiet
+
+    config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if (config or {}).get("model_type") == MODEL_TYPE:
+        quiet()
+        config_of_folder(folder, config)
 
 
 def write_card(folder: Path, target: Path) -> dict[str, Path]:

@@ -61,6 +61,11 @@ def make_input(folder: Path, prompt: str | None, tokens: int, vocab_size: int, s
     return input_ids
 
 
+def outcome(out):
+    """Logits; of a model without them what stands in their place."""
+    return next(out[name] for name in ("logits", "start_logits", "last_hidden_state") if name in out)
+
+
 def run(folder: Path, input_ids, new_tokens: int, options: dict) -> dict:
     """Logits, the stream after each layer (float32, on the CPU), chosen experts and the greedy continuation of one
     model."""
@@ -72,11 +77,11 @@ def run(folder: Path, input_ids, new_tokens: int, options: dict) -> dict:
         with recorded_routes(model, input_ids.numel()) as routes:
             out = model(input_ids, output_hidden_states=True, use_cache=False)
         greedy = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "pad_token_id": 0}
-        longer = model.generate(input_ids, **greedy) if new_tokens else input_ids
+        longer = model.generate(input_ids, **greedy) if new_tokens and model.can_generate() else input_ids
     return {
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
-        "logits": out.logits.float().cpu(),
+        "logits": outcome(out).float().cpu(),
         "hidden_states": [state.float().cpu() for state in out.hidden_states],
         "routes": routes,
         "tokens": longer[0, input_ids.shape[1] :].tolist(),
