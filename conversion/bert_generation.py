@@ -2,7 +2,7 @@
 embeddings, no last norm."""
 
 from .family import Family
-from .rules import Rule, renames
+from .rules import Keep, Rule, renames
 from .rules_gpt import BIASED, GPT_FIELDS, TINY_PLAIN, require
 
 LAYER = "bert.encoder.layer.{i}."
@@ -31,7 +31,7 @@ FAMILY = Family(
     },
     derive=derive,
     restore=lambda ours: {"is_decoder": not ours.use_bidirectional_attention},
-    rules=[
+    rules=lambda config: [
         *renames(
             {
                 **{f"attention.self.{x}": f"self_attn.{x[0]}_proj" for x in ("query", "key", "value")},
@@ -45,7 +45,8 @@ FAMILY = Family(
         Rule("bert.embeddings.position_embeddings.weight", "model.embed_positions.weight"),
         Rule("bert.embeddings.LayerNorm.{w}", "model.embed_norm.{w}"),
         Rule("lm_head.decoder.weight", "lm_head.weight"),
-        Rule("lm_head.bias", "lm_head.bias"),
+        # The second name of one bias, or else a second bias, and then the one that is added.
+        *([] if config.tie_word_embeddings else [Rule("lm_head.decoder.bias", "lm_head.bias"), Keep("lm_head.bias")]),
     ],
     base_prefix="bert.",
     tiny=[TINY, TINY | {"layer_norm_eps": 1e-5, "hidden_act": "relu"}],

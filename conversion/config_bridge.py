@@ -8,7 +8,8 @@ again, and a field of ZooConfig that would come out different is refused by name
 import json
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedConfig
@@ -18,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_needs import UnreadField
 
+from .culprits import with_culprit
 from .errors import ConversionError
 from .family import Family
 from .heads import CAUSAL, HEADS, head_of, head_of_own, labels_of
@@ -50,6 +52,27 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
     model_type = model_type_of(raw)
     family = family_of(model_type)
     refuse_quantized_config(raw)
+    try:
+        return _imported(raw, model_type, family, overrides)
+    except BAD_CONFIG as error:
+
+        def complaint(keys: dict[str, Any]) -> str | None:
+            try:
+                _imported(keys if place is raw else raw | {family.section: keys}, model_type, family, overrides)
+            except BAD_CONFIG as other:
+                return one_line(other)
+            return None
+
+        place = _place(raw, family)
+        raise ConversionError(with_culprit(one_line(error), place, complaint)) from error
+
+
+def _place(raw: dict[str, Any], family: Family) -> dict[str, Any]:
+    """The part of a config.json that is about the text model."""
+    return raw[family.section] if family.section and isinstance(raw.get(family.section), dict) else raw
+
+
+def _imported(raw: dict[str, Any], model_type: str, family: Family, overrides: dict[str, Any]) -> ZooConfig:
     theirs = their_config(raw, model_type, family)
     if not theirs.num_hidden_layers:
         raise ConversionError(f"num_hidden_layers={theirs.num_hidden_layers!r} must be greater than 0.")
@@ -96,11 +119,12 @@ def architecture_differences(one: ZooConfig, other: ZooConfig) -> list[tuple[str
 
 
 def architecture(config: ZooConfig) -> dict[str, Any]:
-    """The fields that decide what a trained model computes, as config.json holds them."""
+    """The fields that decide what a trained model computes, as config.json has them; a switch nothing reads is off."""
     own = set(ZooConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - NOT_ARCHITECTURE
     own |= {"tie_word_embeddings", "per_layer_config"}
     content = json.loads(config.to_json_string(use_diff=False))
-    return {name: value for name, value in content.items() if name in own}
+    switches = {field.name for field in fields(config) if field.type == bool | None}
+    return {name: value or None if name in switches else value for name, value in content.items() if name in own}
 
 
 def _build(arguments: dict[str, Any], model_type: str, foreign: Iterable[str] = ()) -> ZooConfig:
@@ -134,7 +158,7 @@ def _changed_source(config: ZooConfig, family: Family, overrides: dict) -> dict[
     raw = deepcopy(config.source_config)
     before, after = _back(import_config(raw, **overrides), family), _back(config, family)
     changed = {name: value for name, value in after.items() if name not in before or before[name] != value}
-    place = raw[family.section] if family.section and isinstance(raw.get(family.section), dict) else raw
+    place = _place(raw, family)
     aliases = CONFIG_MAPPING[family.reads or model_type_of(raw)].attribute_map
     for name, value in changed.items():
         at_top = family.ties_at_top if name == TIE else name == "dtype" and not {"dtype", "torch_dtype"} & place.keys()
@@ -174,7 +198,11 @@ def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]
     if family.section:
         raise ConversionError(f"a {to} checkpoint has more than a text model; only one that came from there goes back.")
     reads = class_key(to, family)
-    raw = json.loads(CONFIG_MAPPING[reads].from_dict(_back(config, family)).to_json_string())
+    config_class, keys = CONFIG_MAPPING[reads], _back(config, family)
+    # What no layer has, but their class wants a value of, is as it comes.
+    missing = {field.name for field in fields(config_class) if type(None) not in get_args(field.type)}
+    keys = {name: value for name, value in keys.items() if value is not None or name not in missing}
+    raw = json.loads(config_class.from_dict(keys).to_json_string())
     architecture = family.architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(reads)
     return raw | {"model_type": family.reads and to or reads, "architectures": [architecture] if architecture else None}
 

@@ -4,7 +4,7 @@ from .family import Family, restore_rope, rope
 from .rules_common import LLAMA_FIELDS, LLAMA_RULES, reach, restore_window, tiny
 
 FAMILY = Family(
-    fields=LLAMA_FIELDS,
+    fields=LLAMA_FIELDS | {"mlp_bias": "mlp_bias"},
     derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs),
     restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_window(ours),
     rules=LLAMA_RULES,

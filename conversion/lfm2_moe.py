@@ -4,7 +4,7 @@ from .family import Family
 from .lfm2 import FIELDS, GATED, RULES, TINY, convolutions, restore_convolutions
 from .rules import Rule, renames
 from .rules_common import expert_rules
-from .rules_experts import EXPERTS, correction_bias, dense_first
+from .rules_experts import EXPERTS, correction_bias, dense_first, leading_dense
 
 TINY_EXPERTS = TINY | EXPERTS | {"num_experts": 10}
 NAMES = ("intermediate_size", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "output_router_logits",
@@ -26,7 +26,7 @@ FAMILY = Family(
         "router_weights_dtype": "activation",
     },
     derive=derive,
-    restore=lambda ours: restore_convolutions(ours) | {"num_dense_layers": ours.mlp_layer_types.index("sparse")},
+    restore=lambda ours: restore_convolutions(ours) | {"num_dense_layers": leading_dense(ours)},
     rules=[
         *correction_bias("feed_forward.expert_bias"),
         *expert_rules(f"{MLP}experts.{{e}}.", *GATED),

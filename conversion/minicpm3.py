@@ -18,7 +18,7 @@ def derive(theirs):
         "residual_multiplier": theirs.scale_depth / sqrt(theirs.num_hidden_layers),
         "logits_scaling": theirs.logits_scaling,
     }
-    return {"rope_parameters": rope(theirs, partial=True)} | scales
+    return {"rope_parameters": rope(theirs)} | scales
 
 
 def restore(ours):

@@ -6,7 +6,7 @@ from .ministral3 import BETA
 from .ministral3 import derive as temperature
 from .ministral3 import restore as restore_temperature
 from .rules import Rule
-from .rules_experts import dense_first
+from .rules_experts import dense_first, leading_dense
 from .rules_latent import LATENT, V3_FIELDS, V3_RULES, YARN, tiny_v3
 
 FACTOR, LEADING = "partial_rotary_factor", "first_k_dense_replace"
@@ -23,13 +23,12 @@ def derive(theirs):
 def restore(ours):
     fields = restore_temperature(ours)
     fields["rope_parameters"][FACTOR] = ours.qk_rope_head_dim / ours.qk_head_dim
-    return fields | {LEADING: ours.mlp_layer_types.index("sparse")}
+    return fields | {LEADING: leading_dense(ours)}
 
 
 ROPE = YARN | {BETA: 0.3, "max_position_embeddings": 64}
 FAMILY = Family(
-    fields={name: ours for name, ours in V3_FIELDS.items() if name != "head_dim"}
-    | {"rope_interleave": "rope_interleave"},
+    fields=V3_FIELDS | {"rope_interleave": "rope_interleave"},
     fixed=LATENT | {"router_dtype": "activation", "router_weights_dtype": "activation", "group_mask_value": "zero"},
     derive=derive,
     restore=restore,

@@ -62,8 +62,8 @@ def dense_first(count: int | None, layers: int) -> list[str]:
 
 
 def leading_dense(ours: Any) -> int:
-    """How many layers are dense before the first sparse one."""
-    return ours.mlp_layer_types.index("sparse")
+    """How many layers are dense before the first sparse one, if there is any."""
+    return [*ours.mlp_layer_types, "sparse"].index("sparse")
 
 
 def stepped(theirs: Any) -> dict[str, Any]:

@@ -3,20 +3,24 @@
 from typing import Any
 
 from .family import restore_rope, rope
+from .rules import Drop
 from .rules_common import LLAMA_FIELDS, PREDICTION_LAYERS, tiny
-from .rules_experts import GROUPS, QWEN_MOE_RULES, SIGMOID_FIELDS, SIGMOID_ROUTER, dense_first
+from .rules_experts import GROUPS, QWEN_MOE_RULES, SIGMOID_FIELDS, SIGMOID_ROUTER, dense_first, leading_dense
 
 RANKS = {
     name: name
     for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "attention_bias")
 }
-LATENT_FIELDS = LLAMA_FIELDS | RANKS
+# Both parts of a head have a field of their own here.
+LATENT_FIELDS = {name: ours for name, ours in LLAMA_FIELDS.items() if name != "head_dim"} | RANKS
 LATENT = {"attention_type": "latent"}
 SHARING = {"n_routed_experts": "num_experts", "n_shared_experts": "n_shared_experts"}
 
-V3_FIELDS = SIGMOID_FIELDS | RANKS | SHARING
+V3_FIELDS = {name: ours for name, ours in SIGMOID_FIELDS.items() if name != "head_dim"} | RANKS | SHARING
 V3_FIXED = LATENT | SIGMOID_ROUTER
-V3_RULES = [*PREDICTION_LAYERS, *QWEN_MOE_RULES]
+# Without shared experts transformers builds some of no channel.
+NO_SHARED_EXPERTS = Drop("model.layers.{i}.mlp.shared_experts.{*}", where=lambda ctx: not ctx.config.n_shared_experts)
+V3_RULES = [NO_SHARED_EXPERTS, *PREDICTION_LAYERS, *QWEN_MOE_RULES]
 INDEX_FIELDS = {name: name for name in ("index_topk", "index_n_heads", "index_head_dim", "layer_types")}
 
 YARN = {
@@ -33,7 +37,7 @@ def leading(theirs: Any) -> dict[str, Any]:
 
 def restore_leading(ours: Any) -> dict[str, Any]:
     """The inverse of `leading`."""
-    return {"first_k_dense_replace": ours.mlp_layer_types.index("sparse"), "rope_parameters": restore_rope(ours)}
+    return {"first_k_dense_replace": leading_dense(ours), "rope_parameters": restore_rope(ours)}
 
 
 def listed(theirs: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """config.json -> transformers' own config object, with what its classes drop or refuse although the file is clear.
 
 Old keys of rotation beside new ones are merged, lists with entries for layers that are not there are read as far as
-layers go, heads whose sizes the file gives need not divide the stream, and an error names the key of the file.
+layers go, and heads whose sizes the file gives need not divide the stream.
 """
 
 from copy import deepcopy
@@ -37,6 +37,7 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
         theirs = _built(_cropped(text, config_class), config_class)
     except BAD_CONFIG as error:
         raise ConversionError(f"config.json is not a valid {model_type} configuration: {one_line(error)}") from error
+    _answer(theirs)
     if text is not whole and family.section and family.ties_at_top:
         setattr(theirs, TIE, bool(whole.get(TIE, _default(CONFIG_MAPPING[whole["model_type"]], TIE))))
     return theirs
@@ -94,38 +95,20 @@ def _cropped(text: dict[str, Any], config_class: type) -> dict[str, Any]:
 
 
 def _built(text: dict[str, Any], config_class: type) -> PreTrainedConfig:
-    """The object; raises ValueError with the key that is wrong, where the class's own error does not name it."""
+    """The object of the class, with heads of a width of their own where the file gives one."""
     width, heads = (text.get(key) for key in ("hidden_size", "num_attention_heads"))
     if text.get("head_dim") and isinstance(width, int) and isinstance(heads, int) and heads and width % heads:
         # A check from before files said how wide a head is; ZooConfig makes those that matter.
         unchecked = {"validate_architecture": lambda self: None}
         config_class = strict(type(config_class.__name__, (config_class,), unchecked))
-    try:
-        return config_class.from_dict(deepcopy(text))
-    except BAD_CONFIG as error:
-        sentence = one_line(error)
-        if not any(key in sentence for key in text):
-            key = _culprit(text, config_class, sentence)
-            sentence = f"{key}={text[key]!r} is not what {config_class.__name__} takes ({sentence.removesuffix('.')})"
-        raise ValueError(sentence) from error
+    return config_class.from_dict(deepcopy(text))
 
 
-def _complaint(text: dict[str, Any], config_class: type) -> str | None:
-    """What the class says against a file; None where it takes it."""
-    try:
-        config_class.from_dict(deepcopy(text))
-    except BAD_CONFIG as error:
-        return one_line(error)
-    return None
-
-
-def _culprit(text: dict[str, Any], config_class: type, sentence: str) -> str:
-    """The key without which the rest is in order, or else the first without which something else is wrong."""
-    without = {
-        key: _complaint({name: value for name, value in text.items() if name != key}, config_class) for key in text
-    }
-    accepted = (key for key, complaint in without.items() if complaint is None)
-    return next(accepted, next((key for key in without if without[key] != sentence), "model_type"))
+def _answer(config: PreTrainedConfig) -> None:
+    """A switch that may be None is off then: their code asks whether it is true."""
+    for field in fields(config):
+        if field.type == bool | None and getattr(config, field.name) is None:
+            setattr(config, field.name, False)
 
 
 def _default(config_class: type, name: str) -> Any:

@@ -45,7 +45,7 @@ def randomize(model):
     """Weights that keep activations near one; norms, biases, gates and buffers away from their initial values."""
     owners = dict(model.named_modules())
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point() and not name.endswith(COMPUTED):
+        if tensor.numel() and tensor.is_floating_point() and not name.endswith(COMPUTED):
             _fill(name, tensor, owners[name.rpartition(".")[0]])
 
 

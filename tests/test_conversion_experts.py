@@ -176,3 +176,30 @@ def test_published_numbers_of_parameters(name):
     total_billions, active_billions = PUBLISHED[name]
     assert abs(total / 1e9 - total_billions) < 0.05
     assert abs(active / 1e9 - active_billions) < 0.06
+
+
+ALL_DENSE = [
+    ("deepseek_v3", "first_k_dense_replace", 3), ("mistral4", "first_k_dense_replace", 3),
+    ("glm4_moe", "first_k_dense_replace", 9), ("deepseek_v2", "first_k_dense_replace", 3),
+    ("deepseek_v32", "first_k_dense_replace", 3), ("dots1", "first_k_dense_replace", 3),
+    ("qwen3_moe", "mlp_only_layers", [0, 1, 2]), ("afmoe", "num_dense_layers", 9), ("lfm2_moe", "num_dense_layers", 9),
+    ("ernie4_5_moe", "moe_layer_end_index", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", every(5, ALL_DENSE), ids=str)
+def test_a_config_of_experts_whose_layers_are_all_dense(case, tmp_path):
+    """The dense model of a mixture's shape: what the file says of experts is nobody's, and comes back."""
+    name, key, value = case
+    raw = raw_config(name, **{key: value})
+    ours = import_config(raw)
+    assert set(ours.mlp_layer_types) == {"dense"} and ours.num_experts is None
+    assert export_config(ours, name) == raw
+    ours.source_config = None
+    assert set(import_config(export_config(ours, name)).mlp_layer_types) == {"dense"}
+    model = build(their_class_config(name, family_of(name), raw), family_of(name))
+    model.save_pretrained(tmp_path / "source")
+    tokens = torch.randint(1, 90, (2, 13))
+    with torch.no_grad():
+        expected, found = model(tokens).logits, load(tmp_path / "source")(tokens).logits
+    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()

@@ -92,6 +92,23 @@ def test_a_refusal_gives_the_key(key):
     assert key.removeprefix("torch_") in str(refusal.value)
 
 
+# Family, key, value -> what ZooConfig would call it, or no name at all.
+CALLED_OTHERWISE = [
+    ("cohere", "logit_scale", 0.0, "division by zero"), ("dbrx", "max_seq_len", 0, "max_position_embeddings=0"),
+    ("deepseek_v2", "qk_rope_head_dim", 0, "qk_rope_head_dim=0"),
+    ("biogpt", "hidden_dropout_prob", 1.0, "embedding_dropout=1.0"),
+    ("gemma4_text", "top_k_experts", 0, "num_experts_per_tok=0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, key, value, ours", CALLED_OTHERWISE)
+def test_a_refusal_gives_the_key_of_the_file(name, key, value, ours):
+    raw = CONFIG_MAPPING[name](**family_of(name).tiny[0]).to_dict() | {key: value}
+    with pytest.raises(ConversionError) as refusal:
+        import_config(raw)
+    assert f"{key}={value!r}" in str(refusal.value) and ours in str(refusal.value)
+
+
 @pytest.mark.parametrize("name", ["RefinedWeb", "RefinedWebModel"])
 def test_what_falcon_was_called_has_a_hint(name):
     with pytest.raises(ConversionError, match="'falcon'.*change config.json"):
