@@ -153,9 +153,10 @@ class ZooConfig(
         if self.num_hidden_layers < before:
             values = {**self.to_dict(), "num_hidden_layers": before}
             fresh = type(self).from_dict(values, num_hidden_layers=self.num_hidden_layers)
-            own = {field.name for field in fields(self)} | {"_heterogeneity_spec"}
-            vars(self).pop("_heterogeneity_spec", None)
+            own = {field.name for field in fields(self)}
+            self.per_layer_config = None
             vars(self).update({name: value for name, value in vars(fresh).items() if name in own})
+            self.per_layer_config = fresh.to_dict().get("per_layer_config") or None
 
     @classmethod
     def preset(cls, name: str, tiny: bool = False, **fields):

@@ -138,6 +138,6 @@ def share_implementations(model):
     layers differ, each holds a view that transformers does not know of."""
     views = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     for view in views.values():
-        for name in ("_attn_implementation_internal", "_experts_implementation_internal"):
-            if view is not model.config and hasattr(view, name):
-                setattr(view, name, getattr(model.config, name, None))
+        if view is not model.config:
+            view._attn_implementation = model.config._attn_implementation
+            view._experts_implementation = model.config._experts_implementation

@@ -5,6 +5,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from .cache_growing import StoredLayer
 from .cache_stores import PackedStore
+from .platform_transformers import place_window
 
 
 class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
@@ -36,7 +37,7 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
 
     def lazy_initialization(self, key_states, value_states):
         super().lazy_initialization(key_states, value_states)
-        self._sliding_window_tensor = self._sliding_window_tensor.to(self.device)
+        place_window(self)
 
     def update(self, key_states, value_states, *args, **kwargs):
         """Append `[B, H, t, D]` states; returns the window and them, `[B, H, min(T, w - 1) + t, D]` each."""

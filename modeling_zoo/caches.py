@@ -42,6 +42,7 @@ from .cache_recurrent import RecurrentLayer
 from .cache_sliding import SlidingLatentLayer, SlidingLayer
 from .cache_static import StaticIndexedLatentLayer, StaticLatentLayer
 from .pipeline_stages import count_elsewhere
+from .platform_transformers import replicate, replicated_class
 
 # transformers' class, exactly -> ours, for keys and values; where one is missing, transformers' own stays.
 PLAIN_LAYERS = {
@@ -99,8 +100,8 @@ def upgrade_cache(cache, config, quantized=False):
     config = config.get_text_config(decoder=True)
     if not cache.layers and any(word not in KEYS_ALONE for word in config.layer_types):
         cache.layers.extend(DynamicCache(config=config).layers)
-        cache.layer_class_to_replicate = None
-    if cache.layer_class_to_replicate is DynamicLayer:
+        replicate(cache, None)
+    if replicated_class(cache) is DynamicLayer:
         _upgrade_replicated(cache, config, quantized)
     replaced = (*PLAIN_LAYERS, *LATENT_LAYERS)
     if not any(type(layer) in replaced or _keeps_nothing(layer) for layer in cache.layers):
@@ -166,7 +167,7 @@ def _upgrade_replicated(cache, config, quantized):
     kinds = {_is_latent(layer_config) for layer_config in config.per_layer_config}
     if len(kinds) == 1:
         better = (LATENT_LAYERS if kinds.pop() else PLAIN_LAYERS)[DynamicLayer]
-        cache.layer_class_to_replicate = QUANTIZED_LAYERS[better] if quantized else better
+        replicate(cache, QUANTIZED_LAYERS[better] if quantized else better)
 
 
 def _is_empty(layer):

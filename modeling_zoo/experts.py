@@ -100,9 +100,8 @@ class Experts(nn.Module):
         return output
 
     def is_grouped(self):
-        """Whether the interface multiplies in groups, all experts on this process."""
-        elsewhere = getattr(self, "_is_expert_parallel", False)
-        return self.config._experts_implementation == "grouped_mm" and not elsewhere
+        """Whether the interface multiplies in groups."""
+        return self.config._experts_implementation == "grouped_mm"
 
     def fits_groups(self, hidden_states):
         """Whether products in groups take rows of these widths in this dtype; without data they take one dtype."""
@@ -122,10 +121,15 @@ class Experts(nn.Module):
         return len(hidden_states) == 1 and plain and self.is_grouped()
 
     def one_by_one(self, hidden_states, top_k_index, top_k_weights):
-        """The same as in groups, to the last bit, from the experts of one token alone."""
-        chosen = top_k_index[0].tolist()
+        """The same as in groups, to the last bit, from the experts of one token alone, but those of other ranks."""
+        chosen, weights = top_k_index[0].tolist(), top_k_weights[0]
+        here = [slot for slot, expert in enumerate(chosen) if expert < self.num_experts]
+        if len(here) < len(chosen):
+            chosen, weights = [chosen[slot] for slot in here], weights[here]
+        if not chosen:
+            return torch.zeros_like(hidden_states)
         states = self.inner(self.each(hidden_states.expand(len(chosen), -1), self.first, chosen))
-        states = self.each(states, "down_proj", chosen) * top_k_weights[0, :, None]
+        states = self.each(states, "down_proj", chosen) * weights[:, None]
         return states.unsqueeze(0).sum(dim=1).to(hidden_states.dtype)
 
     def each(self, states, projection, chosen):

@@ -114,10 +114,11 @@ def draw(parameter, std, config):
 def draw_embedding(module, config):
     """A table of tokens, or of positions at the common spread; its padding row zero as before."""
     own = None if isinstance(module, LearnedPositions) else config.embedding_initializer_range
-    draw(module.weight, config.initializer_range if own is None else own, config)
-    if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
-        with torch.no_grad():
-            module.weight[module.padding_idx].zero_()
+    table = torch.empty_like(module.weight)
+    draw(table, config.initializer_range if own is None else own, config)
+    if module.padding_idx is not None:
+        table[module.padding_idx] = 0
+    init.copy_(module.weight, table)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from .effective_weight import has_hooks
 from .logits import shape_logits
@@ -28,7 +29,7 @@ def logits_and_loss(model, hidden_states, labels, logits_to_keep, chunk_size, kw
     if labels is None or not chunk_size or not model.training:
         logits = shape_logits(model.lm_head(hidden_states[:, keep, :]), model.config)
         return logits, None if labels is None else whole_loss(model, logits, labels, kwargs)
-    if hasattr(model, "_loss_function"):
+    if model.loss_function is not ForCausalLMLoss:
         raise ValueError(
             f"loss_chunk_size={chunk_size} computes the loss itself and would not call the loss_function that this "
             "model was given: leave one of them out."

@@ -29,7 +29,7 @@ from .language_loss import logits_and_loss, share_of_batch
 from .masks import PADDING, build_masks, columns_so_far, layer_mask, mask_key, masks_needed
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .pipeline_stages import StagedModel
-from .platform_transformers import enter_among_causal_models
+from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
 from .router_losses import add_router_losses, wants_router_losses
 from .routers import Router
 from .saved_folder import SavedFolder
@@ -252,6 +252,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         )
 
 
+warn_of_what_is_gone()
 enter_among_causal_models(ZooForCausalLM)
 
 

@@ -5,6 +5,7 @@ from torch import nn
 from .embeddings import ScaledEmbedding
 from .mlps import make_activation
 from .norms import make_norm
+from .platform_transformers import resized_embedding
 
 
 class PerLayerEmbeddings(nn.Module):
@@ -64,7 +65,7 @@ def resize_rows(model, *sizes):
     if embeddings is None:
         return
     old = embeddings.embed_tokens_per_layer
-    new = model._get_resized_embeddings(old, *sizes)
+    new = resized_embedding(model, old, *sizes)
     new.requires_grad_(old.weight.requires_grad)
     embeddings.embed_tokens_per_layer = new
     model.config.vocab_size_per_layer_input = new.num_embeddings

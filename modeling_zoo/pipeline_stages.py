@@ -6,6 +6,8 @@ A stage after the first one gets the stream `[B, T, D]` of the one before as `in
 import torch.distributed as dist
 from torch import nn
 
+from .platform_transformers import stage_of
+
 # What a stage would need beside the stream: the tokens, keys or blocks of another stage, more streams than one.
 UNCUT = ("hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult")
 
@@ -50,7 +52,7 @@ class StagedModel:
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """All stages have to call it; the whole model is written."""
-        stage = getattr(self, "_pp_stage", None)
+        stage = stage_of(self, any(is_elsewhere(layer) for layer in self.base_model.layers))
         if stage is not None and "state_dict" not in kwargs:
             parts = [None] * stage.pp_size
             dist.all_gather_object(parts, self.state_dict(), group=stage.pp_group)
