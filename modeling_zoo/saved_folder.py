@@ -49,7 +49,7 @@ def carry_along(config, folder) -> None:
 
 def kept_beside(config) -> Path | None:
     """The folder `source/` that belongs to a loaded config: of a local folder, or as far as a Hub cache has it."""
-    name = str(getattr(config, "_name_or_path", "") or "")
+    name = str(getattr(config, "name_or_path", "") or "")
     if config.source_config is None or not name:
         return None
     if Path(name).is_dir():
