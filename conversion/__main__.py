@@ -1,6 +1,7 @@
 """`python -m conversion SOURCE TARGET [--to MODEL_TYPE]`: without --to into zoo, with it out again."""
 
 import argparse
+import signal
 import sys
 
 from . import ConversionError, convert
@@ -40,4 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Ctrl-C ends any program at once and without a traceback; a target that is half built is removed first.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

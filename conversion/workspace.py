@@ -1,7 +1,8 @@
 """The target folder, all or nothing: built under another name, on the disk before it is moved to its place.
 
 A run that dies, at whatever moment, leaves the target as it was, absent or complete. What it left beside it is removed
-by the next run for the same target; a lock tells a dead run's leftovers from those of a run in progress.
+by the next run for the same target, if no signal let it do so itself; a lock tells a dead run's leftovers from those of
+a run in progress.
 """
 
 import errno
@@ -15,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import ConversionError
+from .interrupts import cleaned_up
 from .model_folder import is_model, strangers
 
 # In the folder of a run: its lock, what it builds, what it moves file by file, and the target it replaces.
@@ -28,10 +30,11 @@ _STAYS_WHERE_IT_IS = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
 def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty folder that becomes `target` when the block ends without an error, and vanishes otherwise."""
     target = target.absolute()
-    made = [parent for parent in target.parents if not parent.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
+            stack.enter_context(cleaned_up())
+            stack.callback(_remove_empty, [parent for parent in target.parents if not parent.exists()])
+            target.parent.mkdir(parents=True, exist_ok=True)
             work = _beside(target)
             stack.enter_context(_held(work, target))
             if work.parent != target and (target / _WORK).is_dir():  # a run that died in there
@@ -54,10 +57,6 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         place = error.filename or target
         raise ConversionError(f"cannot write {target}: {reason} (at {place}); nothing was left behind.") from error
-    finally:
-        for parent in made:
-            with suppress(OSError):  # it holds the target by now
-                parent.rmdir()
 
 
 def check_apart(source: Path, target: Path) -> None:
@@ -75,6 +74,12 @@ def _beside(target: Path) -> Path:
     if len(os.fsencode(name)) > 255:
         name = f"{_WORK}-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
     return target.parent / name
+
+
+def _remove_empty(parents: list[Path]) -> None:
+    for parent in parents:
+        with suppress(OSError):  # it holds the target by now
+            parent.rmdir()
 
 
 @contextmanager

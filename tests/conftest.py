@@ -74,12 +74,13 @@ def zoo(monkeypatch, capsys):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the random configs came to, over all shards and workers."""
+    """What the nets came to (random configs, kills ...), over all shards and workers."""
     reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
-    figures = Counter()
+    figures = {}
     for report in reports:
         for name, found in report.user_properties if report.when == "call" else ():
-            figures.update(found if name == "random configs" else {})
-    if figures:
-        terminalreporter.section("random configs")
-        terminalreporter.line(", ".join(f"{name}: {figures[name]}" for name in sorted(figures)))
+            if isinstance(found, dict):
+                figures.setdefault(name, Counter()).update(found)
+    for title, found in figures.items():
+        terminalreporter.section(title)
+        terminalreporter.line(", ".join(f"{name}: {found[name]}" for name in sorted(found)))

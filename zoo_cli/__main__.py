@@ -1,6 +1,6 @@
 """python -m zoo_cli."""
 
-from .main import main
+from .start import start
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from conversion.interrupts import cleaned_up
+
 from .errors import UserError
 from .push_folder import CARD, CONFIG, complaints, files_to_push, read_object, wants_card
 
@@ -31,7 +33,7 @@ def push(
     if problem := complaints(folder):
         raise UserError(problem)
     check_weights(folder)
-    with tempfile.TemporaryDirectory() as written:
+    with cleaned_up(), tempfile.TemporaryDirectory() as written:
         files = files_to_push(folder)
         if wants_card(folder):
             files |= write_card(folder, Path(written))
