@@ -66,7 +66,7 @@ class AttentionFields:
     attention_bias: bool = flag(needs="softmax")
     attention_out_bias: bool | None = flag(None, needs="softmax")
     # Scale of the scores; None: key width ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
-    attention_multiplier: float | int | None = factor(needs="softmax")
+    attention_multiplier: float | int | None = positive(needs="softmax")
     scale_attn_by_inverse_layer_idx: bool = flag(needs="later softmax")
     # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones always sum in float32.
     attention_upcast: bool = flag(needs="softmax")

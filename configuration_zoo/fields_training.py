@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+from transformers.utils import logging
+
 from .field_kinds import choice, flag, length, non_negative, positive
 from .field_needs import UnreadField
 from .fields_checks import for_each_layer
+
+logger = logging.get_logger(__name__)
 
 INITIALIZER_TYPES = ("normal", "small", "fan_in")
 RESIDUAL_INITIALIZER_TYPES = ("same", "depth", "layer", "wang", "zero")
@@ -43,6 +47,16 @@ class TrainingFields:
         for field in ("router_aux_loss_coef", "router_z_loss_coef"):
             if getattr(self, field) is None:
                 setattr(self, field, 0.0)
+        if "sparse" in self.mlp_layer_types and not self._balances_experts() and self.source_config is None:
+            logger.warning_once(
+                "num_experts: nothing keeps the experts in balance while this model learns. Set router_aux_loss_coef "
+                "(0.01 is usual) or use_score_correction_bias=True."
+            )
+
+    def _balances_experts(self) -> bool:
+        spare = (self.num_experts or 0) > (self.num_experts_per_tok or 0)
+        samples = self.scoring_func == "sparsemixer"
+        return not spare or samples or self.router_aux_loss_coef > 0 or bool(self.use_score_correction_bias)
 
     @for_each_layer
     def validate_training(self):

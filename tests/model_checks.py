@@ -6,14 +6,14 @@ import torch
 def check_backward(model, tokens):
     model.train()
     loss = model(tokens, labels=tokens).loss
-    assert torch.isfinite(loss)
+    assert torch.isfinite(loss), f"a loss of {loss}"
     loss.backward()
     # An indexer selects; only its own loss teaches it. All tokens may go to experts that cost nothing.
     idle = [] if model.config.indexer_loss_coef else [".indexer."]
     idle += [".experts."] if any(layer.zero_expert_num for layer in model.config.per_layer_config) else []
     taught = [name for name, _ in model.named_parameters() if not any(part in name for part in idle)]
     without = [name for name in taught if model.get_parameter(name).grad is None]
-    assert without == []
+    assert without == [], f"no gradient reaches {without}"
     model.eval()
 
 

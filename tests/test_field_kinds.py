@@ -1,10 +1,12 @@
 """What a field may hold is said once, beside it; anything else is refused by the field's name before it is used."""
 
+import logging as log
 from dataclasses import fields
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Table
@@ -13,6 +15,17 @@ THEIRS = {field.name for field in fields(PreTrainedConfig)}
 OWN = [field for field in fields(ZooConfig) if field.name not in THEIRS]
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 NAN, INFINITY = float("nan"), float("inf")
+
+
+class Records(log.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.sentences = []
+
+    def emit(self, record):
+        self.sentences.append(record.getMessage())
 
 
 def bad_numbers(kind):
@@ -110,3 +123,32 @@ def test_time_steps_have_a_range():
     mamba = {"layer_types": ["linear_attention"] * 2, "linear_attention_type": "mamba"}
     with pytest.raises(StrictDataclassError, match="time_step_min=1 .* must not exceed time_step_max=0.1"):
         ZooConfig(**SIZES, **mamba, time_step_min=1)
+
+
+def test_experts_without_balance_are_pointed_out():
+    """A warning, as it matters to who trains only; a converted model has the balance of its own config."""
+    logging.set_verbosity_warning()
+    logger = logging.get_logger("configuration_zoo.fields_training")
+    logger.addHandler(handler := Records())
+    experts = {"num_experts": 4, "num_experts_per_tok": 2}
+    quiet = (
+        {"router_aux_loss_coef": 0.01},
+        {"use_score_correction_bias": True},
+        {"source_config": {}},
+        {"num_experts": 2},
+    )
+    try:
+        for fields_ in quiet:
+            type(logger).warning_once.cache_clear()
+            ZooConfig(**{**SIZES, **experts, **fields_})
+        assert handler.sentences == []
+        ZooConfig(**SIZES, **experts)
+        assert len(handler.sentences) == 1 and "router_aux_loss_coef" in handler.sentences[0]
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_a_window_alone_is_one_for_every_layer():
+    """As in transformers' models with sliding_window and no layer_types."""
+    config = ZooConfig(**SIZES, sliding_window=4)
+    assert config.layer_types == ["sliding_attention"] * 2
