@@ -133,7 +133,7 @@ class ZooConfig(
         if fewer:
             config_dict = first_layers(cls, config_dict, before, depth)
         config_dict = {**config_dict, **given}
-        unknown = [key for key in cls._unknown(config_dict) if not get_close_matches(key, names, cutoff=MISSPELT)]
+        unknown = [key for key in cls._unknown(config_dict) if not cls._is_refused(key, names)]
         notes = {key: config_dict.pop(key) for key in unknown}
 
         def build(values):
@@ -171,6 +171,13 @@ class ZooConfig(
     @classmethod
     def _names(cls) -> set[str]:
         return {field.name for field in fields(cls)} | set(cls.attribute_map)
+
+    @classmethod
+    def _is_refused(cls, key: str, names: set[str]) -> bool:
+        """Whether an unknown key of a file looks misspelt, or names what the config derives from its fields."""
+        derived = getattr(cls, key, None)
+        computed = isinstance(derived, property) and derived.fset is None
+        return computed or bool(get_close_matches(key, names, cutoff=MISSPELT))
 
     @classmethod
     def _unknown(cls, given: dict) -> list[str]:

@@ -44,6 +44,11 @@ class ModelFields:
         """Width of the token table, of the last hidden states and of the head's input."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
 
+    @property
+    def logit_scale(self) -> float:
+        """What logits are multiplied by, where serving engines that make them from the head look for it."""
+        return 1 / self.logits_scaling
+
     @for_each_layer
     def validate_model(self):
         sizes = {"vocab_size": self.vocab_size, "vocab_size_per_layer_input": self.vocab_size_per_layer_input}

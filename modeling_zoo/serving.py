@@ -28,7 +28,6 @@ def _of_stack(config):
         "layer_types": set(config.layer_types) - SEEN,
         "block_type": {"mixer_only", "mlp_only", "shortcut"} & set(config.block_types),
         "position_embedding_type": config.position_embedding_type in ("alibi", "relative", "transformer_xl"),
-        "position_ids_from_mask": config.position_ids_from_mask,
         # Their tables depend on the length of one sequence; the engine runs many side by side.
         "rope_parameters": any(table.get("rope_type") in ("dynamic", "longrope") for table in tables),
         "use_bidirectional_attention": config.use_bidirectional_attention,
@@ -38,7 +37,8 @@ def _of_stack(config):
         "embedding_size": config.embedding_size not in (None, config.hidden_size),
         # The engine asks for the width of a latent head once for all layers.
         "per_layer_config": config.attention_type == "latent" and getattr(config, "is_heterogeneous", False),
-        "logits_scaling": config.logits_scaling != 1.0,
+        # The engine caps before it multiplies by `logit_scale`, a model after that.
+        "logits_scaling": config.logits_scaling != 1.0 and config.final_logit_softcapping is not None,
         "suppressed_token_ids": config.suppressed_token_ids,
     })  # fmt: skip
 

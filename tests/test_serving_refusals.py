@@ -19,6 +19,8 @@ SERVED = [
     {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 4},
     {**EXPERTS, "n_shared_experts": 1, "shared_expert_gate": True},
     LATENT,
+    {"logits_scaling": 3.0},
+    {"position_embedding_type": "learned", "position_ids_from_mask": True, "position_offset": 2},
 ]
 REFUSED = [
     ("layer_types", LINEAR),
@@ -31,7 +33,7 @@ REFUSED = [
     ("swiglu_limit", {**EXPERTS, "swiglu_limit": 3.0}),
     ("num_key_value_heads", {"per_layer_config": {1: {"num_key_value_heads": 3}}}),
     ("per_layer_config", {**LATENT, "per_layer_config": {1: {"intermediate_size": 40}}}),
-    ("logits_scaling", {"logits_scaling": 3.0}),
+    ("logits_scaling", {"logits_scaling": 3.0, "final_logit_softcapping": 5.0}),
     ("suppressed_token_ids", {"suppressed_token_ids": [3]}),
 ]
 
@@ -51,6 +53,30 @@ def build(**flags):
 def test_what_an_engine_honours_is_built_for_it(flags):
     assert engine_obstacles(ZooConfig(**{**SIZES, **flags})) == []
     assert build(**flags).config._attn_implementation == "vllm"
+
+
+@pytest.mark.parametrize("flags", [{"logits_scaling": 0.3}, {"final_logit_softcapping": 2.0}, {}], ids=str)
+def test_an_engine_that_makes_the_logits_makes_the_same(flags):
+    """vLLM's backend reads two numbers from the config: it caps, then it multiplies by `logit_scale`."""
+    model = build(**flags).eval()
+    config, tokens = model.config.get_text_config(), torch.tensor([[3, 5, 7]])
+    with torch.no_grad():
+        logits = model.lm_head(model.model(tokens).last_hidden_state)
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        torch.testing.assert_close(logits * getattr(config, "logit_scale", 1.0), model(tokens).logits)
+
+
+def test_an_engine_says_where_tokens_stand():
+    """It gives positions and no mask: those that are counted over the mask of a padded row."""
+    flags = {"position_embedding_type": "learned", "position_ids_from_mask": True, "position_offset": 2}
+    model = ZooForCausalLM(ZooConfig(**{**SIZES, **flags})).eval()
+    tokens, mask = torch.tensor([[1, 1, 3, 5, 7]]), torch.tensor([[0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        expected = model(tokens, attention_mask=mask).logits[:, 2:]
+        found = model(tokens[:, 2:], position_ids=torch.arange(3)[None]).logits
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("field", "flags"), REFUSED)
@@ -98,3 +124,9 @@ def test_a_cache_of_latents_is_taken_where_it_computes_the_same(monkeypatch):
         expected = model(tokens).logits
         model.config._attn_implementation = "vllm_mla"
         assert torch.equal(model(tokens).logits, expected)
+
+
+@pytest.mark.parametrize("key", ["logit_scale", "output_width"])
+def test_a_file_cannot_set_what_the_config_computes(key):
+    with pytest.raises(ValueError, match=f"{key}=2.0 is not a field of ZooConfig"):
+        ZooConfig.from_dict({**SIZES, key: 2.0})
