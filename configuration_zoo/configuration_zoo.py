@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .field_kinds import nearest
 from .field_needs import refuse_unread
 from .fields_attention import AttentionFields
-from .fields_checks import check_lengths
+from .fields_checks import check_lengths, for_each_layer
 from .fields_experts import ExpertFields
 from .fields_hyper_connections import HyperConnectionFields
 from .fields_kv_sharing import KeyValueSharingFields
@@ -21,11 +21,13 @@ from .fields_linear import LinearFields
 from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_norm import NormFields
+from .fields_per_layer import PerLayerFields, layers_of
 from .fields_per_layer_input import PerLayerInputFields
 from .fields_position import PositionFields
 from .fields_shared_blocks import SharedBlockFields
 from .fields_training import TrainingFields
 from .first_layers import build_without_unread, first_layers
+from .layer_mixers import LayerMixers
 from .layer_words import teach_layer_words
 from .parallel_plans import ParallelPlans
 from .rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
@@ -72,6 +74,8 @@ class ZooConfig(
     ExpertFields,
     MlpFields,
     TrainingFields,
+    PerLayerFields,
+    LayerMixers,
     ParallelPlans,
     PreTrainedConfig,
 ):
@@ -102,6 +106,8 @@ class ZooConfig(
         kwargs = self._apply_aliases(kwargs)
         self._refuse_unknown(kwargs)
         check_lengths(self)
+        layers = layers_of(kwargs.pop("per_layer_config", None), self.num_hidden_layers)
+        given = dict(vars(self))
         self._resolve()
         rotates = self.position_embedding_type == "rope"
         if not rotates:
@@ -114,6 +120,7 @@ class ZooConfig(
         if self.use_bidirectional_attention:
             # The name under which transformers' masks look for it; left unset where every model is causal.
             self.is_causal = False
+        self._set_layers(layers, given)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -123,7 +130,7 @@ class ZooConfig(
         Fewer layers than the file names are its first ones.
         """
         names = cls._names()
-        beside = names - {"dtype"} | {*LEGACY_ROPE_KEYS}
+        beside = names - {"dtype"} | {*LEGACY_ROPE_KEYS, "per_layer_config"}
         given = {key: kwargs.pop(key) for key in list(kwargs) if key in beside}
         for alias in [key for key in given if key in cls.attribute_map]:
             given[cls.attribute_map[alias]] = given.pop(alias)
@@ -222,9 +229,10 @@ class ZooConfig(
     def validate_needs(self):
         refuse_unread(self)
 
+    @for_each_layer
     def validate_rope(self):
         try:
-            super().validate_rope()
+            PreTrainedConfig.validate_rope(self)
         except KeyError as error:
             raise ValueError(error.args[0]) from error
 

@@ -13,6 +13,13 @@ HYBRID_LAYERS = ("hybrid", "hybrid_sliding")
 NO_MIXER_LAYERS = ("moe",)
 LAYER_TYPES = SOFTMAX_LAYERS + RECURRENT_LAYERS + HYBRID_LAYERS + NO_MIXER_LAYERS
 
+# The words whose layers see a number of tokens -> the field with that number.
+REACH_FIELDS = {
+    "sliding_attention": "sliding_window",
+    "hybrid_sliding": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
+
 ATTENTION_TYPES = ("grouped_query", "latent")
 SPARSE_PATTERNS = ("none", "strided", "fixed", "banded")
 QK_NORM_FIELDS = (
@@ -38,7 +45,8 @@ GATE_SOURCES = ("q_proj", "g_proj")
 class AttentionFields:
     """Softmax attention (Vaswani et al. 2017) with shared key-value heads (Shazeer 2019; Ainslie et al. 2023)."""
 
-    attention_type: str = choice(ATTENTION_TYPES, "grouped_query", needs="softmax")
+    # The mechanism of softmax attention, one name for all layers or one for each (None for a layer without).
+    attention_type: str | list[str | None] = per_layer(Choice(ATTENTION_TYPES), "grouped_query", needs="softmax")
     num_attention_heads: int = size(32)
     num_key_value_heads: int | None = size()
     head_dim: int | None = size()
@@ -143,8 +151,6 @@ class AttentionFields:
             ("attention_chunk_size", ("chunked_attention",)),
         ):
             used = any(word in words for word in self.layer_types)
-            if used and getattr(self, field) is None:
-                raise ValueError(f"layer_types has {words[0]!r}, which needs {field}, which is not set.")
             refuse_unless(self, used, f"a layer of layer_types that is one of {list(words)}", (field,))
         sparse = [p for p in self.sparse_attention_pattern or () if p != "none"]
         if sparse and self.sparse_attention_stride is None:
@@ -166,6 +172,15 @@ class AttentionFields:
         if self.use_bidirectional_attention and any(word not in two_sided for word in self.layer_types):
             raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
 
+    def validate_reach(self):
+        layers = zip(self.layer_types, self.attention_types, self.per_layer_config, strict=False)
+        for index, (word, mechanism, layer) in enumerate(layers):
+            field = REACH_FIELDS.get(word)
+            if field is not None and getattr(layer, field) is None:
+                raise ValueError(f"layer_types[{index}]={word!r} needs {field}, which is not set.")
+            if word not in (*RECURRENT_LAYERS, *NO_MIXER_LAYERS) and mechanism is None:
+                raise ValueError(f"layer_types[{index}]={word!r} needs an attention_type, got None.")
+
     def _validate_qk_norm(self):
         refuse_unless(self, self.clip_qkv is not None, "clip_qkv", ("clip_qkv_position",))
         refuse_unless(self, self.qk_norm is not None, "qk_norm", QK_NORM_FIELDS)
@@ -186,7 +201,7 @@ class AttentionFields:
             raise ValueError("attn_output_gate='headwise' needs attn_gate_source='g_proj'.")
 
     def _validate_values(self):
-        grouped = self.attention_type == "grouped_query"
+        grouped = "grouped_query" in self.attentions
         refuse_unless(self, grouped, "attention_type='grouped_query'", ("attention_value_scale",))
         plain = grouped and self.position_embedding_type != "transformer_xl"
         reason = "attention_type='grouped_query' and a position_embedding_type other than 'transformer_xl'"
@@ -203,39 +218,13 @@ class AttentionFields:
             )
 
     @property
-    def mixer_types(self) -> list[str | None]:
-        """The mechanism of each layer: a name of the mixer registry, None for a layer that has no mixer."""
-        linear = self.linear_attention_type
-        by_word = {word: [linear] * self.num_hidden_layers for word in RECURRENT_LAYERS}
-        if isinstance(linear, list):
-            by_word = dict.fromkeys(RECURRENT_LAYERS, linear)
-        by_word |= {word: [None] * self.num_hidden_layers for word in NO_MIXER_LAYERS}
-        # The attention of a shared block is not the layer's own.
-        recurrences = by_word[RECURRENT_LAYERS[0]]
-        shared = [block == "shared_block" for block in self.block_types]
-        beside = [name if skip else "hybrid" for name, skip in zip(recurrences, shared, strict=False)]
-        by_word |= dict.fromkeys(HYBRID_LAYERS, beside)
-        by_word["indexed_attention"] = ["indexed"] * self.num_hidden_layers
-        by_distance = self.position_embedding_type == "transformer_xl"
-        softmax = ["transformer_xl" if by_distance else self.attention_type] * self.num_hidden_layers
-        if softmax[0] == "grouped_query":
-            softmax = ["shared_key_value" if self.shares_key_values(i) else name for i, name in enumerate(softmax)]
-        return [by_word.get(word, softmax)[index] for index, word in enumerate(self.layer_types)]
-
-    @property
-    def rotary_width(self) -> int:
-        """Channels of a head that rotate, before partial_rotary_factor."""
-        return self.qk_rope_head_dim if self.attention_type == "latent" else self.head_dim
-
-    @property
     def value_width(self) -> int:
         """Channels of a head's value, hence of its output."""
         return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
     def attention_scaling(self, layer_idx: int) -> float:
         """The factor on the scores of layer `layer_idx`."""
-        width = self.qk_head_dim or self.head_dim
-        scale = width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+        scale = self.key_width(layer_idx) ** -0.5 if self.attention_multiplier is None else self.attention_multiplier
         scale *= self.mscale_factor(layer_idx)
         return scale / (layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
 

@@ -69,7 +69,13 @@ def for_each_layer(validator):
 
     @wraps(validator)
     def run(self):
-        for config in self.per_layer_config if self.is_heterogeneous else [self]:
-            validator(config)
+        if not self.is_heterogeneous:
+            return validator(self)
+        for index, layer in enumerate(self.per_layer_config):
+            try:
+                validator(layer)
+            except ValueError as error:
+                raise ValueError(f"Layer {index} of per_layer_config: {error}") from error
+        return None
 
     return run

@@ -6,6 +6,8 @@ from .field_kinds import count
 
 # Words of layer_types whose keys and values a later layer can read, and that can read them.
 SHARING_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+# What a layer and the one whose keys it reads must agree in: how far they see, how keys were turned.
+READ_ALIKE = ("sliding_window", "attention_chunk_size", "rope_parameters", "rope_interleave", "rope_dtype")
 
 
 @dataclass(kw_only=True, repr=False)
@@ -41,14 +43,21 @@ class KeyValueSharingFields:
         source = self.kv_source_of(index)
         if source is None:
             raise ValueError(f"{says} but no layer before it that keeps keys and values is {word!r} in layer_types.")
-        one, other = ((v.num_key_value_heads, v.head_dim, v.value_width) for v in (layers[source], layers[index]))
-        if one != other:
+        one, other = layers[source], layers[index]
+        sizes = [[layer.num_key_value_heads, layer.head_dim, layer.value_width] for layer in (one, other)]
+        if sizes[0] != sizes[1]:
             raise ValueError(
-                f"{says} but num_key_value_heads, head_dim and v_head_dim are {list(one)} in layer {source}, whose "
-                f"keys and values it reads, and {list(other)} in layer {index}."
+                f"{says} but num_key_value_heads, head_dim and v_head_dim are {sizes[0]} in layer {source}, whose "
+                f"keys and values it reads, and {sizes[1]} in layer {index}."
             )
-        if self.rope_table_of(source) != self.rope_table_of(index):
+        if one.rope_table_of(source) != other.rope_table_of(index):
             raise ValueError(f"{says} so no_rope_layers must say the same for it and for layer {source}.")
+        for field in READ_ALIKE:
+            if getattr(one, field) != getattr(other, field):
+                raise ValueError(
+                    f"{says} but {field} is {getattr(one, field)!r} in layer {source}, whose keys and values it reads, "
+                    f"and {getattr(other, field)!r} in layer {index}."
+                )
 
     @property
     def first_sharing_layer(self) -> int:

@@ -71,7 +71,7 @@ class LatentFields:
     indexer_warmup: bool | None = flag(None)
 
     def resolve_latent(self):
-        if self.attention_type == "latent":
+        if "latent" in self.attentions:
             self._resolve_widths()
         if "indexed_attention" in (self.layer_types or ()):
             self._resolve_indexer()
@@ -94,6 +94,8 @@ class LatentFields:
         ):
             if getattr(self, field) is None:
                 setattr(self, field, default)
+        if self.head_dim is None and len(self.attentions) > 1:
+            self.head_dim = width
         if self.head_dim is None:
             # transformers checks the rotation against it and takes it, in latent attention, for the width that rotates.
             self.head_dim = self.qk_rope_head_dim if rotates and self.qk_rope_head_dim else width
@@ -114,7 +116,7 @@ class LatentFields:
 
     @for_each_layer
     def validate_latent(self):
-        latent = self.attention_type == "latent"
+        latent = "latent" in self.attentions
         refuse_unless(self, latent, "attention_type='latent'", LATENT_FIELDS)
         indexed = "indexed_attention" in self.layer_types
         refuse_unless(self, indexed, "an 'indexed_attention' layer in layer_types", INDEX_FIELDS)
@@ -122,8 +124,9 @@ class LatentFields:
             self._validate_widths()
         if indexed:
             self._validate_indexer()
-        beside = [word for word in self.layer_types if word in ("hybrid", "hybrid_sliding")]
-        if latent and beside:
+        words = zip(self.layer_types, self.attention_types, strict=True)
+        beside = [word for word, name in words if name == "latent" and word in ("hybrid", "hybrid_sliding")]
+        if beside:
             raise ValueError(
                 f"layer_types has {beside[0]!r}, whose attention beside a recurrence needs "
                 f"attention_type='grouped_query', got {self.attention_type!r}."
@@ -144,10 +147,12 @@ class LatentFields:
                 f"scale_attn_by_mscale=True needs position_embedding_type='rope', got {self.position_embedding_type!r}."
             )
         # Norm and clamp act on whole keys, which the cache does not hold.
-        refuse_unless(self, False, "attention_type='grouped_query'", ("qk_norm", "clip_qkv"))
+        grouped = "grouped_query" in self.attentions
+        refuse_unless(self, grouped, "attention_type='grouped_query'", ("qk_norm", "clip_qkv"))
 
     def _validate_indexer(self):
-        if self.attention_type != "latent":
+        words = zip(self.layer_types, self.attention_types, strict=False)
+        if any(word == "indexed_attention" and mechanism != "latent" for word, mechanism in words):
             raise ValueError(
                 "layer_types has 'indexed_attention', which needs attention_type='latent', "
                 f"got {self.attention_type!r}."
@@ -180,7 +185,7 @@ class LatentFields:
     def qk_head_dim(self) -> int | None:
         """Channels of a query or key where they differ from head_dim, else None: the name under which transformers asks
         whether a cache can be laid out from head_dim alone."""
-        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.attention_type == "latent" else None
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if "latent" in self.attentions else None
 
     def indexer_of(self, layer_idx: int) -> int:
         """The layer whose indexer chooses for layer `layer_idx`: itself, or the last "full" one before it."""

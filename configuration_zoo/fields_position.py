@@ -86,7 +86,7 @@ class PositionFields:
             refuse_unless(self, False, "attn_temperature_layers", temperature)
         else:
             require(self, "attn_temperature_layers", temperature)
-        if kind == "transformer_xl" and self.attention_type != "grouped_query":
+        if kind == "transformer_xl" and self.attentions - {"grouped_query"}:
             raise ValueError("position_embedding_type='transformer_xl' needs attention_type='grouped_query'.")
         if kind in ("alibi", "relative", "transformer_xl") and set(self.layer_types) <= {
             *RECURRENT_LAYERS,
@@ -95,6 +95,8 @@ class PositionFields:
             raise ValueError(f"position_embedding_type={kind!r} needs a softmax attention layer in layer_types.")
         if kind == "transformer_xl" and any(word.startswith("hybrid") for word in self.layer_types):
             raise ValueError("position_embedding_type='transformer_xl' needs layer_types without hybrid layers.")
+        if self.alibi_scaled and len({self.key_width(index) for index in self.softmax_layers}) > 1:
+            raise ValueError("alibi_scaled=True needs heads of one width, so one attention_type for all layers.")
         self._validate_rotations()
 
     def _validate_rotations(self):
@@ -134,22 +136,23 @@ class PositionFields:
             if table is None or layer.layer_types[index] not in SOFTMAX_LAYERS + HYBRID_LAYERS:
                 continue
             partial, kind = table.get("partial_rotary_factor", 1.0), table.get("rope_type", "default")
+            whole = layer.rotary_width(index)
             # "proportional" spreads its angles over the whole head.
-            width = layer.rotary_width if kind == "proportional" else int(layer.rotary_width * partial)
+            width = whole if kind == "proportional" else int(whole * partial)
             least = 4 if kind == "dynamic" else 2
-            if width + width % 2 > layer.rotary_width or width + width % 2 < least:
+            if width + width % 2 > whole or width + width % 2 < least:
                 raise ValueError(
-                    f"rope_parameters: {width} of {layer.rotary_width} channels of a head (head_dim, qk_rope_head_dim) "
+                    f"rope_parameters: {width} of {whole} channels of a head (head_dim, qk_rope_head_dim) "
                     f"would rotate in layer {index} with partial_rotary_factor={partial}; rope_type={kind!r} turns "
                     f"pairs of channels, at least {least // 2}."
                 )
 
     def validate_longrope(self):
-        for index in range(self.num_hidden_layers):
-            table = self.rope_tables.get(self.rope_table_of(index), {})
+        for index, layer in enumerate(self.per_layer_config):
+            table = layer.rope_tables.get(layer.rope_table_of(index), {})
             if table.get("rope_type") != "longrope":
                 continue
-            pairs = int(self.per_layer_config[index].rotary_width * table.get("partial_rotary_factor", 1.0)) // 2
+            pairs = int(layer.rotary_width(index) * table.get("partial_rotary_factor", 1.0)) // 2
             for key in ("short_factor", "long_factor"):
                 if key in table and len(table[key]) != pairs:
                     raise ValueError(
@@ -165,16 +168,22 @@ class PositionFields:
             return {key: parameters[key] for key in parameters if key in self.layer_types and parameters[key]}
         return {"default": parameters} if parameters else {}
 
+    def turns(self, layer_idx: int) -> bool:
+        """Whether `no_rope_layers` lets layer `layer_idx` rotate."""
+        return self.no_rope_layers is None or bool(self.no_rope_layers[layer_idx])
+
     def rope_table_of(self, layer_idx: int) -> str | None:
         """The name of the rotation layer `layer_idx` uses, None where it does not rotate."""
-        if self.no_rope_layers is not None and not self.no_rope_layers[layer_idx]:
+        if not self.turns(layer_idx):
             return None
         tables = self.rope_tables
         return "default" if "default" in tables else next((n for n in tables if n == self.layer_types[layer_idx]), None)
 
     def rope_changes_between(self, seen: int, length: int) -> bool:
         """Whether keys cached at a length of `seen` > 0 are rotated otherwise at `length`: LongRoPE's long factors."""
-        long = (table for table in self.rope_tables.values() if table.get("rope_type") == "longrope")
+        layers = self.per_layer_config if "rope_parameters" in (self.per_layer_attributes or ()) else [self]
+        tables = (table for layer in layers for table in layer.rope_tables.values())
+        long = (table for table in tables if table.get("rope_type") == "longrope")
         return any(0 < seen <= table["original_max_position_embeddings"] < length for table in long)
 
     def has_attention_temperature(self, layer_idx: int) -> bool:

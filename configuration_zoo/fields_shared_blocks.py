@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .field_kinds import size
 from .fields_checks import refuse_unless
+from .fields_linear import READ
 
 SHARED_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "shared_mlp_adapter_rank")
 # What a shared attention does not compute.
@@ -11,8 +12,6 @@ NOT_SHARED = (
     "attention_k_eq_v", "attention_value_scale", "attn_output_gate", "attn_temperature_layers", "clip_qkv",
     "key_multiplier", "scale_attn_by_inverse_layer_idx", "value_norm",
 )  # fmt: skip
-# What all layers around a shared block must agree in.
-SHARED_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
 
 
 @dataclass(kw_only=True, repr=False)
@@ -38,20 +37,24 @@ class SharedBlockFields:
 
     def validate_shared_blocks(self):
         users = self.shared_block_layers
-        refuse_unless(self, bool(users), "a block_type 'shared_block'", SHARED_FIELDS)
+        for layer in self.per_layer_config:
+            refuse_unless(layer, bool(users), "a block_type 'shared_block'", SHARED_FIELDS)
         if not users:
             return
         if self.num_mem_blocks > len(users):
             raise ValueError(f"num_mem_blocks={self.num_mem_blocks} exceeds the {len(users)} layers that share them.")
         layers = [self.per_layer_config[index] for index in users]
+        # All but what a layer has beside the block.
+        alike = (self.per_layer_attributes or set()) - {*READ, *SHARED_FIELDS}
         for index, layer in zip(users, layers, strict=True):
             self._validate_user(index, layer)
-        for field in SHARED_SIZES:
+        for field in sorted(alike):
             if len({getattr(layer, field) for layer in layers}) > 1:
                 raise ValueError(f"{field} differs between layers with block_type 'shared_block', which share weights.")
         beside = len(users) < sum(word.startswith("hybrid") for word in self.layer_types)
         factors = ("attention_in_multiplier", "attention_out_multiplier")
-        refuse_unless(self, beside, "a hybrid layer whose block_type is not 'shared_block'", factors)
+        for layer in self.per_layer_config:
+            refuse_unless(layer, beside, "a hybrid layer whose block_type is not 'shared_block'", factors)
 
     def _validate_user(self, index, layer):
         says = f"block_type 'shared_block' of layer {index} needs"
@@ -61,6 +64,6 @@ class SharedBlockFields:
             )
         if not layer.gated_mlp or self.mlp_layer_types[index] != "dense":
             raise ValueError(f"{says} gated_mlp=True and mlp_layer_types[{index}]='dense'.")
-        if layer.attention_type != "grouped_query":
-            raise ValueError(f"{says} attention_type='grouped_query', got {layer.attention_type!r}.")
+        if layer.attention_types[index] != "grouped_query":
+            raise ValueError(f"{says} attention_type='grouped_query', got {layer.attention_types[index]!r}.")
         refuse_unless(layer, False, "layers of a block_type other than 'shared_block'", NOT_SHARED)

@@ -52,7 +52,14 @@ def attention_plan(config) -> dict[str, str]:
     mixers = {name for name in config.mixer_types if name is not None}
     if not mixers or config.position_embedding_type in WHOLE_HEADS_POSITIONS:
         return {}
-    return next((plan(config) for names, plan in HEAD_PLANS.items() if mixers <= set(names)), {})
+    plan = next((plan for names, plan in HEAD_PLANS.items() if mixers <= set(names)), None)
+    layers = zip(config.mixer_types, config.per_layer_config, strict=True)
+    return same_in_all([plan(layer) for name, layer in layers if name is not None]) if plan else {}
+
+
+def same_in_all(plans: list[dict[str, str]]) -> dict[str, str]:
+    """The plan of each layer, {} where they differ: a pattern means the same in every layer."""
+    return plans[0] if all(plan == plans[0] for plan in plans) else {}
 
 
 def mlp_plan(prefix: str, gated: bool) -> dict[str, str]:
@@ -82,15 +89,14 @@ class ParallelPlans:
     def base_model_tp_plan(self) -> dict[str, str]:
         """Tensor parallel (Shoeybi et al. 2019, Megatron-LM, §3)."""
         plan = {"embed_tokens": "embedding_rowwise"} | attention_plan(self)
-        layers = [
-            kind
-            for kind, block in zip(self.mlp_layer_types, self.block_types, strict=True)
-            if block not in WITHOUT_OWN_MLP
-        ]
-        if "dense" in layers:
-            plan |= mlp_plan("layers.*.mlp.", self.gated_mlp)
-        if "sparse" in layers:
-            plan |= experts_plan(self)
+        layers = {"dense": [], "sparse": []}
+        for kind, block, layer in zip(self.mlp_layer_types, self.block_types, self.per_layer_config, strict=True):
+            if block not in WITHOUT_OWN_MLP:
+                layers[kind].append(layer)
+        for layer in layers["dense"]:
+            plan |= mlp_plan("layers.*.mlp.", layer.gated_mlp)
+        if layers["sparse"]:
+            plan |= same_in_all([experts_plan(layer) for layer in layers["sparse"]])
         return plan
 
     @base_model_tp_plan.setter
@@ -104,8 +110,8 @@ class ParallelPlans:
         """Expert parallel (Lepikhin et al. 2020, GShard): every rank holds some experts whole."""
         if "sparse" not in self.mlp_layer_types:
             return None
-        prefix = "layers.*.mlp.experts"
-        names = ["down_proj", "gate_up_proj" if self.gated_mlp else "up_proj"]
-        if self.expert_bias:
-            names += [f"{name}_bias" for name in names]
-        return {f"{prefix}.{name}": "grouped_gemm" for name in names} | {prefix: "ep_dispatch_experts"}
+        prefix, names = "layers.*.mlp.experts", set()
+        for layer in (self.per_layer_config[i] for i, kind in enumerate(self.mlp_layer_types) if kind == "sparse"):
+            own = {"down_proj", "gate_up_proj" if layer.gated_mlp else "up_proj"}
+            names |= own | ({f"{name}_bias" for name in own} if layer.expert_bias else set())
+        return {f"{prefix}.{name}": "grouped_gemm" for name in sorted(names)} | {prefix: "ep_dispatch_experts"}

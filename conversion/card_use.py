@@ -39,7 +39,7 @@ def use_sections(model, family: str | None) -> list[str]:
 def serving(config: ZooConfig, family: str | None) -> str:
     """vLLM's snippet, or why it cannot and what serves instead."""
     if not (found := [f"`{field}`" for field in engine_obstacles(config)]):
-        return f"```python\n{SERVE}\n```" + (LATENTS if config.attention_type == "latent" else "")
+        return f"```python\n{SERVE}\n```" + (LATENTS if "latent" in config.attentions else "")
     back = f": `python -m conversion THIS_FOLDER TARGET --to {family}`, then serve TARGET" if family else ""
     return (
         f"vLLM's backend for transformers models does not honour {', '.join(found)} of this model. Export to the "

@@ -112,7 +112,7 @@ def describe_mixer(config, mixer, index: int) -> str:
         turn = config.shared_block_layers.index(index) % config.num_mem_blocks
         return f"shared block {turn}, {describe_recurrence(config, name, index)}"
     if name == "hybrid":
-        return f"{config.attention_type} {sizes} + {describe_recurrence(config, recurrence, index)}"
+        return f"{config.attention_types[index]} {sizes} + {describe_recurrence(config, recurrence, index)}"
     if name == "shared_key_value":
         return f"{name} {sizes} of layer {config.kv_source_of(index)}"
     if name == recurrence:

@@ -70,7 +70,8 @@ class SoftmaxAttention(TokenMixer):
         self.attention_dropout = config.attention_dropout
         self.softcap = config.attn_logit_softcapping
         self.scaling, self.upcast = config.attention_scaling(layer_idx), config.attention_upcast
-        self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
+        in_window = config.layer_types[layer_idx] in ("sliding_attention", "hybrid_sliding")
+        self.sliding_window = config.sliding_window if in_window else None
         # transformers' paged attention asks whether the attribute is there, so it is only where it is used.
         self.has_sinks = config.has_attention_sinks(layer_idx)
         if self.has_sinks:

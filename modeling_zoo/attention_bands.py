@@ -200,7 +200,7 @@ def sees_all(config, word, layer_idx, inputs_embeds, attention_mask, past_key_va
     keys, first_key = past_key_values.get_mask_sizes(1, layer_idx)
     if isinstance(first_query, torch.Tensor) or first_key + keys != first_query + 1:
         return False
-    reach = REACHES[word] and getattr(config.per_layer_config[layer_idx], REACHES[word])
+    reach = REACHES[word] and getattr(config, REACHES[word])
     if reach is not None and keys > reach:
         return False
     if attention_mask is None:

@@ -118,25 +118,26 @@ SCORE_NEEDS = {
 
 
 def attention_backends(config):
-    """(backends that compute this config rightly or None for all, the field that limits them)."""
-    needs = {
-        "attn_logit_softcapping": config.attn_logit_softcapping is not None,
-        "attention_sinks": config.attention_sinks is not None,
-        "position_bias": config.position_embedding_type in ("alibi", "relative", "transformer_xl"),
-        "sparse_attention_pattern": bool(config.sparse_attention_pattern),
-        "index_topk": config.index_topk is not None,
-    }
-    needs = [need for need in SCORE_NEEDS if needs[need]]
+    """(backends that compute this config rightly or None for all, "field=value" of what limits them)."""
+    biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
+    found = {"position_bias": f"position_embedding_type={config.position_embedding_type!r}"} if biased else {}
+    for layer in config.per_layer_config if config.is_heterogeneous else [config]:
+        for field in SCORE_NEEDS:
+            value = getattr(layer, field, None)
+            if value is not None and value != []:
+                found.setdefault(field, f"{field}={value!r}")
+    needs = [need for need in SCORE_NEEDS if need in found]
     if not needs:
         return None, None
     backends = tuple(name for name in SCORE_NEEDS[needs[0]] if all(name in SCORE_NEEDS[need] for need in needs))
-    return backends, "position_embedding_type" if needs[0] == "position_bias" else needs[0]
+    return backends, found[needs[0]]
 
 
 def share_implementations(model):
     """Gives every layer's own view of the config the implementations that transformers has set on the model's: where
     layers differ, each holds a view that transformers does not know of."""
     views = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    views |= {id(rule.config): rule.config for part in model.modules() for rule in getattr(part, "mask_plan", ())}
     for view in views.values():
         if view is not model.config:
             view._attn_implementation = model.config._attn_implementation

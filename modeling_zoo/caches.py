@@ -110,7 +110,8 @@ def upgrade_cache(cache, config, quantized=False):
     configs = dict(enumerate(config.per_layer_config))
     for index, layer in enumerate(cache.layers):
         if _is_empty(layer):
-            cache.layers[index] = _better(layer, configs.get(index, config), quantized)
+            own = configs.get(index, config)
+            cache.layers[index] = _better(layer, own, _is_latent(own, index), quantized)
     _count_tokens(cache)
     return cache
 
@@ -158,13 +159,14 @@ def advance_cache(cache, hidden_states, layers):
             first.advance(hidden_states.shape[1])
 
 
-def _is_latent(config):
-    return getattr(config, "attention_type", None) == "latent"
+def _is_latent(config, index):
+    named = getattr(config, "attention_type", None)
+    return (named[index : index + 1] == ["latent"]) if isinstance(named, list) else named == "latent"
 
 
 def _upgrade_replicated(cache, config, quantized):
     """A cache made without a config, which adds a layer of one class whenever it meets a new index."""
-    kinds = {_is_latent(layer_config) for layer_config in config.per_layer_config}
+    kinds = {_is_latent(layer_config, index) for index, layer_config in enumerate(config.per_layer_config)}
     if len(kinds) == 1:
         better = (LATENT_LAYERS if kinds.pop() else PLAIN_LAYERS)[DynamicLayer]
         replicate(cache, QUANTIZED_LAYERS[better] if quantized else better)
@@ -182,9 +184,8 @@ def _keeps_nothing(layer):
     return type(layer) is getattr(cache_utils, "DummyLayer", None)
 
 
-def _better(layer, config, quantized):
+def _better(layer, config, latent, quantized):
     """The layer to put in the place of the empty `layer`: itself where there is none better."""
-    latent = _is_latent(config)
     better = (LATENT_LAYERS.get(type(layer)) if latent else None) or PLAIN_LAYERS.get(type(layer))
     if better is None:
         return layer

@@ -41,13 +41,13 @@ class Backbone:
 
     @staticmethod
     def build(model, config):
-        width = config.hidden_size
+        model.rotary_emb = Rotations(config)
+        config, width = config.outside_layers(), config.hidden_size
         model.embed_tokens = make_embedding(config)
         model.project_in = make_projection(config, config.output_width, width)
         model.embed_positions = ADDED_POSITIONS[config.position_embedding_type](config)
         model.embed_norm = make_norm(config, width) if config.embedding_norm else nn.Identity()
         model.embed_dropout = nn.Dropout(config.embedding_dropout)
-        model.rotary_emb = Rotations(config)
         bias = POSITION_BIASES.get(config.position_embedding_type)
         model.position_bias = bias(config) if bias is not None else None
         model.hc_head = StreamHead(config) if config.hc_mult is not None else None
@@ -158,7 +158,7 @@ WITHOUT_KEYS = ("linear_attention", "conv", "moe", "mlp")
 
 
 def keyed_layers(config, mask_keys):
-    """{mask name: a layer whose cache holds the keys it is about}, for the mask names of all layers."""
+    """{mask names: a layer whose cache holds the keys they are about}, for the mask names of all layers."""
     layers = {}
     for index, key in enumerate(mask_keys):
         if config.layer_types[index] not in WITHOUT_KEYS:

@@ -29,7 +29,7 @@ class HybridMixer(TokenMixer):
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        self.attention = ATTENTIONS_BESIDE[config.attention_type](config, layer_idx)
+        self.attention = ATTENTIONS_BESIDE[config.attention_types[layer_idx]](config, layer_idx)
         named = config.linear_attention_type
         self.recurrence = LINEAR_MIXERS[named[layer_idx] if isinstance(named, list) else named](config, layer_idx)
         self.in_multiplier = config.attention_in_multiplier

@@ -1,5 +1,7 @@
 """One mask per distinct reach of a model, built by transformers' own builders."""
 
+from typing import NamedTuple
+
 import torch
 from transformers.masking_utils import (
     create_causal_mask,
@@ -61,27 +63,61 @@ def banded(stride):
 PATTERNS = {"strided": strided, "fixed": fixed, "banded": banded}
 
 
-def mask_key(config, layer_idx):
-    """The name of the mask that layer `layer_idx` uses: its word, or the pattern laid over it."""
-    pattern = config.sparse_pattern_of(layer_idx)
-    return config.layer_types[layer_idx] if pattern == "none" else pattern
+# What layers of one kind can differ in -> the field that says how far each of them sees.
+SIZE_FIELDS = {
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+    **dict.fromkeys(PATTERNS, "sparse_attention_stride"),
+}
 
 
-def layer_mask(masks, key):
-    """The mask of a layer with `mask_key` key; {word: mask} for a layer made of two mixers, None for one without."""
-    if key not in PARTS:
-        return masks[key]
-    return {word: masks[word] for word in PARTS[key]} or None
+class MaskRule(NamedTuple):
+    """One mask of a model: its name, the word or pattern that makes it, and the layer whose cache holds its keys, with
+    that layer's own view of the config."""
+
+    name: str
+    kind: str
+    layer_idx: int
+    config: object
 
 
-def masks_needed(config):
-    """[(name, index of the first layer that uses it)] of the masks of a model."""
-    first = {}
-    for layer_idx in range(config.num_hidden_layers):
-        key = mask_key(config, layer_idx)
-        for word in PARTS.get(key, (key,)):
-            first.setdefault(word, layer_idx)
-    return list(first.items())
+def kinds_of(config, layer_idx):
+    """The words of the masks of layer `layer_idx`, or the pattern laid over it."""
+    pattern, word = config.sparse_pattern_of(layer_idx), config.layer_types[layer_idx]
+    return PARTS.get(word, (word,)) if pattern == "none" else (pattern,)
+
+
+def mask_names(config):
+    """For each layer the names of its masks: one, one for each part of a layer made of two mixers, or none.
+
+    Layers that see the same share a name. It is the kind's, as in transformers, where all layers of that kind see
+    equally far, else kind and number: "sliding_attention 512".
+    """
+    layers = [(config.per_layer_config[index], kinds_of(config, index)) for index in range(config.num_hidden_layers)]
+    seen = [{kind: getattr(layer, SIZE_FIELDS.get(kind, ""), None) for kind in kinds} for layer, kinds in layers]
+    sizes = {}
+    for kind, size in (pair for kinds in seen for pair in kinds.items()):
+        sizes.setdefault(kind, set()).add(size)
+    return [tuple(k if len(sizes[k]) == 1 else f"{k} {size}" for k, size in kinds.items()) for kinds in seen]
+
+
+def layer_mask(masks, names):
+    """The mask of a layer with these `mask_names`; {kind: mask} for one made of two mixers, None for one without."""
+    if len(names) == 1:
+        return masks[names[0]]
+    return {name.partition(" ")[0]: masks[name] for name in names} or None
+
+
+def mask_plan(config, names):
+    """The `MaskRule`s of a model whose layers have these `mask_names`."""
+    rules = {}
+    for layer_idx, own in enumerate(names):
+        for name, kind in zip(own, kinds_of(config, layer_idx), strict=True):
+            if name not in rules:
+                source = config.kv_source_of(layer_idx)
+                keys = layer_idx if source is None else source
+                rules[name] = MaskRule(name, kind, keys, config.per_layer_config[layer_idx])
+    return list(rules.values())
 
 
 def columns_so_far(config, attention_mask, inputs_embeds, past_key_values):
@@ -104,9 +140,10 @@ def build_masks(
 ):
     """{mask name: mask} for `inputs_embeds` `[B, T, D]` and a padding mask `[B, S + T]` or a ready 4-D one.
 
+    Each is sized by a layer that uses it: the caches of two kinds, or of two windows, give different numbers of keys.
     Sparse patterns go by slot, so that padding takes part in the stride. With `rules`, the mask of many queries may be
     a `BandMask`, which is not held as a square. `position_ids` tell packed sequences apart where they jump, None: there
-    are none. `plan` is what `masks_needed` says, where it is known already.
+    are none. `plan` is what `mask_plan` says, where it is known already.
     """
     if inputs_embeds.is_meta:
         # Without data there is nothing to hide but the future, and no number to look at.
@@ -121,20 +158,20 @@ def build_masks(
     masks = {}
     plain = rules and not special
     depth = config.num_hidden_layers
-    for word, layer_idx in plan or masks_needed(config):
+    for name, kind, layer_idx, layer in mask_plan(config, mask_names(config)) if plan is None else plan:
         if layer_idx >= depth:
             # Cut off since the plan was made.
             continue
-        if plain and sees_all(config, word, layer_idx, inputs_embeds, attention_mask, past_key_values):
-            masks[word] = None
+        if plain and sees_all(layer, kind, layer_idx, inputs_embeds, attention_mask, past_key_values):
+            masks[name] = None
             continue
-        layer = config.per_layer_config[layer_idx]
-        if word in PATTERNS:
-            overlay = PATTERNS[word](config.sparse_attention_stride)
-            masks[word] = create_causal_mask(config=layer, **arguments, **special, and_mask_function=overlay)
+        sized = {"config": layer, "layer_idx": layer_idx, **arguments}
+        if kind in PATTERNS:
+            overlay = PATTERNS[kind](layer.sparse_attention_stride)
+            masks[name] = create_causal_mask(**sized, **special, and_mask_function=overlay)
             continue
-        band = band_of(layer, word, layer_idx, **arguments) if plain else None
-        masks[word] = MASK_BUILDERS[word](config=layer, **arguments, **special) if band is None else band
+        band = band_of(layer, kind, layer_idx, **arguments) if plain else None
+        masks[name] = MASK_BUILDERS[kind](**sized, **special) if band is None else band
     # It grows with every token, so it stays out of compiled graphs where nothing reads it.
     if config.position_embedding_type == "alibi" and attention_mask is not None and attention_mask.dim() == 2:
         masks[PADDING] = attention_mask

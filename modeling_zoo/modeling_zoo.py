@@ -26,7 +26,7 @@ from .indexer_training import add_indexer_loss, wants_indexer_loss
 from .initial_weights import InitialWeights
 from .kv_sharing import last_query, layer_of_last_query
 from .language_loss import logits_and_loss, share_of_batch
-from .masks import PADDING, build_masks, columns_so_far, layer_mask, mask_key, masks_needed
+from .masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
 from .per_layer_inputs import PerLayerEmbeddings, resize_rows
 from .pipeline_stages import StagedModel
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
@@ -66,14 +66,14 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
         """The backend to use; raises ValueError for one that would silently drop what the config asks for."""
-        backends, field = attention_backends(self.config)
+        backends, reason = attention_backends(self.config)
         if backends is not None:
             if requested_attention is None:
                 requested_attention = "sdpa" if "sdpa" in backends else backends[0]
             elif requested_attention not in backends:
                 raise ValueError(
-                    f"attn_implementation={requested_attention!r} cannot compute a model with "
-                    f"{field}={getattr(self.config, field)!r}: use one of {list(backends)}."
+                    f"attn_implementation={requested_attention!r} cannot compute a model with {reason}: use one of "
+                    f"{list(backends)}."
                 )
         return super().get_correct_attn_implementation(served_by(self.config, requested_attention), is_init_check)
 
@@ -108,11 +108,11 @@ class ZooModel(ZooPreTrainedModel):
         self.shared_blocks = SharedBlocks(config)
         self.shares_blocks = len(self.shared_blocks) > 0
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
-        self.mask_keys = [mask_key(config, index) for index in range(config.num_hidden_layers)]
+        self.mask_keys = mask_names(config)
         self.keyed_layers = keyed_layers(config, self.mask_keys)
-        self.mask_plan = masks_needed(config)
+        self.mask_plan = mask_plan(config, self.mask_keys)
         self.carriers = carriers(config)
-        self.rope_keys = [config.rope_table_of(index) for index in range(config.num_hidden_layers)]
+        self.rope_keys = self.rotary_emb.names
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -89,7 +89,7 @@ class AlibiBias(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.scale = (config.qk_head_dim or config.head_dim) ** -0.5 if config.alibi_scaled else 1.0
+        self.scale = config.key_width((config.softmax_layers or [0])[0]) ** -0.5 if config.alibi_scaled else 1.0
         self.round_dtype = getattr(torch, config.alibi_dtype) if config.alibi_dtype else None
         self.two_sided = config.use_bidirectional_attention
         self.per_query = config.attention_sinks is not None

@@ -136,33 +136,47 @@ class RotaryEmbedding(nn.Module):
 
 
 class Rotations(nn.Module):
-    """Every rotation of a model, one table for each name of `config.rope_tables`; none without rotary positions.
+    """Every rotation of a model, one table for each that differs in parameters, width, layout or precision; none
+    without rotary positions.
 
     Called like transformers' own rotary modules: x, positions `[B, T]` (and `layer_type` where the parameters are
-    nested) → cos, sin `[B, T, r]`. `tables_at` gives all of them.
+    nested) → cos, sin `[B, T, r]`. `tables_at` gives all of them; `names` says for each layer which is its own, None
+    for a layer that does not rotate. A table has the name `config.rope_tables` gives it; further ones of a name have
+    the number of their first layer behind it.
     """
 
     def __init__(self, config):
         super().__init__()
-        tables = {name: self._table(config, name) for name in config.rope_tables}
+        self.names, tables, distinct = [], {}, []
+        for layer_idx, layer in enumerate(config.per_layer_config):
+            name, made = layer.rope_table_of(layer_idx), None
+            if name is not None and layer_idx in config.softmax_layers:
+                settings = self._settings(layer, layer_idx, name)
+                made = next((known for known, same in distinct if same == (name, settings)), None)
+                if made is None:
+                    made = f"{name}_{layer_idx}" if name in tables else name
+                    tables[made] = RotaryEmbedding(*settings)
+                    distinct.append((made, (name, settings)))
+            self.names.append(made)
+        common = config.outside_layers()
+        for name in common.rope_tables:
+            # Parameters that no layer uses: the module still answers for them.
+            if name not in tables:
+                tables[name] = RotaryEmbedding(*self._settings(common, 0, name))
         self.tables = nn.ModuleDict(tables)
 
     @staticmethod
-    def _table(config, name):
-        first = next(i for i in range(config.num_hidden_layers) if config.rope_table_of(i) in (name, None))
-        users = [i for i in range(config.num_hidden_layers) if config.rope_table_of(i) == name] or [first]
-        layer = config.per_layer_config[users[0]]
+    def _settings(layer, layer_idx, name):
+        """What the table called `name` in layer `layer_idx`, with that layer's view of the config, is made of."""
+        longest = layer.max_position_embeddings
         settings = RopeSettings(
-            rope_parameters={
-                "original_max_position_embeddings": config.max_position_embeddings,
-                **config.rope_tables[name],
-            },
-            head_dim=layer.rotary_width,
-            hidden_size=config.hidden_size,
+            rope_parameters={"original_max_position_embeddings": longest, **layer.rope_tables[name]},
+            head_dim=layer.rotary_width(layer_idx),
+            hidden_size=layer.hidden_size,
             num_attention_heads=layer.num_attention_heads,
-            max_position_embeddings=config.max_position_embeddings,
+            max_position_embeddings=longest,
         )
-        return RotaryEmbedding(settings, config.rope_interleave, config.rope_dtype == "float32_trig")
+        return settings, layer.rope_interleave, layer.rope_dtype == "float32_trig"
 
     @property
     def inv_freq(self):

@@ -33,18 +33,26 @@ def load_balancing_loss(router_logits, top_k, mask=None):
 
     k when the experts are evenly used. As in transformers, the probabilities are a softmax of the logits and the choice
     their top k, whatever the router itself does; in float32 here. `top_k` is one number, or a list with one for each
-    entry of `router_logits`. (Fedus et al. 2021, Switch Transformer, eqs. 4-6; Mixtral.)
+    entry of `router_logits`. Layers with another number of experts are balanced apart; the mean over all layers counts.
+    (Fedus et al. 2021, Switch Transformer, eqs. 4-6; Mixtral.)
     """
-    num_experts = router_logits[0].shape[-1]
-    weight = token_weights(router_logits, mask)
-    chosen, probability = 0.0, 0.0
+    weight, groups = token_weights(router_logits, mask), {}
     per_layer = top_k if isinstance(top_k, list) else [top_k] * len(router_logits)
-    for logits, top_k in zip(router_logits, per_layer, strict=True):
+    for logits, count in zip(router_logits, per_layer, strict=True):
+        groups.setdefault(logits.shape[-1], []).append((logits, count))
+    losses = [len(layers) * _balance(layers, num_experts, weight) for num_experts, layers in groups.items()]
+    return sum(losses) / len(router_logits)
+
+
+def _balance(layers, num_experts, weight):
+    """The balance loss of layers (logits, k) that have the same number of experts."""
+    chosen, probability = 0.0, 0.0
+    for logits, top_k in layers:
         probabilities = logits.to(weight.device).float().softmax(dim=-1)
         experts = probabilities.topk(top_k, dim=-1).indices
         chosen = chosen + count_experts(experts, num_experts, weight)
         probability = probability + (probabilities * weight[:, None]).sum(dim=0)
-    tokens = weight.sum().clamp(min=1) * len(router_logits)
+    tokens = weight.sum().clamp(min=1) * len(layers)
     return num_experts * (chosen / tokens * (probability / tokens)).sum()
 
 

@@ -22,8 +22,7 @@ def _asked(conditions):
 
 
 def _of_stack(config):
-    rope = config.rope_parameters or {}
-    tables = rope.values() if all(isinstance(table, dict) for table in rope.values()) else [rope]
+    tables = [table for layer in config.per_layer_config for table in layer.rope_tables.values()]
     return _asked({
         "layer_types": set(config.layer_types) - SEEN,
         "block_type": {"mixer_only", "mlp_only", "shortcut"} & set(config.block_types),
@@ -36,7 +35,8 @@ def _of_stack(config):
         "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
         "embedding_size": config.embedding_size not in (None, config.hidden_size),
         # The engine asks for the width of a latent head once for all layers.
-        "per_layer_config": config.attention_type == "latent" and getattr(config, "is_heterogeneous", False),
+        "per_layer_config": "latent" in config.attentions and getattr(config, "is_heterogeneous", False),
+        "attention_type": len(config.attentions) > 1,
         # The engine caps before it multiplies by `logit_scale`, a model after that.
         "logits_scaling": config.logits_scaling != 1.0 and config.final_logit_softcapping is not None,
         "suppressed_token_ids": config.suppressed_token_ids,
@@ -44,7 +44,7 @@ def _of_stack(config):
 
 
 def _of_attention(layer):
-    grouped = layer.attention_type == "grouped_query"
+    grouped = "grouped_query" in layer.attentions
     return _asked({
         "attention_sinks": layer.attention_sinks,
         "v_head_dim": grouped and layer.v_head_dim not in (None, layer.head_dim),
@@ -74,7 +74,9 @@ def _of_experts(layer):
 def served_by(config, backend):
     """`backend` as it is; raises ValueError where it is such an engine's, with the first field it would not honour."""
     for field in engine_obstacles(config)[:1] if str(backend).startswith("vllm") else ():
-        value = f"{field} that differs over layers" if field in UNIFORM else f"{field}={getattr(config, field)!r}"
+        values = [getattr(layer, field) for layer in config.per_layer_config]
+        differs = any(value != values[0] for value in values)
+        value = f"{field} that differs over layers" if differs else f"{field}={values[0]!r}"
         raise ValueError(
             f"A serving engine would not honour {value}: export the model to its native family "
             "(`python -m conversion FOLDER TARGET --to FAMILY`) and serve that."

@@ -102,7 +102,7 @@ def test_a_padding_mask_is_looked_at_once_for_each_kind_of_mask(case):
     """transformers' builder looks whether it hides anything; no layer looks again."""
     model = make(case)
     cache = upgrade_cache(DynamicCache(config=model.config), model.config)
-    attention = [word for word, _ in model.model.mask_plan if word != "linear_attention"]
+    attention = [rule for rule in model.model.mask_plan if rule.kind != "linear_attention"]
     assert len(waits_per_token(model, cache, padding_mask=True, count=3)) <= 3 * len(attention)
 
 

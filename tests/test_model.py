@@ -284,7 +284,7 @@ def test_plain_initialisation_has_the_configured_spread():
 @torch.no_grad()
 def test_implementations_reach_layers_that_differ(tokens):
     model = make(
-        per_layer_config={1: {"num_key_value_heads": 3}, 2: {"intermediate_size": 60}},
+        per_layer_config={1: {"num_key_value_heads": 3}, 2: {"moe_intermediate_size": 60}},
         num_experts=5,
         num_experts_per_tok=2,
         mlp_layer_types=["dense", "sparse", "sparse"],

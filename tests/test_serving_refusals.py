@@ -92,7 +92,7 @@ def test_what_an_engine_would_drop_is_refused_by_name(field, flags, tmp_path):
 def test_every_flag_is_either_served_or_refused_by_a_field_it_has(group):
     for flags in ROWS[group]:
         config = ZooConfig(**{**SIZES, **flags})
-        assert all(hasattr(config, field) for field in engine_obstacles(config))
+        assert all(hasattr(config.per_layer_config[0], field) for field in engine_obstacles(config))
 
 
 @pytest.mark.parametrize(

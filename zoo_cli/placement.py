@@ -51,9 +51,9 @@ def check_sizes(config, tp: int, ep: int) -> None:
         raise UserError(f"--ep {ep} splits experts, and this model has none.")
     if ep > 1 and ep % tp:
         raise UserError(f"--ep {ep} is not a multiple of --tp {tp}: ranks that share a layer share their experts too.")
-    if ep > 1 and config.num_experts % ep:
-        raise UserError(f"--ep {ep} does not divide num_experts={config.num_experts}.")
     for index, layer in enumerate(config.per_layer_config):
+        if ep > 1 and config.mlp_layer_types[index] == "sparse" and layer.num_experts % ep:
+            raise UserError(f"--ep {ep} does not divide num_experts={layer.num_experts} of layer {index}.")
         names = ("num_attention_heads", "num_key_value_heads")
         for name in names if splits_heads(config, index, of="o_proj") else ():
             if getattr(layer, name) % tp:

@@ -1,0 +1,220 @@
+"""Which fields may differ from layer to layer, and how a layer's own values become complete."""
+
+from collections.abc import Callable
+from copy import copy, deepcopy
+from dataclasses import fields
+
+from huggingface_hub.errors import StrictDataclassError
+
+from .field_kinds import nearest
+from .fields_attention import HYBRID_LAYERS, RECURRENT_LAYERS
+from .fields_linear import READ as LINEAR_FIELDS
+from .fields_norm import PARALLEL_BLOCKS
+from .first_layers import per_layer_names
+
+# Every field that `per_layer_config` may give a layer, by the layers that read it.
+PER_LAYER_FIELDS = {
+    "any layer": (
+        "norm_type", "norm_eps", "norm_elementwise_affine", "norm_bias", "norm_unit_offset", "norm_cast",
+        "residual_multiplier", "residual_dropout",
+    ),
+    "a layer with a parallel block_type": ("parallel_sum_order",),
+    "a layer with softmax attention": (
+        "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "attention_bias", "attention_out_bias",
+        "attention_multiplier", "scale_attn_by_inverse_layer_idx", "attention_upcast", "attention_dropout",
+        "attn_logit_softcapping", "attention_sinks", "attn_output_gate", "attn_gate_source",
+        "attn_temperature_layers", "attn_scale", "floor_scale", "attn_temperature_offset",
+        "full_attn_alpha_factor", "full_attn_beta_factor",
+    ),
+    "a grouped-query layer": (
+        "clip_qkv", "clip_qkv_position", "qk_norm", "qk_norm_scope", "qk_norm_weight", "qk_norm_bias",
+        "qk_norm_position", "qk_norm_layers", "qk_norm_eps",
+    ),
+    "a grouped-query layer with keys and values of its own": (
+        "attention_value_scale", "key_multiplier", "value_norm", "attention_k_eq_v",
+    ),
+    "a layer with latent attention": (
+        "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_norm_eps", "mla_scale_q_lora",
+        "mla_scale_kv_lora", "scale_attn_by_mscale",
+    ),
+    "a layer with an indexer of its own": (
+        "index_topk", "index_n_heads", "index_head_dim", "indexer_rope_interleave",
+    ),
+    "a 'sliding_attention' or 'hybrid_sliding' layer": ("sliding_window",),
+    "a 'chunked_attention' layer": ("attention_chunk_size",),
+    "a layer with a sparse_attention_pattern": ("sparse_attention_stride",),
+    "a layer whose queries and keys rotate": ("rope_parameters", "rope_interleave", "rope_dtype"),
+    "a layer with a recurrence or a convolution": (
+        *LINEAR_FIELDS, "linear_attn_alpha_factor", "linear_attn_beta_factor",
+    ),
+    "a layer with attention beside a recurrence": ("attention_in_multiplier", "attention_out_multiplier"),
+    "a layer with a shared block": ("shared_attention_adapter_rank", "shared_mlp_adapter_rank"),
+    "a layer with an MLP": ("gated_mlp", "hidden_act", "mlp_bias", "mlp_alpha_factor", "mlp_beta_factor"),
+    "a layer with a dense MLP": ("intermediate_size", "mlp_multipliers"),
+    "a 'sparse' layer": (
+        "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size", "zero_expert_num",
+        "zero_expert_type", "expert_bias", "swiglu_limit", "swiglu_alpha", "swiglu_up_offset", "scoring_func",
+        "sparsemixer_jitter_eps", "score_after_topk", "norm_topk_prob", "norm_topk_eps", "norm_topk_min",
+        "routed_scaling_factor", "n_group", "topk_group", "group_score", "group_mask_value",
+        "use_score_correction_bias", "router_bias", "router_dtype", "router_weights_dtype",
+        "apply_router_weight_on_input", "router_input_norm", "router_input_multiplier", "router_per_expert_scale",
+        "router_jitter_noise", "n_shared_experts", "shared_expert_intermediate_size", "shared_expert_gate",
+        "shared_expert_combination_strategy",
+    ),
+}  # fmt: skip
+# What a bias on the scores that all layers share is made for.
+ONE_BIAS = {
+    "alibi": ("num_attention_heads", "head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "attention_sinks"),
+    "relative": ("num_attention_heads",),
+}
+ALL = tuple(name for names in PER_LAYER_FIELDS.values() for name in names)
+
+
+def _softmax(config, index: int) -> bool:
+    return index in config.softmax_layers
+
+
+def _grouped(config, index: int) -> bool:
+    return _softmax(config, index) and config.attention_types[index] == "grouped_query"
+
+
+def _has_mlp(config, index: int) -> bool:
+    return config.block_types[index] != "mixer_only"
+
+
+def _sparse(config, index: int) -> bool:
+    return _has_mlp(config, index) and config.mlp_layer_types[index] == "sparse"
+
+
+def _dense(config, index: int) -> bool:
+    both = config.block_types[index] in ("scaled_sandwich_norm", "shortcut")
+    return _has_mlp(config, index) and (both or config.mlp_layer_types[index] == "dense")
+
+
+def _rotates(config, index: int) -> bool:
+    return _softmax(config, index) and config.position_embedding_type == "rope" and config.turns(index)
+
+
+READERS: dict[str, Callable] = {
+    "any layer": lambda config, index: True,
+    "a layer with a parallel block_type": lambda config, index: config.block_types[index] in PARALLEL_BLOCKS,
+    "a layer with softmax attention": _softmax,
+    "a grouped-query layer": _grouped,
+    "a grouped-query layer with keys and values of its own": (
+        lambda config, index: _grouped(config, index) and not config.shares_key_values(index)
+    ),
+    "a layer with latent attention": lambda config, index: _softmax(config, index) and not _grouped(config, index),
+    "a layer with an indexer of its own": lambda config, index: (
+        (config.indexer_types or {index: None})[index] == "full"
+    ),
+    "a 'sliding_attention' or 'hybrid_sliding' layer": (
+        lambda config, index: config.layer_types[index] in ("sliding_attention", "hybrid_sliding")
+    ),
+    "a 'chunked_attention' layer": lambda config, index: config.layer_types[index] == "chunked_attention",
+    "a layer with a sparse_attention_pattern": lambda config, index: config.sparse_pattern_of(index) != "none",
+    "a layer whose queries and keys rotate": _rotates,
+    "a layer with a recurrence or a convolution": (
+        lambda config, index: config.layer_types[index] in (*RECURRENT_LAYERS, *HYBRID_LAYERS)
+    ),
+    "a layer with attention beside a recurrence": lambda config, index: config.layer_types[index] in HYBRID_LAYERS,
+    "a layer with a shared block": lambda config, index: config.block_types[index] == "shared_block",
+    "a layer with an MLP": _has_mlp,
+    "a layer with a dense MLP": _dense,
+    "a 'sparse' layer": _sparse,
+}
+
+
+def layers_of(given, count: int) -> dict[int, dict]:
+    """What was given as `per_layer_config` with numbers as keys; raises ValueError for any other container."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"per_layer_config={given!r} must be a dict of dicts: the number of a layer, then its own fields."
+        )
+    layers = {}
+    for key, own in given.items():
+        index = int(key) if isinstance(key, str) and key.isdecimal() else key
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
+            raise ValueError(f"per_layer_config has {key!r}, which is no layer: they are 0 to {count - 1}.")
+        if not isinstance(own, dict):
+            raise ValueError(f"per_layer_config[{index}]={own!r} must be a dict of fields and their values.")
+        layers[index] = dict(own)
+    return layers
+
+
+class PerLayerFields:
+    """Layers that differ in numbers: transformers' `per_layer_config`, checked and completed at construction.
+
+    What is derived is derived for each layer from its own values, and stands in `per_layer_config` as well.
+    """
+
+    def outside_layers(self):
+        """The config as the parts of a model outside its layers read it: nothing differs."""
+        if not self.is_heterogeneous:
+            return self
+        view = copy(self)
+        view.per_layer_config = None
+        return view
+
+    def _set_layers(self, layers: dict[int, dict], given: dict) -> None:
+        """Takes over what `layers` have of their own; `given` are the model's fields before any was derived."""
+        if not layers:
+            return
+        own = {index: self._known_fields(index, fields) for index, fields in layers.items()}
+        whole = {index: self._completed(index, fields, given) for index, fields in own.items() if fields}
+        whole = {index: fields for index, fields in whole.items() if fields}
+        if not whole:
+            return
+        reach = [{**vars(self), **whole.get(index, {})} for index in range(self.num_hidden_layers)]
+        # transformers' caches take the word of a layer, its check of such configs one of these fields.
+        for index, layer in enumerate(reach):
+            if layer["sliding_window"] is not None and layer["attention_chunk_size"] is not None:
+                chunked = self.layer_types[index] == "chunked_attention"
+                unread = "sliding_window" if chunked else "attention_chunk_size"
+                whole.setdefault(index, {})[unread] = None
+        self.per_layer_config = whole
+
+    def _known_fields(self, index: int, own: dict) -> dict:
+        own = {self.attribute_map.get(name, name): value for name, value in own.items()}
+        known = {field.name for field in fields(self)}
+        for name, value in own.items():
+            says = f"per_layer_config[{index}]: {name}={value!r}"
+            if name not in known:
+                raise ValueError(f"{says} is not a field of ZooConfig.{nearest(name, known)}")
+            if name in per_layer_names(type(self)):
+                raise ValueError(f"{says} is not set there: give {name} a list with one entry for each layer.")
+            if name not in ALL:
+                raise ValueError(f"{says} cannot differ from layer to layer: set {name} for the whole model.")
+            if name in ONE_BIAS.get(self.position_embedding_type, ()):
+                raise ValueError(
+                    f"{says} cannot differ from layer to layer with position_embedding_type="
+                    f"{self.position_embedding_type!r}, whose bias is one for all layers."
+                )
+        return own
+
+    def _completed(self, index: int, own: dict, given: dict) -> dict:
+        """What layer `index` has of its own, given and derived."""
+        layer = copy(self)
+        vars(layer).update({name: given[name] for name in ALL if name != "rope_parameters"})
+        try:
+            for name, value in own.items():
+                setattr(layer, name, deepcopy(value))
+        except StrictDataclassError as error:
+            raise ValueError(f"per_layer_config[{index}]: {error.__cause__ or error}") from error
+        layer._resolve()
+        if layer.rope_parameters and "rope_parameters" in own:
+            layer.standardize_rope_params()
+        complete = {}
+        for readers, names in PER_LAYER_FIELDS.items():
+            read = READERS[readers](self, index)
+            for name in names:
+                value = getattr(layer, name)
+                if read and value != getattr(self, name):
+                    complete[name] = value
+                elif not read and own.get(name) not in (None, False, getattr(self, name)):
+                    raise ValueError(
+                        f"per_layer_config[{index}]: {name}={own[name]!r} does nothing in layer {index}: only "
+                        f"{readers} reads it."
+                    )
+        return complete

@@ -1,0 +1,57 @@
+"""Which mechanism mixes tokens in each layer, by the words of `layer_types` and the names beside them."""
+
+from .fields_attention import HYBRID_LAYERS, NO_MIXER_LAYERS, RECURRENT_LAYERS
+
+
+class LayerMixers:
+    """What `layer_types`, `attention_type` and `linear_attention_type` come to, layer by layer."""
+
+    @property
+    def mixer_types(self) -> list[str | None]:
+        """The mechanism of each layer: a name of the mixer registry, None for a layer that has no mixer."""
+        linear = getattr(self, "linear_attention_type", None)
+        by_word = {word: [linear] * self.num_hidden_layers for word in RECURRENT_LAYERS}
+        if isinstance(linear, list):
+            by_word = dict.fromkeys(RECURRENT_LAYERS, linear)
+        by_word |= {word: [None] * self.num_hidden_layers for word in NO_MIXER_LAYERS}
+        # The attention of a shared block is not the layer's own.
+        recurrences = by_word[RECURRENT_LAYERS[0]]
+        shared = [block == "shared_block" for block in self.block_types]
+        beside = [name if skip else "hybrid" for name, skip in zip(recurrences, shared, strict=False)]
+        by_word |= dict.fromkeys(HYBRID_LAYERS, beside)
+        by_word["indexed_attention"] = ["indexed"] * self.num_hidden_layers
+        by_distance = self.position_embedding_type == "transformer_xl"
+        softmax = ["transformer_xl"] * self.num_hidden_layers if by_distance else self.attention_types
+        shared = [name == "grouped_query" and self.shares_key_values(index) for index, name in enumerate(softmax)]
+        softmax = ["shared_key_value" if skip else name for name, skip in zip(softmax, shared, strict=True)]
+        return [by_word.get(word, softmax)[index] for index, word in enumerate(self.layer_types)]
+
+    @property
+    def attention_types(self) -> list[str | None]:
+        """The mechanism of softmax attention, for each layer."""
+        named = self.attention_type
+        return named if isinstance(named, list) else [named] * self.num_hidden_layers
+
+    @property
+    def softmax_layers(self) -> list[int]:
+        """Indices of the layers with softmax attention, alone or beside a recurrence."""
+        without = (*RECURRENT_LAYERS, *NO_MIXER_LAYERS)
+        return [index for index, word in enumerate(self.layer_types or ()) if word not in without]
+
+    @property
+    def attentions(self) -> set[str]:
+        """The distinct mechanisms of softmax attention."""
+        if isinstance(self.attention_type, str):
+            return {self.attention_type}
+        layers = self.softmax_layers if self.layer_types else range(len(self.attention_type))
+        named = dict(enumerate(self.attention_type))
+        return {named[index] for index in layers if named.get(index) is not None}
+
+    def rotary_width(self, layer_idx: int) -> int:
+        """Channels of a head that rotate in layer `layer_idx`, before partial_rotary_factor."""
+        return self.qk_rope_head_dim if self.attention_types[layer_idx] == "latent" else self.head_dim
+
+    def key_width(self, layer_idx: int) -> int:
+        """Channels of a query or key of layer `layer_idx`."""
+        latent = self.attention_types[layer_idx] == "latent"
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if latent else self.head_dim

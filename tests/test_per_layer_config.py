@@ -1,0 +1,366 @@
+"""Layers that differ in a number: every field that may differ works and is exact, every other one is refused."""
+
+from copy import deepcopy
+from dataclasses import fields
+
+import pytest
+import torch
+from combinations import SIZES as COMMON
+from huggingface_hub.errors import StrictDataclassError
+from random_models import randomize
+from samples import only
+from ways_to_run import TOKENS, check_cached, check_generated, check_padded, check_saved
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS
+from modeling_zoo import ZooForCausalLM
+
+FULL, SLIDING, CHUNKED, INDEXED = "full_attention", "sliding_attention", "chunked_attention", "indexed_attention"
+SIZES = {**COMMON, "num_hidden_layers": 2}
+ALIKE = {"layer_types": [FULL, FULL]}
+LATENT = {
+    "attention_type": "latent", "kv_lora_rank": 20, "q_lora_rank": 18, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6,
+    "v_head_dim": 14,
+}  # fmt: skip
+INDEXER = {**LATENT, "layer_types": [INDEXED] * 2, "index_topk": 4, "index_n_heads": 5, "index_head_dim": 8}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_layer_types": ["sparse"] * 2}
+HEADS = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 10, "linear_value_head_dim": 12,
+}  # fmt: skip
+TEMPERATURE = {"attn_temperature_layers": "all", "attn_scale": 0.3, "floor_scale": 3}
+QK = {"qk_norm": "rms_norm"}
+GROUPS = {**EXPERTS, "n_group": 3, "topk_group": 2}
+
+
+def linear(name, **more):
+    return {"layer_types": ["linear_attention"] * 2, "linear_attention_type": name, **HEADS, **more}
+
+
+SHARED = {
+    **linear("gated_delta_net"), "layer_types": ["hybrid", "hybrid"], "block_type": "shared_block", "num_mem_blocks": 1,
+    "shared_attention_adapter_rank": 3, "shared_mlp_adapter_rank": 3,
+}  # fmt: skip
+PLAIN = {}
+# field -> (flags of the whole model, what layer 1 has of its own).
+CASES = {
+    "norm_type": (PLAIN, {"norm_type": "layer_norm"}),
+    "norm_eps": (PLAIN, {"norm_eps": 0.1}),
+    "norm_elementwise_affine": (PLAIN, {"norm_elementwise_affine": False}),
+    "norm_bias": ({"norm_type": "layer_norm"}, {"norm_bias": False}),
+    "norm_unit_offset": (PLAIN, {"norm_unit_offset": True}),
+    "norm_cast": (PLAIN, {"norm_cast": "scale_then_cast"}),
+    "residual_multiplier": (PLAIN, {"residual_multiplier": 0.7}),
+    "residual_dropout": (PLAIN, {"residual_dropout": 0.2}),
+    "parallel_sum_order": ({"block_type": "parallel"}, {"parallel_sum_order": "branches_first"}),
+    "num_attention_heads": (PLAIN, {"num_attention_heads": 4}),
+    "num_key_value_heads": (PLAIN, {"num_key_value_heads": 3}),
+    "head_dim": (PLAIN, {"head_dim": 8}),
+    "v_head_dim": (PLAIN, {"v_head_dim": 10}),
+    "attention_bias": (PLAIN, {"attention_bias": True}),
+    "attention_out_bias": (PLAIN, {"attention_out_bias": True}),
+    "attention_multiplier": (PLAIN, {"attention_multiplier": 0.1}),
+    "scale_attn_by_inverse_layer_idx": (PLAIN, {"scale_attn_by_inverse_layer_idx": True}),
+    "attention_upcast": (PLAIN, {"attention_upcast": True}),
+    "attention_dropout": (PLAIN, {"attention_dropout": 0.2}),
+    "attn_logit_softcapping": (PLAIN, {"attn_logit_softcapping": 2.0}),
+    "attention_sinks": (PLAIN, {"attention_sinks": "all"}),
+    "attn_output_gate": (PLAIN, {"attn_output_gate": "headwise"}),
+    "attn_gate_source": ({"attn_output_gate": "elementwise"}, {"attn_gate_source": "g_proj"}),
+    "attn_temperature_layers": (TEMPERATURE, {"attn_temperature_layers": "no_rope"}),
+    "attn_scale": (TEMPERATURE, {"attn_scale": 0.9}),
+    "floor_scale": (TEMPERATURE, {"floor_scale": 2}),
+    "attn_temperature_offset": (TEMPERATURE, {"attn_temperature_offset": 2}),
+    "full_attn_alpha_factor": ({"block_type": "post_norm"}, {"full_attn_alpha_factor": 1.3}),
+    "full_attn_beta_factor": ({"block_type": "post_norm"}, {"full_attn_beta_factor": 1.3}),
+    "mlp_alpha_factor": ({"block_type": "post_norm"}, {"mlp_alpha_factor": 1.3}),
+    "mlp_beta_factor": ({"block_type": "post_norm"}, {"mlp_beta_factor": 1.3}),
+    "linear_attn_alpha_factor": (
+        linear("delta_net", block_type="post_norm"), {"linear_attn_alpha_factor": 1.3},
+    ),
+    "linear_attn_beta_factor": (
+        linear("delta_net", block_type="post_norm"), {"linear_attn_beta_factor": 1.3},
+    ),
+    "clip_qkv": (PLAIN, {"clip_qkv": 0.4}),
+    "clip_qkv_position": ({**QK, "clip_qkv": 0.4}, {"clip_qkv_position": "after_norm"}),
+    "qk_norm": (PLAIN, {"qk_norm": "layer_norm"}),
+    "qk_norm_scope": (QK, {"qk_norm_scope": "full"}),
+    "qk_norm_weight": (QK, {"qk_norm_weight": "per_head"}),
+    "qk_norm_bias": ({"qk_norm": "layer_norm"}, {"qk_norm_bias": True}),
+    "qk_norm_position": (QK, {"qk_norm_position": "after_rope"}),
+    "qk_norm_layers": ({**QK, "no_rope_layers": [1, 0]}, {"qk_norm_layers": "rope"}),
+    "qk_norm_eps": (QK, {"qk_norm_eps": 0.1}),
+    "attention_value_scale": (PLAIN, {"attention_value_scale": 0.6}),
+    "key_multiplier": (PLAIN, {"key_multiplier": 0.6}),
+    "value_norm": (PLAIN, {"value_norm": True}),
+    "attention_k_eq_v": (PLAIN, {"attention_k_eq_v": True}),
+    "kv_lora_rank": (LATENT, {"kv_lora_rank": 13}),
+    "q_lora_rank": (LATENT, {"q_lora_rank": None}),
+    "qk_nope_head_dim": (LATENT, {"qk_nope_head_dim": 7}),
+    "qk_rope_head_dim": (LATENT, {"qk_rope_head_dim": 4}),
+    "mla_norm_eps": (LATENT, {"mla_norm_eps": 0.1}),
+    "mla_scale_q_lora": (LATENT, {"mla_scale_q_lora": True}),
+    "mla_scale_kv_lora": (LATENT, {"mla_scale_kv_lora": True}),
+    "scale_attn_by_mscale": (
+        {**LATENT, "rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "mscale_all_dim": 1.0,
+                                       "original_max_position_embeddings": 16}},
+        {"scale_attn_by_mscale": False},
+    ),
+    "index_topk": (INDEXER, {"index_topk": 2}),
+    "index_n_heads": (INDEXER, {"index_n_heads": 3}),
+    "index_head_dim": (INDEXER, {"index_head_dim": 7}),
+    "indexer_rope_interleave": (INDEXER, {"indexer_rope_interleave": True}),
+    "sliding_window": ({"layer_types": [SLIDING] * 2, "sliding_window": 3}, {"sliding_window": 6}),
+    "attention_chunk_size": ({"layer_types": [CHUNKED] * 2, "attention_chunk_size": 5}, {"attention_chunk_size": 3}),
+    "sparse_attention_stride": (
+        {"sparse_attention_pattern": "strided", "sparse_attention_stride": 3}, {"sparse_attention_stride": 4},
+    ),
+    "rope_parameters": (PLAIN, {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
+    "rope_interleave": (PLAIN, {"rope_interleave": True}),
+    "rope_dtype": (PLAIN, {"rope_dtype": "float32_trig"}),
+    "linear_num_key_heads": (linear("gated_delta_net"), {"linear_num_key_heads": 4}),
+    "linear_num_value_heads": (linear("gated_delta_net"), {"linear_num_value_heads": 6}),
+    "linear_key_head_dim": (linear("gated_delta_net"), {"linear_key_head_dim": 7}),
+    "linear_value_head_dim": (linear("gated_delta_net"), {"linear_value_head_dim": 7}),
+    "linear_bias": (linear("gated_delta_net"), {"linear_bias": True}),
+    "linear_conv_kernel_dim": (linear("gated_delta_net"), {"linear_conv_kernel_dim": 2}),
+    "linear_conv_bias": (linear("gated_delta_net"), {"linear_conv_bias": True}),
+    "linear_act": (linear("gated_delta_net"), {"linear_act": "none"}),
+    "linear_qk_norm": (linear("delta_net"), {"linear_qk_norm": "none", "linear_attention_multiplier": 0.05}),
+    "linear_feature_map": (linear("linear_attention"), {"linear_feature_map": "relu"}),
+    "linear_attention_multiplier": (linear("linear_attention"), {"linear_attention_multiplier": 0.2}),
+    "linear_decay": (linear("gated_delta_net"), {"linear_decay": "bounded_sigmoid", "linear_lower_bound": -3.0}),
+    "linear_decay_granularity": (linear("gated_delta_net"), {"linear_decay_granularity": "channel"}),
+    "linear_decay_rank": (linear("kimi_delta_attention"), {"linear_decay_rank": 3}),
+    "linear_decay_dtype": (linear("gated_delta_net"), {"linear_decay_dtype": "activation"}),
+    "linear_lower_bound": (
+        linear("gated_delta_net", linear_decay="bounded_sigmoid", linear_lower_bound=-3.0),
+        {"linear_lower_bound": -1.0},
+    ),
+    "linear_decay_normalizer": (linear("gated_linear_attention"), {"linear_decay_normalizer": 3.0}),
+    "linear_float32_parameters": (linear("gated_delta_net"), {"linear_float32_parameters": True}),
+    "linear_allow_neg_eigval": (linear("gated_delta_net"), {"linear_allow_neg_eigval": True}),
+    "linear_output_norm": (linear("gated_delta_net"), {"linear_output_norm": "full"}),
+    "linear_norm_before_gate": (linear("gated_delta_net"), {"linear_norm_before_gate": False}),
+    "linear_norm_cast": (linear("gated_delta_net"), {"linear_norm_cast": "float32"}),
+    "linear_norm_eps": (linear("gated_delta_net"), {"linear_norm_eps": 0.1}),
+    "linear_output_gate": (linear("gated_delta_net"), {"linear_output_gate": "sigmoid"}),
+    "linear_gate_rank": (linear("gated_delta_net"), {"linear_gate_rank": 3}),
+    "time_step_limit": (linear("mamba2"), {"time_step_limit": [0.2, 0.4]}),
+    "time_step_rank": (linear("mamba", linear_num_value_heads=8), {"time_step_rank": 2}),
+    "linear_step_norm": (linear("mamba", linear_num_value_heads=8), {"linear_step_norm": "rms_norm"}),
+    "time_step_min": (linear("mamba2"), {"time_step_min": 0.01}),
+    "time_step_max": (linear("mamba2"), {"time_step_max": 0.2}),
+    "time_step_floor": (linear("mamba2"), {"time_step_floor": 0.05}),
+    "linear_in_multiplier": (linear("mamba2"), {"linear_in_multiplier": 0.6}),
+    "linear_out_multiplier": (linear("mamba2"), {"linear_out_multiplier": 0.6}),
+    "linear_section_multipliers": (linear("mamba2"), {"linear_section_multipliers": [0.9, 1.1, 0.7, 1.3, 0.8]}),
+    "attention_in_multiplier": (
+        {**linear("mamba2"), "layer_types": ["hybrid"] * 2}, {"attention_in_multiplier": 0.6},
+    ),
+    "attention_out_multiplier": (
+        {**linear("mamba2"), "layer_types": ["hybrid"] * 2}, {"attention_out_multiplier": 0.6},
+    ),
+    "shared_attention_adapter_rank": (SHARED, {"shared_attention_adapter_rank": 5}),
+    "shared_mlp_adapter_rank": (SHARED, {"shared_mlp_adapter_rank": 5}),
+    "gated_mlp": (PLAIN, {"gated_mlp": False}),
+    "hidden_act": (PLAIN, {"hidden_act": "relu"}),
+    "mlp_bias": (PLAIN, {"mlp_bias": True}),
+    "intermediate_size": (PLAIN, {"intermediate_size": 30}),
+    "mlp_multipliers": (PLAIN, {"mlp_multipliers": [0.7, 1.2]}),
+    "num_experts": (EXPERTS, {"num_experts": 4}),
+    "num_experts_per_tok": (EXPERTS, {"num_experts_per_tok": 3}),
+    "moe_intermediate_size": (EXPERTS, {"moe_intermediate_size": 10}),
+    "moe_latent_size": (EXPERTS, {"moe_latent_size": 14}),
+    "zero_expert_num": (EXPERTS, {"zero_expert_num": 2}),
+    "zero_expert_type": ({**EXPERTS, "zero_expert_num": 2}, {"zero_expert_type": "zero"}),
+    "expert_bias": (EXPERTS, {"expert_bias": True}),
+    "swiglu_limit": (EXPERTS, {"swiglu_limit": 0.3}),
+    "swiglu_alpha": (EXPERTS, {"swiglu_alpha": 1.7}),
+    "swiglu_up_offset": (EXPERTS, {"swiglu_up_offset": 1.0}),
+    "scoring_func": (EXPERTS, {"scoring_func": "sigmoid"}),
+    "sparsemixer_jitter_eps": ({**EXPERTS, "scoring_func": "sparsemixer"}, {"sparsemixer_jitter_eps": 0.4}),
+    "score_after_topk": ({**EXPERTS, "scoring_func": "sigmoid"}, {"score_after_topk": True, "norm_topk_prob": False}),
+    "norm_topk_prob": (EXPERTS, {"norm_topk_prob": False}),
+    "norm_topk_eps": (EXPERTS, {"norm_topk_eps": 0.5}),
+    "norm_topk_min": (EXPERTS, {"norm_topk_min": 0.9}),
+    "routed_scaling_factor": (EXPERTS, {"routed_scaling_factor": 2.0}),
+    "n_group": (EXPERTS, {"n_group": 3, "topk_group": 1}),
+    "topk_group": (GROUPS, {"topk_group": 1}),
+    "group_score": (GROUPS, {"group_score": "max"}),
+    "group_mask_value": (GROUPS, {"group_mask_value": "zero"}),
+    "use_score_correction_bias": (EXPERTS, {"use_score_correction_bias": True}),
+    "router_bias": (EXPERTS, {"router_bias": True}),
+    "router_dtype": (EXPERTS, {"router_dtype": "float32_weight"}),
+    "router_weights_dtype": (EXPERTS, {"router_weights_dtype": "activation"}),
+    "apply_router_weight_on_input": (EXPERTS, {"apply_router_weight_on_input": True}),
+    "router_input_norm": (EXPERTS, {"router_input_norm": True}),
+    "router_input_multiplier": ({**EXPERTS, "router_input_norm": True}, {"router_input_multiplier": 0.5}),
+    "router_per_expert_scale": (EXPERTS, {"router_per_expert_scale": True}),
+    "router_jitter_noise": (EXPERTS, {"router_jitter_noise": 0.1}),
+    "n_shared_experts": (EXPERTS, {"n_shared_experts": 2}),
+    "shared_expert_intermediate_size": ({**EXPERTS, "n_shared_experts": 1}, {"shared_expert_intermediate_size": 9}),
+    "shared_expert_gate": ({**EXPERTS, "n_shared_experts": 1}, {"shared_expert_gate": True}),
+    "shared_expert_combination_strategy": (
+        {**EXPERTS, "n_shared_experts": 1}, {"shared_expert_combination_strategy": "average"},
+    ),
+}  # fmt: skip
+EVERY_TIME = (
+    "norm_eps", "num_attention_heads", "head_dim", "attn_output_gate", "attention_sinks", "qk_norm", "kv_lora_rank",
+    "index_topk", "sliding_window", "attention_chunk_size", "sparse_attention_stride", "rope_parameters",
+    "linear_conv_kernel_dim", "attention_in_multiplier", "gated_mlp", "num_experts", "router_input_norm",
+)  # fmt: skip
+
+
+def make(flags, own=None):
+    flags = {**SIZES, **flags, "max_position_embeddings": 64}
+    model = ZooForCausalLM(ZooConfig(**deepcopy(flags), **({} if own is None else {"per_layer_config": {1: own}})))
+    randomize(model)
+    return model.eval()
+
+
+def load(model, weights, layer):
+    """`weights` into a model, but for what the other layer than `layer` has."""
+    kept = {name: value for name, value in weights.items() if f".layers.{1 - layer}." not in name}
+    missing, unexpected = model.load_state_dict(kept, strict=False)
+    assert not any(f".layers.{layer}." in name for name in (*missing, *unexpected))
+
+
+def output_of(model, layer, tokens, stream=None):
+    """What `layer` of the model gives for the tokens, its first layer giving `stream` if there is one."""
+    found = []
+    hooks = [model.model.layers[layer].register_forward_hook(lambda module, args, output: found.append(output))]
+    if stream is not None:
+        hooks.append(model.model.layers[0].register_forward_hook(lambda module, args, output: stream))
+    model(tokens, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found[0]
+
+
+@torch.no_grad()
+def expected_logits(mixed, flags, own, tokens):
+    """By two models whose layers do not differ: layer 0 of one of `flags` alone, layer 1 of one that has `own` all
+    over, on what the former gives; embedding, last norm and head of the former."""
+    first, second = make(flags), make({**flags, **own})
+    load(first, mixed.state_dict(), 0)
+    load(second, mixed.state_dict(), 1)
+    stream = output_of(second, 1, tokens, output_of(first, 0, tokens))
+    return first.lm_head(first.model.norm(stream))
+
+
+@pytest.mark.parametrize("field", only(EVERY_TIME, CASES))
+def test_a_field_of_one_layer(field, tmp_path):
+    flags, own = CASES[field]
+    mixed, tokens = make(flags, own), torch.randint(3, 101, (2, TOKENS))
+    expected = expected_logits(mixed, flags, own, tokens)
+    with torch.no_grad():
+        check_cached(mixed, tokens, expected)
+        if "sparse_attention_pattern" not in flags:
+            check_padded(mixed, tokens, expected)
+        check_generated(mixed, tokens, padding="sparse_attention_pattern" not in flags)
+        check_saved(mixed, tokens, mixed(tokens).logits, tmp_path)
+    mixed.train()
+    mixed(tokens, labels=tokens).loss.backward()
+
+
+def test_every_field_of_the_list_has_a_case():
+    assert sorted(CASES) == sorted(name for names in PER_LAYER_FIELDS.values() for name in names)
+
+
+def own_values(config, index):
+    """What layer `index` has of its own, as config.json says it."""
+    return config.to_dict()["per_layer_config"][str(index)]
+
+
+def refusal(**fields):
+    with pytest.raises((ValueError, StrictDataclassError)) as error:
+        ZooConfig(**{**SIZES, **fields})
+    return str(error.value)
+
+
+def another(field):
+    """A value of the field's type that is not its default."""
+    default = field.default if isinstance(field.default, (bool, int, float, str)) else None
+    if isinstance(default, bool) or "bool" in str(field.type):
+        return not default
+    if isinstance(default, str) or "str" in str(field.type):
+        return "other"
+    return {"other": 3} if "dict" in str(field.type) else 3
+
+
+NOT_PER_LAYER = [field for field in fields(ZooConfig) if field.name not in CASES and not field.name.startswith("_")]
+
+
+@pytest.mark.parametrize("field", NOT_PER_LAYER, ids=lambda field: field.name)
+def test_every_other_field_is_refused_by_name(field):
+    value = another(field)
+    says = refusal(per_layer_config={1: {field.name: value}})
+    assert says.startswith(f"per_layer_config[1]: {field.name}={value!r} ")
+    assert "for the whole model" in says or f"give {field.name} a list" in says
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([{}, {"norm_eps": 0.1}], "must be a dict of dicts"),
+        ("norm_eps", "must be a dict of dicts"),
+        ({2: {"norm_eps": 0.1}}, "per_layer_config has 2, which is no layer: they are 0 to 1"),
+        ({-1: {"norm_eps": 0.1}}, "has -1, which is no layer"),
+        ({True: {"norm_eps": 0.1}}, "has True, which is no layer"),
+        ({"one": {"norm_eps": 0.1}}, "has 'one', which is no layer"),
+        ({1: None}, r"per_layer_config[1]=None must be a dict"),
+        ({1: [3]}, r"per_layer_config[1]=[3] must be a dict"),
+        ({1: {"norm_epsi": 0.1}}, "per_layer_config[1]: norm_epsi=0.1 is not a field of ZooConfig. Did you mean"),
+        ({1: {"skip": ["mlp"]}}, "skip=['mlp'] is not a field"),
+        ({1: {"norm_eps": "small"}}, "per_layer_config[1]: Field 'norm_eps' with value 'small'"),
+        ({1: {"norm_eps": -1.0}}, "per_layer_config[1]: norm_eps=-1.0 must be greater than 0"),
+        ({1: {"num_key_value_heads": 4}}, "Layer 1 of per_layer_config: num_attention_heads=6 must be a multiple of"),
+        ({1: {"sliding_window": 3}}, "sliding_window=3 does nothing in layer 1: only a 'sliding_attention'"),
+        ({1: {"num_experts": 3}}, "num_experts=3 does nothing in layer 1: only a 'sparse' layer"),
+        ({1: {"rope_parameters": {"rope_type": "default"}}}, "rope_theta=None of 'default' must be a number"),
+        ({1: {"qk_norm_eps": 0.1}}, "Layer 1 of per_layer_config: qk_norm_eps=0.1 only means something with qk_norm"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_a_layer_is_said_with_its_number(given, says):
+    assert says in refusal(per_layer_config=given)
+
+
+def test_a_bias_for_all_layers_needs_the_same_heads_in_all():
+    for kind in ("alibi", "relative"):
+        says = refusal(position_embedding_type=kind, per_layer_config={1: {"num_attention_heads": 4}})
+        assert f"with position_embedding_type={kind!r}" in says
+
+
+def test_a_layer_that_shares_keys_sees_and_turns_as_its_source():
+    shared = {"num_hidden_layers": 3, "num_kv_shared_layers": 1, "layer_types": [SLIDING] * 3, "sliding_window": 3}
+    assert "sliding_window is 3 in layer 1" in refusal(**shared, per_layer_config={2: {"sliding_window": 5}})
+    assert "rope_interleave is False in layer 1" in refusal(**shared, per_layer_config={2: {"rope_interleave": True}})
+    own = {index: {"sliding_window": 5} for index in (1, 2)}
+    assert ZooConfig(**{**SIZES, **shared}, per_layer_config=own).kv_source_of(2) == 1
+
+
+def test_what_is_derived_is_derived_for_each_layer():
+    sizes = {"vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
+    config = ZooConfig(**sizes, num_attention_heads=6, per_layer_config={"1": {"num_attention_heads": 4}})
+    assert own_values(config, 1) == {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12}
+    gated = ZooConfig(**SIZES, per_layer_config={1: {"attn_output_gate": "headwise"}})
+    assert own_values(gated, 1) == {"attn_output_gate": "headwise", "attn_gate_source": "g_proj"}
+    normed = ZooConfig(**SIZES, per_layer_config={1: {"qk_norm": "rms_norm", "rms_norm_eps": 0.1}})
+    assert normed.per_layer_config[1].qk_norm_eps == normed.per_layer_config[1].norm_eps == 0.1
+    routed = ZooConfig(**SIZES, **EXPERTS, per_layer_config={1: {"scoring_func": "sigmoid", "score_after_topk": True}})
+    assert routed.per_layer_config[0].score_after_topk is False
+    stored = ZooConfig.from_dict(normed.to_dict())
+    assert own_values(stored, 1) == own_values(normed, 1)
+    assert ZooConfig(**SIZES, per_layer_config={1: {"norm_eps": 1e-6}}).is_heterogeneous is False
+
+
+def test_windows_and_chunks_of_other_sizes_in_one_model():
+    """transformers refuses both fields in one layer of such a config; each layer keeps the one it reads."""
+    config = ZooConfig(
+        **SIZES, layer_types=[SLIDING, CHUNKED], sliding_window=3, attention_chunk_size=5,
+        per_layer_config={1: {"attention_chunk_size": 4}},
+    )  # fmt: skip
+    reaches = [(layer.sliding_window, layer.attention_chunk_size) for layer in config.per_layer_config]
+    assert reaches == [(3, None), (None, 4)]
+    assert ZooConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
