@@ -33,7 +33,7 @@ def eager_attention_forward(
     H, T, S]`.
 
     cap(x) = softcap · tanh(x / softcap) (Gemma 2). `s_aux` `[H]` adds to every row a logit that takes probability and
-    has no value (gpt-oss). The softmax is taken in float32, with `upcast` the scores too.
+    has no value (gpt-oss). The softmax is taken in float32 at least, with `upcast` the scores too.
     """
     key = repeat_kv(key, module.num_key_value_groups)
     value = repeat_kv(value, module.num_key_value_groups)
@@ -50,7 +50,9 @@ def eager_attention_forward(
     if s_aux is not None:
         sinks = s_aux.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat((scores, sinks.to(scores.dtype)), dim=-1)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+    # Narrower than the scores, it would make of the least number that hides a key an infinity.
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=wide).to(dtype)
     if s_aux is not None:
         weights = weights[..., :-1]
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)

@@ -89,6 +89,32 @@ def test_every_norm_in_every_block_in_every_dtype(block, norm, wide, dtype):
     assert distance(step.logits, found.logits[:, -1:]) < ROUNDING[dtype]
 
 
+@pytest.mark.sampled(17)
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@torch.no_grad()
+def test_padding_is_hidden_in_every_dtype(backend, dtype, name):
+    """Rows that see nothing at all leave no NaN in those that see something."""
+    model, tokens = model_of(EVERY[name]), some_tokens()
+    try:
+        model.set_attn_implementation(backend)
+    except ValueError as refusal:
+        assert backend == "sdpa" and "use one of" in str(refusal)
+        return
+    model.to(dtype)
+    mask = torch.ones(2, 14, dtype=torch.long)
+    mask[:, :3] = 0
+    # Patterns of 2019 and chunks count slots, padding too.
+    exact = model.config.sparse_attention_pattern is None and "chunked_attention" not in model.config.layer_types
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    padded = model(torch.cat((tokens[:, :3], tokens), 1), attention_mask=mask, position_ids=positions).logits[:, 3:]
+    assert not padded.isnan().any()
+    kept = [index for index in range(101) if index not in (model.config.suppressed_token_ids or ())]
+    if exact:
+        assert distance(padded[..., kept], model(tokens).logits[..., kept]) < ROUNDING[dtype]
+
+
 # -- caches that the caller made -------------------------------------------------------------------------------------
 
 CACHES = {
