@@ -4,8 +4,6 @@ import argparse
 import signal
 import sys
 
-from . import ConversionError, convert
-
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conversion", description="Convert a checkpoint into zoo, or back.")
@@ -18,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--source", dest="original", help="the checkpoint it came from, for what zoo does not use")
     parser.add_argument("--text-only", "--without-extras", action="store_true", help="do without what zoo does not use")
     options = parser.parse_args(arguments)
+    # Seconds of imports: after a signal has been told what to do, below.
+    from . import ConversionError, convert
+
     company = {"source": options.original, "text_only": options.text_only}
     try:
         report = convert(

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import ConversionError
+from .pickles import PICKLED
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -156,16 +156,18 @@ def has_weights(folder: Path) -> bool:
 def is_there(path: Path) -> bool:
     """Whether a file is there; what has its name and is none (a pipe, a device, a link to nothing) is refused."""
     if not path.is_file() and os.path.lexists(path):
-        raise ConversionError(f"{path} is no file that can be read: put the weights themselves there.")
+        raise ConversionError(f"{path} is no file that can be read: put the file itself there.")
     return path.is_file()
 
 
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, refused when it, or the link it is, leaves the folder (a Hub cache's own blobs excepted)."""
-    root, path = folder.resolve(), (folder / name).resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+    try:
+        root, path = folder.resolve(), (folder / name).resolve()
+    except (OSError, RuntimeError) as error:
+        raise ConversionError(f"{folder / name} is a link that leads to itself: put the file there.") from error
+    snapshots = (place for place in root.parents if place.name == "snapshots" and "--" in place.parent.name)
+    allowed = [root, *(place.parent / "blobs" for place in snapshots)]
     if not any(path.is_relative_to(one) for one in allowed):
         raise ConversionError(f"{folder} refers to {name!r}, which leads out of the folder: refused.")
     return folder / name

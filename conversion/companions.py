@@ -6,26 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import inside, read_json
+from .pickles import is_pickle
 from .sidecar import FOLDER
 
-# No code, no weights, no config.json. A tokenizer that needs its repository's own Python stays there.
+# No code, no weights, no config.json, no name that a pickle goes by. A tokenizer that needs its repository's own Python
+# stays there.
 COMPANIONS = (
-    "tokenizer*.json", "tokenizer*.model", "*.tiktoken", "vocab*", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "tekken.json", "spiece.model", "sentencepiece*.model", "*.jinja",
-    "additional_chat_templates/*.jinja", "chat_template.json", "generation_config.json", "processor_config.json",
-    "*preprocessor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
+    "tokenizer*.json", "tokenizer*.model", "*.tiktoken", "vocab.json", "vocab.txt", "vocab.bpe", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "emoji.json", "tekken.json", "spiece.model", "sentencepiece*.model",
+    "*.jinja", "additional_chat_templates/*.jinja", "chat_template.json", "generation_config.json",
+    "processor_config.json", "*preprocessor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
 )  # fmt: skip
 CARD = "README.md"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-_TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken")
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 # What a tokenizer.json says and nothing else. mistral-common is not what everyone has who loads the folder.
 _PLAIN = {"PreTrainedTokenizer": "TokenizersBackend", "MistralCommonBackend": "TokenizersBackend"}
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:
-    """Copies them; returns their names. Links are followed only inside the folder."""
+    """Copies them; returns their names. Links are followed only inside the folder, pickles stay whatever their name."""
     names = sorted({path.relative_to(source).as_posix() for pattern in COMPANIONS for path in source.glob(pattern)})
     copied = [name for name in names if (source / name).is_file() and not name.endswith((".py", ".safetensors"))]
+    copied = [name for name in copied if not is_pickle(inside(source, name))]
     for name in copied:
         _copy(inside(source, name), target / name)
     return copied

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from .checkpoint import read_json
 from .companions import CARD, COMPANIONS
 from .errors import ConversionError
+from .folder_gate import check_files
 from .sidecar import FOLDER
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,7 +40,8 @@ def repository_of(folder: Path) -> dict[str, str]:
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a folder."""
+    """config.json of a folder; raises ConversionError where a file that would be opened is none of the folder's own."""
+    check_files(folder)
     if not (folder / "config.json").is_file():
         raise ConversionError(f"{folder} has no config.json: it is not a model folder.")
     return read_json(folder / "config.json")

@@ -1,5 +1,6 @@
 """zoo generate FOLDER --prompt TEXT."""
 
+import copy
 import json
 import sys
 import time
@@ -11,17 +12,19 @@ import typer
 from .errors import UserError
 from .loading import DEVICE_HELP, DTYPE_HELP, TRUST_HELP, load_model, load_tokenizer, open_folder
 
+LENGTH_HELP = "Without it: as generation_config.json says, else 100."
+
 
 def generate(
     folder: Annotated[Path, typer.Argument(help="A zoo folder, or a foreign one of a family zoo knows.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 100,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help=LENGTH_HELP)] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Above 0 samples; 0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Sample within this probability mass.")] = None,
     min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Drop what is below min_p · best.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="Above 1 repeats less.")] = None,
-    num_beams: Annotated[int, typer.Option(min=1, help="Beam search; more than one beam cannot stream.")] = 1,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beam search; more than one beam cannot stream.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the folder's chat template.")] = False,
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
@@ -30,11 +33,11 @@ def generate(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of streamed text.")] = False,
 ) -> None:
-    """Continue a text, word by word. Greedy unless a sampling option is given."""
+    """Continue a text, word by word, as the folder's generation_config.json says (greedily without one) and the options
+    given here change it."""
     options = sampling(temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    options |= {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
-    if repetition_penalty is not None:
-        options["repetition_penalty"] = repetition_penalty
+    further = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
+    options |= {name: value for name, value in further.items() if value is not None}
     text = sys.stdin.read() if prompt == "-" else prompt
     model, tokenizer = load(folder, attn, dtype=dtype, device=device, trust=trust_remote_code)
     inputs = encode(tokenizer, text, chat).to(model.device)
@@ -42,14 +45,28 @@ def generate(
 
 
 def sampling(temperature: float | None, **limits) -> dict:
-    """Generation options: greedy unless something only sampling understands was asked for."""
+    """Generation options: greedy if asked for, sampled if something only sampling understands was, else as the folder
+    says."""
     limits = {name: value for name, value in limits.items() if value is not None}
     if temperature == 0.0 and limits:
         raise UserError(f"--temperature 0 is greedy decoding, which {', '.join(limits)} cannot change.")
+    if temperature is None and not limits:
+        return {}
     if not limits and not temperature:
         return {"do_sample": False}
-    # Zero is transformers' word for "all": without it its default of 50 would cut silently.
-    return {"do_sample": True, "top_k": 0} | limits | ({"temperature": temperature} if temperature else {})
+    return {"do_sample": True} | limits | ({"temperature": temperature} if temperature else {})
+
+
+def settings_of(model, options: dict):
+    """The folder's generation settings as `options` change them."""
+    settings = copy.deepcopy(model.generation_config)
+    settings.update(**options)
+    if settings.do_sample and settings.top_k is None:
+        # Zero is transformers' word for "all": without it its default of 50 would cut silently.
+        settings.top_k = 0
+    if settings.max_new_tokens is None and settings.max_length is None:
+        settings.max_new_tokens = 100
+    return settings
 
 
 def load(folder: Path, attn: str | None, trust: bool, **options):
@@ -85,10 +102,12 @@ def answer(model, tokenizer, inputs, options: dict, seed: int | None, as_json: b
 
     if seed is not None:
         torch.manual_seed(seed)
-    streams = options["num_beams"] == 1 and not as_json
+    settings = settings_of(model, options)
+    streams = settings.num_beams in (None, 1) and not as_json
     streamer = TextStreamer(tokenizer, skip_special_tokens=True) if streams else None
     started = time.perf_counter()
-    tokens = model.generate(**inputs, streamer=streamer, **options)[0].tolist()
+    # The tokenizer is what finds stop strings.
+    tokens = model.generate(**inputs, streamer=streamer, generation_config=settings, tokenizer=tokenizer)[0].tolist()
     seconds = time.perf_counter() - started
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     if as_json:

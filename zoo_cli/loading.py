@@ -19,14 +19,12 @@ def quiet():
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a model folder; raises UserError, or ConversionError for a file that is not JSON."""
-    from conversion.checkpoint import read_json
+    """config.json of a model folder; raises UserError or ConversionError."""
+    from conversion import sources
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder.")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: this is not a model folder.")
-    return read_json(folder / "config.json")
+    return sources.read_config(folder)
 
 
 def open_folder(folder: Path, trust: bool) -> dict:

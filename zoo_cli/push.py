@@ -30,17 +30,19 @@ def push(
     if repository.count("/") != 1:
         raise UserError(f"{repository!r} is no repository of the Hub: write owner/name.")
     validate_repo_id(repository)
+    # First, since what leads out of the folder is not even read.
+    files, left_out = files_to_push(folder)
     if problem := complaints(folder):
         raise UserError(problem)
     check_weights(folder)
     with cleaned_up(), tempfile.TemporaryDirectory() as written:
-        files = files_to_push(folder)
         if wants_card(folder):
             files |= write_card(folder, Path(written))
         report = {"repository": repository, "revision": revision, "private": private, "dry_run": dry_run}
         report["files"] = [{"path": name, "bytes": path.stat().st_size} for name, path in sorted(files.items())]
         report["bytes"] = sum(file["bytes"] for file in report["files"])
         report["written_for_the_push"] = sorted(name for name, path in files.items() if path.parent == Path(written))
+        report["left_out"] = left_out
         if not dry_run:
             disable_progress_bars() if as_json else None
             with in_one_sentence(repository):
@@ -97,6 +99,8 @@ def show(report: dict) -> None:
     place = f"{report['repository']} at {report['revision']}"
     for name in report["written_for_the_push"]:
         typer.echo(f"{name} was not in the folder and is written for the push")
+    for name in report["left_out"]:
+        typer.echo(f"{name} is a pickle, which can run code when it is opened, and stays here")
     if report["dry_run"]:
         typer.echo(f"would go to {place}: {count}; nothing was sent")
         return

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from .errors import UserError
+
 CARD, CONFIG = "README.md", "config.json"
 ADAPTER, TOKENIZER = "adapter_config.json", "tokenizer_config.json"
 # What training and Python leave beside a model: of no use to who loads it.
@@ -12,15 +14,31 @@ STATES = {"optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "trainer
 NEIGHBOUR = re.compile(r"^from \.(\w+) import ", flags=re.MULTILINE)
 
 
-def files_to_push(folder: Path) -> dict[str, Path]:
-    """{path in the repository: file}: everything but hidden files and leftovers of training."""
-    files = {}
+def files_to_push(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """{path in the repository: file}, all but hidden files and leftovers of training; and the pickles, which stay.
+
+    Raises ConversionError for a link out of the folder and for what is no file."""
+    from conversion.folder_gate import check_file
+    from conversion.pickles import is_pickle
+
+    files, pickles = {}, []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         left = any(part.startswith((".", "checkpoint-")) or part in LEFTOVERS for part in parts)
-        if path.is_file() and not left and path.name not in STATES and not re.match(r"rng_state.*\.pth", path.name):
-            files["/".join(parts)] = path
-    return files
+        if left or path.name in STATES or re.match(r"rng_state.*\.pth", path.name):
+            continue
+        name = "/".join(parts)
+        check_file(folder, name)
+        if path.is_file() and is_pickle(path):
+            pickles.append(name)
+        elif path.is_file():
+            files[name] = path
+    if pickles and not any(name.endswith(".safetensors") for name in files):
+        raise UserError(
+            f"{folder} has pickles and no safetensors ({pickles[0]}), and pickles can run code when they are opened: "
+            "save it again with save_pretrained."
+        )
+    return files, pickles
 
 
 def complaints(folder: Path) -> str | None:
