@@ -7,7 +7,7 @@ Everything of a mixer is stored under `attention.`, its last projection as `dens
 from .family import Family, restore_rope, rope
 from .rules import Concat, Rule, renames
 from .rules_experts import QWEN_MOE_RULES, SIGMOID_FIELDS, correction_bias
-from .rules_latent import PREDICTION_LAYERS, RANKS, V3_FIXED, YARN, tiny_v3
+from .rules_latent import PREDICTION_LAYERS, V3_FIXED, YARN, tiny_v3, with_ranks
 from .rules_linear import KEYS, LAYER, MIXER, is_attention, is_recurrent, kimi_delta, restore_kimi_delta
 
 STORED = LAYER + "attention."
@@ -45,7 +45,7 @@ TINY = tiny_v3(
     first_k_dense_replace=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 FAMILY = Family(
-    fields={name: ours for name, ours in (SIGMOID_FIELDS | RANKS).items() if name != "head_dim"}
+    fields=with_ranks(SIGMOID_FIELDS)
     | {"num_local_experts": "num_experts", "n_shared_experts": "n_shared_experts"},
     fixed=V3_FIXED | {"attn_output_gate": "headwise", "rope_interleave": True},
     derive=derive,

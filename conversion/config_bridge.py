@@ -6,7 +6,7 @@ again, and a field of ZooConfig that would come out different is refused by name
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import fields
 from typing import Any, get_args
@@ -48,23 +48,29 @@ _OLD_WORDS = {"deepseek_sparse_attention": "indexed_attention"}
 def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
     """config.json of any known family (or zoo's own) -> ZooConfig; `overrides` are ZooConfig fields."""
     if raw.get("model_type") == OWN_TYPE:
-        return _build(raw | overrides, OWN_TYPE)
+        return _named(raw, lambda keys: _build(keys | overrides, OWN_TYPE))
     model_type = model_type_of(raw)
     family = family_of(model_type)
     refuse_quantized_config(raw)
+    place = _place(raw, family)
+    whole = (lambda keys: keys) if place is raw else (lambda keys: raw | {family.section: keys})
+    return _named(place, lambda keys: _imported(whole(keys), model_type, family, overrides))
+
+
+def _named(keys: dict[str, Any], build: Callable[[dict[str, Any]], ZooConfig]) -> ZooConfig:
+    """`build(keys)`; raises ConversionError that gives the key it is about."""
+
+    def complaint(some: dict[str, Any]) -> str | None:
+        try:
+            build(some)
+        except BAD_CONFIG as error:
+            return one_line(error)
+        return None
+
     try:
-        return _imported(raw, model_type, family, overrides)
+        return build(keys)
     except BAD_CONFIG as error:
-
-        def complaint(keys: dict[str, Any]) -> str | None:
-            try:
-                _imported(keys if place is raw else raw | {family.section: keys}, model_type, family, overrides)
-            except BAD_CONFIG as other:
-                return one_line(other)
-            return None
-
-        place = _place(raw, family)
-        raise ConversionError(with_culprit(one_line(error), place, complaint)) from error
+        raise ConversionError(with_culprit(one_line(error), keys, complaint)) from error
 
 
 def _place(raw: dict[str, Any], family: Family) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from typing import Any
 
 
 def with_culprit(sentence: str, keys: dict[str, Any], complaint: Callable[[dict[str, Any]], str | None]) -> str:
-    """`sentence` with the key it is about and its value, unless it names that already.
+    """`sentence` with the key it is about and its value, unless it gives both already.
 
     `complaint(keys)` is what an attempt with these keys is answered, None where it succeeds. A key with the value the
     sentence gives comes first, if the answer without it is another; then one without which the attempt succeeds.
     """
+    if any(_gives(sentence, key, value) for key, value in keys.items()):
+        return sentence
     answers = {key: complaint({name: keys[name] for name in keys if name != key}) for key in keys}
     told = [key for key, answer in answers.items() if answer != sentence and f"={keys[key]!r} " in sentence]
     accepted = [key for key, answer in answers.items() if answer is None]
@@ -19,7 +21,11 @@ def with_culprit(sentence: str, keys: dict[str, Any], complaint: Callable[[dict[
     culprit = next(iter([*told, *accepted, *([] if named else other)]), None)
     if culprit is None or _names(sentence, culprit):
         return sentence
-    return f"{culprit}={keys[culprit]!r} does not do: {sentence}"
+    return f"{culprit}={keys[culprit]!r} cannot be used: {sentence}"
+
+
+def _gives(sentence: str, key: str, value: Any) -> bool:
+    return re.search(rf"(?<!\w){re.escape(f'{key}={value!r}')}(?!\w)", sentence) is not None
 
 
 def _names(sentence: str, key: str) -> bool:

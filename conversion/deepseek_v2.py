@@ -3,7 +3,7 @@ limit a token to the groups with the best experts."""
 
 from .family import Family
 from .rules_experts import MOE_FIELDS
-from .rules_latent import LATENT, RANKS, SHARING, V3_RULES, YARN, leading, restore_leading, tiny_v3
+from .rules_latent import LATENT, SHARING, V3_RULES, YARN, leading, restore_leading, tiny_v3, with_ranks
 
 GREEDY, LIMITED = "greedy", "group_limited_greedy"
 
@@ -24,8 +24,7 @@ def restore(ours):
 
 
 FAMILY = Family(
-    fields=MOE_FIELDS
-    | RANKS
+    fields=with_ranks(MOE_FIELDS)
     | SHARING
     | {name: name for name in ("moe_intermediate_size", "routed_scaling_factor", "mlp_bias")},
     # transformers never renormalises, whatever norm_topk_prob says.

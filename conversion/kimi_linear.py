@@ -7,7 +7,7 @@ Projections of forgetting and of the output's gate go through a head's width; co
 from .family import Family
 from .rules import Concat, Reshape, Rule
 from .rules_experts import MIXTRAL_RULES, QWEN_MOE_RULES, SIGMOID_FIELDS
-from .rules_latent import RANKS, V3_FIXED, tiny_v3
+from .rules_latent import V3_FIXED, tiny_v3, with_ranks
 from .rules_linear import KEYS, LAYER, MIXER, kimi_delta, recurrent_rule, restore_kimi_delta
 
 
@@ -40,7 +40,7 @@ TINY = tiny_v3(
     linear_num_heads=4, linear_head_dim=10, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 FAMILY = Family(
-    fields=SIGMOID_FIELDS | RANKS | {"num_local_experts": "num_experts", "n_shared_experts": "n_shared_experts"},
+    fields=with_ranks(SIGMOID_FIELDS) | {"num_local_experts": "num_experts", "n_shared_experts": "n_shared_experts"},
     fixed=V3_FIXED | {"position_embedding_type": "none"},
     derive=derive,
     restore=restore_kimi_delta,

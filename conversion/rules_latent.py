@@ -11,12 +11,18 @@ RANKS = {
     name: name
     for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "attention_bias")
 }
-# Both parts of a head have a field of their own here.
-LATENT_FIELDS = {name: ours for name, ours in LLAMA_FIELDS.items() if name != "head_dim"} | RANKS
+
+
+def with_ranks(fields: dict[str, str]) -> dict[str, str]:
+    """`fields` and those of latent attention, where both parts of a head have a width of their own."""
+    return {name: ours for name, ours in fields.items() if name != "head_dim"} | RANKS
+
+
+LATENT_FIELDS = with_ranks(LLAMA_FIELDS)
 LATENT = {"attention_type": "latent"}
 SHARING = {"n_routed_experts": "num_experts", "n_shared_experts": "n_shared_experts"}
 
-V3_FIELDS = {name: ours for name, ours in SIGMOID_FIELDS.items() if name != "head_dim"} | RANKS | SHARING
+V3_FIELDS = with_ranks(SIGMOID_FIELDS) | SHARING
 V3_FIXED = LATENT | SIGMOID_ROUTER
 # Without shared experts transformers builds some of no channel.
 NO_SHARED_EXPERTS = Drop("model.layers.{i}.mlp.shared_experts.{*}", where=lambda ctx: not ctx.config.n_shared_experts)

@@ -37,7 +37,7 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
         theirs = _built(_cropped(text, config_class), config_class)
     except BAD_CONFIG as error:
         raise ConversionError(f"config.json is not a valid {model_type} configuration: {one_line(error)}") from error
-    _answer(theirs)
+    _switch_off(theirs)
     if text is not whole and family.section and family.ties_at_top:
         setattr(theirs, TIE, bool(whole.get(TIE, _default(CONFIG_MAPPING[whole["model_type"]], TIE))))
     return theirs
@@ -104,7 +104,7 @@ def _built(text: dict[str, Any], config_class: type) -> PreTrainedConfig:
     return config_class.from_dict(deepcopy(text))
 
 
-def _answer(config: PreTrainedConfig) -> None:
+def _switch_off(config: PreTrainedConfig) -> None:
     """A switch that may be None is off then: their code asks whether it is true."""
     for field in fields(config):
         if field.type == bool | None and getattr(config, field.name) is None:

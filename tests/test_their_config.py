@@ -109,6 +109,12 @@ def test_a_refusal_gives_the_key_of_the_file(name, key, value, ours):
     assert f"{key}={value!r}" in str(refusal.value) and ours in str(refusal.value)
 
 
+def test_a_refusal_of_a_zoo_folder_gives_the_key():
+    raw = import_config({"model_type": "llama"} | tiny()).to_dict()
+    with pytest.raises(ConversionError, match="dtype='auto' cannot be used"):
+        import_config(raw | {"dtype": "auto"})
+
+
 @pytest.mark.parametrize("name", ["RefinedWeb", "RefinedWebModel"])
 def test_what_falcon_was_called_has_a_hint(name):
     with pytest.raises(ConversionError, match="'falcon'.*change config.json"):
