@@ -20,6 +20,7 @@ from .modeling_zoo import (
     ZooModel,
     ZooPreTrainedModel,
 )
+from .weight_decay import get_decay_parameter_names, parameter_groups
 
 AutoConfig.register("zoo", ZooConfig, exist_ok=True)
 for auto_class, model_class in (
@@ -39,5 +40,7 @@ __all__ = [
     "ZooForTokenClassification",
     "ZooModel",
     "ZooPreTrainedModel",
+    "get_decay_parameter_names",
     "lora_targets",
+    "parameter_groups",
 ]

@@ -35,6 +35,7 @@ from .routers import Router
 from .saved_folder import SavedFolder
 from .serving import served_by
 from .shared_blocks import SharedBlocks
+from .weight_decay import get_decay_parameter_names, parameter_groups
 
 
 class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedModel):
@@ -58,6 +59,8 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         "router_logits": OutputRecorder(Router, index=0),
     }
     lora_targets = lora_targets
+    get_decay_parameter_names = get_decay_parameter_names
+    parameter_groups = parameter_groups
 
     def __init__(self, config, *args, **kwargs):
         if isinstance(config, ZooConfig):
