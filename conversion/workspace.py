@@ -55,6 +55,8 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             _fill(work, target) if work.parent == target else _replace(work, target, overwrite)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        if error.errno in (errno.EACCES, errno.EROFS):
+            reason += f", and a folder is built in {target.parent}: make that writable, or name another target"
         place = error.filename or target
         raise ConversionError(f"cannot write {target}: {reason} (at {place}); nothing was left behind.") from error
 

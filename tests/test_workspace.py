@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from conversion import convert
 from conversion.errors import ConversionError
 from conversion.workspace import new_folder
 
-STORIES = Path(__file__).resolve().parent.parent / "examples" / "stories260K"
+ROOT = Path(__file__).resolve().parent.parent
+STORIES = ROOT / "examples" / "stories260K"
 
 
 def write(target, text="new", **options):
@@ -161,6 +164,43 @@ def test_a_target_in_a_folder_that_cannot_be_written_is_filled(monkeypatch, tmp_
     write(tmp_path / "out")
     assert content(tmp_path) == {"out", "out/config.json", "out/model.safetensors"}
     refused(tmp_path / "out", "cannot be replaced as a whole")
+
+
+def test_a_folder_that_nothing_can_be_built_in_is_named(monkeypatch, tmp_path):
+    def refuse(lock):
+        raise PermissionError(errno.EACCES, "Permission denied", str(lock.lock_file))
+
+    monkeypatch.setattr("conversion.workspace.FileLock.acquire", refuse)
+    with pytest.raises(ConversionError, match=f"built in {tmp_path}: make that writable"):
+        write(tmp_path / "new")
+
+
+MOUNTS = """
+import subprocess, sys
+from test_workspace import refused, write
+from pathlib import Path
+
+fresh, bound, other = (Path(sys.argv[1]) / name for name in ("fresh", "bound", "other"))
+for place in (fresh, bound, other):
+    place.mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "none", fresh], check=True)
+subprocess.run(["mount", "--bind", other, bound], check=True)
+for place in (fresh, bound):
+    write(place)
+    assert sorted(path.name for path in place.iterdir()) == ["config.json", "model.safetensors"]
+    refused(place, "cannot be replaced as a whole")
+"""
+
+
+@pytest.mark.long
+def test_mount_points_of_the_system_are_filled(tmp_path):
+    """Another device, and a folder of the same one, which nothing but an attempt tells from others."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no name spaces for mounts here")
+    command = ["unshare", "-rm", sys.executable, "-c", MOUNTS, tmp_path]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_that_died_while_it_filled_a_mount_point_is_ended_by_the_next(mounted):
