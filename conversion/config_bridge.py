@@ -108,7 +108,7 @@ def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any
         _say_head(raw, config, to, family, overrides if same else {})
         again = import_config(raw, **(overrides if same else {}))
     except BAD_CONFIG as error:
-        raise ConversionError(f"{to} cannot express this model: {one_line(error)}") from error
+        raise ConversionError(f"{to} cannot express this model: {_why(config, to, error)}") from error
     if differing := architecture_differences(config, again):
         raise ConversionError(
             f"{to} cannot express "
@@ -116,6 +116,23 @@ def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any
             + ": choose another family or change that."
         )
     return raw
+
+
+def _why(config: ZooConfig, to: str, error: BaseException) -> str:
+    """The error's own sentence; where code stumbled over what the model has not, the names of that."""
+    said = one_line(error)
+    if isinstance(error, ValueError) and "NoneType" not in said and "unsupported operand" not in said:
+        return said
+    try:
+        usual = architecture(import_config({"model_type": to}))
+    except ConversionError:
+        usual = {}
+    ours = architecture(config)
+    lacking = [name for name, value in usual.items() if value is not None and ours.get(name) is None]
+    if not lacking:
+        return f"it has other parts than a {to} ({said.removesuffix('.')})."
+    more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+    return f"a {to} has {', '.join(lacking[:4])}{more}, which this model has not. Choose another family."
 
 
 def architecture_differences(one: ZooConfig, other: ZooConfig) -> list[tuple[str, Any, Any]]:

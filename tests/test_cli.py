@@ -284,6 +284,7 @@ WRONG = {
     "no such preset to print": (("presets", "palm-540"), 1, "Did you mean 'palm-540b'?"),
     "no such family": (("convert", "{zoo}", "{tmp}/new", "--to", "lama"), 1, "Did you mean 'llama'?"),
     "not expressible": (("convert", "{zoo}", "{tmp}/new", "--to", "qwen3"), 1, "qk_norm"),
+    "of another kind": (("convert", "{zoo}", "{tmp}/new", "--to", "mamba"), 1, "which this model has not"),
     "wrong dtype": (("verify", "{zoo}", "{zoo}", "--dtype", "int4"), 1, "--dtype int4 is not one of"),
     "wrong attention": (("generate", "{zoo}", "--prompt", "x", "--attn", "fancy"), 1, "fancy"),
     "greedy and sampled": (("generate", "{zoo}", "--prompt", "x", "--temperature", "0", "--top-k", "3"), 1, "top_k"),

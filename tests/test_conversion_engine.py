@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from test_conversion import assert_same_config, assert_same_tensors, batch, bits
 from transformers import AutoModelForCausalLM
 
 from configuration_zoo import ZooConfig
-from conversion import ConversionError, convert, export_config, family_of, load
+from conversion import ConversionError, convert, export_config, family_of, import_config, known_families, load
 from conversion.__main__ import main
 from conversion.checkpoint import Checkpoint
 from conversion.rules_common import tiny
@@ -474,6 +475,19 @@ def test_writer_takes_each_tensor_once(tmp_path):
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("2 MiB", 2**21), ("300", 300), (7, 7)])
 def test_sizes_of_shards(text, size):
     assert parse_size(text) == size
+
+
+@pytest.mark.long
+def test_a_model_of_another_kind_is_refused_in_words_by_every_family(llama):
+    config, refusals = import_config(json.loads((llama[0] / "config.json").read_text())), 0
+    for family in known_families():
+        try:
+            export_config(config, family)
+        except ConversionError as error:
+            refusals += 1
+            assert str(error).startswith(f"{family} cannot express ")
+            assert not re.search("NoneType|operand|object has no|: '[a-z_]+'[.]$", str(error)), error
+    assert refusals > 50
 
 
 # -- all or nothing ------------------------------------------------------------------------------------------------
