@@ -11,6 +11,7 @@ from .card_picture import architecture_svg
 from .card_use import use_sections
 from .companions import CARD
 from .config_bridge import architecture
+from .heads import HEADS, head_of_own
 from .measure import empty_model, layer_runs, measure
 from .sidecar import Manifest
 
@@ -23,7 +24,7 @@ def write_card(folder: Path, config: ZooConfig, manifest: Manifest, parameters: 
     """README.md and its picture for a converted folder: sizes, layers, flags, use, and where it came from."""
     fidelity = f"{parameters:,} parameters, dtype {_dtype(config)}. {_fidelity(manifest)}"
     lines = [
-        front_matter(carried_over(folder)),
+        front_matter(carried_over(folder), HEADS[head_of_own(config)].pipeline),
         f"# A {manifest.model_type} checkpoint as a zoo model\n\n{fidelity}\n",
         *_description(folder, config, manifest.model_type),
         source_note(folder, manifest),
@@ -36,7 +37,7 @@ def write_plain_card(folder: Path, config: ZooConfig, origin: Path | None = None
     family = (config.source_config or {}).get("model_type")
     started = f" It has the architecture of a `{family}` checkpoint." if family else ""
     lines = [
-        front_matter(carried_over(origin)),
+        front_matter(carried_over(origin), HEADS[head_of_own(config)].pipeline),
         f"# A zoo model\n\ndtype {_dtype(config)}.{started}\n",
         *_description(folder, config, family),
     ]

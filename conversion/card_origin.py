@@ -48,11 +48,11 @@ def read_front_matter(text: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def front_matter(carried: dict[str, Any]) -> str:
+def front_matter(carried: dict[str, Any], pipeline: str = "text-generation") -> str:
     """The head of a card: what the Hub sorts models by, and what was carried over."""
     import yaml
 
-    content = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["zoo", "custom_code"]}
+    content = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["zoo", "custom_code"]}
     text = yaml.safe_dump(content | carried, sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n"
 

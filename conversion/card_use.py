@@ -4,14 +4,16 @@ from configuration_zoo import ZooConfig
 from modeling_zoo.adapter_targets import lora_targets
 from modeling_zoo.serving import engine_obstacles
 
-LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
+from .heads import HEADS, head_of_own
+
+LOAD = """from transformers import {auto}, AutoTokenizer
 
 folder = "path/to/this/folder"  # or its name on the Hub; revision="..." pins the code as well as the weights
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)"""
+model = {auto}.from_pretrained(folder, trust_remote_code=True)"""
 TUNE = """from peft import LoraConfig, get_peft_model
 
-adapter = LoraConfig(task_type="CAUSAL_LM", r=16, {targets})
+adapter = LoraConfig(task_type="{task}", r=16, {targets})
 model = get_peft_model(model, adapter)
 model.print_trainable_parameters()"""
 SERVE = """from vllm import LLM
@@ -26,13 +28,14 @@ latents of this width, `hf_overrides={"head_dim": kv_lora_rank + qk_rope_head_di
 
 
 def use_sections(model, family: str | None) -> list[str]:
-    """Three sections: load, fine-tune, serve; of a model without weights."""
+    """Sections: load, fine-tune, and where it writes text serve; of a model without weights."""
     targets = ",\n                     ".join(f"{key}={names}" for key, names in lora_targets(model).items())
-    tune = TUNE.format(targets=targets)
+    head = HEADS[head_of_own(model.config)]
+    load, tune = LOAD.format(auto=head.auto), TUNE.format(targets=targets, task=head.task)
     return [
-        f"## Load\n\n```python\n{LOAD}\n```\n",
+        f"## Load\n\n```python\n{load}\n```\n",
         f"## Fine-tune\n\n```python\n{tune}\n```\n",
-        f"## Serve\n\n{serving(model.config, family)}\n",
+        *([f"## Serve\n\n{serving(model.config, family)}\n"] if model.can_generate() else []),
     ]
 
 

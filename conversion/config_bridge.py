@@ -91,6 +91,9 @@ def _imported(raw: dict[str, Any], model_type: str, family: Family, overrides: d
     foreign = arguments.keys() - overrides.keys()
     head = head_of(raw)
     arguments |= {"architectures": [head]} | labels_of(theirs, head)
+    if getattr(theirs, "is_causal", True) is False:
+        # Under this key every mask of transformers lets tokens see what follows: embedding models.
+        arguments["use_bidirectional_attention"] = True
     return _build(arguments | {"source_config": deepcopy(raw)} | overrides, model_type, foreign)
 
 
@@ -226,6 +229,8 @@ def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]
     missing = {field.name for field in fields(config_class) if type(None) not in get_args(field.type)}
     keys = {name: value for name, value in keys.items() if value is not None or name not in missing}
     raw = json.loads(config_class.from_dict(keys).to_json_string())
+    if config.use_bidirectional_attention and not {"is_decoder", "use_bidirectional_attention"} & keys.keys():
+        raw["is_causal"] = False
     architecture = family.architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(reads)
     return raw | {"model_type": family.reads and to or reads, "architectures": [architecture] if architecture else None}
 

@@ -14,11 +14,14 @@ _LABELS = ("id2label", "label2id", "problem_type")
 
 @dataclass(frozen=True)
 class Head:
-    """A kind of model: transformers' word at the end of its classes, its Auto class, {model_type: class}."""
+    """A kind of model: transformers' word at the end of its classes, its Auto class, {model_type: class}; what the Hub
+    and PEFT call its task."""
 
     ending: str
     auto: str
     classes: Mapping[str, Any]
+    pipeline: str
+    task: str
 
     def class_for(self, model_type: str) -> str | None:
         """Transformers' class of this kind for a family."""
@@ -27,22 +30,34 @@ class Head:
 
 
 HEADS = {
-    CAUSAL: Head("ForCausalLM", "AutoModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    BODY: Head("Model", "AutoModel", modeling_auto.MODEL_MAPPING_NAMES),
+    CAUSAL: Head(
+        "ForCausalLM",
+        "AutoModelForCausalLM",
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "text-generation",
+        "CAUSAL_LM",
+    ),
+    BODY: Head("Model", "AutoModel", modeling_auto.MODEL_MAPPING_NAMES, "feature-extraction", "FEATURE_EXTRACTION"),
     "ZooForSequenceClassification": Head(
         "ForSequenceClassification",
         "AutoModelForSequenceClassification",
         modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "text-classification",
+        "SEQ_CLS",
     ),
     "ZooForTokenClassification": Head(
         "ForTokenClassification",
         "AutoModelForTokenClassification",
         modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        "token-classification",
+        "TOKEN_CLS",
     ),
     "ZooForQuestionAnswering": Head(
         "ForQuestionAnswering",
         "AutoModelForQuestionAnswering",
         modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+        "question-answering",
+        "QUESTION_ANS",
     ),
 }
 

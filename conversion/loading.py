@@ -19,7 +19,8 @@ from .transfer import parse_dtype
 from .zoo_side import check_own, expected_tensors, model_class
 
 # What transformers reports after loading, where a model is not what its folder says.
-PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+PARTS_AT_RANDOM = ("missing_keys", "mismatched_keys", "error_msgs")
+PROBLEMS = (*PARTS_AT_RANDOM, "unexpected_keys")
 
 
 def load(source: str | Path, dtype: str | torch.dtype | None = None) -> PreTrainedModel:
@@ -54,7 +55,8 @@ def _load_own(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None) -> P
     config = config_of_folder(folder, raw)
     options = {"dtype": dtype or "auto", "use_safetensors": True, "output_loading_info": True}
     model, info = model_class(config).from_pretrained(folder, **options)
-    refuse_incomplete(info, folder)
+    # A library that packs weights stores numbers beside them that no parameter is called after.
+    refuse_incomplete(info, folder, PROBLEMS if not raw.get("quantization_config") else PARTS_AT_RANDOM)
     return model
 
 

@@ -17,6 +17,7 @@ from .extras import Extras, of_folder, of_source, promise_nothing, refuse_loss, 
 from .heads import head_of_own
 from .incoming import Reader
 from .plan import Plan, Planner, Step
+from .quantised import refuse_quantized_config
 from .registry import family_of, file_name, model_type_of, variant_of
 from .sidecar import Manifest
 from .their_side import kept_dtypes, planner_for
@@ -62,6 +63,7 @@ def read_outgoing(
     folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype | None = None, company: Company | None = None
 ) -> Outgoing:
     """Plans the export of a zoo folder to the family `to`."""
+    refuse_quantized_config(raw)
     config, company = import_config(raw), company or Company()
     to, extras, left_behind = _company(folder, config, to, company)
     family, manifest = family_of(to), extras.manifest
@@ -82,6 +84,8 @@ def read_outgoing(
         target = {key: value for key, value in target.items() if key != "torch_dtype"}
         target["dtype"] = str(dtype).removeprefix("torch.")
     _check_comes_back(planner, plan, reader.headers, to)
+    # The name of a file of the source, which the target has under the usual one.
+    target.pop("transformers_weights", None)
     if company.alone:
         promise_nothing(target)
     buffers = _buffers(planner, config, target, extras)

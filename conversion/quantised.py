@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .zoo_side import Expected
 
 # Files beside config.json in which some tools say how they packed the weights.
-_SCHEMES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+SCHEMES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 _KEYS = ("quantization_config", "compression_config")
 _ADVICE = "load it with transformers, dequantise it and save it in a plain dtype."
 
@@ -29,7 +29,7 @@ def refuse_quantized_config(raw: dict[str, Any]) -> None:
 
 def refuse_quantized_folder(folder: Path) -> None:
     """The same for a file of its own."""
-    for name in _SCHEMES:
+    for name in SCHEMES:
         if (folder / name).is_file():
             scheme = read_json(folder / name)
             inner = scheme.get("quantization") if isinstance(scheme.get("quantization"), dict) else scheme

@@ -10,6 +10,7 @@ from .checkpoint import read_json
 from .companions import CARD, COMPANIONS
 from .errors import ConversionError
 from .folder_gate import check_files
+from .quantised import SCHEMES
 from .sidecar import FOLDER
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -22,7 +23,7 @@ def resolve_source(source: str | Path) -> Path:
         return folder
     if folder.exists() or not _HUB_ID.fullmatch(str(source)):
         raise ConversionError(f"{source} is neither a folder nor a Hub id like 'owner/name'.")
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", CARD, f"{FOLDER}/*", *COMPANIONS]
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", CARD, f"{FOLDER}/*", *SCHEMES, *COMPANIONS]
     try:
         return Path(snapshot_download(str(source), allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

@@ -64,6 +64,6 @@ def _as_loaded(name: str, tensor: Tensor, model, dtype: torch.dtype) -> Tensor:
     plan = model._get_dtype_plan(dtype)
     if not plan or not tensor.is_floating_point():
         return tensor
-    pattern, key_of_group, _ = build_glob_alternation(list(plan))
+    pattern, key_of_group, *_ = build_glob_alternation(list(plan))
     found = pattern.search(name)
     return tensor.to(plan[key_of_group[found.lastgroup]]) if found else tensor

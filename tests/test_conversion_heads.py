@@ -226,3 +226,33 @@ def test_commands_take_a_classifier_for_what_it_is(zoo, tmp_path):
     code, out, err = zoo("verify", source, target)
     assert code == 0, err
     assert "LlamaForSequenceClassification" in out and "ZooForSequenceClassification" in out
+
+
+@pytest.mark.parametrize("head", [CAUSAL, BODY])
+def test_tokens_that_see_what_follows_do_so_here(head, tmp_path):
+    """`is_causal` in config.json, as embedding models made of decoders have it."""
+    theirs = build("qwen3", head, is_causal=False)
+    theirs.save_pretrained(tmp_path / "source")
+    assert_same_outputs(load(tmp_path / "source"), theirs)
+    assert_same_outputs(load(tmp_path / "source"), type(theirs).from_pretrained(tmp_path / "source"))
+    convert(tmp_path / "source", tmp_path / "zoo", progress=False)
+    convert(tmp_path / "zoo", tmp_path / "back", to="qwen3", progress=False)
+    assert_same_config(tmp_path / "back", tmp_path / "source")
+    ours = getattr(modeling_zoo, head).from_pretrained(tmp_path / "zoo")
+    ours.config.source_config = None
+    ours.save_pretrained(tmp_path / "nowhere")
+    convert(tmp_path / "nowhere", tmp_path / "out", to="qwen3", progress=False)
+    assert_same_outputs(ours, type(theirs).from_pretrained(tmp_path / "out"))
+
+
+def test_the_card_says_how_a_classifier_is_loaded(tmp_path):
+    build("llama", "ZooForTokenClassification").save_pretrained(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "zoo", progress=False)
+    card = (tmp_path / "zoo" / "README.md").read_text()
+    for text in (
+        "pipeline_tag: token-classification",
+        "AutoModelForTokenClassification.from_pretrained",
+        '"TOKEN_CLS"',
+    ):
+        assert text in card
+    assert "AutoModelForCausalLM" not in card and "vllm" not in card

@@ -71,6 +71,10 @@ def test_config_may_name_the_file(originals, source, tmp_path):
     ours = load(source).state_dict()
     assert torch.equal(ours["model.embed_tokens.weight"], theirs["model.embed_tokens.weight"])
     assert torch.equal(theirs["model.norm.weight"], load_file(originals[0] / WHOLE)["model.norm.weight"])
+    convert(source, tmp_path / "zoo", **QUIET)
+    convert(tmp_path / "zoo", tmp_path / "back", to="llama", **QUIET)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict()
+    assert torch.equal(back["model.norm.weight"], theirs["model.norm.weight"])
     edit_json(source / "config.json", transformers_weights="../old/model.safetensors")
     refused(source, tmp_path / "target", "leads out of the folder")
 
@@ -136,6 +140,12 @@ def test_a_zoo_folder_of_integers_is_refused(source, tmp_path):
     convert(source, tmp_path / "zoo", **QUIET)
     rewrite(tmp_path / "zoo", lambda tensors: projections(tensors, int8))
     refused(tmp_path / "zoo", tmp_path / "back", "quantised.*is int8", to="llama")
+
+
+def test_a_zoo_folder_that_another_library_packed_is_called_quantised(source, tmp_path):
+    convert(source, tmp_path / "zoo", **QUIET)
+    edit_json(tmp_path / "zoo" / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    refused(tmp_path / "zoo", tmp_path / "back", r"quantised \(bitsandbytes\)", to="llama")
 
 
 @pytest.mark.parametrize(

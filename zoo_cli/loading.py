@@ -76,7 +76,7 @@ def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
 
     from conversion.checkpoint import Checkpoint
     from conversion.heads import HEADS, head_of
-    from conversion.loading import refuse_incomplete
+    from conversion.loading import PARTS_AT_RANDOM, PROBLEMS, refuse_incomplete
 
     # Its loader would follow an index out of the folder, and says less of a damaged file.
     Checkpoint(folder, named=config.get("transformers_weights"))
@@ -85,7 +85,8 @@ def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
     # Told apart below, by name.
     options["ignore_mismatched_sizes"] = True
     model, info = getattr(transformers, HEADS[head_of(config)].auto).from_pretrained(folder, **options)
-    refuse_incomplete(info, folder, ("missing_keys", "mismatched_keys", "error_msgs"))
+    own = config.get("model_type") == MODEL_TYPE and not config.get("quantization_config")
+    refuse_incomplete(info, folder, PROBLEMS if own else PARTS_AT_RANDOM)
     return model
 
 
