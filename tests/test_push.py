@@ -10,6 +10,8 @@ import torch
 from hub_fixtures import ROOT, TOKENS, fresh_process, point_at, use_token
 from hub_server import Hub
 from random_models import randomize
+from test_conversion import assert_same_tensors, tensors_of
+from test_way_back import wrapped
 from transformers import AutoTokenizer
 
 import conversion
@@ -94,6 +96,20 @@ def test_its_card_is_zoos_own_with_the_licence_of_the_original(hub, converted):
         assert part in card
     assert files["architecture.svg"].startswith(b"<svg")
     assert "rearranged without loss" not in card, "it may have been trained since"
+
+
+def test_what_waits_for_the_way_back_goes_along(hub, tmp_path):
+    wrapped("gemma3", tmp_path / "source")
+    conversion.convert(tmp_path / "source", tmp_path / "zoo", progress=False)
+    ZooForCausalLM.from_pretrained(tmp_path / "zoo").push_to_hub("user/sees")
+    assert {"source/manifest.json", "source/tensors.safetensors"} <= {*hub.files("user/sees")}
+    conversion.convert("user/sees", tmp_path / "back", to="gemma3", progress=False)
+    assert_same_tensors(tensors_of(tmp_path / "back"), tensors_of(tmp_path / "source"))
+    # Loaded from the Hub, where only the model is fetched, and saved: the repository is where the rest is.
+    ZooForCausalLM.from_pretrained("user/sees", revision="main").save_pretrained(tmp_path / "tuned")
+    shutil.rmtree(tmp_path / "tuned" / "source", ignore_errors=True)
+    conversion.convert(tmp_path / "tuned", tmp_path / "again", to="gemma3", source="user/sees", progress=False)
+    assert_same_tensors(tensors_of(tmp_path / "again"), tensors_of(tmp_path / "source"))
 
 
 def test_a_card_that_stands_there_already_stays(hub):
