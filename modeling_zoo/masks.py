@@ -10,11 +10,11 @@ from transformers.masking_utils import (
 )
 
 from .attention_bands import band_of, sees_all
-from .packed_sequences import create_recurrent_mask
+from .packed_sequences import create_full_mask, create_recurrent_mask
 from .tracing import is_traced
 
 MASK_BUILDERS = {
-    "full_attention": create_causal_mask,
+    "full_attention": create_full_mask,
     "sliding_attention": create_sliding_window_causal_mask,
     "chunked_attention": create_chunked_causal_mask,
     "indexed_attention": create_causal_mask,
@@ -168,7 +168,7 @@ def build_masks(
         sized = {"config": layer, "layer_idx": layer_idx, **arguments}
         if kind in PATTERNS:
             overlay = PATTERNS[kind](layer.sparse_attention_stride)
-            masks[name] = create_causal_mask(**sized, **special, and_mask_function=overlay)
+            masks[name] = create_full_mask(**sized, **special, and_mask_function=overlay)
             continue
         band = band_of(layer, kind, layer_idx, **arguments) if plain else None
         masks[name] = MASK_BUILDERS[kind](**sized, **special) if band is None else band

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers.masking_utils import create_recurrent_attention_mask
+from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
 
 from .recurrence_kernels import has_kernels
 from .tracing import is_traced
@@ -79,6 +79,32 @@ def packed_sequences(position_ids, batch):
         return None
     packed = PackedSequences(starts, places_behind(starts))
     return packed._replace(cu_seqlens=packed.cumulative_lengths()) if counted else packed
+
+
+def within_sequences(packed, pattern=None):
+    """A rule for transformers' masks: of the same sequence, and in `pattern` as slots count within it."""
+    numbers, places = packed.starts.cumsum(1), packed.places
+
+    def visible(batch_idx, head_idx, q_idx, kv_idx):
+        same = numbers[batch_idx, q_idx] == numbers[batch_idx, kv_idx]
+        if pattern is None:
+            return same
+        return same & pattern(batch_idx, head_idx, places[batch_idx, q_idx], places[batch_idx, kv_idx])
+
+    return visible
+
+
+def create_full_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+    """Of the layers that see every token: transformers' own causal mask.
+
+    Its mask for attention in both directions knows of no packed sequences, so they are a rule on top of it.
+    """
+    arguments = (config, inputs_embeds, attention_mask, past_key_values)
+    if not getattr(config, "is_causal", True) and attention_mask is None and past_key_values is None:
+        packed = packed_sequences(position_ids, inputs_embeds.shape[0])
+        if packed is not None:
+            kwargs["and_mask_function"] = within_sequences(packed, kwargs.get("and_mask_function"))
+    return create_causal_mask(*arguments, position_ids=position_ids, **kwargs)
 
 
 def create_recurrent_mask(config, inputs_embeds, attention_mask, past_key_values=None, position_ids=None, **kwargs):

@@ -65,3 +65,10 @@ def check_padding(model, tokens, expected):
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     found = model(padded, attention_mask=mask, position_ids=positions).logits[:, 4:]
     check_same(model, tokens, found, expected, "padding")
+
+
+def check_packed(model, tokens, expected):
+    """Both rows end to end, told apart by their positions, are what they are apart."""
+    positions = torch.arange(tokens.shape[1]).repeat(len(tokens))[None]
+    found = model(tokens.view(1, -1), position_ids=positions, use_cache=False).logits
+    check_same(model, tokens, found.view(expected.shape), expected, "packed")

@@ -11,6 +11,7 @@ from counted_work import counted
 from random_mixers import SIZES, VARIANTS, WIDTH, assert_equal, mix, mixer_of
 from random_models import randomize
 from samples import every, only
+from torch._dynamo.testing import CompileCounter
 from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
 from versions import older_than
 
@@ -65,19 +66,21 @@ def test_outputs_and_gradients(variant):
 def test_compiled_into_one_graph(variant):
     """The same where nothing can look at a value: mask and mixer, forward and backward."""
     torch._dynamo.reset()
-    mixer = mixer_of(variant)
+    mixer, backend = mixer_of(variant), CompileCounter()
     x = torch.randn(1, sum(SHORT), WIDTH, requires_grad=True)
     weights, positions = torch.randn_like(x), positions_of(SHORT)
     compiled = torch.compile(
-        lambda x, positions: mix(mixer, x, position_ids=positions), backend="eager", fullgraph=True
+        lambda x, positions: mix(mixer, x, position_ids=positions), backend=backend, fullgraph=True
     )
     sides = (compiled(x, positions), mix(mixer, x, position_ids=positions))
     assert_equal(*sides)
     for found, expected in zip(*(gradients_of(side, weights, leaves_of(mixer, x)) for side in sides), strict=True):
         assert_equal(found, expected)
-    # One sequence is no special case there.
-    one = positions_of([sum(SHORT)])
-    assert_equal(compiled(x, one), mix(mixer, x, position_ids=one))
+    # Other sequences, or a single one, take the same graph.
+    for other in ((20, 5), [sum(SHORT)]):
+        positions = positions_of(other)
+        assert_equal(compiled(x, positions), mix(mixer, x, position_ids=positions))
+    assert backend.frame_count == 1
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -124,6 +127,13 @@ MODELS = {
     "indexed": LATENT | INDEXED | {"layer_types": ["indexed_attention", F, "indexed_attention"]},
     "sliding": {"layer_types": [S, F, S], "sliding_window": 4},
     "chunked": {"layer_types": [C, F, C], "attention_chunk_size": 5},
+    "both ways": {"use_bidirectional_attention": True},
+    "patterns": {"sparse_attention_pattern": ["strided", "fixed", "banded"], "sparse_attention_stride": 3},
+    "patterns both ways": {
+        "sparse_attention_pattern": ["strided", "fixed", "banded"],
+        "sparse_attention_stride": 3,
+        "use_bidirectional_attention": True,
+    },
 }
 
 
@@ -177,7 +187,7 @@ TOLD = (["position_ids"], ["cu_seq_lens_q", "cu_seq_lens_k"], ["seq_idx"], ["pos
 
 
 def skip_old_chunks(name):
-    if C in MODELS[name]["layer_types"] and older_than("5.20"):
+    if C in MODELS[name].get("layer_types", ()) and older_than("5.20"):
         pytest.skip("transformers' masks count chunks from the start of the row, not of the document")
 
 
@@ -243,7 +253,7 @@ def test_transformers_own_rule_for_jumping_positions():
 
 @torch.no_grad()
 @pytest.mark.parametrize("mask", ["ones", "padded"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if "both ways" not in name])
 def test_positions_that_jump_under_a_mask_start_nothing(name, mask):
     """All at once is four tokens and then one by one: a row with a mask is one sequence for every layer."""
     model, (ids, positions, masks) = model_of(name).eval(), jumping()

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from model_checks import check_backward, check_padding, check_pieces
+from model_checks import check_backward, check_packed, check_padding, check_pieces
 from random_configs import draw_config, named_in, shrink
 from random_models import randomize
 
@@ -64,6 +64,7 @@ def check_works(chosen):
         # The patterns of 2019 count slots: padding takes part in them.
         if config.sparse_attention_pattern is None:
             check_padding(model, tokens, expected)
+        check_packed(model, tokens, expected)
         check_saved(model, tokens, expected)
     check_half(model, tokens)
 
