@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import zipfile
@@ -223,3 +224,12 @@ def test_generate_does_what_the_folders_settings_say(own, zoo, converted, tmp_pa
     texts = [answer("--seed", seed)["text"] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert answer("--temperature", 0, "--max-new-tokens", 30)["text"] == greedy
+
+
+def test_a_terminal_obeys_nothing_that_a_model_writes(zoo, converted):
+    prompt = "Once \x1b[31mred\x9b2J\x07 upon"
+    line = ("generate", converted, "--prompt", prompt, "--max-new-tokens", 3)
+    for options in ((), ("--num-beams", 2), ("--json",)):
+        code, out, _ = zoo(*line, *options)
+        assert code == 0 and "[31mred" in out and not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", out)
+    assert "\x1b[31mred\x9b2J\x07" in json.loads(out)["text"]

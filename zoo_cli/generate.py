@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from .errors import UserError
 from .loading import DEVICE_HELP, DTYPE_HELP, TRUST_HELP, load_model, load_tokenizer, open_folder
 
+# What a terminal takes for a command, not for text.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 LENGTH_HELP = "Without it: as generation_config.json says, else 100."
 
 
@@ -98,13 +101,12 @@ def encode(tokenizer, prompt: str, chat: bool):
 def answer(model, tokenizer, inputs, options: dict, seed: int | None, as_json: bool) -> None:
     """Generate, and print the whole text: while it comes if it can, else at the end."""
     import torch
-    from transformers import TextStreamer
 
     if seed is not None:
         torch.manual_seed(seed)
     settings = settings_of(model, options)
     streams = settings.num_beams in (None, 1) and not as_json
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if streams else None
+    streamer = streamer_of(tokenizer) if streams else None
     started = time.perf_counter()
     # The tokenizer is what finds stop strings.
     tokens = model.generate(**inputs, streamer=streamer, generation_config=settings, tokenizer=tokenizer)[0].tolist()
@@ -113,6 +115,18 @@ def answer(model, tokenizer, inputs, options: dict, seed: int | None, as_json: b
     if as_json:
         prompt_tokens = inputs["input_ids"].shape[1]
         new = {"prompt_tokens": prompt_tokens, "new_tokens": len(tokens) - prompt_tokens, "seconds": round(seconds, 3)}
-        typer.echo(json.dumps({"text": text, "tokens": tokens} | new, ensure_ascii=False))
+        line = json.dumps({"text": text, "tokens": tokens} | new, ensure_ascii=False)
+        typer.echo(CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], line))
     elif not streams:
-        typer.echo(text)
+        typer.echo(CONTROL.sub("", text))
+
+
+def streamer_of(tokenizer):
+    """Prints words as they come; a terminal shall obey no model."""
+    from transformers import TextStreamer
+
+    class Printer(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            super().on_finalized_text(CONTROL.sub("", text), stream_end)
+
+    return Printer(tokenizer, skip_special_tokens=True)
