@@ -107,7 +107,9 @@ class ZooModel(ZooPreTrainedModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         Backbone.build(self, config)
-        self.per_layer_embeddings = PerLayerEmbeddings(config) if config.hidden_size_per_layer_input else None
+        self.per_layer_embeddings = (
+            PerLayerEmbeddings(config.outside_layers()) if config.hidden_size_per_layer_input else None
+        )
         self.shared_blocks = SharedBlocks(config)
         self.shares_blocks = len(self.shared_blocks) > 0
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])

@@ -50,7 +50,7 @@ ROTATIONS = (
 REPAIRS = 60
 
 
-def draw_fields(rng, per_layer_fields):
+def draw_fields(rng):
     """Fields of a config, nothing said about whether they go together: many of two groups, a few of the others."""
     chosen = {name: rng.choice(values) for name, values in SIZES.items()}
     layers = chosen["num_hidden_layers"]
@@ -61,10 +61,6 @@ def draw_fields(rng, per_layer_fields):
             chosen[name] = draw_value(KINDS[name], layers, rng)
     if rng.random() < 0.2:
         chosen["rope_parameters"] = dict(rng.choice(ROTATIONS))
-    if per_layer_fields and rng.random() < 0.3:
-        names = rng.sample(per_layer_fields, rng.choice((1, 2, 3, 6)))
-        own = {name: value for name in names if (value := draw_value(KINDS[name], layers, rng)) is not None}
-        chosen["per_layer_config"] = {rng.randrange(layers): own}
     return {name: value for name, value in chosen.items() if value is not None}
 
 
@@ -91,11 +87,6 @@ def repair(chosen, sentence, rng):
         wanted = wanted or sentence.partition(word)[2]
     if wanted and rng.random() < 0.6 and (given := _satisfy(wanted, chosen, rng)):
         return chosen | given
-    own = [(i, name) for i, given in chosen.get("per_layer_config", {}).items() for name in given if name in named]
-    if "per_layer_config" in named and own:
-        index, name = own[0]
-        left = _without(chosen["per_layer_config"][index], name)
-        return chosen | {"per_layer_config": {index: left}} if left else _without(chosen, "per_layer_config")
     there = [name for name in named if name in chosen]
     if not there:
         given = _satisfy(sentence, chosen, rng)
@@ -135,12 +126,29 @@ def _without(chosen, name):
     return {key: value for key, value in chosen.items() if key != name}
 
 
+def differ(chosen, config, rng, per_layer_fields, refusals):
+    """The same with some fields of one layer different, among those of which the model has a value at all."""
+    layer, own = rng.randrange(config.num_hidden_layers), {}
+    known = [name for name in per_layer_fields if getattr(config, name) is not None]
+    for name in rng.sample(known, min(len(known), rng.choice((1, 4, 8)))):
+        value = draw_value(KINDS[name], config.num_hidden_layers, rng)
+        wider = chosen | {"per_layer_config": {layer: own | {name: value}}}
+        found, sentence = try_config(wider)
+        if found is None:
+            refusals.append(sentence)
+        elif value is not None:
+            chosen, config, own = wider, found, own | {name: value}
+    return chosen, config
+
+
 def draw_config(rng, per_layer_fields=()):
     """(fields, config or None, sentences of refusal on the way)."""
-    chosen, refusals = draw_fields(rng, per_layer_fields), []
+    chosen, refusals = draw_fields(rng), []
     for _ in range(REPAIRS):
         config, sentence = try_config(chosen)
         if config is not None:
+            if rng.random() < 0.4:
+                chosen, config = differ(chosen, config, rng, per_layer_fields, refusals)
             return chosen, config, refusals
         refusals.append(sentence)
         mended = repair(chosen, sentence, rng)
