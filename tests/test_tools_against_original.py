@@ -195,7 +195,7 @@ def pad(rows):
     return {"input_ids": fill("input_ids", 0), "labels": fill("labels", -100), "attention_mask": mask}
 
 
-def trained(model, folder, **arguments):
+def trained(model, folder, evaluates=True, **arguments):
     """The losses of three steps, the last of which have seen what the first did, and that of an evaluation."""
     settings = {
         **{"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1, "seed": 1},
@@ -207,7 +207,7 @@ def trained(model, folder, **arguments):
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return [*losses, trainer.evaluate()["eval_loss"]]
+    return [*losses, trainer.evaluate()["eval_loss"]] if evaluates else losses
 
 
 REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
@@ -354,3 +354,18 @@ def test_an_adapter_does_what_it_does_to_the_original(pair_of, adapter, tmp_path
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert (seen[0][0] - plain).abs().max() > 1e-2 and (seen[0][1] - seen[0][0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", only(["mixtral"], MODULES))
+def test_an_adapter_over_few_bits_learns_what_it_learns_on_the_original(pair_of, name, bits, tmp_path):
+    """QLoRA: the quantised weights stay, and the steps over them are the original's."""
+    pytest.importorskip("bitsandbytes")
+    pair, losses = pair_of(name), []
+    for make in (pair.original, pair.remote):
+        model = make(quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}))
+        model = adapted(model, "LoraConfig", name)
+        before = logits(model.train())
+        losses.append(trained(model, tmp_path, evaluates=False, learning_rate=0.1))
+        assert (logits(model.train()) - before).abs().max() > 1e-3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
