@@ -63,7 +63,8 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
     parameter_groups = parameter_groups
 
     def __init__(self, config, *args, **kwargs):
-        if isinstance(config, ZooConfig):
+        # By name: a local folder's copies of the two packages are modules apart, with a config class each.
+        if hasattr(config, "settle_depth"):
             config.settle_depth()
         super().__init__(config, *args, **kwargs)
 

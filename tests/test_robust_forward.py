@@ -8,6 +8,7 @@ from combinations import FULL, HEADS, ROWS, SIZES, STATES, linear
 from huggingface_hub.errors import StrictDataclassError
 from random_models import randomize
 from transformers import DynamicCache, StaticCache
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.fields_linear import CHOICES, LINEAR_MECHANISMS
@@ -305,6 +306,17 @@ WHOLE = ("block_type", "hidden_size_per_layer_input", "linear_attention_type")
 def greedy(model, tokens, **options):
     arguments = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0} | options
     return model.generate(tokens, suppress_tokens=[0], attention_mask=torch.ones_like(tokens), **arguments)
+
+
+def test_a_lowered_depth_by_the_code_of_a_folder(tmp_path):
+    """Its config class and the one its model imports are two: the depth is settled all the same."""
+    model_of({"layer_types": ["full_attention"] * 3}).save_pretrained(tmp_path)
+    names = ("configuration_zoo.ZooConfig", "modeling_zoo.ZooForCausalLM")
+    config_class, model_class = (get_class_from_dynamic_module(name, str(tmp_path)) for name in names)
+    config = config_class.from_pretrained(tmp_path)
+    assert not isinstance(config, model_class.config_class)
+    config.num_hidden_layers = 2
+    assert len(model_class(config).config.layer_types) == 2
 
 
 @pytest.mark.sampled(13)
