@@ -43,6 +43,11 @@ class KeyValueSharingFields:
         source = self.kv_source_of(index)
         if source is None:
             raise ValueError(f"{says} but no layer before it that keeps keys and values is {word!r} in layer_types.")
+        if self.attention_types[source] != "grouped_query":
+            raise ValueError(
+                f"{says} but attention_type of layer {source}, whose keys and values it reads, is "
+                f"{self.attention_types[source]!r}: it has to be 'grouped_query'."
+            )
         one, other = layers[source], layers[index]
         sizes = [[layer.num_key_value_heads, layer.head_dim, layer.value_width] for layer in (one, other)]
         if sizes[0] != sizes[1]:

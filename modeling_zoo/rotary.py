@@ -162,7 +162,7 @@ class Rotations(nn.Module):
         for name in common.rope_tables:
             # Parameters that no layer uses: the module still answers for them.
             if name not in tables:
-                tables[name] = RotaryEmbedding(*self._settings(common, 0, name))
+                tables[name] = RotaryEmbedding(*self._settings(common, (config.softmax_layers or [0])[0], name))
         self.tables = nn.ModuleDict(tables)
 
     @staticmethod

@@ -147,6 +147,8 @@ ROWS = {
         },
         {**LATENT, **INDEXER, "q_lora_rank": 18, "layer_types": [INDEXED] * 3, "indexer_warmup": True,
          "indexer_loss_coef": 0.1},
+        {**{name: LATENT[name] for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")},
+         "attention_type": ["latent", "grouped_query", "latent"]},
         linear("gated_delta_net", **HEADS),
         linear("gated_delta_net", [LINEAR] * 3, **HEADS, linear_allow_neg_eigval=True, linear_gate_rank=5),
         linear("kimi_delta_attention", **HEADS, linear_decay_rank=4),
