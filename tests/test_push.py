@@ -337,6 +337,22 @@ def test_a_name_that_is_no_repository(zoo, converted, repository):
     assert code == 1 and repository in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"model_type": "llama", "auto_map": True}),
+        ("config.json", {"model_type": "zoo", "auto_map": ["x"]}),
+        ("model.safetensors.index.json", {"weight_map": [1]}),
+        ("model.safetensors.index.json", {"weight_map": {"a": None}}),
+    ],
+)
+def test_wrong_kinds_in_files_are_one_sentence(zoo, tmp_path, name, content):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / name).write_text(json.dumps(content))
+    code, _, err = zoo("push", tmp_path, "user/stories", "--dry-run")
+    assert code == 1 and name in err and err.count("\n") == 1 and "unexpected" not in err
+
+
 def test_folders_nobody_could_load(zoo, converted, tmp_path):
     broken = Path(shutil.copytree(converted, tmp_path / "broken"))
     (broken / "norms.py").unlink()

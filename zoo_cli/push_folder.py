@@ -58,7 +58,10 @@ def missing_code(folder: Path, config: dict) -> str | None:
     """The first file of code that auto_map, or another file of code, asks for and the folder has not."""
     if config.get("model_type") == "zoo" and not config.get("auto_map"):
         return f"{folder / CONFIG} has no auto_map, so the Hub would not find the code: save the model again with zoo."
-    entries = [entry for entry in (config.get("auto_map") or {}).values() if isinstance(entry, str)]
+    auto_map = config.get("auto_map") or {}
+    if not isinstance(auto_map, dict):
+        return f"{folder / CONFIG} has auto_map={auto_map!r}, which must be an object: save the model again."
+    entries = [entry for entry in auto_map.values() if isinstance(entry, str)]
     waiting, seen = [entry.rpartition(".")[0] for entry in entries if "--" not in entry], set()
     while waiting:
         name = waiting.pop()
@@ -75,8 +78,10 @@ def missing_code(folder: Path, config: dict) -> str | None:
 def missing_weights(folder: Path) -> str | None:
     """The first shard an index names and the folder has not. No weights at all is a config, which may be pushed."""
     for index in folder.glob("*.index.json"):
-        content = read_object(index) or {}
-        for shard in sorted(set(content.get("weight_map", {}).values())):
+        weight_map = (read_object(index) or {}).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            return f"{index} has no weight_map from tensor names to file names: save the model again."
+        for shard in sorted(set(weight_map.values())):
             if not (folder / shard).is_file():
                 return f"{folder} lacks {shard}, which {index.name} names."
     return None
