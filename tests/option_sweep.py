@@ -35,6 +35,8 @@ LEAKS_PADDING = {
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "mamba", "mamba2",
     "nemotron_h", "recurrent_gemma", "zamba", "zamba2",
 }  # fmt: skip
+# Classes whose delta rule casts to float32, so that float64 does not tell rounding from a fault.
+WORKS_IN_FLOAT32 = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 # Classes that count padding where a token stands: a scale of the queries by position.
 COUNTS_PADDING = {"llama4_text"}
 # Options with which a class's attention in plain steps is not the one it was trained with: the other one counts.
@@ -260,7 +262,7 @@ def compare(row, theirs, ours, inputs, expected, tokens):
             attended = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
     if not close(found[attended], expected[attended]):
         wide = both_in_float64(theirs, ours, inputs, attended)
-        if wide is None or not close(*wide):
+        if (wide is None or not close(*wide)) and not as_near_as_itself(row, theirs, inputs, found, expected, attended):
             return Outcome(THIRD, f"logits differ by {distance(found[attended], expected[attended]):.1e}")
         reasons.append("the order of float32 sums")
     told = greedy(ours, inputs)
@@ -301,6 +303,8 @@ def both_in_float64(theirs, ours, inputs, attended):
     A class whose masked rows are not finite then is asked about each row alone.
     """
     ours, theirs = deepcopy(ours).double(), deepcopy(theirs).double()
+    # torch's grouped product of all experts at once takes no float64.
+    theirs.set_experts_implementation("eager")
     rows_alone = [{"input_ids": row[None, kept]} for row, kept in zip(inputs["input_ids"], attended, strict=True)]
     try:
         found, expected = ours(**inputs).logits[attended], theirs(**inputs).logits[attended]
@@ -309,6 +313,22 @@ def both_in_float64(theirs, ours, inputs, attended):
     except (RuntimeError, TypeError):
         return None
     return found, expected
+
+
+def as_near_as_itself(row, theirs, inputs, found, expected, attended):
+    """Whether their recurrence, which works in float32 whatever the model's dtype, is as far from itself when it reads
+    token by token: then the order of sums decides those digits."""
+    if row.name not in WORKS_IN_FLOAT32:
+        return False
+    steps = []
+    for tokens, kept in zip(inputs["input_ids"], attended, strict=True):
+        cache = None
+        for token in tokens[kept]:
+            read = theirs(input_ids=token[None, None], past_key_values=cache, use_cache=True)
+            cache = read.past_key_values
+            steps.append(read.logits[0])
+    spread = distance(torch.cat(steps), expected[attended])
+    return distance(found[attended], expected[attended]) <= 2 * spread < 1e-3
 
 
 def distance(found, expected):
