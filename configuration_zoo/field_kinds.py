@@ -13,6 +13,8 @@ from typing import Any
 # No matrix of a model is wider, and no text longer: what is more is a slip that would ask for all memory there is.
 WIDEST = 2**24
 LONGEST = 2**31 - 1
+# Nor has any more layers; the deepest that was trained has some hundreds.
+DEEPEST = 4096
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -132,6 +134,11 @@ def setting(kind: Kind, default: Any, needs: str | None = None, neutral: tuple =
 def size(default: int | None = None, **needs) -> Any:
     """How many rows or columns a matrix has, how many heads, layers or experts there are."""
     return setting(Number(whole=True, above=0, most=WIDEST), default, **needs)
+
+
+def depth(default: int | None = None, **needs) -> Any:
+    """How many layers."""
+    return setting(Number(whole=True, above=0, most=DEEPEST), default, **needs)
 
 
 def length(default: int | None = None, **needs) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .field_kinds import Items, Number, Record, factor, flag, number, positive, probability, setting, size
+from .field_kinds import Items, Number, Record, depth, factor, flag, number, positive, probability, setting, size
 from .fields_checks import for_each_layer
 
 
@@ -12,7 +12,7 @@ class ModelFields:
 
     vocab_size: int = size(32000)
     hidden_size: int = size(4096)
-    num_hidden_layers: int = size(32)
+    num_hidden_layers: int = depth(32)
     tie_word_embeddings: bool = flag()
     # Width of the embedding and head where it differs from hidden_size, with a projection at each end (OPT 350m).
     embedding_size: int | None = size()

@@ -11,8 +11,10 @@ from .card_picture import architecture_svg
 from .card_use import use_sections
 from .companions import CARD
 from .config_bridge import architecture
+from .foreign_text import code_span, printable
 from .heads import HEADS, head_of_own
 from .measure import empty_model, layer_runs, measure
+from .registry import file_name, known_families
 from .sidecar import Manifest
 
 PICTURE = "architecture.svg"
@@ -34,7 +36,7 @@ def write_card(folder: Path, config: ZooConfig, manifest: Manifest, parameters: 
 
 def write_plain_card(folder: Path, config: ZooConfig, origin: Path | None = None) -> None:
     """The same for a model that was made or trained with zoo; `origin` is the folder it started from, if any."""
-    family = (config.source_config or {}).get("model_type")
+    family = known_source(config)
     started = f" It has the architecture of a `{family}` checkpoint." if family else ""
     lines = [
         front_matter(carried_over(origin), HEADS[head_of_own(config)].pipeline),
@@ -42,6 +44,12 @@ def write_plain_card(folder: Path, config: ZooConfig, origin: Path | None = None
         *_description(folder, config, family),
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def known_source(config: ZooConfig) -> str | None:
+    """The family a model came from, None for no family or for one nobody knows: a command line is made from it."""
+    family = (config.source_config or {}).get("model_type")
+    return family if isinstance(family, str) and file_name(family) in known_families() else None
 
 
 def replace_empty_card(folder: str | Path, config: ZooConfig) -> None:
@@ -115,7 +123,7 @@ def _table(title: str, rows: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     """A value for a table cell; a per-layer list as runs, `3 x sliding_attention, 1 x full_attention`."""
     if not isinstance(value, list) or len(value) < 4:
-        return f"`{value}`"
+        return code_span(value)
     runs: list[list] = []
     for entry in value:
         if runs and runs[-1][1] == entry:
@@ -123,4 +131,4 @@ def _short(value: Any) -> str:
         else:
             runs.append([1, entry])
     text = ", ".join(f"{count} × {entry}" for count, entry in runs[:12])
-    return text + (" ..." if len(runs) > 12 else "")
+    return printable(text + (" ..." if len(runs) > 12 else ""))

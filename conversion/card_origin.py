@@ -5,10 +5,38 @@ from pathlib import Path
 from typing import Any
 
 from .companions import CARD
+from .foreign_text import code_span, is_slug, printable
 from .sidecar import FOLDER, Manifest
 
-# Keys of a card's front matter that stay true of the same weights in another layout.
-KEPT = ("license", "license_name", "license_link", "language", "base_model", "datasets", "extra_gated_prompt")
+# The head of a card is a few lines; an alias bomb is not.
+LONGEST_HEAD = 100_000
+
+
+def is_list_of_slugs(value: Any) -> bool:
+    """A name, or a list of at most a hundred."""
+    values = value if isinstance(value, list) else [value]
+    return 0 < len(values) <= 100 and all(map(is_slug, values))
+
+
+def is_place(value: Any) -> bool:
+    """The name of a file, or an address of the web."""
+    return is_slug(str(value).removeprefix("https://"))
+
+
+def is_plain_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 10_000 and printable(value) == value
+
+
+# Keys of a card's front matter that stay true of the same weights in another layout, and what each may be.
+KEPT = {
+    "license": is_slug,
+    "license_name": is_slug,
+    "license_link": is_place,
+    "language": is_list_of_slugs,
+    "base_model": is_list_of_slugs,
+    "datasets": is_list_of_slugs,
+    "extra_gated_prompt": is_plain_text,
+}
 
 
 def carried_over(folder: Path | None) -> dict[str, Any]:
@@ -17,7 +45,7 @@ def carried_over(folder: Path | None) -> dict[str, Any]:
     for card in cards:
         if card.is_file():
             found = read_front_matter(card.read_text(encoding="utf-8", errors="replace"))
-            return {key: found[key] for key in KEPT if found.get(key)}
+            return {key: found[key] for key, fits in KEPT.items() if found.get(key) and fits(found[key])}
     return {}
 
 
@@ -40,36 +68,37 @@ def read_front_matter(text: str) -> dict[str, Any]:
     """The YAML between the first two lines of `---`; {} where there is none, or none that can be read."""
     import yaml
 
-    found = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", text, flags=re.DOTALL)
+    found = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", text[:LONGEST_HEAD], flags=re.DOTALL)
     try:
         content = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+    # Nested too deeply, or a date that no calendar has.
+    except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def front_matter(carried: dict[str, Any], pipeline: str = "text-generation") -> str:
     """The head of a card: what the Hub sorts models by, and what was carried over."""
-    import yaml
+    from huggingface_hub import ModelCardData
 
     content = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["zoo", "custom_code"]}
-    text = yaml.safe_dump(content | carried, sort_keys=False, allow_unicode=True)
-    return f"---\n{text}---\n"
+    return f"---\n{ModelCardData(**content | carried).to_yaml()}\n---\n"
 
 
 def source_note(folder: Path, manifest: Manifest) -> str:
     """Licence, the original's card, and the tensors that are kept for the way back."""
     licences = sorted(path.name for path in folder.iterdir() if path.name.startswith(("LICENSE", "LICENCE", "NOTICE")))
     named = carried_over(folder).get("license")
-    note = f"## Source\n\nConverted from a `{manifest.model_type}` checkpoint; its licence applies to these weights"
-    note += f" (`{named}`" if named else " (the source's card names none"
-    note += f"; {', '.join(f'`{name}`' for name in licences)})." if licences else "; it had no licence file)."
+    note = f"## Source\n\nConverted from a {code_span(manifest.model_type)} checkpoint; its licence applies to these"
+    note += " weights"
+    note += f" ({code_span(named)}" if named else " (the source's card names none"
+    note += f"; {', '.join(map(code_span, licences))})." if licences else "; it had no licence file)."
     if (folder / FOLDER / CARD).is_file():
         note += f" Its own card is `{FOLDER}/{CARD}`."
     if manifest.kept:
         note += (
             f" {len(manifest.kept)} tensors that zoo does not use are kept in `{FOLDER}/` for the way back: "
-            + ", ".join(f"`{name}`" for name in manifest.kept[:5])
+            + ", ".join(map(code_span, manifest.kept[:5]))
             + (" ..." if len(manifest.kept) > 5 else ".")
         )
     return note + "\n"

@@ -179,6 +179,8 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ConversionError(f"{path} cannot be read as JSON: {error}.") from error
+    except RecursionError as error:
+        raise ConversionError(f"{path} is nested deeper than any file of a model: it cannot be read.") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds {type(content).__name__}, expected an object.")
     return content

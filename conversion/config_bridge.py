@@ -20,12 +20,12 @@ from configuration_zoo import ZooConfig
 from configuration_zoo.field_needs import UnreadField
 
 from .culprits import with_culprit
-from .errors import ConversionError
+from .errors import ConversionError, one_line
 from .family import Family
 from .heads import CAUSAL, HEADS, head_of, head_of_own, labels_of
 from .quantised import refuse_quantized_config
 from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
-from .their_config import BAD_CONFIG, TIE, class_key, one_line, their_config
+from .their_config import BAD_CONFIG, TIE, class_key, their_config
 
 # Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
 NOT_ARCHITECTURE = {

@@ -11,7 +11,7 @@ from configuration_zoo import ZooConfig
 
 from .checkpoint import Checkpoint, has_weights
 from .config_bridge import import_config
-from .errors import ConversionError
+from .errors import ConversionError, one_line
 from .incoming import read_incoming
 from .registry import OWN_TYPE
 from .sources import read_config, resolve_source
@@ -47,8 +47,15 @@ def load(source: str | Path, dtype: str | torch.dtype | None = None) -> PreTrain
     )
     refuse_incomplete(info, folder)
     if model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = _generation_settings(folder)
     return model
+
+
+def _generation_settings(folder: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise ConversionError(f"{folder / 'generation_config.json'} cannot be used: {one_line(error)}") from error
 
 
 def _load_own(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None) -> PreTrainedModel:

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from .checkpoint import DTYPES, Checkpoint, read_json
-from .errors import ConversionError
+from .errors import ConversionError, one_line
 
 FOLDER, MANIFEST, STEM = "source", "manifest.json", "tensors"
 
 
+@strict
 @dataclass
 class Manifest:
     """The contents of manifest.json; an empty one stands for a model that came from nowhere."""
@@ -47,14 +50,20 @@ class Manifest:
             return cls()
         try:
             return cls(**read_json(path))
-        except TypeError as error:
-            raise ConversionError(f"{path} is not a manifest this version understands: {error}.") from error
+        except (TypeError, StrictDataclassError) as error:
+            raise ConversionError(f"{path} is not a manifest this version understands: {one_line(error)}") from error
 
     def headers(self) -> dict[str, Tensor]:
         """The source's tensors, on the meta device."""
-        return {
-            name: torch.empty(shape, dtype=DTYPES[dtype], device="meta") for name, (dtype, shape) in self.names.items()
-        }
+        try:
+            return {
+                name: torch.empty(shape, dtype=DTYPES[dtype], device="meta")
+                for name, (dtype, shape) in self.names.items()
+            }
+        except (TypeError, ValueError, LookupError, RuntimeError) as error:
+            raise ConversionError(
+                f"{FOLDER}/{MANIFEST} says of a tensor in `names` what no tensor is: {one_line(error)}"
+            ) from error
 
 
 def set_aside(folder: Path) -> Checkpoint | None:

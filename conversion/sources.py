@@ -13,6 +13,17 @@ from .folder_gate import check_files
 from .quantised import SCHEMES
 from .sidecar import FOLDER
 
+# Keys of config.json that other programs, or the choice of a family, read: kind, and how a sentence calls it.
+CONFIG_FORMS = {
+    "model_type": (str, "a word"),
+    "architectures": (list, "a list of class names"),
+    "auto_map": (dict, "an object"),
+    "text_config": (dict, "an object"),
+    "vision_config": (dict, "an object"),
+    "quantization_config": (dict, "an object"),
+    "source_config": (dict, "an object"),
+    "transformers_weights": (str, "a file name"),
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -45,4 +56,16 @@ def read_config(folder: Path) -> dict:
     check_files(folder)
     if not (folder / "config.json").is_file():
         raise ConversionError(f"{folder} has no config.json: it is not a model folder.")
-    return read_json(folder / "config.json")
+    return read_config_file(folder / "config.json")
+
+
+def read_config_file(path: Path) -> dict:
+    """The same file by its own name; what other programs ask of it has the form that they expect."""
+    content = read_json(path)
+    for key, (kind, words) in CONFIG_FORMS.items():
+        if content.get(key) is not None and not isinstance(content[key], kind):
+            raise ConversionError(f"{path} has {key}={content[key]!r}, which must be {words}.")
+    for name, value in (content.get("auto_map") or {}).items():
+        if not isinstance(value, (str, list)):
+            raise ConversionError(f"{path} has auto_map[{name!r}]={value!r}, which must be the name of a class.")
+    return content

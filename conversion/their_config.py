@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from configuration_zoo.rope_keys import LEGACY_ROPE_KEYS, merge_rope_keys
 
-from .errors import ConversionError
+from .errors import ConversionError, one_line
 from .family import Family
 from .registry import file_name
 
@@ -50,14 +50,6 @@ def class_key(model_type: str, family: Family) -> str:
         version = transformers.__version__
         raise ConversionError(f"transformers {version} has no config class for {model_type!r}: install a newer one.")
     return name
-
-
-def one_line(error: BaseException) -> str:
-    """The sentence inside an error, without the wrapping of validators."""
-    inner = error
-    while isinstance(inner, StrictDataclassError) and inner.__cause__ is not None:
-        inner = inner.__cause__
-    return " ".join(str(inner).split()).removesuffix(".") + "."
 
 
 def _section(whole: dict[str, Any], family: Family) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .tables import say
+
 SOURCE_HELP = "On the way back: the checkpoint it came from, for what zoo does not use, where the folder has lost it."
 ALONE_HELP = "On the way back: the language model alone, without vision tower or further prediction layers."
 
@@ -36,8 +38,8 @@ def convert(
     if as_json:
         typer.echo(json.dumps(asdict(report), default=str))
         return
-    typer.echo(f"{source} -> {target}: {report.model_type}, {report.parameters:,} parameters")
+    say(f"{source} -> {target}: {report.model_type}, {report.parameters:,} parameters")
     if report.kept:
-        typer.echo(f"kept for the way back, not used by zoo: {report.listed(report.kept)}")
+        say(f"kept for the way back, not used by zoo: {report.listed(report.kept)}")
     if report.left_behind:
-        typer.echo(f"left behind: {report.listed(report.left_behind)}")
+        say(f"left behind: {report.listed(report.left_behind)}")

@@ -3,6 +3,8 @@
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -10,11 +12,29 @@ class UserError(Exception):
 
 
 def sentence(error: BaseException) -> str:
-    """The innermost message of a validation error, else the message itself, on one line."""
+    """The innermost message of a validation error, else the message itself, on one line, without what only a debugger
+    reads."""
+    from conversion.foreign_text import on_one_line
+
     while type(error).__module__.startswith("huggingface_hub.errors") and error.__cause__ is not None:
         error = error.__cause__
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(message.split()) or type(error).__name__
+    return on_one_line(message.partition("\nException raised from")[0]) or type(error).__name__
+
+
+@contextmanager
+def blamed_on(what: str) -> Iterator[None]:
+    """Inside this block a library reads what a folder brings, and whatever it raises is the folder's: UserError says so
+    and names `what`. A lack of memory is nobody's file."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ in ("ConversionError", "OutOfMemoryError"):
+            raise
+        reason = sentence(error).removesuffix(".")
+        raise UserError(f"{what} cannot be used ({type(error).__name__}: {reason}).") from error
 
 
 def is_expected(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import UserError
+from .errors import UserError, blamed_on
 from .loading import DEVICE_HELP, DTYPE_HELP, TRUST_HELP, load_model, load_tokenizer, open_folder
 
 # What a terminal takes for a command, not for text.
@@ -43,8 +43,11 @@ def generate(
     options |= {name: value for name, value in further.items() if value is not None}
     text = sys.stdin.read() if prompt == "-" else prompt
     model, tokenizer = load(folder, attn, dtype=dtype, device=device, trust=trust_remote_code)
-    inputs = encode(tokenizer, text, chat).to(model.device)
-    answer(model, tokenizer, inputs, options, seed, as_json)
+    with blamed_on(f"the {'chat template' if chat else 'tokenizer'} of {folder}"):
+        inputs = encode(tokenizer, text, chat).to(model.device)
+    with blamed_on(f"what {folder} says of generation"):
+        settings = settings_of(model, options)
+        answer(model, tokenizer, inputs, settings, seed, as_json)
 
 
 def sampling(temperature: float | None, **limits) -> dict:
@@ -98,13 +101,12 @@ def encode(tokenizer, prompt: str, chat: bool):
     return inputs
 
 
-def answer(model, tokenizer, inputs, options: dict, seed: int | None, as_json: bool) -> None:
+def answer(model, tokenizer, inputs, settings, seed: int | None, as_json: bool) -> None:
     """Generate, and print the whole text: while it comes if it can, else at the end."""
     import torch
 
     if seed is not None:
         torch.manual_seed(seed)
-    settings = settings_of(model, options)
     streams = settings.num_beams in (None, 1) and not as_json
     streamer = streamer_of(tokenizer) if streams else None
     started = time.perf_counter()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .errors import UserError
+from .tables import say
 
 
 def inspect(
@@ -35,9 +36,9 @@ def inspect(
 def config_of(model: str):
     """The ZooConfig of a folder, a config.json or a preset; raises UserError, or ValueError with what is wrong."""
     from configuration_zoo import ZooConfig
-    from conversion.checkpoint import read_json
     from conversion.config_bridge import import_config
     from conversion.loading import config_of_folder
+    from conversion.sources import read_config_file
 
     from .loading import read_config
 
@@ -45,7 +46,7 @@ def config_of(model: str):
     if path.is_dir():
         return config_of_folder(path, read_config(path))
     if path.is_file():
-        return import_config(unquantised(read_json(path)))
+        return import_config(unquantised(read_config_file(path)))
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"{model} is neither a folder nor a file.")
     return ZooConfig.preset(model)
@@ -78,15 +79,15 @@ def show(report: dict) -> None:
     shown = len(columns) if report["state_bytes"] else len(columns) - 1
     print_table(columns[:shown], [row[:shown] for row in rows], numeric=(4, 5, 6))
     source = report["source_model_type"]
-    typer.echo(f"{report['class']}{f' (from {source})' if source else ''}, {report['dtype']}")
+    say(f"{report['class']}{f' (from {source})' if source else ''}, {report['dtype']}")
     total, active, table = (report[name] for name in ("parameters", "active_parameters", "embedding_parameters"))
-    typer.echo(f"parameters  {total:,}; active for one token {active:,}; in embedding and head {table:,}")
-    typer.echo(f"weights     {short_bytes(report['bytes'])}")
+    say(f"parameters  {total:,}; active for one token {active:,}; in embedding and head {table:,}")
+    say(f"weights     {short_bytes(report['bytes'])}")
     length = report["max_position_embeddings"]
     per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
-    typer.echo(f"cache       {per_token} per token, {full} at {length} tokens")
+    say(f"cache       {per_token} per token, {full} at {length} tokens")
     if report["waiting_bytes"]:
         state, waiting = (short_bytes(report[f"{part}_bytes"]) for part in ("state", "waiting"))
-        typer.echo(f"state       {state}, counted above; a CPU that decodes holds {waiting} of writes beside it")
+        say(f"state       {state}, counted above; a CPU that decodes holds {waiting} of writes beside it")
     if "placement" in report:
-        typer.echo(show_placement(report["placement"]))
+        say(show_placement(report["placement"]))

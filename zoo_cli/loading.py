@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, blamed_on
 
 MODEL_TYPE = "zoo"
 TRUST_HELP = "Run the code that the folder itself brings. Installed classes never need it."
@@ -66,7 +66,8 @@ def load_model(folder: Path, dtype=None, device: str | None = None, trust: bool 
     elif own_code and not native and config.get("model_type") != MODEL_TYPE:
         raise UserError(f"{folder} brings its own code (auto_map in config.json): --trust-remote-code lets it run.")
     else:
-        model = conversion.load(folder, dtype=None if dtype == "auto" else dtype)
+        with blamed_on(f"what {folder} says of its model"):
+            model = conversion.load(folder, dtype=None if dtype == "auto" else dtype)
     return model.to(device or default_device()).eval()
 
 
@@ -84,7 +85,8 @@ def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
     options = {"dtype": dtype, "trust_remote_code": trust, "use_safetensors": True, "output_loading_info": True}
     # Told apart below, by name.
     options["ignore_mismatched_sizes"] = True
-    model, info = getattr(transformers, HEADS[head_of(config)].auto).from_pretrained(folder, **options)
+    with blamed_on(f"what {folder} says of its model"):
+        model, info = getattr(transformers, HEADS[head_of(config)].auto).from_pretrained(folder, **options)
     own = config.get("model_type") == MODEL_TYPE and not config.get("quantization_config")
     refuse_incomplete(info, folder, PROBLEMS if own else PARTS_AT_RANDOM)
     return model
@@ -105,4 +107,5 @@ def load_tokenizer(folder: Path, trust: bool = False):
     if not any((folder / name).is_file() for name in known):
         raise UserError(f"{folder} has no tokenizer files, so it cannot read or write text.")
     open_folder(folder, trust)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    with blamed_on(f"the tokenizer of {folder}"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)

@@ -11,6 +11,7 @@ from conversion.interrupts import cleaned_up
 
 from .errors import UserError
 from .push_folder import CARD, CONFIG, complaints, files_to_push, read_object, wants_card
+from .tables import say
 
 
 def push(
@@ -98,11 +99,11 @@ def show(report: dict) -> None:
     count = f"{len(rows)} files, {short_bytes(report['bytes'])}"
     place = f"{report['repository']} at {report['revision']}"
     for name in report["written_for_the_push"]:
-        typer.echo(f"{name} was not in the folder and is written for the push")
+        say(f"{name} was not in the folder and is written for the push")
     for name in report["left_out"]:
-        typer.echo(f"{name} is a pickle, which can run code when it is opened, and stays here")
+        say(f"{name} is a pickle, which can run code when it is opened, and stays here")
     if report["dry_run"]:
-        typer.echo(f"would go to {place}: {count}; nothing was sent")
+        say(f"would go to {place}: {count}; nothing was sent")
         return
-    typer.echo(f"{place}: {count} -> {report['url']}")
-    typer.echo(f"commit {report['commit']} (revision= pins it)")
+    say(f"{place}: {count} -> {report['url']}")
+    say(f"commit {report['commit']} (revision= pins it)")

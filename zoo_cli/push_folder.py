@@ -96,6 +96,6 @@ def wants_card(folder: Path) -> bool:
 def read_object(path: Path) -> dict | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -9,6 +9,7 @@ import typer
 from .errors import UserError
 from .loading import DEVICE_HELP, TRUST_HELP, load_model, load_tokenizer, read_config
 from .routes import agreement, recorded_routes
+from .tables import say
 
 # Relative to the largest logit: what the order of float32 sums may change.
 TOLERANCE = 2e-5
@@ -139,15 +140,15 @@ def show(report: dict) -> None:
     """The same as a few lines of text."""
     for index, side in enumerate(("source", "target")):
         model = report[side]
-        typer.echo(f"{side}  {model['class']}, {report['layers'][index]} layers, {model['parameters']:,} parameters")
+        say(f"{side}  {model['class']}, {report['layers'][index]} layers, {model['parameters']:,} parameters")
     absolute, relative = (number(report[f"largest_{kind}_difference"]) for kind in ("absolute", "relative"))
-    typer.echo(f"logits  largest difference {absolute}, relative {relative} (tolerance {report['tolerance']:.0e})")
-    typer.echo(f"greedy  {report['greedy_tokens_equal']} of {report['greedy_tokens']} tokens equal")
+    say(f"logits  largest difference {absolute}, relative {relative} (tolerance {report['tolerance']:.0e})")
+    say(f"greedy  {report['greedy_tokens_equal']} of {report['greedy_tokens']} tokens equal")
     routing = report["routing"]
     if routing is not None:
-        typer.echo(f"experts {share(routing['agreement'])} of the choices equal")
+        say(f"experts {share(routing['agreement'])} of the choices equal")
     for name, value in report["relative_difference_by_layer"].items():
         mark = "   <- first to diverge" if name == report["first_diverging_layer"] else ""
         routed = f"  experts {share(routing['by_layer'][name])}" if routing and name in routing["by_layer"] else ""
-        typer.echo(f"  {name:<10} {number(value)}{routed}{mark}")
-    typer.echo("equal" if report["equal"] else "different")
+        say(f"  {name:<10} {number(value)}{routed}{mark}")
+    say("equal" if report["equal"] else "different")
