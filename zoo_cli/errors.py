@@ -19,7 +19,8 @@ def sentence(error: BaseException) -> str:
     while type(error).__module__.startswith("huggingface_hub.errors") and error.__cause__ is not None:
         error = error.__cause__
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return on_one_line(message.partition("\nException raised from")[0]) or type(error).__name__
+    message = message.partition("\nException raised from")[0].replace("trust_remote_code=True", "--trust-remote-code")
+    return on_one_line(message) or type(error).__name__
 
 
 @contextmanager
