@@ -4,7 +4,7 @@ slides."""
 from .family import Family, restore_rope, rope
 from .rules import renames
 from .rules_common import ROPE_BUFFERS, expert_rules, reach, restore_reach
-from .rules_experts import MOE_FIELDS, correction_bias, dense_first, leading_dense, tiny_experts
+from .rules_experts import MOE_FIELDS, NO_SHARED_EXPERTS, correction_bias, dense_first, leading_dense, tiny_experts
 
 NAMES = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "attn_output_norm", "pre_mlp_layernorm": "mlp_norm",
@@ -40,7 +40,7 @@ FAMILY = Family(
     },
     derive=derive,
     restore=restore,
-    rules=[*renames(NAMES), *correction_bias("mlp.expert_bias"), *expert_rules(), *ROPE_BUFFERS],
+    rules=[NO_SHARED_EXPERTS, *renames(NAMES), *correction_bias("mlp.expert_bias"), *expert_rules(), *ROPE_BUFFERS],
     tiny=[
         tiny_experts(num_hidden_layers=5, sliding_window=5, mup_enabled=True, route_scale=1.7),
         tiny_experts(

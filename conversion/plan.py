@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import ConversionError
 from .family import Family
 from .patterns import Pattern, natural_key
-from .rules import Context, Drop, Rule
+from .rules import Context, Drop, Empty, Rule
 from .writer import describe
 
 # Names outside the body, which a file of the bare body does not have and whose names never start with its prefix.
@@ -171,7 +171,7 @@ class Planner:
         plan, steps = Plan(), {}
         for name in sorted(names, key=natural_key):
             rule, position, ctx = self._find(name, backward)
-            if rule is None:
+            if rule is None or (isinstance(rule, Empty) and headers[names[name]].numel()):
                 steps[name] = Step([names[name]], [name if not backward else self._unprefixed(name)])
             elif rule.aside:
                 plan.aside[names[name]] = rule

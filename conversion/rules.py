@@ -96,6 +96,10 @@ class Drop(Keep):
     """A buffer that can be recomputed (`rotary_emb.inv_freq`, a causal mask): set aside without a report."""
 
 
+class Empty(Drop):
+    """A tensor without a number in it, of a module of no width; one that has numbers is not this rule's."""
+
+
 def renames(names: dict[str, str], theirs: str = "model.layers.{i}.", ours: str = "model.layers.{i}.") -> list[Rule]:
     """One rule per module name, weight or bias: `renames({"ln_1": "attn_norm"}, theirs="transformer.h.{i}.")`."""
     return [Rule(f"{theirs}{a}.{{w}}", f"{ours}{b}.{{w}}") for a, b in names.items()]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .rules import Keep, Rule, renames
+from .rules import Empty, Keep, Rule, renames
 from .rules_common import LLAMA_FIELDS, LLAMA_RULES, expert_rules, restore_reach, tiny
 
 MOE_FIELDS = LLAMA_FIELDS | {
@@ -36,7 +36,14 @@ MIXTRAL_RULES = [
 # Heads that predict further tokens, outside the layers (ERNIE, EXAONE, MiMo). Zoo has no use for them yet.
 MTP_HEADS = [Keep("mtp{*}"), Keep("model.mtp{*}")]
 
-QWEN_MOE_RULES = [*expert_rules(), *LLAMA_RULES]
+
+def has_no_shared_expert(ctx: Any) -> bool:
+    return not (ctx.config.n_shared_experts or ctx.config.shared_expert_intermediate_size)
+
+
+# Without shared experts transformers builds some of no channel.
+NO_SHARED_EXPERTS = Empty("model.layers.{i}.mlp.shared_experts.{*}", where=has_no_shared_expert)
+QWEN_MOE_RULES = [NO_SHARED_EXPERTS, *expert_rules(), *LLAMA_RULES]
 
 
 def correction_bias(*places: str) -> list[Rule]:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from .family import restore_rope, rope
-from .rules import Drop
 from .rules_common import LLAMA_FIELDS, PREDICTION_LAYERS, tiny
 from .rules_experts import GROUPS, QWEN_MOE_RULES, SIGMOID_FIELDS, SIGMOID_ROUTER, dense_first, leading_dense
 
@@ -24,9 +23,7 @@ SHARING = {"n_routed_experts": "num_experts", "n_shared_experts": "n_shared_expe
 
 V3_FIELDS = with_ranks(SIGMOID_FIELDS) | SHARING
 V3_FIXED = LATENT | SIGMOID_ROUTER
-# Without shared experts transformers builds some of no channel.
-NO_SHARED_EXPERTS = Drop("model.layers.{i}.mlp.shared_experts.{*}", where=lambda ctx: not ctx.config.n_shared_experts)
-V3_RULES = [NO_SHARED_EXPERTS, *PREDICTION_LAYERS, *QWEN_MOE_RULES]
+V3_RULES = [*PREDICTION_LAYERS, *QWEN_MOE_RULES]
 INDEX_FIELDS = {name: name for name in ("index_topk", "index_n_heads", "index_head_dim", "layer_types")}
 
 YARN = {

@@ -203,3 +203,11 @@ def test_a_config_of_experts_whose_layers_are_all_dense(case, tmp_path):
     with torch.no_grad():
         expected, found = model(tokens).logits, load(tmp_path / "source")(tokens).logits
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def test_shared_experts_that_the_config_denies_are_not_dropped(tmp_path):
+    save("glm4_moe", tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"n_shared_experts": 0}))
+    with pytest.raises(ConversionError, match=r"does not have: .*shared_experts\.down_proj"):
+        load(tmp_path)

@@ -23,7 +23,7 @@ MISREAD = {
     "no layer has what the file speaks of": [
         ("deepseek_v3", "first_k_dense_replace", 3), ("ernie4_5_moe", "moe_layer_end_index", 0),
     ],
-    "tensors of no channel": [("deepseek_v3", "n_shared_experts", 0)],
+    "tensors of no channel": [("deepseek_v3", "n_shared_experts", 0), ("afmoe", "num_shared_experts", 0)],
     "a bias that no published checkpoint has": [("cwm", "mlp_bias", True)],
     "a head with a bias of its own": [("bert_generation", "tie_word_embeddings", False)],
     "a rotation that ignores a factor": [
