@@ -22,8 +22,9 @@ def _rotates(theirs):
 
 def derive(theirs):
     width, sigmoid = theirs.intermediate_size, theirs.expert_selection_fn == "sigmoid"
+    dense_width = theirs.prefix_dense_intermediate_size
     fields = {
-        "intermediate_size": theirs.prefix_dense_intermediate_size or width, "moe_intermediate_size": width,
+        "intermediate_size": width if dense_width is None else dense_width, "moe_intermediate_size": width,
         "norm_eps": theirs.layer_norm_eps, "no_rope_layers": _rotates(theirs),
         STRATEGY: getattr(theirs, STRATEGY) if theirs.num_shared_experts else None,
     }  # fmt: skip
