@@ -118,6 +118,9 @@ def rewrite(folder, choose, outside):
 
 def add(folder, choose, outside):
     name, text = pick(choose, ADDED), pick(choose, TEXTS)
+    parent = (folder / name).parent
+    if os.path.lexists(folder / name) or (os.path.lexists(parent) and not parent.is_dir()):
+        return "nothing new"
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
     return f"new {name!r} = {text[:60]!r}"
@@ -150,6 +153,8 @@ def other_kind(folder, choose, outside):
     """Something else under the name of a file: a folder, a pipe, a socket, a link to nowhere, to itself, or out."""
     name = pick(choose, [*existing(folder, lambda name: not name.endswith(".py")), *ADDED])
     path = folder / name
+    if path.is_dir() or (os.path.lexists(path.parent) and not path.parent.is_dir()):
+        return "nothing else"
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     kind = pick(choose, ("folder", "pipe", "socket", "link to nowhere", "link to itself", "link out", "folder out"))

@@ -55,12 +55,12 @@ def check_weights(folder: Path) -> None:
     """Raises ConversionError for a zoo folder whose weights are not those of its model."""
     from conversion.loading import config_of_folder
 
-    from .loading import MODEL_TYPE, quiet
+    from .loading import MODEL_TYPE, quiet, read_config
 
     config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else None
     if (config or {}).get("model_type") == MODEL_TYPE:
         quiet()
-        config_of_folder(folder, config)
+        config_of_folder(folder, read_config(folder))
 
 
 def write_card(folder: Path, target: Path) -> dict[str, Path]:

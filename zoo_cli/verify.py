@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import UserError
+from .errors import UserError, blamed_on
 from .loading import DEVICE_HELP, TRUST_HELP, load_model, load_tokenizer, read_config
 from .routes import agreement, recorded_routes
 from .tables import say
@@ -56,7 +56,9 @@ def make_input(folder: Path, prompt: str | None, tokens: int, vocab_size: int, s
 
     if prompt is None:
         return torch.randint(vocab_size, (1, tokens), generator=torch.Generator().manual_seed(seed))
-    input_ids = load_tokenizer(folder, trust)(prompt, return_tensors="pt").input_ids
+    tokenizer = load_tokenizer(folder, trust)
+    with blamed_on(f"the tokenizer of {folder}"):
+        input_ids = tokenizer(prompt, return_tensors="pt").input_ids
     if input_ids.shape[1] == 0:
         raise UserError("--prompt has no tokens: give at least one word.")
     return input_ids
@@ -78,7 +80,8 @@ def run(folder: Path, input_ids, new_tokens: int, options: dict) -> dict:
         with recorded_routes(model, input_ids.numel()) as routes:
             out = model(input_ids, output_hidden_states=True, use_cache=False)
         greedy = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "pad_token_id": 0}
-        longer = model.generate(input_ids, **greedy) if new_tokens and model.can_generate() else input_ids
+        with blamed_on(f"what {folder} says of generation"):
+            longer = model.generate(input_ids, **greedy) if new_tokens and model.can_generate() else input_ids
     return {
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
