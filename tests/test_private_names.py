@@ -89,8 +89,8 @@ def test_what_zoo_defines_for_transformers_is_listed():
     """A base class has it, or the list says where transformers has it."""
     models = [cls for cls in vars(package).values() if isinstance(cls, type) and issubclass(cls, ZooPreTrainedModel)]
     ours = {name for cls in models for base in cls.__mro__ if "zoo" in base.__module__ for name in vars(base)}
-    # A cached answer to a question that transformers asks of a file's text.
-    answered = {"_can_set_experts_implementation_cached_value"}
+    # Cached answers to questions that transformers asks of a file's text.
+    answered = {f"_can_set_{what}_implementation_cached_value" for what in ("attn", "experts")}
     abstract = {name for name in ours if name.startswith("_abc_")}
     listed = {name for name in ours if underscored(name)} - answered - abstract
     assert listed == set(platform_transformers.FOUND_BY_TRANSFORMERS)

@@ -122,7 +122,7 @@ class Common(common.ModelTesterMixin, TrainingTesterMixin):
             if self._testMethodName.startswith(tests) and missing(VARIANTS[self.variant]):
                 self.skipTest("this variant has no experts or no rotary positions to test")
         self.model_tester = ZooTester(self, **VARIANTS[self.variant])
-        self.config_tester = ConfigTester(self, config_class=ZooConfig, hidden_size=32)
+        self.config_tester = ConfigTester(self, config_class=ZooConfig, hidden_size=64)
 
     def test_generation_tester_mixin_inheritance(self):
         self.skipTest("the source distribution has no generation tests; test_generation.py has zoo's own")

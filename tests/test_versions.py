@@ -13,7 +13,15 @@ from combinations import ROWS, SIZES
 from random_models import build, is_here, randomize, their_class_config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from conversion import ConversionError, config_bridge, export_config, family_of, import_config, known_families
+from conversion import (
+    ConversionError,
+    config_bridge,
+    export_config,
+    family_of,
+    import_config,
+    known_families,
+    their_config,
+)
 from conversion.registry import file_name
 from modeling_zoo import ZooConfig, ZooForCausalLM
 
@@ -38,7 +46,8 @@ def test_the_pinned_version_has_every_family():
 
 def test_a_family_that_is_not_there_is_one_sentence(monkeypatch):
     config = import_config({"model_type": "llama", "hidden_size": 24, "num_attention_heads": 3})
-    monkeypatch.setattr(config_bridge, "CONFIG_MAPPING", {"llama": CONFIG_MAPPING["llama"]})
+    for module in (config_bridge, their_config):
+        monkeypatch.setattr(module, "CONFIG_MAPPING", {"llama": CONFIG_MAPPING["llama"]})
     said = f"transformers {re.escape(transformers.__version__)} has no config class for 'qwen3': install a newer one"
     with pytest.raises(ConversionError, match=said):
         import_config({"model_type": "qwen3"})

@@ -178,7 +178,7 @@ def ask(question, answer):
 def test_a_file_one_may_not_read_is_called_unreadable(source):
     """Asked by a user whom file modes hold back."""
     (source / WHOLE).chmod(0)
-    for folder in (source, *source.parents[:3]):
+    for folder in (source, *(parent for parent in source.parents if "pytest" in str(parent))):
         folder.chmod(0o755)
     context = multiprocessing.get_context("fork")
     answer = context.Queue()
