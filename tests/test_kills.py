@@ -106,9 +106,14 @@ def test_killed_at_a_random_moment_a_target_is_absent_old_or_complete(kills, mod
     whole, choose, found = duration(models, tmp_path), random.Random(kills), Counter()
     for index in range(kills):
         (to, exists), number = ROUNDS[index // 3 % 3], SIGNALS[index % 3]
-        found[killed(models, tmp_path / str(index), to, exists, number, choose.uniform(0, 1.1 * whole))] += 1
+        delay, end = choose.uniform(0, 1.1 * whole), "not in time"
+        # Sooner and sooner on a machine that became quicker since the first one was timed; at last at once.
+        for attempt, share in enumerate((1, 0.5, 0.1, 0)):
+            if end == "not in time":
+                end = killed(models, tmp_path / f"{index}-{attempt}", to, exists, number, delay * share)
+                found[end] += 1
     record_property("kills", dict(found))
-    assert found["not in time"] < kills / 2
+    assert sum(found.values()) - found["not in time"] == kills
 
 
 @pytest.mark.parametrize("module", ["zoo_cli", pytest.param("conversion", marks=pytest.mark.long)])
