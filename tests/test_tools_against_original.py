@@ -115,7 +115,6 @@ def numbers_in(model, package):
 @pytest.mark.parametrize("way", only(["remote"], ["remote", "installed"]))
 def test_bitsandbytes(pair_of, way, name, bits):
     """The same maps in the same memory with the same logits; head, routers and experts as in the original."""
-    pytest.importorskip("bitsandbytes")
     pair = pair_of(name)
     # In evaluation a CPU's kernels of four bits take outputs in multiples of 32 alone. Nothing here drops out.
     options = {"quantization_config": BitsAndBytesConfig(**{f"load_in_{bits}bit": True})}
@@ -316,7 +315,8 @@ NOT_THERE = [("OFTConfig", "deepseek_v3"), ("PrefixTuningConfig", "deepseek_v3")
 
 def adapted(model, kind, name):
     """The model with an adapter that does something, and the same thing on every model with these names."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     settings = ADAPTERS.get(kind, PROMPTS.get(kind))
     if kind in ADAPTERS:
         settings = settings | {"target_modules": MODULES[name]}
@@ -360,7 +360,6 @@ def test_an_adapter_does_what_it_does_to_the_original(pair_of, adapter, tmp_path
 @pytest.mark.parametrize("name", only(["mixtral"], MODULES))
 def test_an_adapter_over_few_bits_learns_what_it_learns_on_the_original(pair_of, name, bits, tmp_path):
     """QLoRA: the quantised weights stay, and the steps over them are the original's."""
-    pytest.importorskip("bitsandbytes")
     pair, losses = pair_of(name), []
     for make in (pair.original, pair.remote):
         model = make(quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}))

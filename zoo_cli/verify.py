@@ -44,9 +44,9 @@ def verify(
 
 
 def vocabulary_of(config: dict, folder: Path) -> int:
-    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    if not size:
-        raise UserError(f"{folder}/config.json has no vocab_size.")
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"{folder}/config.json has vocab_size={size!r}, where the number of its tokens is due.")
     return size
 
 
