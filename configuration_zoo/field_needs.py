@@ -87,6 +87,12 @@ def says_something(field, value: Any) -> bool:
     return not absent and value not in (field.default, *field.metadata["neutral"])
 
 
+def is_read(config, name: str) -> bool:
+    """Whether a layer of a config reads a field that says what it needs, whatever its value."""
+    need = next(field.metadata.get("needs") for field in fields(config) if field.name == name)
+    return need is not None and any(NEEDS[need][0](layer, index) for index, layer in enumerate(config.per_layer_config))
+
+
 def refuse_unread(config) -> None:
     """Raises UnreadField for a field whose value no layer reads."""
     layers = list(config.per_layer_config)

@@ -7,11 +7,15 @@ from .rules_common import LLAMA_RULES, reach, restore_window, tiny
 
 def derive(theirs):
     scale = {"logits_scaling": 1 / theirs.logit_scale} if theirs.logit_scale is not None else {}
-    return {"rope_parameters": rope(theirs)} | reach(theirs) | scale
+    tables = rope(theirs)
+    if not any(tables.get(word) for word in theirs.layer_types):
+        return {"position_embedding_type": "none"} | reach(theirs) | scale
+    return {"rope_parameters": tables} | reach(theirs) | scale
 
 
 def restore(ours):
-    return {"rope_parameters": restore_rope(ours), "logit_scale": 1 / ours.logits_scaling} | restore_window(ours)
+    tables = restore_rope(ours) or dict.fromkeys(ours.layer_types)
+    return {"rope_parameters": tables, "logit_scale": 1 / ours.logits_scaling} | restore_window(ours)
 
 
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}

@@ -17,7 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.field_needs import UnreadField
+from configuration_zoo.field_needs import UnreadField, is_read
 
 from .culprits import with_culprit
 from .errors import ConversionError, one_line
@@ -162,7 +162,10 @@ def _build(arguments: dict[str, Any], model_type: str, foreign: Iterable[str] = 
         cause = error.__cause__
         if isinstance(cause, UnreadField) and cause.field in foreign:
             read = {name: value for name, value in arguments.items() if name != cause.field}
-            return _build(read, model_type, read.keys() & foreign)
+            config = _build(read, model_type, read.keys() & foreign)
+            # Left out, a field says its default: of that, too, nothing may depend.
+            if not is_read(config, cause.field):
+                return config
         raise ConversionError(f"this {model_type} configuration is not a valid ZooConfig: {one_line(error)}") from error
 
 

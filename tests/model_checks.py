@@ -10,7 +10,8 @@ def check_backward(model, tokens):
     loss.backward()
     # An indexer selects; only its own loss teaches it. All tokens may go to experts that cost nothing.
     idle = [] if model.config.indexer_loss_coef else [".indexer."]
-    idle += [".experts."] if any(layer.zero_expert_num for layer in model.config.per_layer_config) else []
+    around = [".experts.", ".fc1_latent_proj.", ".fc2_latent_proj."]
+    idle += around if any(layer.zero_expert_num for layer in model.config.per_layer_config) else []
     taught = [name for name, _ in model.named_parameters() if not any(part in name for part in idle)]
     without = [name for name in taught if model.get_parameter(name).grad is None]
     assert without == [], f"no gradient reaches {without}"

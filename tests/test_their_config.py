@@ -119,3 +119,12 @@ def test_a_refusal_of_a_zoo_folder_gives_the_key():
 def test_what_falcon_was_called_has_a_hint(name):
     with pytest.raises(ConversionError, match="'falcon'.*change config.json"):
         import_config({"model_type": name, "n_head": 6})
+
+
+def test_tables_that_no_layer_turns_by_are_not_the_default_rotation():
+    """A field that no layer reads may be left out of a file's only where its default is not read either."""
+    tables = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": None}
+    raw = {"model_type": "cohere_compass_text", "layer_types": ["full_attention"] * 2, "rope_parameters": tables}
+    sizes = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "vocab_size": 101}
+    config = import_config(raw | sizes | {"sliding_window": None, "eos_token_id": 1})
+    assert [config.rope_table_of(index) for index in range(2)] == [None, None]
