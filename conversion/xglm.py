@@ -1,9 +1,12 @@
 """XGLM (Lin et al. 2022): GPT-3's block with sinusoids of tensor2tensor from position two, scaled embeddings."""
 
+from .errors import ConversionError
 from .family import Family
 from .rules import renames
 from .rules_gpt import BIASED, GPT_FIELDS, require
 
+# The sinusoid of position 0; the rows before it are read by none.
+FIRST_ROW = 2
 TINY = {
     "vocab_size": 101, "d_model": 48, "num_layers": 3, "attention_heads": 6, "max_position_embeddings": 64,
     "ffn_dim": 80,
@@ -12,6 +15,11 @@ TINY = {
 
 def derive(theirs):
     require(theirs, add_cross_attention=False)
+    if (theirs.pad_token_id or 0) >= FIRST_ROW:
+        raise ConversionError(
+            f"pad_token_id={theirs.pad_token_id} is not supported: transformers empties that row of the sinusoids, "
+            f"which from {FIRST_ROW} on is one of a position."
+        )
     scale = theirs.d_model**0.5 if theirs.scale_embedding else 1.0
     return {"embedding_multiplier": scale, "embedding_dropout": theirs.dropout}
 
@@ -26,7 +34,7 @@ FAMILY = Family(
     fixed=BIASED
     | {
         "norm_eps": 1e-5, "position_embedding_type": "sinusoidal", "sinusoid_layout": "closed_halves",
-        "position_offset": 2,
+        "position_offset": FIRST_ROW,
     },
     derive=derive,
     restore=lambda ours: {"scale_embedding": ours.embedding_multiplier != 1.0},

@@ -141,11 +141,20 @@ def differ(chosen, config, rng, per_layer_fields, refusals):
     return chosen, config
 
 
+def tokens_it_reads_and_writes(config):
+    """Tokens that every table has and that are not suppressed, hence have a finite loss; training needs one."""
+    known = min(config.vocab_size, config.vocab_size_per_layer_input or config.vocab_size)
+    return [token for token in range(known) if token not in (config.suppressed_token_ids or ())]
+
+
 def draw_config(rng, per_layer_fields=()):
     """(fields, config or None, sentences of refusal on the way)."""
     chosen, refusals = draw_fields(rng), []
     for _ in range(REPAIRS):
         config, sentence = try_config(chosen)
+        if config is not None and not tokens_it_reads_and_writes(config):
+            chosen = _without(chosen, "suppressed_token_ids")
+            continue
         if config is not None:
             if rng.random() < 0.4:
                 chosen, config = differ(chosen, config, rng, per_layer_fields, refusals)

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import torch
 from model_checks import check_backward, check_packed, check_padding, check_pieces
-from random_configs import draw_config, named_in, shrink
+from random_configs import draw_config, named_in, shrink, tokens_it_reads_and_writes
 from random_models import randomize
 
 from configuration_zoo import ZooConfig
@@ -27,8 +27,7 @@ FIRST_OF_MANY = SHARDS * DRAWS
 
 def tokens_of(config):
     """Two rows of tokens that every table has and that have a finite loss."""
-    known = min(config.vocab_size, config.vocab_size_per_layer_input or config.vocab_size)
-    produced = torch.tensor([token for token in range(known) if token not in (config.suppressed_token_ids or ())])
+    produced = torch.tensor(tokens_it_reads_and_writes(config))
     return produced[torch.randint(len(produced), (2, 11), generator=torch.Generator().manual_seed(2))]
 
 
