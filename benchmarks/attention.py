@@ -16,9 +16,9 @@ from transformers.models.deepseek_v32 import DeepseekV32Config
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention
 
 from configuration_zoo import ZooConfig
-from modeling_zoo.caches import upgrade_cache
-from modeling_zoo.masks import build_masks
-from modeling_zoo.mixers import make_mixer
+from modeling_zoo.attention_masks import build_masks
+from modeling_zoo.cache_upgrade import upgrade_cache
+from modeling_zoo.registry import make_mixer
 
 from .decode import paired, random_states
 from .measuring import difference, in_turns, peak_memory, result, synchronize

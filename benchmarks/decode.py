@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache
 
-from modeling_zoo.caches import upgrade_cache
+from modeling_zoo.cache_upgrade import upgrade_cache
 
 from .measuring import difference, in_turns, peak_memory, result
 from .models import pair, their_config

@@ -2,7 +2,7 @@
 
 import torch
 
-from modeling_zoo.sparse_mlp import SparseMLP
+from modeling_zoo.mlp_sparse import SparseMLP
 
 from .measuring import difference, in_turns
 from .models import pair

@@ -37,11 +37,11 @@ from benchmarks.measuring import difference, in_turns, peak_memory
 from benchmarks.models import pair
 from benchmarks.recurrence_results import RESULTS, show, write
 from modeling_zoo.cache_recurrent import RecurrentLayer
-from modeling_zoo.caches import upgrade_cache
-from modeling_zoo.delayed_state import SLOTS
-from modeling_zoo.recurrences import delta_rule
+from modeling_zoo.cache_upgrade import upgrade_cache
+from modeling_zoo.ops_recurrence import delta_rule
+from modeling_zoo.ops_recurrence_decode import SLOTS
+from modeling_zoo.ops_state_space import state_space_duality
 from modeling_zoo.recurrent_memory import Memory
-from modeling_zoo.state_space import state_space_duality
 
 HEADS, WIDTH = 16, 128
 STRONG, MILD = 1.3, 0.03  # mean of the logarithm of the decay per token

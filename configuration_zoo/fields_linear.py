@@ -103,7 +103,7 @@ class LinearFields:
     linear_feature_map: str | None = choice(CHOICES["linear_feature_map"])
     # Scale of the outputs; None: linear_key_head_dim ** -0.5.
     linear_attention_multiplier: float | int | None = factor()
-    # How the state forgets: see modeling_zoo/linear_decays.py; per head or per channel of the keys; through a narrow
+    # How the state forgets: see modeling_zoo/recurrent_decays.py; per head or per channel of the keys; through a narrow
     # projection; rounded to the activations' dtype or not; the bound of bounded_sigmoid, the divisor of log_sigmoid.
     linear_decay: str | None = choice(CHOICES["linear_decay"])
     linear_decay_granularity: str | None = choice(CHOICES["linear_decay_granularity"])

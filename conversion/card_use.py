@@ -1,8 +1,8 @@
 """How a model is loaded, fine-tuned and served, as its card says it: code that runs as it stands."""
 
 from configuration_zoo import ZooConfig
-from modeling_zoo.adapter_targets import lora_targets
-from modeling_zoo.serving import engine_obstacles
+from modeling_zoo.platform_peft import lora_targets
+from modeling_zoo.platform_vllm import engine_obstacles
 
 from .heads import HEADS, head_of_own
 

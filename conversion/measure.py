@@ -169,9 +169,9 @@ def cache_sizes(model) -> list[tuple[int, int, int]]:
 
 
 def waiting_bytes(layer, cache, index: int) -> int:
-    """Bytes in which writes of single tokens wait beside the state of a layer: see modeling_zoo/delayed_state.py."""
-    from modeling_zoo.delayed_state import DelayedState
-    from modeling_zoo.linear_attention import DeltaAttention
+    """Bytes in which writes of single tokens wait beside a layer's state: see modeling_zoo/ops_recurrence_decode.py."""
+    from modeling_zoo.ops_recurrence_decode import DelayedState
+    from modeling_zoo.recurrent_linear import DeltaAttention
 
     mixer = next((part for part in layer.modules() if getattr(part, "delays_writes", False)), None)
     if mixer is None:
@@ -186,9 +186,9 @@ def filled_cache(model, length: int, indices):
     import torch
     from transformers import DynamicCache
 
+    from modeling_zoo.attention_kv_sharing import SharedKeyValues
+    from modeling_zoo.attention_sparse_indexer import SharedIndices
     from modeling_zoo.embeddings import biases_on_scores
-    from modeling_zoo.indexer import SharedIndices
-    from modeling_zoo.kv_sharing import SharedKeyValues
 
     cache = DynamicCache(config=model.config)
     with torch.device("meta"), torch.no_grad():

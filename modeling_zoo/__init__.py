@@ -11,7 +11,6 @@ from transformers import (
 
 from configuration_zoo import ZooConfig
 
-from .adapter_targets import lora_targets
 from .modeling_zoo import (
     ZooForCausalLM,
     ZooForQuestionAnswering,
@@ -20,7 +19,8 @@ from .modeling_zoo import (
     ZooModel,
     ZooPreTrainedModel,
 )
-from .weight_decay import get_decay_parameter_names, parameter_groups
+from .platform_peft import lora_targets
+from .train_weight_decay import get_decay_parameter_names, parameter_groups
 
 AutoConfig.register("zoo", ZooConfig, exist_ok=True)
 for auto_class, model_class in (

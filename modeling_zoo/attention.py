@@ -10,11 +10,11 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_bands import BandMask, attend_in_bands
 from .attention_gates import make_output_gate
-from .attention_interface import attend_grouped, attend_one, eager_attention_forward, shares_keys, shares_reads
 from .norms import RMSNorm, make_qk_norm
-from .rotary import apply_rotary
+from .ops_attention import attend_grouped, attend_one, eager_attention_forward, shares_keys, shares_reads
+from .ops_attention_bands import BandMask, attend_in_bands
+from .position_rotary import apply_rotary
 
 
 class TokenMixer(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
 
-from .cache_buffer import TokenBuffer
+from .cache_storage import TokenBuffer
 from .cache_stores import PackedStore, PairStore
 
 

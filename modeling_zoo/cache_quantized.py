@@ -2,9 +2,9 @@
 
 import torch
 
-from .cache_buffer import TokenBuffer
 from .cache_growing import GrowingLayer, IndexedLayer
 from .cache_sliding import SlidingLayer
+from .cache_storage import TokenBuffer
 from .cache_stores import PairStore
 
 LEVELS = 127

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import LinearAttentionLayer
 
-from .delayed_state import DelayedState
+from .ops_recurrence_decode import DelayedState
 
 
 class RecordedStep(NamedTuple):

@@ -6,7 +6,7 @@ A store has `append(keys, values, keep, bound)` -> views of what is cached then;
 
 import torch
 
-from .cache_buffer import TokenBuffer
+from .cache_storage import TokenBuffer
 
 
 class PairStore:

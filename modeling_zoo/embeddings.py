@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from .hyper_connections import StreamHead
+from .block_hyper_connections import StreamHead
 from .norms import make_norm
-from .packed_sequences import places_behind, starts_of_lengths
-from .pipeline_stages import ends_elsewhere, starts_elsewhere
-from .positions import ADDED_POSITIONS, POSITION_BIASES, NoPositions
-from .rotary import Rotations
-from .tracing import is_traced
+from .ops_dispatch import is_traced
+from .platform_pipeline import ends_elsewhere, starts_elsewhere
+from .position_rotary import Rotations
+from .position_tables import ADDED_POSITIONS, POSITION_BIASES, NoPositions
+from .recurrent_packing import places_behind, starts_of_lengths
 
 
 class ScaledEmbedding(nn.Embedding):

@@ -1,7 +1,7 @@
 """Every channel mixer by its word in `mlp_layer_types`."""
 
-from .mlps import make_dense_mlp
-from .sparse_mlp import SparseMLP
+from .mlp_dense import make_dense_mlp
+from .mlp_sparse import SparseMLP
 
 MLPS = {
     "dense": make_dense_mlp,

@@ -14,28 +14,28 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from configuration_zoo import ZooConfig
 
-from .adapter_targets import lora_targets
 from .attention import TokenMixer
-from .attention_interface import attention_backends, share_implementations
-from .blocks import BLOCKS, carriers, make_block
-from .caches import advance_cache, eight_bits, ready_cache, upgrade_cache
-from .decoder_layer import ZooDecoderLayer
+from .attention_kv_sharing import last_query, layer_of_last_query
+from .attention_masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
+from .attention_sparse_indexer import SharedIndices
+from .block_layer import ZooDecoderLayer
+from .block_per_layer_input import PerLayerEmbeddings, resize_rows
+from .block_shared import SharedBlocks
+from .block_topologies import BLOCKS, carriers, make_block
+from .cache_upgrade import advance_cache, eight_bits, ready_cache, upgrade_cache
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
-from .indexer import SharedIndices
-from .indexer_training import add_indexer_loss, wants_indexer_loss
-from .initial_weights import InitialWeights
-from .kv_sharing import last_query, layer_of_last_query
-from .language_loss import logits_and_loss, share_of_batch
-from .masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
-from .per_layer_inputs import PerLayerEmbeddings, resize_rows
-from .pipeline_stages import StagedModel
+from .mlp_routers import Router
+from .ops_attention import attention_backends, share_implementations
+from .platform_peft import lora_targets
+from .platform_pipeline import StagedModel
+from .platform_saving import SavedFolder
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
-from .router_losses import add_router_losses, wants_router_losses
-from .routers import Router
-from .saved_folder import SavedFolder
-from .serving import served_by
-from .shared_blocks import SharedBlocks
-from .weight_decay import get_decay_parameter_names, parameter_groups
+from .platform_vllm import served_by
+from .train_indexer import add_indexer_loss, wants_indexer_loss
+from .train_init import InitialWeights
+from .train_loss import logits_and_loss, share_of_batch
+from .train_router_loss import add_router_losses, wants_router_losses
+from .train_weight_decay import get_decay_parameter_names, parameter_groups
 
 
 class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedModel):
@@ -51,7 +51,7 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # transformers looks for the experts' decorator in the text of this file; it stands in experts.py.
+    # transformers looks for the experts' decorator in the text of this file; it stands in mlp_experts.py.
     _can_set_experts_implementation_cached_value = True
     _can_record_outputs = {
         "hidden_states": ZooDecoderLayer,

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .tracing import is_bare
+from .ops_dispatch import is_bare
 
 # Numbers whose float32 forms a core's cache holds.
 BLOCK = 2**17

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .tracing import is_traced
+from .ops_dispatch import is_traced
 
 
 class Memory:

@@ -9,7 +9,7 @@ from transformers.utils.generic import maybe_autocast
 
 from .attention import TokenMixer
 from .recurrent_memory import Memory
-from .token_rows import arrange
+from .recurrent_rows import arrange
 
 
 class RecurrentMixer(TokenMixer):

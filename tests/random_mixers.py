@@ -4,10 +4,10 @@ import torch
 from transformers import DynamicCache
 
 from configuration_zoo import ZooConfig
-from modeling_zoo.caches import upgrade_cache
+from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.embeddings import read_positions
-from modeling_zoo.mixers import make_mixer
-from modeling_zoo.packed_sequences import create_recurrent_mask
+from modeling_zoo.recurrent_packing import create_recurrent_mask
+from modeling_zoo.registry import make_mixer
 
 WIDTH = 20
 # Largest difference, relative to the largest value.

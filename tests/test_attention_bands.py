@@ -7,15 +7,11 @@ from samples import every
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
-import modeling_zoo.attention as attention
-import modeling_zoo.attention_bands as attention_bands
-import modeling_zoo.latent_attention as latent_attention
-import modeling_zoo.sparse_attention as sparse_attention
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM
-from modeling_zoo.attention_bands import BandMask
-from modeling_zoo.caches import upgrade_cache
-from modeling_zoo.masks import build_masks
+from modeling_zoo import ZooForCausalLM, attention, attention_latent, attention_sparse, ops_attention_bands
+from modeling_zoo.attention_masks import build_masks
+from modeling_zoo.cache_upgrade import upgrade_cache
+from modeling_zoo.ops_attention_bands import BandMask
 
 WINDOW = 6
 SIZES = {
@@ -49,14 +45,14 @@ def make(flags, backend="sdpa"):
 
 @pytest.fixture(autouse=True)
 def blocks_of_four(monkeypatch):
-    monkeypatch.setattr(attention_bands, "CPU_BLOCK", 4)
+    monkeypatch.setattr(ops_attention_bands, "CPU_BLOCK", 4)
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """The (queries, keys) of every pass over a band."""
     seen = []
-    real = attention_bands.attend_in_bands
+    real = ops_attention_bands.attend_in_bands
 
     def watched(attend, query, key, value, band):
         def counted(query, key, value, mask):
@@ -300,17 +296,17 @@ INDEXED = LATENT | {
 @pytest.mark.parametrize("flags", [LATENT, LATENT | {"num_key_value_heads": 3}, INDEXED])
 def test_heads_expanded_a_few_at_a_time(flags, padding, monkeypatch):
     """The last group of heads is smaller than the others."""
-    monkeypatch.setattr(latent_attention, "MOST_EXPANDED", 4 * 2 * 23 * 24)
+    monkeypatch.setattr(attention_latent, "MOST_EXPANDED", 4 * 2 * 23 * 24)
     expanded = []
-    real = latent_attention.LatentAttention.per_head
+    real = attention_latent.LatentAttention.per_head
 
     def watched(self, *args, **kwargs):
         key, value = real(self, *args, **kwargs)
         expanded.append(key.shape[1])
         return key, value
 
-    monkeypatch.setattr(latent_attention.LatentAttention, "per_head", watched)
-    monkeypatch.setattr(sparse_attention.IndexedAttention, "gatherable", lambda *args, **kwargs: None)
+    monkeypatch.setattr(attention_latent.LatentAttention, "per_head", watched)
+    monkeypatch.setattr(attention_sparse.IndexedAttention, "gatherable", lambda *args, **kwargs: None)
     compare(flags, 23, padding)
     groups = [3] if flags.get("num_key_value_heads") == 3 else [4, 2]
     assert expanded == [sum(groups)] * 2 + groups * 2

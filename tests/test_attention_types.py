@@ -13,8 +13,8 @@ from configuration_zoo import ZooConfig
 from conversion.measure import measure
 from modeling_zoo import ZooForCausalLM
 from modeling_zoo.cache_growing import GrowingLayer, LatentLayer
-from modeling_zoo.caches import upgrade_cache
-from modeling_zoo.serving import engine_obstacles
+from modeling_zoo.cache_upgrade import upgrade_cache
+from modeling_zoo.platform_vllm import engine_obstacles
 from zoo_cli.placement import place
 
 GROUPED, LATENT = "grouped_query", "latent"

@@ -11,7 +11,7 @@ from samples import every
 from configuration_zoo import ZooConfig
 from configuration_zoo.fields_norm import BLOCK_TYPES, WEIGHTED_BLOCKS
 from modeling_zoo import ZooForCausalLM, ZooModel
-from modeling_zoo.blocks import BLOCKS, SLOTS
+from modeling_zoo.block_topologies import BLOCKS, SLOTS
 
 SIZES = {
     "vocab_size": 17, "hidden_size": 20, "intermediate_size": 28, "num_attention_heads": 5, "num_key_value_heads": 1,

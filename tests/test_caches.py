@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers import cache_utils as theirs
 
-from modeling_zoo import cache_buffer
+from modeling_zoo import cache_storage
 from modeling_zoo.cache_counting import CountingRecurrentLayer
 from modeling_zoo.cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
 from modeling_zoo.cache_hybrid import RecurrentAndGrowingLayer, RecurrentAndSlidingLayer, RecurrentAndStaticLayer
@@ -26,14 +26,14 @@ from modeling_zoo.cache_quantized import QuantizedGrowingLayer, QuantizedLatentL
 from modeling_zoo.cache_recurrent import RecurrentLayer
 from modeling_zoo.cache_sliding import SlidingLatentLayer, SlidingLayer
 from modeling_zoo.cache_static import StaticIndexedLatentLayer, StaticLatentLayer
-from modeling_zoo.caches import LATENT_LAYERS, PLAIN_LAYERS, QUANTIZED_LAYERS, advance_cache, upgrade_cache
+from modeling_zoo.cache_upgrade import LATENT_LAYERS, PLAIN_LAYERS, QUANTIZED_LAYERS, advance_cache, upgrade_cache
 
 
 @pytest.fixture(autouse=True, scope="module")
 def in_place():
     """The tensors of these tests are small, and would all be concatenated: here they are written in place."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_buffer, "SMALL", 0)
+        patch.setattr(cache_storage, "SMALL", 0)
         yield
 
 

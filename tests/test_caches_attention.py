@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from modeling_zoo import cache_buffer
-from modeling_zoo.cache_buffer import LEAST_ROOM, MOST_ROOM, SMALL
+from modeling_zoo import cache_storage
 from modeling_zoo.cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
 from modeling_zoo.cache_quantized import (
     QuantizedGrowingLayer,
@@ -21,6 +20,7 @@ from modeling_zoo.cache_quantized import (
     quantize,
 )
 from modeling_zoo.cache_sliding import SlidingLatentLayer, SlidingLayer
+from modeling_zoo.cache_storage import LEAST_ROOM, MOST_ROOM, SMALL
 
 HEADS, KEY, VALUE, INDEX = 3, 5, 7, 4
 # ours, transformers' own, heads: a latent has one.
@@ -52,7 +52,7 @@ MODES = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "grad": to
 def in_place():
     """The tensors of these tests are small, and would all be concatenated: here they are written in place."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_buffer, "SMALL", 0)
+        patch.setattr(cache_storage, "SMALL", 0)
         yield
 
 
@@ -62,7 +62,7 @@ SMALLS = st.sampled_from([0, SMALL, 700])
 
 def drive(pair, operations, small):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_buffer, "SMALL", small)
+        patch.setattr(cache_storage, "SMALL", small)
         for operation in operations:
             pair.do(*operation)
 
@@ -247,7 +247,7 @@ def test_growing_storage_reserves_a_bounded_amount():
 
 def test_small_buffers_are_concatenated_and_large_ones_are_not(monkeypatch):
     """With 64 float32 channels and 2 x 3 rows, 128 KiB are 85 tokens."""
-    monkeypatch.setattr(cache_buffer, "SMALL", SMALL)
+    monkeypatch.setattr(cache_storage, "SMALL", SMALL)
     layer, pointers = GrowingLayer(), []
     with torch.no_grad():
         for _ in range(300):

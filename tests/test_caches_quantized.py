@@ -13,7 +13,7 @@ from modeling_zoo.cache_quantized import (
     QuantizedLatentLayer,
     QuantizedSlidingLayer,
 )
-from modeling_zoo.caches import upgrade_cache
+from modeling_zoo.cache_upgrade import upgrade_cache
 
 SIZES = {
     "vocab_size": 37, "hidden_size": 36, "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 6,

@@ -13,14 +13,14 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-from modeling_zoo import cache_buffer
+from modeling_zoo import cache_storage
 from modeling_zoo.cache_counting import CountingRecurrentLayer
 from modeling_zoo.cache_growing import GrowingLayer, LatentLayer
 from modeling_zoo.cache_hybrid import RecurrentAndStaticLayer
 from modeling_zoo.cache_recurrent import RecurrentLayer
 from modeling_zoo.cache_sliding import SlidingLayer
 from modeling_zoo.cache_static import StaticIndexedLatentLayer, StaticLatentLayer
-from modeling_zoo.caches import upgrade_cache
+from modeling_zoo.cache_upgrade import upgrade_cache
 
 LATENT, ROPE, INDEX, LENGTH = 6, 4, 3, 24
 PAIRS = {"latent": (StaticLatentLayer, StaticLayer), "indexed": (StaticIndexedLatentLayer, StaticIndexedLayer)}
@@ -203,7 +203,7 @@ def test_a_model_decodes_the_same_and_compiles_once(name):
 @pytest.mark.parametrize("small", [0, 1 << 20])
 def test_dynamic_layers_can_be_traced(small, monkeypatch):
     """Traced steps concatenate, as transformers' layers do, over what was written in place before and after."""
-    monkeypatch.setattr(cache_buffer, "SMALL", small)
+    monkeypatch.setattr(cache_storage, "SMALL", small)
     kinds = [(GrowingLayer, {}), (SlidingLayer, {"sliding_window": 4}), (LatentLayer, {})]
     ours = Cache(layers=[kind(**options) for kind, options in kinds])
     plain = Cache(layers=[DynamicLayer(), DynamicSlidingWindowLayer(sliding_window=4), DynamicLayer()])

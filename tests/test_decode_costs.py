@@ -9,7 +9,7 @@ from transformers import DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
-from modeling_zoo.caches import upgrade_cache
+from modeling_zoo.cache_upgrade import upgrade_cache
 
 SIZES = WIDTHS | {"vocab_size": 31, "num_hidden_layers": 3, "max_position_embeddings": 64}
 DELTA = {

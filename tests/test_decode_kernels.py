@@ -11,11 +11,8 @@ import torch
 from test_decode_costs import make
 from transformers import DynamicCache
 
-import modeling_zoo.attention_interface as attention_interface
-import modeling_zoo.decode_kernels as decode_kernels
-import modeling_zoo.latent_maths as latent_maths
-import modeling_zoo.sparse_attention as sparse_attention
-from modeling_zoo.caches import upgrade_cache
+from modeling_zoo import attention_sparse, ops_attention, ops_attention_latent, ops_attention_triton
+from modeling_zoo.cache_upgrade import upgrade_cache
 
 HERE = Path(__file__).parent
 
@@ -53,9 +50,9 @@ def test_every_case_of_the_worker_is_looked_at(errors):
 def test_nobody_gets_it_unasked(monkeypatch):
     states = torch.zeros(1)
     with torch.no_grad():
-        assert not decode_kernels.wants_kernels(states)
+        assert not ops_attention_triton.wants_kernels(states)
         monkeypatch.setenv("ZOO_TRITON", "1")
-        assert not decode_kernels.wants_kernels(states)
+        assert not ops_attention_triton.wants_kernels(states)
 
 
 # -- where it is called ------------------------------------------------------------------------------------------------
@@ -93,7 +90,7 @@ def test_it_is_called_with_what_the_layers_hold(case, padding, monkeypatch):
 
     expected = run()
     calls.clear()
-    for module in (attention_interface, latent_maths, sparse_attention):
+    for module in (ops_attention, ops_attention_latent, attention_sparse):
         monkeypatch.setattr(module, "wants_kernels", lambda states: True)
         monkeypatch.setattr(module, "split_decode", plain)
     torch.testing.assert_close(run(), expected, rtol=1e-4, atol=1e-4)

@@ -13,8 +13,8 @@ from transformers.models.mamba2.modeling_mamba2 import mamba2_selective_state_up
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
 from conversion.measure import held_bytes
-from modeling_zoo.delayed_state import SLOTS, DelayedState
-from modeling_zoo.recurrences import delta_rule, linear_attention
+from modeling_zoo.ops_recurrence import delta_rule, linear_attention
+from modeling_zoo.ops_recurrence_decode import SLOTS, DelayedState
 
 # Two full sets of waiting writes and a part of a third.
 LENGTH = 2 * SLOTS + 5

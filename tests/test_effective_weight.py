@@ -7,7 +7,7 @@ from transformers import DynamicCache
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
-from modeling_zoo.latent_attention import LatentAttention
+from modeling_zoo.attention_latent import LatentAttention
 
 SIZES = {
     "vocab_size": 31, "hidden_size": 20, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6,

@@ -10,9 +10,9 @@ from families_experts import FAMILIES, SHARED, WIDTH, D, E, randomize, zoo_confi
 from torch import nn
 
 from configuration_zoo import fields_experts
-from modeling_zoo import experts, half_precision
-from modeling_zoo.experts import EXPERTS
-from modeling_zoo.sparse_mlp import COMBINATIONS, SHARED_EXPERTS, SparseMLP
+from modeling_zoo import mlp_experts, ops_linear
+from modeling_zoo.mlp_experts import EXPERTS
+from modeling_zoo.mlp_sparse import COMBINATIONS, SHARED_EXPERTS, SparseMLP
 
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 
@@ -316,8 +316,8 @@ def test_zero_experts_in_a_compiled_graph(name, monkeypatch):
 @pytest.mark.parametrize("name", ["gated", "gated_biases", "plain", "clamped"])
 def test_the_experts_of_one_token_are_the_grouped_ones_to_the_last_bit(name, dtype, monkeypatch):
     layer = layer_of(name, "grouped_mm").experts.to(dtype)
-    ran, real = [], experts.Experts.one_by_one
-    monkeypatch.setattr(experts.Experts, "one_by_one", lambda self, *args: ran.append(1) or real(self, *args))
+    ran, real = [], mlp_experts.Experts.one_by_one
+    monkeypatch.setattr(mlp_experts.Experts, "one_by_one", lambda self, *args: ran.append(1) or real(self, *args))
     for weights_dtype in (dtype, torch.float32):
         token, weights = torch.randn(1, layer.hidden_dim).to(dtype), torch.rand(1, 2).to(weights_dtype)
         ids = torch.randperm(layer.num_experts)[:2][None]
@@ -334,17 +334,19 @@ def test_the_experts_of_one_token_are_the_grouped_ones_to_the_last_bit(name, dty
 @pytest.fixture
 def lifting(monkeypatch):
     """A CPU that emulates bfloat16, whatever this one does, and every product large enough; the experts that ran."""
-    monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(ops_linear, "is_emulated", lambda dtype: dtype == torch.bfloat16)
     for module, name in (
-        (half_precision, "LEAST_ROWS"),
-        (half_precision, "LEAST_PRODUCTS"),
-        (experts, "LEAST_SHARING"),
+        (ops_linear, "LEAST_ROWS"),
+        (ops_linear, "LEAST_PRODUCTS"),
+        (mlp_experts, "LEAST_SHARING"),
     ):
         monkeypatch.setattr(module, name, 1)
-    monkeypatch.setattr(experts, "LEAST_PRODUCTS", 1)
-    monkeypatch.setattr(experts, "MOST_SHARING", 3)
-    ran, real = [], experts.Experts.in_turn
-    monkeypatch.setattr(experts.Experts, "in_turn", lambda self, *args: ran.append(len(args[0])) or real(self, *args))
+    monkeypatch.setattr(mlp_experts, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(mlp_experts, "MOST_SHARING", 3)
+    ran, real = [], mlp_experts.Experts.in_turn
+    monkeypatch.setattr(
+        mlp_experts.Experts, "in_turn", lambda self, *args: ran.append(len(args[0])) or real(self, *args)
+    )
     return ran
 
 

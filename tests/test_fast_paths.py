@@ -6,9 +6,8 @@ from random_models import randomize
 from samples import every
 from tiny_fields import GROUPED, LATENT, WIDTHS
 
-import modeling_zoo.modeling_zoo as modeling_zoo
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM
+from modeling_zoo import ZooForCausalLM, modeling_zoo
 
 WINDOW = 5
 SIZES = WIDTHS | {"vocab_size": 89, "num_hidden_layers": 2, "max_position_embeddings": 128}

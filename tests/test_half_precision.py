@@ -4,25 +4,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modeling_zoo import half_precision
-from modeling_zoo.half_precision import lifted_linear, lifts, linear
+from modeling_zoo import ops_linear
+from modeling_zoo.ops_linear import lifted_linear, lifts, linear
 
 
 @pytest.fixture
 def emulated(monkeypatch):
     """A CPU without units, whatever this one has, and small enough tiles for several of them."""
-    monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: True)
-    monkeypatch.setattr(half_precision, "LEAST_ROWS", 3)
-    monkeypatch.setattr(half_precision, "LEAST_PRODUCTS", 1)
-    monkeypatch.setattr(half_precision, "OUTPUTS", 7)
-    monkeypatch.setattr(half_precision, "ROWS", 4)
+    monkeypatch.setattr(ops_linear, "is_emulated", lambda dtype: True)
+    monkeypatch.setattr(ops_linear, "LEAST_ROWS", 3)
+    monkeypatch.setattr(ops_linear, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(ops_linear, "OUTPUTS", 7)
+    monkeypatch.setattr(ops_linear, "ROWS", 4)
 
 
 @pytest.fixture
 def lifted(monkeypatch):
     """How often a product was lifted."""
-    seen, real = [], half_precision.lifted_linear
-    monkeypatch.setattr(half_precision, "lifted_linear", lambda *args: seen.append(args[0].shape) or real(*args))
+    seen, real = [], ops_linear.lifted_linear
+    monkeypatch.setattr(ops_linear, "lifted_linear", lambda *args: seen.append(args[0].shape) or real(*args))
     return seen
 
 
@@ -65,13 +65,13 @@ def test_what_must_not_be_lifted(emulated):
 def test_small_products_and_processors_with_units_stay(monkeypatch):
     x, weight = random(64, 1024), random(512, 1024)
     with torch.no_grad():
-        monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: True)
+        monkeypatch.setattr(ops_linear, "is_emulated", lambda dtype: True)
         assert lifts(x, weight)
         assert not lifts(x[:23], weight) and not lifts(x, weight[:16])
-        monkeypatch.setattr(half_precision, "is_emulated", lambda dtype: False)
+        monkeypatch.setattr(ops_linear, "is_emulated", lambda dtype: False)
         assert not lifts(x, weight)
     monkeypatch.undo()
-    assert not half_precision.is_emulated(torch.float32)
+    assert not ops_linear.is_emulated(torch.float32)
 
 
 def test_gradients_are_the_plain_ones(emulated, lifted):

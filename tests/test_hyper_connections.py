@@ -11,7 +11,7 @@ from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
-from modeling_zoo.hyper_connections import HyperConnection, StreamHead, doubly_stochastic
+from modeling_zoo.block_hyper_connections import HyperConnection, StreamHead, doubly_stochastic
 
 FLAGS = {"block_type": "hyper_connection", "hc_mult": 3, "hc_sinkhorn_iters": 5, "hc_eps": 1e-4, "norm_eps": 1e-3}
 SMALL = {**SIZES, "num_hidden_layers": 2}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from modeling_zoo import index_maths
-from modeling_zoo.index_maths import (
+from modeling_zoo import ops_attention_sparse
+from modeling_zoo.ops_attention_sparse import (
     causal_keys,
     chosen_keys,
     divergence,
@@ -21,7 +21,7 @@ def random(*shape, seed=7):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_index_scores_equal_the_definition_in_float32(dtype, monkeypatch):
-    monkeypatch.setattr(index_maths, "SCORED_KEYS", 300)
+    monkeypatch.setattr(ops_attention_sparse, "SCORED_KEYS", 300)
     query, key, weights = random(2, 3, 5, 8).to(dtype), random(2, 700, 8, seed=8).to(dtype), random(2, 3, 5, seed=9)
     products = torch.einsum("bthd,bsd->bths", query.double(), key.double()).clamp(min=0)
     expected = torch.einsum("bths,bth->bts", products, weights.double())

@@ -14,7 +14,7 @@ from random_models import randomize
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
-from modeling_zoo.language_loss import log_normalizer_squares
+from modeling_zoo.train_loss import log_normalizer_squares
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {

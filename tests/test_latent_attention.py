@@ -12,10 +12,9 @@ from samples import every
 from transformers import AttentionInterface, DynamicCache, StaticCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import modeling_zoo.latent_attention as latent_attention
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM, ZooModel
-from modeling_zoo.caches import upgrade_cache
+from modeling_zoo import ZooForCausalLM, ZooModel, attention_latent
+from modeling_zoo.cache_upgrade import upgrade_cache
 
 # Odd and mutually different, so that no two sizes can be swapped unseen.
 WIDTHS = {
@@ -305,15 +304,15 @@ def test_steps_over_a_cache_equal_one_pass(case, steps):
 def forced(monkeypatch, absorbed):
     """Takes the choice of the form away from its cost; returns the list of forms that ran."""
     ran = []
-    monkeypatch.setattr(latent_attention, "absorption_pays", lambda *sizes: absorbed)
+    monkeypatch.setattr(attention_latent, "absorption_pays", lambda *sizes: absorbed)
     for form in ("expanded", "absorbed"):
-        plain = getattr(latent_attention.LatentAttention, form)
+        plain = getattr(attention_latent.LatentAttention, form)
 
         def counted(self, *args, form=form, plain=plain, **kwargs):
             ran.append(form)
             return plain(self, *args, **kwargs)
 
-        monkeypatch.setattr(latent_attention.LatentAttention, form, counted)
+        monkeypatch.setattr(attention_latent.LatentAttention, form, counted)
     return ran
 
 
@@ -355,7 +354,7 @@ def test_a_decoded_token_reads_latents_only(monkeypatch):
     tokens, _ = inputs()
     with torch.no_grad():
         model(tokens[:, :9], past_key_values=cache)
-        monkeypatch.setattr(latent_attention.LatentAttention, "per_head", lambda *args: pytest.fail("expanded"))
+        monkeypatch.setattr(attention_latent.LatentAttention, "per_head", lambda *args: pytest.fail("expanded"))
         model(tokens[:, 9:10], past_key_values=cache)
         model(tokens[:, 10:13], past_key_values=cache)
 

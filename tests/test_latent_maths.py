@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_zoo.latent_maths import (
+from modeling_zoo.ops_attention_latent import (
     absorption_pays,
     into_latent,
     out_of_latent,
@@ -96,7 +96,9 @@ def test_few_keys_are_read_by_the_fused_kernel(dtype, masked, monkeypatch):
         mask[..., 0] = True
     expected = plainly(queries, keys, 12, 0.2, mask=mask)
     for form in ("shared_key_attention", "streamed_attention"):
-        monkeypatch.setattr(f"modeling_zoo.latent_maths.{form}", lambda *args, **kwargs: pytest.fail("not fused"))
+        monkeypatch.setattr(
+            f"modeling_zoo.ops_attention_latent.{form}", lambda *args, **kwargs: pytest.fail("not fused")
+        )
     with torch.no_grad():
         for parts in ((queries, keys), ((torch.cat(queries, dim=-1),), (torch.cat(keys, dim=-1),))):
             found, _ = read_shared_keys(*parts, 12, 0.2, mask=mask)
@@ -115,7 +117,7 @@ def test_streaming_leaves_the_sinks_alone():
 def test_reading_in_blocks_of_queries_changes_nothing(monkeypatch):
     queries, keys, shape = shared_case(length=7)
     expected = shared_key_attention(queries, keys, 12, 0.2, **shape)[0]
-    monkeypatch.setattr("modeling_zoo.latent_maths.MOST_SCORES", 2 * 2 * 4 * 1100)
+    monkeypatch.setattr("modeling_zoo.ops_attention_latent.MOST_SCORES", 2 * 2 * 4 * 1100)
     found, weights = read_shared_keys(queries, keys, 12, 0.2, **shape)
     assert weights is None
     assert relative_error(found, expected) < 1e-6

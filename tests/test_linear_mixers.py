@@ -11,8 +11,8 @@ from versions import older_than
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
-from modeling_zoo.linear_mixers import LINEAR_MIXERS, HybridMixer
-from modeling_zoo.mixers import make_mixer
+from modeling_zoo.recurrent_hybrid import LINEAR_MIXERS, HybridMixer
+from modeling_zoo.registry import make_mixer
 
 # -- transformers' modules -----------------------------------------------------------------------------------------
 

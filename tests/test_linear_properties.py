@@ -8,7 +8,7 @@ from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, plain
 from samples import every
 
 from configuration_zoo.fields_linear import LINEAR_MECHANISMS
-from modeling_zoo.linear_mixers import LINEAR_MIXERS
+from modeling_zoo.recurrent_hybrid import LINEAR_MIXERS
 
 CACHES = [plain_cache, zoo_cache]
 

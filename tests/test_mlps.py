@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN, XIELUActivation
 from configuration_zoo import ZooConfig
 from configuration_zoo.fields_mlp import ACTIVATIONS
 from modeling_zoo import ZooModel
-from modeling_zoo.mlps import XIELU, GatedMLP, PlainMLP
+from modeling_zoo.mlp_dense import XIELU, GatedMLP, PlainMLP
 
 SIZES = {
     "vocab_size": 11, "hidden_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 28,

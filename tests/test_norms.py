@@ -15,8 +15,8 @@ from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.stablelm.modeling_stablelm import StableLmLayerNormPerHead
 
-import modeling_zoo.norms as norms
 from configuration_zoo import ZooConfig
+from modeling_zoo import norms
 from modeling_zoo.norms import NORMS, QK_NORMS, LayerNorm, ProjectionLayerNorm, ProjectionRMSNorm, RMSNorm, make_norm
 from modeling_zoo.norms import make_qk_norm as make_qk
 

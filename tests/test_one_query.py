@@ -7,8 +7,8 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-import modeling_zoo.attention as attention
-from modeling_zoo.attention_interface import attend_one, eager_attention_forward, shares_reads
+from modeling_zoo import attention
+from modeling_zoo.ops_attention import attend_one, eager_attention_forward, shares_reads
 
 
 class Groups(nn.Module):

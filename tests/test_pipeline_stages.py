@@ -10,7 +10,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from modeling_zoo import ZooConfig, ZooForCausalLM
-from modeling_zoo.pipeline_stages import UNCUT
+from modeling_zoo.platform_pipeline import UNCUT
 
 RECURRENT = {"linear_attention_type": "gated_delta_net", **HEADS, "sliding_window": 4}
 MODELS = {

@@ -21,7 +21,7 @@ from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbed
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, ZooModel
 from modeling_zoo.embeddings import positions_of
-from modeling_zoo.positions import (
+from modeling_zoo.position_tables import (
     WAVES,
     AlibiBias,
     LearnedPositions,

@@ -9,11 +9,11 @@ from transformers.models.kimi_linear.modeling_kimi_linear import chunk_kimi_delt
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from modeling_zoo import recurrence_kernels
-from modeling_zoo.packed_sequences import packed_sequences
-from modeling_zoo.recurrences import delta_rule, linear_attention
-from modeling_zoo.short_convolution import causal_convolution, convolve_one
-from modeling_zoo.state_space import diagonal_scan, gated_linear_unit, selective_scan, state_space_duality
+from modeling_zoo import ops_recurrence_fla
+from modeling_zoo.ops_recurrence import delta_rule, linear_attention
+from modeling_zoo.ops_state_space import diagonal_scan, gated_linear_unit, selective_scan, state_space_duality
+from modeling_zoo.recurrent_convolution import causal_convolution, convolve_one
+from modeling_zoo.recurrent_packing import packed_sequences
 
 # Around one chunk of 32, and past a segment of 512.
 LENGTHS = (1, 5, 32, 77, 530)
@@ -181,7 +181,7 @@ def test_no_less_accurate_than_transformers_state_space_duality(groups, strength
 @torch.no_grad()
 def test_strong_decays_make_no_subnormal_numbers():
     """They are no error, but cost a CPU a factor of four."""
-    from modeling_zoo.chunked_recurrences import decayed_scores
+    from modeling_zoo.ops_recurrence_chunked import decayed_scores
 
     rows, key = torch.randn(2, 3, 32, 2, 16), torch.randn(2, 3, 32, 16)
     for shape in ((2, 3, 32), (2, 3, 32, 16)):
@@ -207,7 +207,7 @@ def test_diagonal_scan(length):
 @pytest.mark.parametrize("grad", [False, True])
 def test_selective_scan(length, dtype, grad, monkeypatch):
     # Segments of 8 tokens.
-    monkeypatch.setattr("modeling_zoo.state_space.SCAN_BUDGET", 8 * 2 * 7 * 4)
+    monkeypatch.setattr("modeling_zoo.ops_state_space.SCAN_BUDGET", 8 * 2 * 7 * 4)
     inputs, time_step = torch.randn(2, length, 7, dtype=dtype), torch.rand(2, length, 7, dtype=dtype)
     write, read = torch.randn(2, 2, length, 4, dtype=dtype)
     rates, skip = -torch.rand(7, 4, dtype=dtype) * 3, torch.randn(7, dtype=dtype)
@@ -289,8 +289,8 @@ def test_the_call_of_a_kernel(monkeypatch, delta, length, granularity):
 
     names = {key: "gk" if key == (False, "channel", True) else "g" for key in KERNEL_KEYS}
     kernels = {key[:2]: ((play, names[*key[:2], False]), (play, names[*key[:2], True])) for key in KERNEL_KEYS}
-    monkeypatch.setattr(recurrence_kernels, "_installed", lambda: kernels)
-    monkeypatch.setattr("modeling_zoo.recurrences.has_kernels", lambda device: True)
+    monkeypatch.setattr(ops_recurrence_fla, "_installed", lambda: kernels)
+    monkeypatch.setattr("modeling_zoo.ops_recurrence.has_kernels", lambda device: True)
     *inputs, state = matrix_inputs(length, granularity, torch.float64)
     recurrence, options = (delta_rule, {"normalize": True}) if delta else (linear_attention, {})
     with torch.no_grad():
@@ -315,14 +315,14 @@ def test_the_call_of_a_kernel_for_packed_sequences(monkeypatch, delta, granulari
         ran = [reference.matrix_recurrence(*part, None, **options) for part in zip(*parts, strict=True)]
         return tuple(torch.cat(side, dim) for side, dim in zip(zip(*ran, strict=True), (1, 0), strict=True))
 
-    monkeypatch.setattr(recurrence_kernels, "_installed", lambda: {(delta, granularity): ((play, "g"),) * 2})
+    monkeypatch.setattr(ops_recurrence_fla, "_installed", lambda: {(delta, granularity): ((play, "g"),) * 2})
     *inputs, _ = matrix_inputs(12, granularity, torch.float64)
     recurrence = delta_rule if delta else linear_attention
     packed = packed_sequences(
         torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4]]), 2
     )
     expected = recurrence(*inputs, packed=packed)
-    monkeypatch.setattr("modeling_zoo.recurrences.has_kernels", lambda device: True)
+    monkeypatch.setattr("modeling_zoo.ops_recurrence.has_kernels", lambda device: True)
     for found, side in zip(recurrence(*inputs, packed=packed), expected, strict=True):
         # The decay crosses in float32.
         assert error(found, side) < 1e-6
@@ -333,4 +333,4 @@ DECAY_NAMES = {key: "gk" if key == (False, "channel", True) else "g" for key in 
 
 
 def test_no_kernel_on_a_cpu():
-    assert not recurrence_kernels.has_kernels(torch.device("cpu"))
+    assert not ops_recurrence_fla.has_kernels(torch.device("cpu"))

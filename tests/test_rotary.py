@@ -16,7 +16,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, ZooModel
-from modeling_zoo.rotary import Rotations, Turn, apply_rotary
+from modeling_zoo.position_rotary import Rotations, Turn, apply_rotary
 
 HEAD, TRAINED = 16, 40
 SIZES = {

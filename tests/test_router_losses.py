@@ -8,7 +8,8 @@ from torch import nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.models.switch_transformers.modeling_switch_transformers import router_z_loss_func
 
-from modeling_zoo.router_losses import (
+from modeling_zoo.mlp_sparse import SparseMLP
+from modeling_zoo.train_router_loss import (
     CorrectionBiasBalancer,
     load_balancing_loss,
     mask_of_targets,
@@ -16,7 +17,6 @@ from modeling_zoo.router_losses import (
     router_z_loss,
     updated_correction_bias,
 )
-from modeling_zoo.sparse_mlp import SparseMLP
 
 BATCH, LENGTH = 3, 7
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0, 0, 0, 0, 0, 1, 1]])

@@ -7,8 +7,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from conversion.card import write_plain_card
 from modeling_zoo import ZooConfig, ZooForCausalLM
-from modeling_zoo.attention_interface import eager_attention_forward
-from modeling_zoo.serving import engine_obstacles
+from modeling_zoo.ops_attention import eager_attention_forward
+from modeling_zoo.platform_vllm import engine_obstacles
 
 LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
           "linear_attention_type": "gated_delta_net", "linear_num_key_heads": 2, "linear_num_value_heads": 4,

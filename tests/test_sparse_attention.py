@@ -14,12 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import modeling_zoo.indexer as indexer
-import modeling_zoo.sparse_attention as sparse_attention
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM, ZooModel
-from modeling_zoo.caches import upgrade_cache
-from modeling_zoo.sparse_attention import IndexedAttention
+from modeling_zoo import ZooForCausalLM, ZooModel, attention_sparse, attention_sparse_indexer
+from modeling_zoo.attention_sparse import IndexedAttention
+from modeling_zoo.cache_upgrade import upgrade_cache
 
 WIDTHS = {
     "hidden_size": 66, "num_attention_heads": 6, "kv_lora_rank": 20, "q_lora_rank": 28, "qk_nope_head_dim": 12,
@@ -251,7 +249,7 @@ def forced(patch, form):
         patch.setattr(IndexedAttention, name, counted)
     if form != "gathered":
         patch.setattr(IndexedAttention, "gatherable", lambda *args, **kwargs: None)
-    patch.setattr("modeling_zoo.latent_attention.absorption_pays", lambda *sizes: form != "expanded")
+    patch.setattr("modeling_zoo.attention_latent.absorption_pays", lambda *sizes: form != "expanded")
     return ran
 
 
@@ -287,9 +285,9 @@ def test_blocks_of_queries_change_nothing(backend, monkeypatch):
             with monkeypatch.context() as patch:
                 forced(patch, form)
                 expected = in_steps(model, (11, 2), padded)
-                patch.setattr(indexer, "QUERY_BLOCK", 3)
-                patch.setattr(sparse_attention, "READING_BLOCK", 4)
-                patch.setattr(sparse_attention, "MOST_GATHERED", 2 * 5 * 30 * 2)
+                patch.setattr(attention_sparse_indexer, "QUERY_BLOCK", 3)
+                patch.setattr(attention_sparse, "READING_BLOCK", 4)
+                patch.setattr(attention_sparse, "MOST_GATHERED", 2 * 5 * 30 * 2)
                 assert relative_error(in_steps(model, (11, 2), padded), expected) < 2e-6
 
 
@@ -363,8 +361,8 @@ def test_a_token_costs_its_index_scan_and_k_keys():
 
 @pytest.mark.parametrize("indexed", [True, False])
 def test_a_prompt_takes_memory_in_proportion_to_its_length(indexed, monkeypatch):
-    monkeypatch.setattr(indexer, "QUERY_BLOCK", 16)
-    monkeypatch.setattr(sparse_attention, "READING_BLOCK", 16)
+    monkeypatch.setattr(attention_sparse_indexer, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention_sparse, "READING_BLOCK", 16)
     changes = {"max_position_embeddings": 1024, "vocab_size": 300}
     model = make(changes | ({} if indexed else DENSE), "sdpa")
     largest = []
@@ -457,7 +455,7 @@ def test_a_shared_layer_needs_the_choice():
     with pytest.raises(ValueError, match="Layer 1 has no indexer and was given no shared_indices"):
         mixer(states, position_embeddings=rotation)
     with pytest.raises(ValueError, match="The indexer of layer 0 has not chosen in this forward"):
-        mixer(states, position_embeddings=rotation, shared_indices=indexer.SharedIndices())
+        mixer(states, position_embeddings=rotation, shared_indices=attention_sparse_indexer.SharedIndices())
 
 
 # -- training the indexer ----------------------------------------------------------------------------------------------
@@ -515,7 +513,7 @@ def index_table(parameters, x, sources, config):
 @pytest.mark.parametrize("warmup", [True, False])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_the_loss_is_the_divergence_from_attention(backend, warmup, monkeypatch):
-    monkeypatch.setattr("modeling_zoo.indexer_training.TRAINING_BLOCK", 4)
+    monkeypatch.setattr("modeling_zoo.train_indexer.TRAINING_BLOCK", 4)
     changes = {"indexer_loss_coef": 3.0, "indexer_warmup": warmup}
     model = make(changes, backend, ZooForCausalLM)
     calls = attention_calls(model.model)
@@ -539,7 +537,7 @@ def test_the_loss_is_the_divergence_from_attention(backend, warmup, monkeypatch)
 def test_the_loss_reaches_the_indexer_alone_and_lowers_the_divergence():
     model = make({"indexer_loss_coef": 1.0}, "sdpa", ZooForCausalLM).train()
     tokens, _ = tokens_and_mask(TOKENS, 0)
-    shared = indexer.SharedIndices()
+    shared = attention_sparse_indexer.SharedIndices()
     model.model(tokens, shared_indices=shared, use_cache=False)
     shared.mean_loss().backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -548,7 +546,7 @@ def test_the_loss_reaches_the_indexer_alone_and_lowers_the_divergence():
     losses = []
     for _ in range(20):
         optimizer.zero_grad()
-        shared = indexer.SharedIndices()
+        shared = attention_sparse_indexer.SharedIndices()
         model.model(tokens, shared_indices=shared, use_cache=False)
         losses.append(shared.mean_loss())
         losses[-1].backward()

@@ -5,9 +5,9 @@ import torch
 from families_experts import randomize, zoo_config
 from torch.nn.functional import cross_entropy
 
+from modeling_zoo.mlp_sparse import SparseMLP
 from modeling_zoo.modeling_zoo import ZooForCausalLM
-from modeling_zoo.router_losses import load_balancing_loss, mask_of_targets, router_z_loss
-from modeling_zoo.sparse_mlp import SparseMLP
+from modeling_zoo.train_router_loss import load_balancing_loss, mask_of_targets, router_z_loss
 
 VOCABULARY, DEPTH = 32, 4
 MIXED = {"num_hidden_layers": DEPTH, "mlp_layer_types": ["dense", "sparse", "dense", "sparse"], "intermediate_size": 64}

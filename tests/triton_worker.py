@@ -8,7 +8,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch  # noqa: E402
 
-from modeling_zoo.decode_kernels import split_decode  # noqa: E402
+from modeling_zoo.ops_attention_triton import split_decode  # noqa: E402
 
 
 def exact(query, key, value, scaling, positions=None, visible=None):

@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
-from modeling_zoo.caches import upgrade_cache
+from modeling_zoo.cache_upgrade import upgrade_cache
 
 TOKENS, PROMPT, LEFT = 14, 6, 3
 # What saving and loading set themselves.

@@ -1,0 +1,43 @@
+"""Attention whose scores depend on the distance through learned projections (Transformer-XL)."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .attention import GroupedQueryAttention
+from .position_tables import interleaved_waves
+
+
+class TransformerXLAttention(GroupedQueryAttention):
+    """softmax(((q + u) kᵀ + (q + v) r_{i-j}ᵀ) · scale) v with r = W_r sinusoid(i - j) (Dai et al. 2019, §3.3).
+
+    u and v `[H, d]` are learned, W_r is `r_proj`. The second term is a position bias that depends on the query, so
+    every backend that takes one can compute it. (Gopher, Chinchilla.)
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        heads = config.num_attention_heads
+        self.r_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
+        self.distance_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
+
+    def initialize(self, std):
+        super().initialize(std)
+        init.zeros_(self.content_bias)
+        init.zeros_(self.distance_bias)
+
+    def distance_scores(self, query, distances):
+        """Queries `[B, H, T, d]`, distances `[T, K]` → `[B, H, T, K]`: every distance is projected once, then
+        picked."""
+        count = distances.shape[-1]
+        waves = interleaved_waves(torch.arange(count, device=query.device), self.config.hidden_size).to(query.dtype)
+        rows = self.r_proj(waves).view(count, -1, self.head_dim).permute(1, 2, 0)
+        by_distance = torch.matmul(query + self.distance_bias[:, None], rows)
+        index = distances.clamp(0, count - 1).expand(*query.shape[:2], -1, -1)
+        return by_distance.gather(-1, index)
+
+    def attend(self, query, key, value, attention_mask, position_bias=None, **kwargs):
+        bias = self.distance_scores(query, position_bias) * self.scaling
+        query = query + self.content_bias[:, None]
+        return super().attend(query, key, value, attention_mask, position_bias=bias, **kwargs)

@@ -1,0 +1,67 @@
+"""The layer every topology starts from: a mixer and an MLP, each between norms, on one residual stream."""
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .block_per_layer_input import PerLayerInput
+from .mlp_registry import make_mlp
+from .norms import make_norm
+from .registry import make_mixer
+
+SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
+
+
+class ZooDecoderLayer(GradientCheckpointingLayer):
+    """x + m · norm(mixer(norm(x))), then x + m · norm(mlp(norm(x))), with Identity where `norms` has no name.
+
+    Pre-norm (Xiong et al. 2020; Llama), and what differs from it in its slots only.
+    """
+
+    norms = ("attn_norm", "mlp_norm")
+    branches = ("mixer", "mlp")
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        for slot in SLOTS:
+            reads_stream = slot in ("attn_norm", "mlp_norm")
+            norm = make_norm(config, config.hidden_size, narrow=reads_stream) if slot in self.norms else nn.Identity()
+            setattr(self, slot, norm)
+        if "mixer" in self.branches:
+            self.self_attn = make_mixer(config, layer_idx)
+        if "mlp" in self.branches:
+            self.mlp = make_mlp(config, layer_idx)
+        self.dropout = nn.Dropout(config.residual_dropout)
+        self.residual_multiplier = config.residual_multiplier
+        self.per_layer_input = PerLayerInput(config) if config.hidden_size_per_layer_input is not None else None
+
+    def scaled(self, output):
+        """Dropout and residual multiplier on a sub-layer's output."""
+        if self.training:
+            output = self.dropout(output)
+        return output if self.residual_multiplier == 1.0 else output * self.residual_multiplier
+
+    def mix(self, x, context):
+        """The mixer's contribution to the stream."""
+        output = self.self_attn(x, **context)[0]
+        return self.scaled(self.attn_output_norm(output) if "attn_output_norm" in self.norms else output)
+
+    def feed(self, x):
+        """The MLP's contribution to the stream."""
+        output = self.mlp(x)
+        return self.scaled(self.mlp_output_norm(output) if "mlp_output_norm" in self.norms else output)
+
+    def join(self, hidden_states, **context):
+        """The stream `[B, T, D]` after mixer and MLP: what the topologies differ in."""
+        hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
+        return hidden_states + self.feed(self.mlp_norm(hidden_states))
+
+    def forward(self, hidden_states, per_layer_input=None, position_bias=None, start=None, **context):
+        """`[B, T, D]` → `[B, T, D]`. What the model computes once for all its layers, and learns, comes by position:
+        reentrant checkpointing gives a gradient to such arguments alone."""
+        for name, shared in (("position_bias", position_bias), ("start", start)):
+            if shared is not None:
+                context[name] = shared
+        hidden_states = self.join(hidden_states, **context)
+        if self.per_layer_input is None:
+            return hidden_states
+        return hidden_states + self.per_layer_input(hidden_states, per_layer_input)

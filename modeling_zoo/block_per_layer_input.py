@@ -1,0 +1,71 @@
+"""Per-layer embeddings: what a token is, told to every layer anew."""
+
+from torch import nn
+
+from .embeddings import ScaledEmbedding
+from .mlp_dense import make_activation
+from .norms import make_norm
+from .platform_transformers import resized_embedding
+
+
+class PerLayerEmbeddings(nn.Module):
+    """(table[token] · √p + norm(W x · D^-½)) · 2^-½, one row of p channels for each layer (Gemma 3n, Gemma 4).
+
+    Tokens `[B, T]` and the stream where it starts `[B, T, D]` → `[B, T, L, p]`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.layers, self.width = config.num_hidden_layers, config.hidden_size_per_layer_input
+        self.embed_tokens_per_layer = ScaledEmbedding(
+            config.vocab_size_per_layer_input, self.layers * self.width, config.pad_token_id, scale=self.width**0.5
+        )
+        self.per_layer_model_projection = nn.Linear(config.hidden_size, self.layers * self.width, bias=False)
+        self.per_layer_projection_norm = make_norm(config, self.width)
+        self.projection_scale = config.hidden_size**-0.5
+
+    def rows(self, input_ids):
+        """Tokens `[B, T]` → `[B, T, L, p]`: what `per_layer_inputs` beside embeddings has to be."""
+        return self.embed_tokens_per_layer(input_ids).unflatten(-1, (self.layers, self.width))
+
+    def forward(self, input_ids, hidden_states, per_layer_inputs=None):
+        if input_ids is None and per_layer_inputs is None:
+            raise ValueError(
+                "A model with hidden_size_per_layer_input looks tokens up a second time: give input_ids, or "
+                "per_layer_inputs [B, T, L, p] beside inputs_embeds."
+            )
+        if input_ids is not None and per_layer_inputs is not None:
+            raise ValueError("per_layer_inputs goes with inputs_embeds: leave it out beside input_ids.")
+        rows = self.rows(input_ids) if per_layer_inputs is None else per_layer_inputs
+        context = self.per_layer_model_projection(hidden_states.to(rows.dtype)) * self.projection_scale
+        context = self.per_layer_projection_norm(context.unflatten(-1, (self.layers, self.width)))
+        return (context + rows) * 2.0**-0.5
+
+
+class PerLayerInput(nn.Module):
+    """norm(W (act(G x) · row)): a layer's row, gated by the stream, `[B, T, D]` and `[B, T, p]` → `[B, T, D]`."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.hidden_size_per_layer_input
+        self.per_layer_input_gate = nn.Linear(config.hidden_size, width, bias=False)
+        self.per_layer_projection = nn.Linear(width, config.hidden_size, bias=False)
+        self.post_per_layer_input_norm = make_norm(config, config.hidden_size)
+        self.act_fn = make_activation(config)
+
+    def forward(self, hidden_states, row):
+        row = row.to(hidden_states.device)
+        gated = self.act_fn(self.per_layer_input_gate(hidden_states.to(row.dtype))) * row
+        return self.post_per_layer_input_norm(self.per_layer_projection(gated))
+
+
+def resize_rows(model, *sizes):
+    """The second table follows when the vocabulary is resized, by the model's own way of resizing a table."""
+    embeddings = model.base_model.per_layer_embeddings
+    if embeddings is None:
+        return
+    old = embeddings.embed_tokens_per_layer
+    new = resized_embedding(model, old, *sizes)
+    new.requires_grad_(old.weight.requires_grad)
+    embeddings.embed_tokens_per_layer = new
+    model.config.vocab_size_per_layer_input = new.num_embeddings

@@ -1,0 +1,287 @@
+"""Residual topologies: how a layer's mixer and MLP join the stream.
+
+pre_norm           x ─┬─ norm ── f ──────── + ─     output_norm    x ─┬─ f ── norm ── + ─
+                      └──────────────────── ┘                        └───────────── ┘
+sandwich_norm      x ─┬─ norm ── f ── norm ── + ─   post_norm      x ─┬─ f ── + ── norm ─
+                      └───────────────────── ┘                       └────── ┘
+pre_norm_residual  x ── norm ─┬─ f ── + ─           parallel       x ─┬─ norm ─┬─ mixer ── + ─
+                              └────── ┘                              │        └─ mlp ──── +
+                                                                     └─────────────────── ┘
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .attention_kv_sharing import SharedKeyValues
+from .attention_sparse_indexer import SharedIndices
+from .block_hyper_connections import HyperConnection
+from .block_layer import SLOTS, ZooDecoderLayer
+from .block_shared import Adapters
+from .mlp_registry import MLPS
+from .norms import make_norm
+from .train_init import mark_writers
+
+
+class OutputNormLayer(ZooDecoderLayer):
+    """x + norm(mixer(x)), then x + norm(mlp(x)) (OLMo 2, EXAONE 4)."""
+
+    norms = ("attn_output_norm", "mlp_output_norm")
+
+
+class SandwichNormLayer(ZooDecoderLayer):
+    """x + norm(mixer(norm(x))), then x + norm(mlp(norm(x))) (Ding et al. 2021; Gemma 2, Grok-1)."""
+
+    norms = SLOTS
+
+
+class ScaledSandwichLayer(SandwichNormLayer):
+    """s · (y + norm(mlp(norm(y)) or norm(mlp(norm(y))) + norm(experts(norm(y))))), y = x + norm(mixer(norm(x))).
+
+    A sparse layer has its experts beside the MLP, between norms of their own, and routes by y itself; s is one number
+    per layer, kept but not trained (Gemma 4).
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.register_buffer("layer_scalar", torch.ones(1))
+        self.moe = None
+        if config.mlp_layer_types[layer_idx] == "sparse":
+            self.moe, self.mlp = self.mlp, MLPS["dense"](config, layer_idx)
+            for slot in ("mlp_branch_norm", "moe_norm", "moe_output_norm"):
+                setattr(self, slot, make_norm(config, config.hidden_size))
+
+    def initialize(self, std):
+        init.ones_(self.layer_scalar)
+
+    def join(self, hidden_states, **context):
+        hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
+        fed = self.mlp(self.mlp_norm(hidden_states))
+        if self.moe is not None:
+            routed = self.moe(self.moe_norm(hidden_states), router_input=hidden_states)
+            fed = self.mlp_branch_norm(fed) + self.moe_output_norm(routed)
+        return hidden_states + self.scaled(self.mlp_output_norm(fed))
+
+    def forward(self, hidden_states, *shared, **context):
+        return super().forward(hidden_states, *shared, **context) * self.layer_scalar
+
+
+def weighted_sum(x, output, alpha, beta):
+    """α x + β output."""
+    return x + output if alpha == beta == 1 else x * alpha + output * beta
+
+
+class PostNormLayer(ZooDecoderLayer):
+    """norm(αx + β mixer(x)), then norm(αx + β mlp(x)) (Vaswani et al. 2017; GPT-1, OPT 350m; α: DeepNet)."""
+
+    norms = ("attn_output_norm", "mlp_output_norm")
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
+
+    def join(self, hidden_states, **context):
+        mixed = self.scaled(self.self_attn(hidden_states, **context)[0])
+        hidden_states = self.attn_output_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
+        fed = self.scaled(self.mlp(hidden_states))
+        return self.mlp_output_norm(weighted_sum(hidden_states, fed, *self.mlp_factors))
+
+
+class PreNormResidualLayer(ZooDecoderLayer):
+    """αn + β mixer(n), n = norm(x), then the same for the MLP: the residual starts at the norm (BLOOM's variant;
+    MiniMax-01)."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
+
+    def join(self, hidden_states, **context):
+        hidden_states = self.attn_norm(hidden_states)
+        mixed = self.mix(hidden_states, context)
+        hidden_states = self.mlp_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
+        return weighted_sum(hidden_states, self.feed(hidden_states), *self.mlp_factors)
+
+
+def residual_first(x, mixed, fed):
+    """(x + mixer) + mlp (Command R, StableLM)."""
+    return x + mixed + fed
+
+
+def branches_first(x, mixed, fed):
+    """x + (mixer + mlp) (GPT-J, GPT-NeoX, Phi)."""
+    return x + (mixed + fed)
+
+
+PARALLEL_SUMS = {"residual_first": residual_first, "branches_first": branches_first}
+
+
+class ParallelLayer(ZooDecoderLayer):
+    """x + mixer(norm(x)) + mlp(norm(x)) with one norm (Wang & Komatsuzaki 2021; PaLM, Command R)."""
+
+    norms = ("attn_norm",)
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.sum = PARALLEL_SUMS[config.parallel_sum_order]
+
+    def join(self, hidden_states, **context):
+        normed = self.attn_norm(hidden_states)
+        return self.sum(hidden_states, self.mix(normed, context), self.feed(normed))
+
+
+class ParallelTwoNormsLayer(ParallelLayer):
+    """x + mixer(norm₁(x)) + mlp(norm₂(x)) (Black et al. 2022; Falcon 40B)."""
+
+    norms = ("attn_norm", "mlp_norm")
+
+    def join(self, hidden_states, **context):
+        mixed = self.mix(self.attn_norm(hidden_states), context)
+        return self.sum(hidden_states, mixed, self.feed(self.mlp_norm(hidden_states)))
+
+
+class MixerOnlyLayer(ZooDecoderLayer):
+    """x + mixer(norm(x)) (Mamba 2, Nemotron-H)."""
+
+    norms = ("attn_norm",)
+    branches = ("mixer",)
+
+    def join(self, hidden_states, **context):
+        return hidden_states + self.mix(self.attn_norm(hidden_states), context)
+
+
+class SharedBlockLayer(MixerOnlyLayer):
+    """x + mixer(norm(x + W block([x; x₀]))): a block that layers share stands before the mixer (Zamba).
+
+    `shared_block` and `start` (x₀, `[B, T, D]`) come from the model; what the layer adds to the block's projections is
+    its own. `attention_mask` is one mask per part, {word: mask}.
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.layer_idx = layer_idx
+        self.adapters = Adapters(config)
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def join(self, hidden_states, shared_block, start, attention_mask=None, **context):
+        masks = dict(attention_mask or {})
+        recurrent_mask = masks.pop("linear_attention", None)
+        own = {"layer_idx": self.layer_idx, "attention_mask": next(iter(masks.values()), None)}
+        given = self.linear(shared_block(hidden_states, start, self.adapters, **own, **context))
+        context["attention_mask"] = recurrent_mask
+        return hidden_states + self.mix(self.attn_norm(hidden_states + given), context)
+
+
+class MlpOnlyLayer(ZooDecoderLayer):
+    """x + mlp(norm(x)) (Nemotron-H)."""
+
+    norms = ("mlp_norm",)
+    branches = ("mlp",)
+
+    def join(self, hidden_states, **context):
+        return hidden_states + self.feed(self.mlp_norm(hidden_states))
+
+
+class Shortcuts:
+    """What the experts of a layer give to the next one, by layer.
+
+    Made anew for each forward and handed to every layer, so that a layer recomputed for its gradient finds it again.
+    """
+
+    def __init__(self):
+        self.outputs = {}
+
+    def put(self, layer_idx, output):
+        self.outputs[layer_idx] = output, torch.is_grad_enabled()
+
+    def take(self, layer_idx):
+        """What layer `layer_idx` left `[B, T, D]`, None if nothing; raises ValueError where it ran without the gradient
+        that is wanted now."""
+        if layer_idx not in self.outputs:
+            return None
+        output, recorded = self.outputs[layer_idx]
+        if not torch.is_grad_enabled():
+            # Nobody asks again, unless for a gradient.
+            self.outputs[layer_idx] = None, False
+        elif not recorded:
+            raise ValueError(
+                "block_type 'shortcut' passes what experts give from layer to layer, so gradient checkpointing needs "
+                "use_reentrant=False."
+            )
+        return output
+
+
+class ShortcutLayer(ZooDecoderLayer):
+    """Pre-norm with a dense MLP in every layer; the experts of a sparse layer read what its MLP reads, and join the
+    stream at the end of the next layer, x + mixer + mlp + experts of the layer before.
+
+    (Shortcut-connected experts, Cai et al. 2024, arXiv 2404.05019; LongCat-Flash, arXiv 2509.01322, §2.2.) Raises
+    ValueError for a sparse layer called without `shortcuts`.
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.layer_idx = layer_idx
+        self.moe = None
+        if config.mlp_layer_types[layer_idx] == "sparse":
+            self.moe, self.mlp = self.mlp, MLPS["dense"](config, layer_idx)
+
+    def join(self, hidden_states, shortcuts=None, **context):
+        hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
+        normed = self.mlp_norm(hidden_states)
+        late = shortcuts.take(self.layer_idx - 1) if shortcuts is not None else None
+        if self.moe is not None:
+            if shortcuts is None:
+                raise ValueError(f"Layer {self.layer_idx} of block_type 'shortcut' needs the model's shortcuts.")
+            shortcuts.put(self.layer_idx, self.scaled(self.moe(normed)))
+        hidden_states = hidden_states + self.feed(normed)
+        return hidden_states if late is None else hidden_states + late.to(hidden_states.device)
+
+
+class HyperConnectionLayer(ZooDecoderLayer):
+    """N streams `[B, T, N, D]` in the place of one; mixer and MLP each read a weighted sum of them, normed, and their
+    output joins all of them while these mix (hyper-connections, Zhu et al. 2024; mHC, Xie et al. 2025; DeepSeek-V4)."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.attn_hc, self.mlp_hc = HyperConnection(config), HyperConnection(config)
+
+    def join(self, hidden_states, **context):
+        read, *weights = self.attn_hc(hidden_states)
+        hidden_states = self.attn_hc.write(hidden_states, self.mix(self.attn_norm(read), context), *weights)
+        read, *weights = self.mlp_hc(hidden_states)
+        return self.mlp_hc.write(hidden_states, self.feed(self.mlp_norm(read)), *weights)
+
+
+BLOCKS = {
+    "pre_norm": ZooDecoderLayer,
+    "output_norm": OutputNormLayer,
+    "sandwich_norm": SandwichNormLayer,
+    "scaled_sandwich_norm": ScaledSandwichLayer,
+    "post_norm": PostNormLayer,
+    "pre_norm_residual": PreNormResidualLayer,
+    "parallel": ParallelLayer,
+    "parallel_two_norms": ParallelTwoNormsLayer,
+    "mixer_only": MixerOnlyLayer,
+    "mlp_only": MlpOnlyLayer,
+    "shared_block": SharedBlockLayer,
+    "shortcut": ShortcutLayer,
+    "hyper_connection": HyperConnectionLayer,
+}
+
+
+def make_block(config, layer_idx):
+    """Layer `layer_idx` of a model; where layers differ in a number, built from that layer's own view of the config."""
+    block = BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
+    mark_writers(block, layer_idx)
+    return block
+
+
+def carriers(config):
+    """{name: class} of the objects in which layers of one forward leave something for later ones, made anew for each
+    forward."""
+    needed = {
+        "shared_indices": (SharedIndices, config.indexer_types is not None),
+        "shortcuts": (Shortcuts, "shortcut" in config.block_types),
+        "shared_key_values": (SharedKeyValues, config.num_kv_shared_layers),
+    }
+    return {name: carrier for name, (carrier, wanted) in needed.items() if wanted}

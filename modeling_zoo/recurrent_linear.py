@@ -1,0 +1,144 @@
+"""Linear attention with queries, keys and values: one mixer, whose parts the settings of its mechanism choose.
+
+q, k, v = act(conv(W x))    g = decay(a x)    β = sigmoid(b x)    o = recurrence(q, k, v, β, g)
+y = W_o (norm(o) · act(gate(x)))
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .ops_recurrence import delta_rule, linear_attention
+from .recurrent_convolution import make_convolution
+from .recurrent_decays import DECAYS, constant_slopes
+from .recurrent_gated_norm import make_output_norm
+from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps, make_projection
+
+
+def elu_plus_one(x):
+    """elu(x) + 1 > 0 (Katharopoulos et al. 2020)."""
+    return F.elu(x) + 1
+
+
+FEATURE_MAPS = {"elu_plus_one": elu_plus_one, "relu": F.relu, "none": nn.Identity()}
+
+
+class LinearAttention(RecurrentMixer):
+    """S <- Diag(e**g) S + k vᵀ, o = Sᵀq: linear, lightning and gated linear attention, by the decay of the settings.
+
+    q, k of `num_key_heads` heads of `key_head_dim`, v of `num_value_heads` heads of `value_head_dim`.
+    """
+
+    has_beta = False
+    delays_writes = True
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        settings, hidden = self.settings, config.hidden_size
+        self.heads = settings.num_value_heads
+        self.key_dim = settings.num_key_heads * settings.key_head_dim
+        self.value_dim = self.heads * settings.value_head_dim
+        self.q_proj = nn.Linear(hidden, self.key_dim, bias=settings.bias)
+        self.k_proj = nn.Linear(hidden, self.key_dim, bias=settings.bias)
+        self.v_proj = nn.Linear(hidden, self.value_dim, bias=settings.bias)
+        self.conv1d = make_convolution(settings, 2 * self.key_dim + self.value_dim)
+        self.feature_map = FEATURE_MAPS[settings.feature_map]
+        self.add_decay(config, layer_idx)
+        if self.has_beta:
+            self.b_proj = nn.Linear(hidden, self.heads, bias=False)
+        if settings.output_gate != "none":
+            self.g_proj = make_projection(hidden, self.value_dim, settings.gate_rank)
+        self.o_norm = make_output_norm(settings)
+        self.o_proj = nn.Linear(self.value_dim, hidden, bias=settings.bias)
+
+    def add_decay(self, config, layer_idx):
+        settings = self.settings
+        self.decay = DECAYS.get(settings.decay)
+        self.depth = config.num_hidden_layers
+        for name, values in self.computed_buffers().items():
+            self.register_buffer(name, values, persistent=False)
+        if self.decay is None:
+            return
+        per_channel = settings.decay_granularity == "channel"
+        self.decay_width = settings.key_head_dim if per_channel else None
+        width = self.heads * (self.decay_width or 1)
+        self.a_proj = make_projection(config.hidden_size, width, settings.decay_rank)
+        dtype = torch.float32 if settings.float32_parameters else None
+        self.dt_bias = nn.Parameter(torch.zeros(width, dtype=dtype))
+        self.A_log = nn.Parameter(torch.zeros(self.heads, dtype=dtype)) if settings.decay != "log_sigmoid" else None
+
+    def computed_buffers(self):
+        """Rates that are not learned; no checkpoint has them."""
+        if self.settings.decay != "constant":
+            return {}
+        return {"slopes": torch.tensor(constant_slopes(self.heads, self.layer_idx, self.depth))}
+
+    def initialize(self, std):
+        for name, values in self.computed_buffers().items():
+            init.copy_(getattr(self, name), values)
+        if self.decay is None:
+            return
+        if self.A_log is None:
+            init.zeros_(self.dt_bias)
+        else:
+            initialize_rates(self.A_log)
+            initialize_time_steps(self.dt_bias, self.settings)
+
+    def log_decay(self, hidden_states):
+        """g `[B, T, H]` or `[B, T, H, K]`, float32; None for no decay."""
+        if self.settings.decay == "constant":
+            return -self.slopes.expand(*hidden_states.shape[:2], self.heads)
+        if self.decay is None:
+            return None
+        projected, bias = self.a_proj(hidden_states).float(), self.dt_bias.float()
+        rate = None if self.A_log is None else self.A_log.float()
+        if self.decay_width is not None:
+            projected, bias = (x.unflatten(-1, (self.heads, self.decay_width)) for x in (projected, bias))
+            rate = None if rate is None else rate.unsqueeze(-1)
+        log_decay = self.decay(projected, rate, bias, self.settings)
+        return log_decay.to(hidden_states.dtype) if self.settings.decay_dtype == "activation" else log_decay
+
+    def beta(self, hidden_states, rows):
+        """What a write is multiplied with, `[B, T, H]`; None for 1."""
+        if rows.valid is None:
+            return None
+        return rows.valid.unsqueeze(-1).expand(-1, -1, self.heads).float()
+
+    def recurrence(self, query, key, value, beta, log_decay, state, packed):
+        scale = self.settings.attention_multiplier
+        return linear_attention(query, key, value, beta, log_decay, state, scale=scale, packed=packed)
+
+    def mix(self, hidden_states, memory, rows):
+        settings = self.settings
+        projected = [proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj)]
+        mixed = self.conv1d(torch.cat(projected, dim=-1), memory, rows)
+        pair, value = mixed.split([2 * self.key_dim, self.value_dim], dim=-1)
+        # Queries and keys.
+        pair = self.feature_map(pair.view(*pair.shape[:2], 2, -1, settings.key_head_dim))
+        value = value.view(*value.shape[:2], self.heads, settings.value_head_dim)
+        log_decay = self.log_decay(hidden_states)
+        log_decay = None if log_decay is None else rows.silence(log_decay)
+        beta = self.beta(hidden_states, rows)
+        output = self.recur(memory, rows, self.recurrence, pair, None, value, beta, log_decay)
+        gate = self.g_proj(hidden_states) if settings.output_gate != "none" else None
+        return self.o_proj(self.o_norm(output.flatten(-2).to(hidden_states.dtype), gate))
+
+
+class DeltaAttention(LinearAttention):
+    """S <- Diag(e**g) S + β k (v - Sᵀk)ᵀ, o = Sᵀq: DeltaNet (Schlag et al. 2021), Gated DeltaNet (Yang et al. 2024) and
+    Kimi delta attention (Moonshot 2025), by the decay of the settings.
+
+    β in (0, 1), or (0, 2) with `allow_neg_eigval` (Grazzi et al. 2024).
+    """
+
+    has_beta = True
+
+    def beta(self, hidden_states, rows):
+        beta = self.b_proj(hidden_states).sigmoid()
+        return rows.silence(beta * 2.0 if self.settings.allow_neg_eigval else beta)
+
+    def recurrence(self, query, key, value, beta, log_decay, state, packed):
+        scale, normalize = self.settings.attention_multiplier, self.settings.qk_norm == "l2"
+        inputs = (query, key, value, beta, log_decay, state)
+        return delta_rule(*inputs, scale=scale, normalize=normalize, packed=packed)

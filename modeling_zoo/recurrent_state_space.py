@@ -1,0 +1,245 @@
+"""State space mixers, the real-gated linear recurrent unit and the gated short convolution."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .norms import RMSNorm
+from .ops_state_space import gated_linear_unit, grouped_selective_scan, state_space_duality
+from .recurrent_convolution import make_convolution
+from .recurrent_gated_norm import make_output_norm
+from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps
+
+
+class StateSpaceDuality(RecurrentMixer):
+    """z, x, B, C, Δ = W x;  x, B, C = act(conv(x, B, C));  y = SSD(x, softplus(Δ + b), B, C);  W_o norm(y · act(z)).
+
+    Mamba-2 (Dao and Gu 2024). `num_value_heads` heads of `value_head_dim` share the B and C of `num_key_heads` groups
+    of `key_head_dim` states; Δ stays within `time_step_limit`. Multipliers on input, output and the five sections
+    z, x, B, C, Δ (Falcon-H1; muP).
+    """
+
+    delays_writes = True
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        settings, hidden = self.settings, config.hidden_size
+        self.heads = settings.num_value_heads
+        self.inner = self.heads * settings.value_head_dim
+        self.states = settings.num_key_heads * settings.key_head_dim
+        self.gate_width = 0 if settings.output_gate == "none" else self.inner
+        self.sections = [self.gate_width, self.inner, self.states, self.states, self.heads]
+        self.in_proj = nn.Linear(hidden, sum(self.sections), bias=settings.bias)
+        self.conv1d = make_convolution(settings, self.inner + 2 * self.states)
+        self.A_log = nn.Parameter(torch.zeros(self.heads))
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.dt_bias = nn.Parameter(torch.zeros(self.heads))
+        self.o_norm = make_output_norm(settings)
+        self.o_proj = nn.Linear(self.inner, hidden, bias=settings.bias)
+        for name, values in self.computed_buffers().items():
+            self.register_buffer(name, values, persistent=False)
+
+    def computed_buffers(self):
+        """The multipliers, spread over their sections; no checkpoint has them."""
+        if self.settings.section_multipliers is None:
+            return {}
+        pairs = zip(self.sections, self.settings.section_multipliers, strict=True)
+        return {"section_scale": torch.cat([torch.full((size,), float(factor)) for size, factor in pairs])}
+
+    def initialize(self, std):
+        initialize_rates(self.A_log)
+        initialize_time_steps(self.dt_bias, self.settings)
+        init.ones_(self.D)
+        for name, values in self.computed_buffers().items():
+            init.copy_(getattr(self, name), values)
+
+    def project(self, hidden_states):
+        """`[B, T, D]` -> z, [x|B|C] and Δ."""
+        settings = self.settings
+        if settings.in_multiplier is not None:
+            hidden_states = hidden_states * settings.in_multiplier
+        projected = self.in_proj(hidden_states)
+        if settings.section_multipliers is not None:
+            projected = projected * self.section_scale.to(projected.dtype)
+        return projected.split([self.gate_width, self.inner + 2 * self.states, self.heads], dim=-1)
+
+    def time_step(self, projected):
+        low, high = self.settings.time_step_limit or (None, None)
+        steps = F.softplus(projected + self.dt_bias.to(projected.dtype))
+        return steps if low is None and high is None else steps.clamp(min=low, max=high)
+
+    def recurrence(self, inputs, time_step, write, read, state, packed):
+        transition = -torch.exp(self.A_log.float())
+        return state_space_duality(inputs, time_step, transition, write, read, self.D.float(), state, packed)
+
+    def mix(self, hidden_states, memory, rows):
+        settings = self.settings
+        gate, mixed, time_step = self.project(hidden_states)
+        inputs, write, read = self.conv1d(mixed, memory, rows).split([self.inner, self.states, self.states], dim=-1)
+        inputs = inputs.unflatten(-1, (-1, settings.value_head_dim))
+        write, read = (states.unflatten(-1, (-1, settings.key_head_dim)) for states in (write, read))
+        time_step = rows.silence(self.time_step(time_step))
+        output = self.recur(memory, rows, self.recurrence, inputs, time_step, write, read)
+        output = self.o_proj(self.o_norm(output.flatten(-2), gate).to(hidden_states.dtype))
+        return output if settings.out_multiplier is None else output * settings.out_multiplier
+
+
+def make_step_norm(settings, size):
+    """The norm on Δ, B or C of a selective scan: none, with a weight (Jamba) or without (Falcon-Mamba)."""
+    if settings.step_norm == "none":
+        return nn.Identity()
+    affine = settings.step_norm == "rms_norm"
+    return RMSNorm(size, settings.norm_eps, affine=affine, cast="cast_then_scale")
+
+
+class GroupedLinear(nn.Module):
+    """y_g = W_g x_g + b_g, groups apart: `[..., G, inputs]` -> `[..., G, outputs]`."""
+
+    def __init__(self, groups, inputs, outputs, bias=False):
+        super().__init__()
+        self.in_features = inputs
+        self.weight = nn.Parameter(torch.zeros(groups, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(groups, outputs)) if bias else None
+
+    def initialize(self, std):
+        init.normal_(self.weight, mean=0.0, std=std)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, x):
+        output = torch.einsum("...gi,goi->...go", x, self.weight)
+        return output if self.bias is None else output + self.bias
+
+
+def make_grouped_linear(groups, inputs, outputs, bias=False):
+    """A linear map for each group of channels, a plain one for a single group."""
+    plain = groups == 1
+    return nn.Linear(inputs, outputs, bias=bias) if plain else GroupedLinear(groups, inputs, outputs, bias)
+
+
+class SelectiveScan(RecurrentMixer):
+    """x, z = W x;  x = act(conv(x));  Δ, B, C = W_x x;  y = scan(x, softplus(W_Δ Δ + b), B, C);  W_o (y · act(z)).
+
+    Mamba (Gu and Dao 2023): `num_value_heads · value_head_dim` channels with `key_head_dim` states each, Δ of rank
+    `time_step_rank`; `num_key_heads` groups of channels with Δ, B and C of their own (Zamba, Glorioso et al. 2024).
+    """
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        settings, hidden = self.settings, config.hidden_size
+        self.inner = settings.num_value_heads * settings.value_head_dim
+        states, rank = settings.key_head_dim, settings.time_step_rank
+        self.split_sizes = [rank, states, states]
+        self.groups, width = settings.num_key_heads, self.inner // settings.num_key_heads
+        self.gate_width = 0 if settings.output_gate == "none" else self.inner
+        self.in_proj = nn.Linear(hidden, self.inner + self.gate_width, bias=settings.bias)
+        self.conv1d = make_convolution(settings, self.inner)
+        self.x_proj = make_grouped_linear(self.groups, width, rank + 2 * states)
+        self.dt_proj = make_grouped_linear(self.groups, rank, width, bias=True)
+        self.dt_norm = make_step_norm(settings, rank)
+        self.b_norm = make_step_norm(settings, states)
+        self.c_norm = make_step_norm(settings, states)
+        self.A_log = nn.Parameter(torch.zeros(self.inner, states))
+        self.D = nn.Parameter(torch.ones(self.inner))
+        self.o_norm = make_output_norm(settings)
+        self.o_proj = nn.Linear(self.inner, hidden, bias=settings.bias)
+
+    def initialize(self, std):
+        rates = torch.arange(1, self.A_log.shape[1] + 1, dtype=torch.float32)
+        init.copy_(self.A_log, rates.log().expand_as(self.A_log))
+        init.ones_(self.D)
+        bound = self.dt_proj.in_features**-0.5
+        init.uniform_(self.dt_proj.weight, -bound, bound)
+        initialize_time_steps(self.dt_proj.bias, self.settings)
+
+    def recurrence(self, inputs, time_step, write, read, state, packed):
+        transition = -torch.exp(self.A_log.float())
+        return grouped_selective_scan(inputs, time_step, transition, write, read, self.D.float(), state, packed)
+
+    def mix(self, hidden_states, memory, rows):
+        inputs, gate = self.in_proj(hidden_states).split([self.inner, self.gate_width], dim=-1)
+        inputs = self.conv1d(inputs, memory, rows)
+        grouped = inputs.unflatten(-1, (self.groups, -1))
+        time_step, write, read = self.x_proj(grouped).split(self.split_sizes, dim=-1)
+        time_step = rows.silence(F.softplus(self.dt_proj(self.dt_norm(time_step)).flatten(-2)))
+        write, read = self.b_norm(write), self.c_norm(read)
+        output = self.recur(memory, rows, self.recurrence, inputs, time_step, write, read)
+        return self.o_proj(self.o_norm(output, gate).to(hidden_states.dtype))
+
+
+class BlockDiagonalLinear(nn.Module):
+    """y_h = x_h W_h + b_h, heads apart: `[..., H · w]` -> the same."""
+
+    def __init__(self, heads, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(heads, width, width))
+        self.bias = nn.Parameter(torch.zeros(heads, width))
+
+    def initialize(self, std):
+        init.normal_(self.weight, mean=0.0, std=self.weight.shape[1] ** -0.5)
+        init.zeros_(self.bias)
+
+    def forward(self, x):
+        heads = x.unflatten(-1, self.bias.shape)
+        return (torch.einsum("...hw,hwv->...hv", heads, self.weight) + self.bias).flatten(-2)
+
+
+class GatedLinearUnit(RecurrentMixer):
+    """u = conv(W_x x);  a = e**(-8 σ(W_r u) softplus(Λ));  h <- a h + sqrt(1 - a²) σ(W_i u) u;  W_o (h · act(W_g x)).
+
+    The RG-LRU of Griffin (De et al. 2024, §2.4): `num_value_heads` blocks of `value_head_dim` channels.
+    """
+
+    decay_scale = 8.0
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        settings, hidden = self.settings, config.hidden_size
+        shape = (settings.num_value_heads, settings.value_head_dim)
+        inner = math.prod(shape)
+        self.in_proj = nn.Linear(hidden, inner, bias=settings.bias)
+        self.g_proj = nn.Linear(hidden, inner, bias=settings.bias) if settings.output_gate != "none" else None
+        self.conv1d = make_convolution(settings, inner)
+        self.input_gate = BlockDiagonalLinear(*shape)
+        self.recurrence_gate = BlockDiagonalLinear(*shape)
+        self.recurrent_param = nn.Parameter(torch.zeros(inner))
+        self.o_norm = make_output_norm(settings)
+        self.o_proj = nn.Linear(inner, hidden, bias=settings.bias)
+
+    @torch.no_grad()
+    def initialize(self, std):
+        # a² between 0.9² and 0.999² where the gate is open.
+        init.uniform_(self.recurrent_param, 0.9**2, 0.999**2)
+        rate = -self.recurrent_param.log() / (2 * self.decay_scale)
+        init.copy_(self.recurrent_param, rate.expm1().log())
+
+    def recurrence(self, inputs, log_decay, first, valid, state, packed):
+        return gated_linear_unit(inputs, log_decay, state, first, valid, packed)
+
+    def mix(self, hidden_states, memory, rows):
+        inputs = self.conv1d(self.in_proj(hidden_states), memory, rows)
+        openness = torch.sigmoid(self.recurrence_gate(inputs))
+        log_decay = -self.decay_scale * openness * F.softplus(self.recurrent_param)
+        gated = inputs * torch.sigmoid(self.input_gate(inputs))
+        first = rows.first(inputs, memory.has_history)
+        output = self.recur(memory, rows, self.recurrence, gated, log_decay, first, rows.valid)
+        gate = None if self.g_proj is None else self.g_proj(hidden_states)
+        return self.o_proj(self.o_norm(output.to(hidden_states.dtype), gate))
+
+
+class ShortConvolutionMixer(RecurrentMixer):
+    """B, C, x = W x;  y = W_o (C · conv(B · x)) (LFM2, Liquid AI 2025)."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        settings, hidden = self.settings, config.hidden_size
+        self.in_proj = nn.Linear(hidden, 3 * hidden, bias=settings.bias)
+        self.conv1d = make_convolution(settings, hidden)
+        self.o_proj = nn.Linear(hidden, hidden, bias=settings.bias)
+
+    def mix(self, hidden_states, memory, rows):
+        before, after, inputs = self.in_proj(hidden_states).chunk(3, dim=-1)
+        return self.o_proj(after * self.conv1d(before * inputs, memory, rows))

@@ -1,0 +1,24 @@
+"""Every token mixer by name; the only file that imports them all."""
+
+from .attention import GroupedQueryAttention
+from .attention_kv_sharing import SharedKeyValueAttention
+from .attention_latent import LatentAttention
+from .attention_relative import TransformerXLAttention
+from .attention_sparse import IndexedAttention
+from .recurrent_hybrid import LINEAR_MIXERS, HybridMixer
+
+MIXERS = {
+    "grouped_query": GroupedQueryAttention,
+    "shared_key_value": SharedKeyValueAttention,
+    "latent": LatentAttention,
+    "indexed": IndexedAttention,
+    "transformer_xl": TransformerXLAttention,
+    "hybrid": HybridMixer,
+    **LINEAR_MIXERS,
+}
+
+
+def make_mixer(config, layer_idx):
+    """The mixer of layer `layer_idx`, by the name that `config.mixer_types` resolves from its word and its
+    mechanism."""
+    return MIXERS[config.mixer_types[layer_idx]](config, layer_idx)

@@ -1,0 +1,192 @@
+"""The loss of predicting the next token, with all logits at once or never more than a chunk of them.
+
+    loss = Σ over target tokens of (cross entropy + output_z_loss_coef · log² Z) / their number
+
+The number is `num_items_in_batch` where the caller counts the targets of a whole accumulated batch.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from .embeddings_head import shape_logits
+from .ops_effective_weight import has_hooks
+
+IGNORED = -100
+
+
+def logits_and_loss(model, hidden_states, labels, logits_to_keep, chunk_size, kwargs):
+    """Hidden states `[B, T, D]` → logits (`[B, T or kept, V]`, or None under a chunked loss that keeps none), loss or
+    None.
+
+    `kwargs` are those of the call: `num_items_in_batch`, `shift_labels` and `ignore_index` count. Raises ValueError for
+    a chunked loss on a model with a loss function of the caller's own, and for one with logits over FSDP2.
+    """
+    keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    if labels is None or not chunk_size or not model.training:
+        logits = shape_logits(model.lm_head(hidden_states[:, keep, :]), model.config)
+        return logits, None if labels is None else whole_loss(model, logits, labels, kwargs)
+    if model.loss_function is not ForCausalLMLoss:
+        raise ValueError(
+            f"loss_chunk_size={chunk_size} computes the loss itself and would not call the loss_function that this "
+            "model was given: leave one of them out."
+        )
+    everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
+    if not everything and gathered_by_fsdp(model.lm_head):
+        raise ValueError(
+            f"loss_chunk_size={chunk_size} with logits_to_keep={logits_to_keep} calls the head twice, which none that "
+            "FSDP2 shards can take: leave logits_to_keep out."
+        )
+    logits = None if everything else shape_logits(model.lm_head(hidden_states[:, keep, :]), model.config)
+    return logits, chunked_loss(model.lm_head, hidden_states, labels, model.config, chunk_size, kwargs)
+
+
+def next_tokens(labels, kwargs):
+    """Labels `[B, T]` → (the target of each position `[B, T]`, the id that marks none)."""
+    ignored = kwargs.get("ignore_index", IGNORED)
+    if kwargs.get("shift_labels") is not None:
+        return kwargs["shift_labels"], ignored
+    return F.pad(labels, (0, 1), value=ignored)[..., 1:], ignored
+
+
+def count_targets(targets, ignored, kwargs):
+    """What the sum is divided by: the targets of the accumulated batch, else those that are here."""
+    total = kwargs.get("num_items_in_batch")
+    total = (targets != ignored).sum() if total is None else total
+    return total.to(targets.device) if isinstance(total, torch.Tensor) else total
+
+
+def share_of_batch(labels, kwargs):
+    """The share of the accumulated batch's targets that is in this call; one where nobody counts them."""
+    if kwargs.get("num_items_in_batch") is None:
+        return 1.0
+    targets, ignored = next_tokens(labels, kwargs)
+    return (targets != ignored).sum() / count_targets(targets, ignored, kwargs)
+
+
+def whole_loss(model, logits, labels, kwargs):
+    """transformers' loss, and the z-loss in training, from logits `[B, T, V]`."""
+    loss = model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **kwargs)
+    if not (model.training and model.config.output_z_loss_coef):
+        return loss
+    targets, ignored = next_tokens(labels, kwargs)
+    targets = targets.to(logits.device)
+    squares = log_normalizer_squares(logits.float(), targets != ignored)
+    return loss + model.config.output_z_loss_coef * squares / count_targets(targets, ignored, kwargs)
+
+
+def log_normalizer_squares(logits, counted):
+    """Σ over counted tokens of log² Σ_v exp(logit_v), logits `[..., V]` (PaLM, Chowdhery et al. 2022, §5)."""
+    return (logits.logsumexp(dim=-1).square() * counted).sum()
+
+
+def chunked_loss(head, hidden_states, labels, config, chunk_size, kwargs):
+    """The same loss from hidden states `[B, T, D]`, `chunk_size` target tokens at a time.
+
+    The gradient is taken chunk by chunk in the forward pass, so that no logits outlive their chunk; where the head is
+    more than its own parameters (sharded weights, hooks) each chunk is computed again in the backward pass instead. All
+    chunks are one call of a head that FSDP2 gathers: ranks have different numbers of them. Raises ValueError for a head
+    that tensor parallelism splits besides.
+    """
+    targets, ignored = next_tokens(labels, kwargs)
+    targets = targets.reshape(-1).to(hidden_states.device)
+    counted = targets != ignored
+    number = count_targets(targets, ignored, kwargs)
+    rows, targets = hidden_states.reshape(-1, hidden_states.shape[-1])[counted], targets[counted]
+
+    def total(rows, apply, alone):
+        chunk_sum = partial(sum_of_chunk, apply, config)
+        if torch.is_grad_enabled() and alone:
+            learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
+            return SumOverChunks.apply(rows, targets, chunk_sum, chunk_size, *learned)
+        # A sum of nothing, but one with a gradient: a batch may be all prompt.
+        found = rows[:0].float().sum()
+        for states, wanted in zip(rows.split(chunk_size), targets.split(chunk_size), strict=True):
+            found = found + checkpoint(chunk_sum, states, wanted, use_reentrant=False).to(found.device)
+        return found
+
+    if gathered_by_fsdp(head):
+        return within_one_call(head, rows, total) / number
+    return total(rows, head, acts_alone(head)) / number
+
+
+def sum_of_chunk(apply, config, states, targets):
+    """Σ over targets `[n]` of cross entropy and z-loss from states `[n, D]`."""
+    logits = shape_logits(apply(states), config).float()
+    total = F.cross_entropy(logits, targets.to(logits.device), reduction="sum")
+    if config.output_z_loss_coef:
+        everyone = torch.ones_like(targets, dtype=torch.bool, device=logits.device)
+        total = total + config.output_z_loss_coef * log_normalizer_squares(logits, everyone)
+    return total
+
+
+def gathered_by_fsdp(head):
+    """Whether FSDP2 shards the head: it gathers and scatters around each call of it."""
+    return hasattr(type(head), "set_requires_gradient_sync")
+
+
+def within_one_call(head, rows, compute):
+    """compute(rows, the head's own forward, whether it acts alone) in place of that forward."""
+    own, held = head.forward, "forward" in vars(head)
+
+    def forward(rows):
+        if is_sharded(head):
+            raise ValueError(
+                "loss_chunk_size does not go with a head that is tensor-parallel and sharded by FSDP: leave it out."
+            )
+        return compute(rows, own, not any(has_hooks(module) for module in head.modules() if module is not head))
+
+    head.forward = forward
+    try:
+        return head(rows)
+    finally:
+        if held:
+            head.forward = own
+        else:
+            del head.forward
+
+
+def is_sharded(head):
+    return any(hasattr(parameter, "to_local") for parameter in head.parameters())
+
+
+def acts_alone(head):
+    """Whether calling the head depends on nothing but its parameters, all of them plain tensors."""
+    return not is_sharded(head) and not any(has_hooks(module) for module in head.modules())
+
+
+class SumOverChunks(torch.autograd.Function):
+    """Σ over chunks of chunk_sum(rows `[n, D]`, targets `[n]`) and, already in the forward pass, its gradient.
+
+    The gradient of parameters is summed in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, targets, chunk_sum, chunk_size, *parameters):
+        total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        row_gradient = torch.empty_like(rows)
+        gradients = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
+        for start in range(0, len(rows), chunk_size):
+            here = slice(start, start + chunk_size)
+            with torch.enable_grad():
+                states = rows[here].detach().requires_grad_()
+                part = chunk_sum(states, targets[here])
+            first, *others = torch.autograd.grad(part, [states, *parameters], allow_unused=True)
+            total += part.detach().to(total.device)
+            row_gradient[here] = first
+            for gradient, other in zip(gradients, others, strict=True):
+                if other is not None:
+                    gradient += other
+            del part, first, others
+        gradients = [gradient.to(parameter.dtype) for gradient, parameter in zip(gradients, parameters, strict=True)]
+        ctx.save_for_backward(row_gradient, *gradients)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, scale):
+        row_gradient, *gradients = [gradient * scale.to(gradient.device) for gradient in ctx.saved_tensors]
+        return row_gradient, None, None, None, *gradients

@@ -1,0 +1,178 @@
+"""Keeping experts evenly used: the balance loss, the z-loss, and the balance by bias that needs no loss.
+
+Router logits come as a tuple with one `[B · T, E]` per sparse layer; a mask `[B, T]` is true where a token counts.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .mlp_routers import Router
+
+
+def token_weights(router_logits, mask):
+    """The mask as float32 `[B · T]`, all ones without one. Raises ValueError where the two differ in length."""
+    rows = router_logits[0].shape[0]
+    if mask is None:
+        return torch.ones(rows, device=router_logits[0].device)
+    if mask.numel() != rows:
+        raise ValueError(
+            f"The mask has {mask.numel()} tokens but the router saw {rows}: pass the mask of those tokens."
+        )
+    return mask.reshape(-1).to(router_logits[0].device, torch.float32)
+
+
+def mask_of_targets(labels):
+    """Labels `[B, T]` → `[B, T]`, true where the next token is one to predict."""
+    return F.pad(labels, (0, 1), value=-100)[..., 1:] != -100
+
+
+def load_balancing_loss(router_logits, top_k, mask=None):
+    """E · Σ_e f_e · P_e: f_e the tokens that choose e, P_e its mean probability, each over all layers' counted tokens.
+
+    k when the experts are evenly used. As in transformers, the probabilities are a softmax of the logits and the choice
+    their top k, whatever the router itself does; in float32 here. `top_k` is one number, or a list with one for each
+    entry of `router_logits`. Layers with another number of experts are balanced apart; the mean over all layers counts.
+    (Fedus et al. 2021, Switch Transformer, eqs. 4-6; Mixtral.)
+    """
+    weight, groups = token_weights(router_logits, mask), {}
+    per_layer = top_k if isinstance(top_k, list) else [top_k] * len(router_logits)
+    for logits, count in zip(router_logits, per_layer, strict=True):
+        groups.setdefault(logits.shape[-1], []).append((logits, count))
+    losses = [len(layers) * _balance(layers, num_experts, weight) for num_experts, layers in groups.items()]
+    return sum(losses) / len(router_logits)
+
+
+def _balance(layers, num_experts, weight):
+    """The balance loss of layers (logits, k) that have the same number of experts."""
+    chosen, probability = 0.0, 0.0
+    for logits, top_k in layers:
+        probabilities = logits.to(weight.device).float().softmax(dim=-1)
+        experts = probabilities.topk(top_k, dim=-1).indices
+        chosen = chosen + count_experts(experts, num_experts, weight)
+        probability = probability + (probabilities * weight[:, None]).sum(dim=0)
+    tokens = weight.sum().clamp(min=1) * len(layers)
+    return num_experts * (chosen / tokens * (probability / tokens)).sum()
+
+
+def count_experts(experts, num_experts, weight):
+    """How many counted tokens chose each expert: ids `[N, k]`, weights `[N]` → `[E]`."""
+    counts = torch.zeros(num_experts, device=experts.device)
+    return counts.scatter_add(0, experts.reshape(-1), weight.repeat_interleave(experts.shape[-1]))
+
+
+def router_z_loss(router_logits, mask=None):
+    """Mean over layers and counted tokens of logsumexp(logits)² (Zoph et al. 2022, ST-MoE, eq. 5)."""
+    weight = token_weights(router_logits, mask)
+    squares = [(logits.to(weight.device).float().logsumexp(dim=-1).square() * weight).sum() for logits in router_logits]
+    return sum(squares) / (weight.sum().clamp(min=1) * len(router_logits))
+
+
+class RouterLosses(NamedTuple):
+    """What goes on top of the language model's loss, and the two parts of it before their coefficients."""
+
+    total: torch.Tensor
+    aux_loss: torch.Tensor
+    z_loss: torch.Tensor
+
+
+def router_losses(config, router_logits, attention_mask=None, target_mask=None, num_items_in_batch=None):
+    """aux_coef · balance + z_coef · z, as a mean over the batch's tokens.
+
+    The balance loss counts tokens of `attention_mask`, the z-loss those of `target_mask` (`mask_of_targets`) if any.
+    With `num_items_in_batch`, the targets of a whole accumulated batch, the sum is scaled by the share of them that is
+    here: then the z-loss of micro-batches adds up to that of the batch exactly, the balance loss nearly.
+    """
+    sparse = [index for index, kind in enumerate(config.mlp_layer_types) if kind == "sparse"]
+    top_k = [config.per_layer_config[index].num_experts_per_tok for index in sparse]
+    aux_loss = load_balancing_loss(router_logits, top_k if len(set(top_k)) > 1 else top_k[0], attention_mask)
+    z_loss = router_z_loss(router_logits, attention_mask if target_mask is None else target_mask)
+    total = config.router_aux_loss_coef * aux_loss + config.router_z_loss_coef * z_loss
+    if num_items_in_batch is not None:
+        counted = token_weights(router_logits, attention_mask if target_mask is None else target_mask).sum()
+        total = total * (counted / num_items_in_batch)
+    return RouterLosses(total, aux_loss, z_loss)
+
+
+def wants_router_losses(model, labels, record):
+    """Whether a call with `labels` adds them: as `record` (output_router_logits) says, which without an answer is in
+    training, if a coefficient asks."""
+    config = model.config
+    if labels is None or "sparse" not in config.mlp_layer_types:
+        return False
+    if record is not None:
+        return record
+    return model.training and (config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0)
+
+
+def add_router_losses(loss, model, router_logits, attention_mask, labels, kwargs):
+    """(loss + the router losses, the balance loss) for one call of a language model; raises ValueError where the
+    logits were recorded without a gradient."""
+    config, wanted = model.config, model.config.router_aux_loss_coef > 0 or model.config.router_z_loss_coef > 0
+    lost = loss.requires_grad and not any(logits.requires_grad for logits in router_logits)
+    if wanted and lost and model.training and model.is_gradient_checkpointing:
+        raise ValueError(
+            f"router_aux_loss_coef={config.router_aux_loss_coef} and router_z_loss_coef={config.router_z_loss_coef} "
+            "would reach no router: gradient checkpointing needs use_reentrant=False, or both set to 0."
+        )
+    mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
+    losses = router_losses(config, router_logits, mask, mask_of_targets(labels), kwargs.get("num_items_in_batch"))
+    return loss + losses.total.to(loss.device), losses.aux_loss
+
+
+def updated_correction_bias(bias, load, rate):
+    """bias + rate · sign(mean(load) - load), `[E]`: overused experts down, others up (Wang et al. 2024, Alg. 1)."""
+    load = load.to(bias.device, torch.float32)
+    return bias + rate * torch.sign(load.mean() - load)
+
+
+class CorrectionBiasBalancer:
+    """Balances experts without a loss: counts what each router chooses in training, and `step` moves its bias.
+
+    Call `step` once per optimizer step. `rate` is the paper's u, 1e-3 there and in DeepSeek-V3. Tokens that a 2-D
+    `attention_mask` of the model's call marks as padding are not counted; counts are summed over the processes of the
+    default group. Raises ValueError for a model without a router that has such a bias.
+    """
+
+    def __init__(self, model, rate=1e-3):
+        routers = [module for module in model.modules() if isinstance(module, Router)]
+        self.routers = [router for router in routers if getattr(router, "e_score_correction_bias", None) is not None]
+        if not self.routers:
+            raise ValueError("No router of this model has a correction bias: set use_score_correction_bias=True.")
+        self.rate, self.mask = rate, None
+        self.loads = [torch.zeros_like(router.e_score_correction_bias) for router in self.routers]
+        self.hooks = [model.register_forward_pre_hook(self._see_call, with_kwargs=True)]
+        self.hooks += [router.register_forward_hook(self._counter(index)) for index, router in enumerate(self.routers)]
+
+    def _see_call(self, model, args, kwargs):
+        mask = kwargs.get("attention_mask")
+        self.mask = mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+
+    def _counter(self, index):
+        def count(router, args, output):
+            if not router.training:
+                return
+            logits, _, experts = output
+            fits = self.mask is not None and self.mask.numel() == logits.shape[0]
+            weight = token_weights([logits], self.mask if fits else None)
+            load = count_experts(experts, logits.shape[-1], weight)
+            self.loads[index] = self.loads[index].to(load.device) + load.detach()
+
+        return count
+
+    @torch.no_grad()
+    def step(self):
+        """Moves every bias by ± rate and starts counting anew; a router that saw no token keeps its bias."""
+        for index, router in enumerate(self.routers):
+            load = self.loads[index]
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(load)
+            bias = router.e_score_correction_bias
+            bias.copy_(updated_correction_bias(bias, load, self.rate))
+            self.loads[index] = torch.zeros_like(load)
+
+    def remove(self):
+        """Takes the hooks off the model."""
+        for hook in self.hooks:
+            hook.remove()
