@@ -61,6 +61,28 @@ def code_words(tree):
 # -- what ships ----------------------------------------------------------------------------------------------------
 
 
+# What a file of the model is about is the first word of its name: `ls modeling_zoo` is the map.
+ROOMS = (
+    "attention",
+    "recurrent",
+    "mlp",
+    "position",
+    "block",
+    "ops",
+    "cache",
+    "train",
+    "platform",
+    "embeddings",
+    "norms",
+)
+DOORS = {"__init__", "modeling_zoo", "registry", "export"}
+
+
+def test_every_file_of_the_model_begins_with_the_word_of_its_room():
+    names = {path.stem for path in sources("modeling_zoo")} - DOORS
+    assert {name for name in names if name.partition("_")[0] not in ROOMS} == set()
+
+
 @pytest.mark.parametrize("package", SHIPPED)
 def test_shipped_packages_are_flat(package):
     folders = [path.name for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"]
