@@ -5,21 +5,21 @@
     convert("path/to/zoo", "path/to/back", to="llama")        # and back, bit for bit
     model = load("path/to/llama")                             # straight into a ZooForCausalLM
 
-`family` says how to add a family.
+`engine/family.py` says how to add a family.
 """
 
 from importlib import import_module
 
 _HOME = {
     "ConversionError": "errors",
-    "Family": "family",
-    "Report": "transfer",
-    "convert": "transfer",
-    "export_config": "config_bridge",
-    "family_of": "registry",
-    "import_config": "config_bridge",
-    "known_families": "registry",
-    "load": "loading",
+    "Family": "engine.family",
+    "Report": "engine.transfer",
+    "convert": "engine.transfer",
+    "export_config": "engine.config_bridge",
+    "family_of": "engine.registry",
+    "import_config": "engine.config_bridge",
+    "known_families": "engine.registry",
+    "load": "engine.loading",
 }
 __all__ = list(_HOME)
 

@@ -6,16 +6,16 @@ from typing import Any
 
 from configuration_zoo import ZooConfig
 
-from .card_origin import carried_over, front_matter, origin_of, source_note
 from .card_picture import architecture_svg
 from .card_use import use_sections
-from .companions import CARD
-from .config_bridge import architecture
-from .foreign_text import code_span, printable
-from .heads import HEADS, head_of_own
+from .engine.config_bridge import architecture
+from .engine.heads import HEADS, head_of_own
+from .engine.registry import file_name, known_families
+from .files.card_origin import carried_over, front_matter, origin_of, source_note
+from .files.companions import CARD
+from .files.foreign_text import code_span, printable
+from .files.sidecar import Manifest
 from .measure import empty_model, layer_runs, measure
-from .registry import file_name, known_families
-from .sidecar import Manifest
 
 PICTURE = "architecture.svg"
 _TEMPLATE = "This model card has been automatically generated"

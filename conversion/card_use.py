@@ -4,7 +4,7 @@ from configuration_zoo import ZooConfig
 from modeling_zoo.platform_peft import lora_targets
 from modeling_zoo.platform_vllm import engine_obstacles
 
-from .heads import HEADS, head_of_own
+from .engine.heads import HEADS, head_of_own
 
 LOAD = """from transformers import {auto}, AutoTokenizer
 

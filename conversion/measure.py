@@ -56,7 +56,7 @@ def empty_model(config):
     """The config's model without weights, in the dtype that it names (bfloat16 if it names none)."""
     import torch
 
-    from .zoo_side import model_class
+    from .engine.zoo_side import model_class
 
     dtype = config.dtype or torch.bfloat16
     with torch.device("meta"):

@@ -22,7 +22,7 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from conversion import ConversionError, convert, family_of
-from conversion.registry import file_name
+from conversion.engine.registry import file_name
 from modeling_zoo import ZooForCausalLM
 
 RELATIVE = 2e-5

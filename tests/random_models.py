@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from conversion.registry import family_of, file_name
+from conversion.engine.registry import family_of, file_name
 from modeling_zoo import ZooForCausalLM
 
 # Buffers computed from the config; random ones would describe no model at all.

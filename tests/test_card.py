@@ -15,8 +15,8 @@ from transformers import DynamicCache
 
 from conversion import convert
 from conversion.card import replace_empty_card, write_plain_card
-from conversion.card_origin import carried_over, front_matter, read_front_matter
 from conversion.card_picture import repetitions
+from conversion.files.card_origin import carried_over, front_matter, read_front_matter
 from modeling_zoo import ZooConfig, ZooForCausalLM
 
 FLOAT = {"dtype": "float32"}

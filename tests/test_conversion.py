@@ -15,8 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import conversion
 from conversion import convert, export_config, family_of, import_config, known_families, load
-from conversion.config_bridge import their_config
-from conversion.registry import file_name
+from conversion.engine.config_bridge import their_config
+from conversion.engine.registry import file_name
 from modeling_zoo import ZooForCausalLM
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
@@ -36,7 +36,8 @@ CORE = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def stands_alone(name):
-    return name in CORE or len(Path(conversion.__file__).with_name(f"{name}.py").read_text().splitlines()) > SHORT
+    file = Path(conversion.__file__).parent / "families" / f"{name}.py"
+    return name in CORE or len(file.read_text().splitlines()) > SHORT
 
 
 FIRST = [(name, index) for name, index in VARIANTS if index == 0 and stands_alone(name)]

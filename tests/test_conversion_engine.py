@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM
 from configuration_zoo import ZooConfig
 from conversion import ConversionError, convert, export_config, family_of, import_config, known_families, load
 from conversion.__main__ import main
-from conversion.checkpoint import Checkpoint
-from conversion.rules_common import tiny
-from conversion.workspace import new_folder
-from conversion.writer import ShardWriter, parse_size
+from conversion.families.shared_common import tiny
+from conversion.files.checkpoint import Checkpoint
+from conversion.files.workspace import new_folder
+from conversion.files.writer import ShardWriter, parse_size
 from modeling_zoo import ZooForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -534,7 +534,8 @@ def convert_and_stop(source, target, flag, module, name):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("transfer", "_move"), ("transfer", "copy_companions"), ("workspace", "_replace")]
+    ("module", "name"),
+    [("engine.transfer", "_move"), ("engine.transfer", "copy_companions"), ("files.workspace", "_replace")],
 )
 def test_killed_at_any_moment_the_target_is_absent_or_complete(module, name, llama, tmp_path):
     source, target = llama[0], tmp_path / "target"

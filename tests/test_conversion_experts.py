@@ -11,7 +11,7 @@ from samples import every
 from test_conversion import CONFIGS, assert_same_config, assert_same_tensors, batch, tensors_of
 
 from conversion import ConversionError, convert, export_config, family_of, import_config, known_families, load
-from conversion.llama4_text import TINY as LLAMA4
+from conversion.families.llama4_text import TINY as LLAMA4
 
 QUIET = {"progress": False}
 

@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 import modeling_zoo
 from conversion import ConversionError, convert, family_of, known_families, load
-from conversion.heads import BODY, CAUSAL, HEADS
-from conversion.registry import file_name
+from conversion.engine.heads import BODY, CAUSAL, HEADS
+from conversion.engine.registry import file_name
 
 # Whose own class, read before head and logits, has fewer digits in float32 than the tolerance: theirs in float64.
 LOSES_DIGITS = {"recurrent_gemma", "qwen3_next"}

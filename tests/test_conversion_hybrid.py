@@ -21,7 +21,7 @@ from test_conversion import (
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from conversion import convert, export_config, family_of, import_config, load
-from conversion.config_bridge import their_config as their_config_of
+from conversion.engine.config_bridge import their_config as their_config_of
 from conversion.measure import held_bytes, measure
 from modeling_zoo import ZooForCausalLM
 

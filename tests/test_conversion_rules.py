@@ -8,11 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conversion.errors import ConversionError
-from conversion.family import Family
-from conversion.patterns import Pattern, natural_key
-from conversion.plan import LazyTensors, Planner
-from conversion.rules import (
+from conversion.engine.family import Family
+from conversion.engine.patterns import Pattern, natural_key
+from conversion.engine.plan import LazyTensors, Planner
+from conversion.engine.rules import (
     Concat,
     Context,
     Deinterleave,
@@ -30,6 +29,7 @@ from conversion.rules import (
     Transpose,
     renames,
 )
+from conversion.errors import ConversionError
 
 CONFIG = SimpleNamespace(
     num_attention_heads=6,

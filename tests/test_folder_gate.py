@@ -184,7 +184,7 @@ def test_nothing_but_pickles_is_not_pushed(zoo, tmp_path):
 
 @pytest.mark.parametrize("name", ["vocab.json", "vocab.txt", "merges.txt", "emoji.json", "tokenizer.model"])
 def test_files_of_tokenizers_are_carried_along(name, tmp_path):
-    from conversion.companions import copy_companions
+    from conversion.files.companions import copy_companions
 
     (tmp_path / "target").mkdir()
     (tmp_path / name).write_text("{}")

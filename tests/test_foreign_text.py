@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from conversion import convert
-from conversion.card_origin import carried_over, front_matter, read_front_matter
-from conversion.foreign_text import code_span, is_slug, on_one_line, printable
+from conversion.files.card_origin import carried_over, front_matter, read_front_matter
+from conversion.files.foreign_text import code_span, is_slug, on_one_line, printable
 
 STORIES = Path(__file__).resolve().parent.parent / "examples" / "stories260K"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"

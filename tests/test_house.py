@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion.registry import known_families
+from conversion.engine.registry import known_families
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("configuration_zoo", "modeling_zoo")
@@ -24,8 +24,8 @@ def sources(*packages):
     return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
 
 
-# conversion/<model_type>.py is a family; the other files there are the engine.
-FAMILIES = [ROOT / "conversion" / f"{name}.py" for name in known_families()]
+# conversion/families/<model_type>.py is a family; the other files there are the engine.
+FAMILIES = [ROOT / "conversion" / "families" / f"{name}.py" for name in known_families()]
 
 
 def identify(path):

@@ -129,7 +129,7 @@ def test_ctrl_c_while_modules_are_imported_shows_no_traceback(module, tmp_path):
 
 
 def test_a_signal_that_somebody_handles_is_left_to_him(tmp_path):
-    from conversion.interrupts import cleaned_up
+    from conversion.files.interrupts import cleaned_up
 
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))

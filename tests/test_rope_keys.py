@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from configuration_zoo import ZooConfig
 from conversion import ConversionError, convert, import_config
-from conversion.rules_common import tiny
+from conversion.families.shared_common import tiny
 
 THETA = 5000.0
 # As the model cards of long-context models say it: a key to add to config.json.

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen2
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from conversion import ConversionError, convert, family_of, import_config, load
-from conversion.rules_common import tiny
+from conversion.families.shared_common import tiny
 
 
 def there_and_back(theirs, folder, edit=lambda raw: raw):

@@ -13,16 +13,9 @@ from combinations import ROWS, SIZES
 from random_models import build, is_here, randomize, their_class_config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from conversion import (
-    ConversionError,
-    config_bridge,
-    export_config,
-    family_of,
-    import_config,
-    known_families,
-    their_config,
-)
-from conversion.registry import file_name
+from conversion import ConversionError, export_config, family_of, import_config, known_families
+from conversion.engine import config_bridge, their_config
+from conversion.engine.registry import file_name
 from modeling_zoo import ZooConfig, ZooForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from test_wrapped_text_models import WRAPPED
 from transformers import AutoModelForCausalLM
 
 from conversion import ConversionError, convert, family_of, load
-from conversion.rules_common import tiny
+from conversion.families.shared_common import tiny
 
 LLAMA4 = (
     "Llama4", "ForConditionalGeneration",

@@ -12,7 +12,7 @@ import pytest
 
 from conversion import convert
 from conversion.errors import ConversionError
-from conversion.workspace import new_folder
+from conversion.files.workspace import new_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = ROOT / "examples" / "stories260K"
@@ -170,7 +170,7 @@ def test_a_folder_that_nothing_can_be_built_in_is_named(monkeypatch, tmp_path):
     def refuse(lock):
         raise PermissionError(errno.EACCES, "Permission denied", str(lock.lock_file))
 
-    monkeypatch.setattr("conversion.workspace.FileLock.acquire", refuse)
+    monkeypatch.setattr("conversion.files.workspace.FileLock.acquire", refuse)
     with pytest.raises(ConversionError, match=f"built in {tmp_path}: make that writable"):
         write(tmp_path / "new")
 

@@ -11,18 +11,18 @@ from safetensors.torch import load_file, save_file
 from samples import every
 
 from conversion import convert, export_config, import_config, load
-from conversion.llama4_text import FAMILY as LLAMA4
-from conversion.ministral3 import YARN
-from conversion.mistral4 import ROPE as MISTRAL4_ROPE
-from conversion.qwen3_5_moe_text import TINY as SPARSE
-from conversion.qwen3_5_text import OTHER_LAYERS
-from conversion.rules_common import tiny
-from conversion.rules_experts import tiny_experts
-from conversion.rules_gemma4 import SMALL as SMALL_GEMMA4
-from conversion.rules_gemma4 import TINY as TINY_GEMMA4
-from conversion.rules_gpt import TINY_PLAIN
-from conversion.rules_latent import tiny_v3
-from conversion.rules_linear import TINY_DELTA
+from conversion.families.llama4_text import FAMILY as LLAMA4
+from conversion.families.ministral3 import YARN
+from conversion.families.mistral4 import ROPE as MISTRAL4_ROPE
+from conversion.families.qwen3_5_moe_text import TINY as SPARSE
+from conversion.families.qwen3_5_text import OTHER_LAYERS
+from conversion.families.shared_common import tiny
+from conversion.families.shared_experts import tiny_experts
+from conversion.families.shared_gemma4 import SMALL as SMALL_GEMMA4
+from conversion.families.shared_gemma4 import TINY as TINY_GEMMA4
+from conversion.families.shared_gpt import TINY_PLAIN
+from conversion.families.shared_latent import tiny_v3
+from conversion.families.shared_linear import TINY_DELTA
 
 VISION = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 28,

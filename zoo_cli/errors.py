@@ -14,7 +14,7 @@ class UserError(Exception):
 def sentence(error: BaseException) -> str:
     """The innermost message of a validation error, else the message itself, on one line, without what only a debugger
     reads."""
-    from conversion.foreign_text import on_one_line
+    from conversion.files.foreign_text import on_one_line
 
     while type(error).__module__.startswith("huggingface_hub.errors") and error.__cause__ is not None:
         error = error.__cause__

@@ -36,9 +36,9 @@ def inspect(
 def config_of(model: str):
     """The ZooConfig of a folder, a config.json or a preset; raises UserError, or ValueError with what is wrong."""
     from configuration_zoo import ZooConfig
-    from conversion.config_bridge import import_config
-    from conversion.loading import config_of_folder
-    from conversion.sources import read_config_file
+    from conversion.engine.config_bridge import import_config
+    from conversion.engine.loading import config_of_folder
+    from conversion.files.sources import read_config_file
 
     from .loading import read_config
 

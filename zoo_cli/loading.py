@@ -20,7 +20,7 @@ def quiet():
 
 def read_config(folder: Path) -> dict:
     """config.json of a model folder; raises UserError or ConversionError."""
-    from conversion import sources
+    from conversion.files import sources
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder.")
@@ -75,9 +75,9 @@ def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
     """The model as one of the Auto classes loads it, refused where a part of it would be random."""
     import transformers
 
-    from conversion.checkpoint import Checkpoint
-    from conversion.heads import HEADS, head_of
-    from conversion.loading import PARTS_AT_RANDOM, PROBLEMS, refuse_incomplete
+    from conversion.engine.heads import HEADS, head_of
+    from conversion.engine.loading import PARTS_AT_RANDOM, PROBLEMS, refuse_incomplete
+    from conversion.files.checkpoint import Checkpoint
 
     # Its loader would follow an index out of the folder, and says less of a damaged file.
     Checkpoint(folder, named=config.get("transformers_weights"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conversion.interrupts import cleaned_up
+from conversion.files.interrupts import cleaned_up
 
 from .errors import UserError
 from .push_folder import CARD, CONFIG, complaints, files_to_push, read_object, wants_card
@@ -53,7 +53,7 @@ def push(
 
 def check_weights(folder: Path) -> None:
     """Raises ConversionError for a zoo folder whose weights are not those of its model."""
-    from conversion.loading import config_of_folder
+    from conversion.engine.loading import config_of_folder
 
     from .loading import MODEL_TYPE, quiet, read_config
 

@@ -18,8 +18,8 @@ def files_to_push(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """{path in the repository: file}, all but hidden files and leftovers of training; and the pickles, which stay.
 
     Raises ConversionError for a link out of the folder and for what is no file."""
-    from conversion.folder_gate import check_file
-    from conversion.pickles import is_pickle
+    from conversion.files.folder_gate import check_file
+    from conversion.files.pickles import is_pickle
 
     files, pickles = {}, []
     for path in sorted(folder.rglob("*")):

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from conversion.foreign_text import printable
+from conversion.files.foreign_text import printable
 
 
 def say(text: object) -> None:

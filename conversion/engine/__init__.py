@@ -1,0 +1,1 @@
+"""The conversion itself: rules, plans, both directions, configs, and what becomes a model."""

@@ -1,0 +1,242 @@
+"""Configs there and back: config.json of a family <-> ZooConfig, with nothing lost and nothing guessed.
+
+The way back starts from the config.json that came in (`source_config`) and changes only what has changed since; a model
+that never came from anywhere starts from the defaults of the family's config class. Either way the result is imported
+again, and a field of ZooConfig that would come out different is refused by name.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import fields
+from typing import Any, get_args
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.field_needs import UnreadField, is_read
+
+from ..errors import ConversionError, one_line
+from ..formats.quantised import refuse_quantized_config
+from .culprits import with_culprit
+from .family import Family
+from .heads import CAUSAL, HEADS, head_of, head_of_own, labels_of
+from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
+from .their_config import BAD_CONFIG, TIE, class_key, their_config
+
+# Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
+NOT_ARCHITECTURE = {
+    "source_config", "source_extras", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
+    "attention_dropout", "embedding_dropout", "residual_dropout", "output_z_loss_coef", "loss_chunk_size",
+    "output_router_logits",
+    "initializer_type", "residual_initializer_type", "embedding_initializer_range", "initializer_cutoff",
+}  # fmt: skip
+# Older spellings that would be merged into, or win over, the key they stand for.
+_OLD_SPELLINGS = {
+    "rope_parameters": (
+        "rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rope_local_base_freq",
+    ),
+    "dtype": ("torch_dtype",),
+}  # fmt: skip
+# What transformers before 5.19 calls layers that newer ones, and zoo, call otherwise.
+_OLD_WORDS = {"deepseek_sparse_attention": "indexed_attention"}
+
+
+def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
+    """config.json of any known family (or zoo's own) -> ZooConfig; `overrides` are ZooConfig fields."""
+    if raw.get("model_type") == OWN_TYPE:
+        return _named(raw, lambda keys: _build(keys | overrides, OWN_TYPE))
+    model_type = model_type_of(raw)
+    family = family_of(model_type)
+    refuse_quantized_config(raw)
+    place = _place(raw, family)
+    whole = (lambda keys: keys) if place is raw else (lambda keys: raw | {family.section: keys})
+    return _named(place, lambda keys: _imported(whole(keys), model_type, family, overrides))
+
+
+def _named(keys: dict[str, Any], build: Callable[[dict[str, Any]], ZooConfig]) -> ZooConfig:
+    """`build(keys)`; raises ConversionError that gives the key it is about."""
+
+    def complaint(some: dict[str, Any]) -> str | None:
+        try:
+            build(some)
+        except BAD_CONFIG as error:
+            return one_line(error)
+        return None
+
+    try:
+        return build(keys)
+    except BAD_CONFIG as error:
+        raise ConversionError(with_culprit(one_line(error), keys, complaint)) from error
+
+
+def _place(raw: dict[str, Any], family: Family) -> dict[str, Any]:
+    """The part of a config.json that is about the text model."""
+    return raw[family.section] if family.section and isinstance(raw.get(family.section), dict) else raw
+
+
+def _imported(raw: dict[str, Any], model_type: str, family: Family, overrides: dict[str, Any]) -> ZooConfig:
+    theirs = their_config(raw, model_type, family)
+    if not theirs.num_hidden_layers:
+        raise ConversionError(f"num_hidden_layers={theirs.num_hidden_layers!r} must be greater than 0.")
+    arguments = {ours: getattr(theirs, name) for name, ours in family.fields.items() if hasattr(theirs, name)}
+    arguments |= family.fixed
+    if family.derive:
+        arguments |= family.derive(theirs)
+    if words := arguments.get("layer_types"):
+        arguments["layer_types"] = [_OLD_WORDS.get(word, word) for word in words]
+    foreign = arguments.keys() - overrides.keys()
+    head = head_of(raw)
+    arguments |= {"architectures": [head]} | labels_of(theirs, head)
+    if getattr(theirs, "is_causal", True) is False:
+        # Under this key every mask of transformers lets tokens see what follows: embedding models.
+        arguments["use_bidirectional_attention"] = True
+    return _build(arguments | {"source_config": deepcopy(raw)} | overrides, model_type, foreign)
+
+
+def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any]:
+    """ZooConfig -> config.json of the family `to`; raises ConversionError for what `to` cannot express.
+
+    `overrides` are fields in which the model is known to differ from its own config.json.
+    """
+    source = config.source_config
+    to = variant_of(to, source)
+    family = family_of(to)
+    same = source is not None and file_name(model_type_of(source)) == file_name(to)
+    try:
+        raw = _changed_source(config, family, overrides) if same else _from_defaults(config, to, family)
+        _say_head(raw, config, to, family, overrides if same else {})
+        again = import_config(raw, **(overrides if same else {}))
+    except BAD_CONFIG as error:
+        raise ConversionError(f"{to} cannot express this model: {_why(config, to, error)}") from error
+    if differing := architecture_differences(config, again):
+        raise ConversionError(
+            f"{to} cannot express "
+            + ", ".join(f"{name}={ours!r} (it would become {theirs!r})" for name, ours, theirs in differing)
+            + ": choose another family or change that."
+        )
+    return raw
+
+
+def _why(config: ZooConfig, to: str, error: BaseException) -> str:
+    """The error's own sentence; where code stumbled over what the model has not, the names of that."""
+    said = one_line(error)
+    if isinstance(error, ValueError) and "NoneType" not in said and "unsupported operand" not in said:
+        return said
+    try:
+        usual = architecture(import_config({"model_type": to}))
+    except ConversionError:
+        usual = {}
+    ours = architecture(config)
+    lacking = [name for name, value in usual.items() if value is not None and ours.get(name) is None]
+    if not lacking:
+        return f"it has other parts than a {to} ({said.removesuffix('.')})."
+    more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+    return f"a {to} has {', '.join(lacking[:4])}{more}, which this model has not. Choose another family."
+
+
+def architecture_differences(one: ZooConfig, other: ZooConfig) -> list[tuple[str, Any, Any]]:
+    """(field, its value in one, in the other) for every architectural field that differs."""
+    left, right = architecture(one), architecture(other)
+    return [(name, left.get(name), right.get(name)) for name in left | right if left.get(name) != right.get(name)]
+
+
+def architecture(config: ZooConfig) -> dict[str, Any]:
+    """The fields that decide what a trained model computes, as config.json has them; a switch nothing reads is off."""
+    own = set(ZooConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - NOT_ARCHITECTURE
+    own |= {"tie_word_embeddings", "per_layer_config"}
+    content = json.loads(config.to_json_string(use_diff=False))
+    switches = {field.name for field in fields(config) if field.type == bool | None}
+    return {name: value or None if name in switches else value for name, value in content.items() if name in own}
+
+
+def _build(arguments: dict[str, Any], model_type: str, foreign: Iterable[str] = ()) -> ZooConfig:
+    """ZooConfig of some fields; those of `foreign` that no layer would read are left out, as a file of another family
+    has them whatever its layers are."""
+    try:
+        return ZooConfig.from_dict(arguments)
+    except BAD_CONFIG as error:
+        cause = error.__cause__
+        if isinstance(cause, UnreadField) and cause.field in foreign:
+            read = {name: value for name, value in arguments.items() if name != cause.field}
+            config = _build(read, model_type, read.keys() & foreign)
+            # Left out, a field says its default: of that, too, nothing may depend.
+            if not is_read(config, cause.field):
+                return config
+        raise ConversionError(f"this {model_type} configuration is not a valid ZooConfig: {one_line(error)}") from error
+
+
+def _back(config: ZooConfig, family: Family) -> dict[str, Any]:
+    """Their keys from a ZooConfig, by the inverse of `fields` and by `restore`."""
+    if config.is_heterogeneous:
+        # What layers have in common; the comparison after the export sees whether the family says the rest.
+        config = deepcopy(config)
+        config.allow_global_per_layer_attribute_access = True
+    keys = {name: getattr(config, ours) for name, ours in family.fields.items()}
+    if keys.get("output_router_logits", True) is None:
+        # In training alone, which no other class can say: as the source says, or their default.
+        del keys["output_router_logits"]
+    keys |= family.restore(config) if family.restore else {}
+    return {name: _plain(value) for name, value in keys.items()}
+
+
+def _changed_source(config: ZooConfig, family: Family, overrides: dict) -> dict[str, Any]:
+    raw = deepcopy(config.source_config)
+    before, after = _back(import_config(raw, **overrides), family), _back(config, family)
+    changed = {name: value for name, value in after.items() if name not in before or before[name] != value}
+    place = _place(raw, family)
+    aliases = CONFIG_MAPPING[family.reads or model_type_of(raw)].attribute_map
+    for name, value in changed.items():
+        at_top = family.ties_at_top if name == TIE else name == "dtype" and not {"dtype", "torch_dtype"} & place.keys()
+        _set(raw if at_top else place, name, value, aliases)
+    return raw
+
+
+def _say_head(raw: dict[str, Any], config: ZooConfig, to: str, family: Family, overrides: dict) -> None:
+    """Writes the class and the labels of the model's head into a config.json that says otherwise."""
+    head = head_of_own(config)
+    if head != (overrides.get("architectures") or [head_of(raw)])[0]:
+        name = family.architecture if head == CAUSAL else None
+        name = name or (None if family.section else HEADS[head].class_for(class_key(to, family)))
+        if name is None:
+            raise ValueError(f"transformers has no {HEADS[head].ending} class for it.")
+        raw["architectures"] = [name]
+    labels, before = labels_of(config, head), labels_of(their_config(raw, to, family), head)
+    for key in labels.keys() | before.keys():
+        if labels.get(key) != before.get(key):
+            raw[key] = deepcopy(labels.get(key))
+            raw.pop("num_labels", None)
+
+
+def _set(raw: dict[str, Any], name: str, value: Any, aliases: dict[str, str]) -> None:
+    """Writes a key under the spelling the file already uses, and removes its other spellings."""
+    real = aliases.get(name, name)
+    spellings = [real, *(alias for alias, target in aliases.items() if target == real), *_OLD_SPELLINGS.get(real, ())]
+    used = next(
+        (spelling for spelling in spellings if spelling in raw and spelling not in _OLD_SPELLINGS.get(real, ())), real
+    )
+    for spelling in spellings:
+        raw.pop(spelling, None)
+    raw[used] = value
+
+
+def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]:
+    if family.section:
+        raise ConversionError(f"a {to} checkpoint has more than a text model; only one that came from there goes back.")
+    reads = class_key(to, family)
+    config_class, keys = CONFIG_MAPPING[reads], _back(config, family)
+    # What no layer has, but their class wants a value of, is as it comes.
+    missing = {field.name for field in fields(config_class) if type(None) not in get_args(field.type)}
+    keys = {name: value for name, value in keys.items() if value is not None or name not in missing}
+    raw = json.loads(config_class.from_dict(keys).to_json_string())
+    if config.use_bidirectional_attention and not {"is_decoder", "use_bidirectional_attention"} & keys.keys():
+        raw["is_causal"] = False
+    architecture = family.architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(reads)
+    return raw | {"model_type": family.reads and to or reads, "architectures": [architecture] if architecture else None}
+
+
+def _plain(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else deepcopy(value)

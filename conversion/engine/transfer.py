@@ -1,0 +1,157 @@
+"""Folder to folder, or folder to model: plan everything, then move one tensor at a time."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor
+
+from ..card import write_card
+from ..errors import ConversionError
+from ..files.companions import copy_companions, keep_card, pin_tokenizer_class, restore_card, restore_tokenizer_config
+from ..files.sidecar import FOLDER, STEM
+from ..files.sources import read_config, resolve_source
+from ..files.workspace import check_apart, new_folder
+from ..files.writer import ShardWriter, nbytes, parse_size
+from .incoming import read_incoming
+from .outgoing import Company, read_outgoing
+from .patterns import natural_key
+from .plan import Plan
+from .registry import OWN_TYPE, family_of
+
+Write = Callable[[str, Tensor], None]
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass
+class Report:
+    """What a conversion did."""
+
+    source: str
+    target: Path
+    model_type: str
+    parameters: int
+    files: list[str]
+    kept: list[str] = field(default_factory=list)  # set aside for the way back
+    dropped: list[str] = field(default_factory=list)  # recomputable buffers, set aside too
+    left_behind: list[str] = field(default_factory=list)  # of the source, not in the target
+
+    @staticmethod
+    def listed(names: list[str]) -> str:
+        """How many, and the first of them."""
+        more = f", ... {names[-1]}" if len(names) > 3 else ""
+        return f"{len(names)} tensor{'s' if len(names) > 1 else ''}, {', '.join(names[:3])}{more}"
+
+
+def convert(
+    model: str | Path,
+    target: str | Path,
+    to: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    progress: bool = True,
+    source: str | Path | None = None,
+    text_only: bool = False,
+) -> Report:
+    """Writes `model` (a folder or a Hub id) into the folder `target`, as zoo or as the family `to`.
+
+    What a checkpoint held that zoo does not use (a vision tower, layers that predict further tokens) goes back with the
+    model; where the folder has lost it, from `source`, the checkpoint (a folder or a Hub id) it came from; or not at
+    all, with `text_only`, which writes the language model alone.
+
+    Either `target` is complete afterwards, or ConversionError says in one sentence what is wrong and nothing changed.
+    """
+    folder, target = resolve_source(model), Path(target)
+    check_apart(folder, target)
+    raw = read_config(folder)
+    options = {"dtype": parse_dtype(dtype), "max_bytes": parse_size(max_shard_size), "progress": progress}
+    to = None if to == OWN_TYPE else to
+    if to is not None:
+        family_of(to)
+    if raw.get("model_type") != OWN_TYPE and (source is not None or text_only):
+        raise ConversionError(f"{model} is no zoo folder: a source, or to do without one, is for the way back (to=).")
+    if raw.get("model_type") == OWN_TYPE:
+        if to is None:
+            raise ConversionError(f"{model} is a zoo folder already: say which family it shall become (to=).")
+        with new_folder(target, overwrite) as new:
+            report = _export(folder, raw, new, to, company=Company(source, text_only), **options)
+    elif to is None:
+        with new_folder(target, overwrite) as new:
+            report = _import(folder, raw, new, **options)
+    else:
+        # Through zoo, beside the target: nothing but zoo knows both families.
+        with new_folder(target, overwrite) as new, tempfile.TemporaryDirectory(dir=new) as between:
+            _import(folder, raw, Path(between), **options)
+            report = _export(Path(between), read_config(Path(between)), new, to, **options)
+    report.source, report.target = str(model), target
+    return report
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """ "bfloat16", "torch.bfloat16" or the dtype itself; raises ConversionError for one no model computes in."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is None or found in FLOATING:
+        return found
+    raise ConversionError(
+        f"dtype={str(dtype).removeprefix('torch.')!r} is not a floating dtype that models are converted to: write "
+        "bfloat16, float16, float32 or float64."
+    )
+
+
+def _import(folder: Path, raw: dict, new: Path, dtype, max_bytes: int, progress: bool) -> Report:
+    incoming = read_incoming(folder, raw, dtype)
+    outputs, manifest = incoming.outputs(), incoming.manifest
+    writer = ShardWriter(new, outputs, max_bytes)
+    _move(incoming.plan, incoming.reader.read, incoming.stored(writer.write), progress)
+    writer.finish()
+    copy_companions(folder, new)
+    keep_card(folder, new)
+    manifest.tokenizer_class = pin_tokenizer_class(folder, new)
+    manifest.write(new)
+    if incoming.plan.aside:
+        aside = {name: incoming.reader.checkpoint.headers[name] for name in incoming.plan.aside}
+        _copy_tensors(aside, incoming.reader.checkpoint.read, new / FOLDER, max_bytes, STEM)
+    incoming.config.save_pretrained(new)
+    parameters = sum(tensor.numel() for tensor in outputs.values())
+    write_card(new, incoming.config, manifest, parameters)
+    return Report("", new, OWN_TYPE, parameters, writer.files, manifest.kept, manifest.dropped)
+
+
+def _export(
+    folder: Path, raw: dict, new: Path, to: str, dtype, max_bytes: int, progress: bool, company: Company | None = None
+) -> Report:
+    outgoing = read_outgoing(folder, raw, to, dtype, company)
+    outputs = outgoing.outputs()
+    outputs = {name: outputs[name] for name in sorted(outputs, key=natural_key)}
+    writer = ShardWriter(new, outputs, max_bytes)
+    _move(outgoing.plan, outgoing.reader.read, writer.write, progress)
+    for name, tensor in outgoing.further():
+        writer.write(name, tensor)
+    writer.finish()
+    copy_companions(folder, new)
+    restore_card(folder, new)
+    restore_tokenizer_config(folder, new, outgoing.extras.manifest.tokenizer_class)
+    (new / "config.json").write_text(json.dumps(outgoing.raw, indent=2) + "\n", encoding="utf-8")
+    parameters = sum(tensor.numel() for tensor in outputs.values())
+    return Report("", new, outgoing.to, parameters, writer.files, left_behind=outgoing.left_behind)
+
+
+def _move(plan: Plan, read: Callable[[str], Tensor], write: Write, progress: bool) -> None:
+    total = sum(nbytes(tensor) for tensor in plan.outputs.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=not progress) as bar:
+        for step in plan.steps:
+            for name, tensor in step.run(read):
+                write(name, tensor)
+                bar.update(nbytes(tensor))
+
+
+def _copy_tensors(tensors: dict[str, Tensor], read: Callable, folder: Path, max_bytes: int, stem: str) -> None:
+    writer = ShardWriter(folder, tensors, max_bytes, stem)
+    for name in tensors:
+        writer.write(name, read(name))
+    writer.finish()

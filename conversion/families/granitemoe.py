@@ -1,0 +1,39 @@
+"""Granite 3 MoE (IBM 2024): Granite with experts that are chosen by their logits and weighed by a softmax over them."""
+
+from ..engine.family import Family
+from ..engine.rules import Rule, renames
+from .granite import FIELDS, derive, restore
+from .shared_common import LLAMA_RULES
+from .shared_experts import AUX_LOSS, MOE_FIELDS, tiny_experts
+
+MOE, OURS = "model.layers.{i}.block_sparse_moe.", "model.layers.{i}.mlp."
+RULES = [
+    Rule(MOE + "input_linear.weight", OURS + "experts.gate_up_proj"),
+    Rule(MOE + "output_linear.weight", OURS + "experts.down_proj"),
+    *renames({"router.layer": "gate"}, MOE, OURS),
+    # The same in memory, as transformers holds it.
+    Rule(MOE + "experts.{gate_up_proj|down_proj}", OURS + "experts.{gate_up_proj|down_proj}"),
+    *renames({"router": "gate"}, MOE, OURS),
+    *LLAMA_RULES,
+]
+TINY = tiny_experts(
+    num_experts=..., num_local_experts=10, head_dim=..., moe_intermediate_size=..., intermediate_size=28
+)
+SCALES = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.17,
+    "logits_scaling": 8.0,
+}
+
+FAMILY = Family(
+    fields={name: ours for name, ours in FIELDS.items() if name != "mlp_bias"}
+    | MOE_FIELDS
+    | AUX_LOSS
+    | {"num_local_experts": "num_experts"},
+    fixed={"score_after_topk": True, "router_weights_dtype": "activation"},
+    derive=derive,
+    restore=restore,
+    rules=RULES,
+    tiny=[TINY | SCALES, TINY | {"tie_word_embeddings": True, "attention_bias": True, "router_aux_loss_coef": 0.02}],
+)

@@ -1,0 +1,78 @@
+"""Llama 4 Scout and Maverick (Meta 2025), the text model: chunked layers that rotate, full ones that do not.
+
+Each expert multiplies its input, not its output, by the sigmoid of its logit; one shared expert; every second layer may
+be dense. Queries and keys are normalised after the rotation, and where there is none scaled by their position.
+"""
+
+from ..engine.family import Family, restore_rope, rope
+from ..engine.rules import Rule, Transpose, renames
+from .shared_common import LLAMA_RULES
+from .shared_experts import MOE_FIELDS, tiny_experts
+
+MLP, OURS = "model.layers.{i}.feed_forward.", "model.layers.{i}.mlp."
+QK_NORM = {"qk_norm": "rms_norm", "qk_norm_weight": "none", "qk_norm_position": "after_rope", "qk_norm_layers": "rope"}
+
+
+def derive(theirs):
+    rotates, words, width = list(theirs.no_rope_layers), list(theirs.layer_types), theirs.intermediate_size
+    fields = QK_NORM if theirs.use_qk_norm else {}
+    if theirs.attn_temperature_tuning and not all(rotates):
+        fields = fields | {
+            "attn_temperature_layers": "no_rope", "attn_scale": theirs.attn_scale, "floor_scale": theirs.floor_scale,
+            "attn_temperature_offset": 1,
+        }  # fmt: skip
+    sparse = [index in theirs.moe_layers for index in range(theirs.num_hidden_layers)]
+    return fields | {
+        "rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates, "layer_types": words,
+        "attention_chunk_size": theirs.attention_chunk_size if "chunked_attention" in words else None,
+        "mlp_layer_types": ["sparse" if one else "dense" for one in sparse], "moe_intermediate_size": width,
+        "shared_expert_intermediate_size": width,
+    }  # fmt: skip
+
+
+def restore(ours):
+    fields = {"use_qk_norm": ours.qk_norm is not None, "intermediate_size": ours.moe_intermediate_size}
+    if ours.attention_chunk_size is not None:
+        fields["attention_chunk_size"] = ours.attention_chunk_size
+    tuned = ours.attn_temperature_layers is not None
+    if ours.no_rope_layers is not None:
+        fields["attn_temperature_tuning"] = tuned
+    if tuned:
+        fields |= {"attn_scale": ours.attn_scale, "floor_scale": ours.floor_scale}
+    return fields | {
+        "rope_parameters": restore_rope(ours), "layer_types": list(ours.layer_types),
+        "no_rope_layers": ours.no_rope_layers or [1] * ours.num_hidden_layers,
+        "moe_layers": [index for index, word in enumerate(ours.mlp_layer_types) if word == "sparse"],
+    }  # fmt: skip
+
+
+NAMES = {f"shared_expert.{x}_proj": f"shared_experts.{x}_proj" for x in ("gate", "up", "down")} | {"router": "gate"}
+TINY = tiny_experts(
+    num_experts=..., num_local_experts=10, moe_intermediate_size=..., intermediate_size=28, intermediate_size_mlp=80,
+    attention_chunk_size=6, floor_scale=4,
+)  # fmt: skip
+
+FAMILY = Family(
+    fields={name: ours for name, ours in MOE_FIELDS.items() if name != "intermediate_size"}
+    | {
+        "intermediate_size_mlp": "intermediate_size", "num_local_experts": "num_experts",
+        "attention_bias": "attention_bias",
+    },
+    fixed={
+        "rope_interleave": True, "rope_dtype": "float32_trig", "scoring_func": "sigmoid", "score_after_topk": True,
+        "norm_topk_prob": False, "router_weights_dtype": "activation", "apply_router_weight_on_input": True,
+    },
+    derive=derive,
+    restore=restore,
+    rules=[
+        *renames(NAMES | {f"{x}_proj": f"{x}_proj" for x in ("gate", "up", "down")}, MLP, OURS),
+        *(Rule(f"{MLP}experts.{x}", f"{OURS}experts.{x}", Transpose()) for x in ("gate_up_proj", "down_proj")),
+        *LLAMA_RULES,
+    ],
+    tiny=[
+        TINY | {"num_hidden_layers": 5, "num_experts_per_tok": 1},
+        TINY | {"interleave_moe_layer_step": 2, "use_qk_norm": False, "attention_bias": True, "num_hidden_layers": 4,
+                "tie_word_embeddings": True, "no_rope_layers": [0, 1, 1, 0], "attn_temperature_tuning": False},
+        TINY | {"no_rope_layers": [1, 1, 1], "rms_norm_eps": 1e-6},
+    ],
+)  # fmt: skip

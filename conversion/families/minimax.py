@@ -1,0 +1,74 @@
+"""MiniMax-Text-01 (MiniMax 2025, arXiv 2501.08313): lightning attention with one softmax layer among several, experts
+in every layer, and sums whose residual is what came out of the norm, each with two factors.
+
+Its files hold the decays of lightning attention too, worked out for blocks of a given size.
+"""
+
+from ..engine.family import Family, restore_rope, rope
+from ..engine.rules import Drop, Split
+from .shared_common import LLAMA_RULES
+from .shared_experts import AUX_LOSS, MIXTRAL_RULES, MOE_FIELDS, tiny_experts
+from .shared_linear import DECAYS, MIXER, decays, is_recurrent, recurrent_rule
+
+FACTORS = [f"{part}_{factor}_factor" for part in ("full_attn", "linear_attn", "mlp") for factor in ("alpha", "beta")]
+OWN_EPS = 1e-6
+
+
+def derive(theirs):
+    slides = theirs.sliding_window is not None
+    words = ["sliding_attention" if slides and word != "linear_attention" else word for word in theirs.layer_types]
+    fields = {"layer_types": words, "rope_parameters": rope(theirs)}
+    absent = () if "linear_attention" in words else ("linear_attn",)
+    absent += () if set(words) - {"linear_attention"} else ("full_attn",)
+    fields |= {name: getattr(theirs, name) for name in FACTORS if not name.startswith(absent)}
+    if "sliding_attention" in words:
+        fields["sliding_window"] = theirs.sliding_window
+    if "linear_attention" in words:
+        width = theirs.head_dim or theirs.hidden_size // theirs.num_attention_heads
+        fields |= {
+            "linear_attention_type": "lightning_attention", "linear_num_value_heads": theirs.num_attention_heads,
+            "linear_key_head_dim": width, "linear_act": theirs.hidden_act, "linear_norm_eps": OWN_EPS,
+        }  # fmt: skip
+    return fields
+
+
+def restore(ours):
+    words = ["full_attention" if word == "sliding_attention" else word for word in ours.layer_types]
+    fields = {"layer_types": words, "rope_parameters": restore_rope(ours), "sliding_window": ours.sliding_window}
+    return fields | {name: 1 if getattr(ours, name) is None else getattr(ours, name) for name in FACTORS}
+
+
+def buffers(ours, raw):
+    """The decays of every lightning layer of a model that did not bring its own."""
+    sizes = (ours.num_attention_heads, ours.num_hidden_layers, raw["block_size"])
+    return {
+        f"model.layers.{i}.self_attn.{name}": lambda i=i, name=name: decays(sizes[0], i, *sizes[1:])[name]
+        for i, word in enumerate(ours.layer_types) if word == "linear_attention" for name in DECAYS
+    }  # fmt: skip
+
+
+NAMES = {"out_proj": "o_proj", "output_gate": "g_proj", "norm": "o_norm"}
+TINY = tiny_experts(num_experts=..., num_local_experts=10, moe_intermediate_size=..., intermediate_size=28)
+FACTORED = dict(zip(FACTORS, (1.3, 0.7, 0.9, 1.2, 1.1, 0.8), strict=True))
+
+FAMILY = Family(
+    fields=MOE_FIELDS | AUX_LOSS | {"num_local_experts": "num_experts", "router_jitter_noise": "router_jitter_noise"},
+    fixed={"block_type": "pre_norm_residual", "norm_topk_prob": True, "norm_topk_eps": 0.0},
+    derive=derive,
+    restore=restore,
+    buffers=buffers,
+    rules=[
+        Drop([f"{MIXER}{name}" for name in DECAYS], where=is_recurrent),
+        recurrent_rule(f"{MIXER}qkv_proj.weight", [f"{MIXER}{x}_proj.weight" for x in "qkv"],
+                       Split(*["linear_key_head_dim"] * 3, groups="linear_num_value_heads")),
+        *(recurrent_rule(f"{MIXER}{theirs}.weight", f"{MIXER}{ours}.weight") for theirs, ours in NAMES.items()),
+        *MIXTRAL_RULES, *LLAMA_RULES,
+    ],
+    tiny=[
+        TINY | FACTORED | {"num_hidden_layers": 4},
+        TINY | FACTORED | {
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"], "sliding_window": 5,
+            "tie_word_embeddings": True, "rms_norm_eps": 1e-3, "hidden_act": "gelu", "router_jitter_noise": 0.1,
+        },
+    ],
+)  # fmt: skip

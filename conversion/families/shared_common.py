@@ -1,0 +1,66 @@
+"""What many family files share: the Llama skeleton's fields and rules, experts stored one by one, layer reach."""
+
+from typing import Any
+
+from ..engine.family import COMMON_FIELDS
+from ..engine.rules import Drop, Keep, Rule, StackExperts, renames
+
+LLAMA_FIELDS = COMMON_FIELDS | {"rms_norm_eps": "norm_eps"}
+
+# Small, odd and mutually different, so that no two dimensions can be mistaken for each other.
+TINY_SIZES = {
+    "vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """A small variant for the tests: `tiny(attention_bias=True)`; a value of `...` takes a size away."""
+    return {name: value for name, value in (TINY_SIZES | changes).items() if value is not ...}
+
+
+# Buffers that files of older libraries carry.
+ROPE_BUFFERS = [
+    Drop("model.layers.{i}.self_attn.rotary_emb.{inv_freq|cos_cached|sin_cached}"),
+    Drop("model.rotary_emb.inv_freq"),
+]
+
+# Norms whose names mean something else in other families (Gemma, OLMo 2); everything else is spelt as zoo spells it.
+LLAMA_RULES = [
+    *renames({"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}),
+    *ROPE_BUFFERS,
+]
+
+
+def expert_rules(
+    theirs: str = "model.layers.{i}.mlp.experts.{e}.",
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    down: str = "down_proj",
+) -> list[Rule]:
+    """Experts stored one by one, three matrices each, to zoo's `[E, 2I, D]` and `[E, D, I]`."""
+    ours = "model.layers.{i}.mlp.experts."
+    return [
+        Rule([f"{theirs}{gate}.weight", f"{theirs}{up}.weight"], ours + "gate_up_proj", StackExperts()),
+        Rule(f"{theirs}{down}.weight", ours + "down_proj", StackExperts()),
+    ]
+
+
+# Layers after the last one: heads that predict further tokens. Zoo has no use for them yet.
+PREDICTION_LAYERS = [Keep("model.layers.{i}.{*}", where=lambda ctx: ctx.layer >= ctx.config.num_hidden_layers)]
+
+
+def reach(theirs: Any) -> dict[str, Any]:
+    """`layer_types`, and the window only where a layer slides: a number nobody uses is not copied."""
+    slides = "sliding_attention" in theirs.layer_types
+    return {"layer_types": list(theirs.layer_types), "sliding_window": theirs.sliding_window if slides else None}
+
+
+def restore_reach(ours: Any) -> dict[str, Any]:
+    """The inverse of `reach`."""
+    return {"layer_types": list(ours.layer_types), "sliding_window": ours.sliding_window}
+
+
+def restore_window(ours: Any) -> dict[str, Any]:
+    """`restore_reach` for a class that builds the mask of a window whether or not a layer slides: it needs a number."""
+    return restore_reach(ours) | {"sliding_window": ours.sliding_window or ours.max_position_embeddings}

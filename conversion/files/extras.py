@@ -1,0 +1,113 @@
+"""What a source held beside the model, which zoo does not use: recorded in the config, found again on the way back.
+
+A vision tower, a projector, layers that predict further tokens. `source/` of a converted folder holds them, and saving
+a model carries it along where it can; `source_extras` of the config says what there was, wherever the model goes.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from configuration_zoo import ZooConfig
+
+from ..engine.incoming import read_incoming
+from ..engine.plan import Planner
+from ..engine.registry import OWN_TYPE, family_of, file_name, model_type_of
+from ..errors import ConversionError
+from .checkpoint import Checkpoint
+from .kept import groups, in_words
+from .sidecar import Manifest, set_aside
+from .sources import read_config, resolve_source
+
+# How many layers that predict further tokens a config.json promises, in the spellings of the families.
+_PREDICTION_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+
+
+@dataclass
+class Extras:
+    """`manifest` and the tensors `names` of `checkpoint` go back to where the model came from."""
+
+    manifest: Manifest = field(default_factory=Manifest)
+    checkpoint: Checkpoint | None = None
+    names: list[str] = field(default_factory=list)
+
+    def headers(self) -> dict[str, Tensor]:
+        return {name: self.checkpoint.headers[name] for name in self.names}
+
+    def read(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self.names:
+            yield name, self.checkpoint.read(name)
+
+    def without(self, kept: Iterable[str]) -> "Extras":
+        return Extras(self.manifest, self.checkpoint, [name for name in self.names if name not in set(kept)])
+
+
+def of_folder(folder: Path) -> Extras:
+    """What a zoo folder has in its `source/`."""
+    checkpoint = set_aside(folder)
+    return Extras(Manifest.read(folder), checkpoint, [] if checkpoint is None else list(checkpoint.headers))
+
+
+def of_source(source: str | Path, planner: Planner, config: ZooConfig) -> Extras:
+    """The same out of the checkpoint a model came from, or of another zoo folder of it; raises ConversionError for one
+    that cannot be it."""
+    folder = resolve_source(source)
+    raw, wanted = read_config(folder), (config.source_extras or {}).get("tensors")
+    came_from = model_type_of(config.source_config or {}, "source_config")
+    if raw.get("model_type") == OWN_TYPE:
+        found = of_folder(folder)
+    elif file_name(model_type_of(raw, str(folder / "config.json"))) == file_name(came_from):
+        incoming = read_incoming(folder, raw)
+        found = Extras(incoming.manifest, incoming.reader.checkpoint, list(incoming.plan.aside))
+    else:
+        raise ConversionError(f"{source} is a {raw.get('model_type')} checkpoint, this model came from {came_from}.")
+    there = groups(planner, found.manifest.kept)
+    if wanted is not None and there != wanted:
+        raise ConversionError(
+            f"{source} is not what this model came from: beside the model that held {in_words(wanted)}, and this holds "
+            f"{in_words(there) or 'nothing'}."
+        )
+    return found
+
+
+def refuse_loss(extras: Extras, planner: Planner, config: ZooConfig, folder: Path, to: str) -> None:
+    """Raises ConversionError where a model would go back without what its source held."""
+    said = config.source_extras
+    has = groups(planner, extras.manifest.kept) if extras.checkpoint is not None else {}
+    wrapped = family_of(to).section
+    # Folders from before the record was kept: a model taken out of a larger one has left something there.
+    unsaid = said is None and extras.manifest.model_type is None and wrapped in (config.source_config or {})
+    if unsaid or (said is not None and has != said["tensors"]):
+        lost = in_words(said["tensors"]) if said else f"what a {to} holds beside its text model"
+        origin = f" of {said['repository']}" if said and "repository" in said else ""
+        without = "--text-only" if wrapped else "--without-extras"
+        raise ConversionError(
+            f"{folder} has lost {lost}{origin}, which zoo does not use and {to} has: give the checkpoint it came from "
+            f"with --source FOLDER or owner/name, or do without them with {without}."
+        )
+
+
+def text_family(config: ZooConfig, to: str) -> str:
+    """The family of the text model inside checkpoints of the family `to`; `to` itself where they hold no other."""
+    family = family_of(to)
+    if family.section is None:
+        return to
+    inner = (config.source_config or {}).get(family.section) or {}
+    for name in (inner.get("model_type"), family.reads):
+        try:
+            if name and family_of(name).section is None:
+                return name
+        except ConversionError:
+            continue
+    raise ConversionError(f"the text model inside {to} has no family of its own: leave it with what it came with.")
+
+
+def promise_nothing(raw: dict[str, Any]) -> None:
+    """A config.json for files without prediction layers."""
+    for place in (raw, *(value for value in raw.values() if isinstance(value, dict))):
+        for key in _PREDICTION_COUNTS:
+            if place.get(key):
+                place[key] = 0

@@ -1,0 +1,1 @@
+"""How tensors are stored where they are not plain numbers."""
