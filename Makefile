@@ -39,11 +39,11 @@ demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
-	@$(BIN)/python tests/fetch_transformers_tests.py
+	@$(BIN)/python tests/support/fetch_transformers_tests.py
 	@$(PYTEST)
 
 test-long: $(INSTALLED)
-	@$(BIN)/python tests/fetch_transformers_tests.py
+	@$(BIN)/python tests/support/fetch_transformers_tests.py
 	@$(PYTEST) -m "long and not serving"
 
 # An environment of its own: vLLM brings transformers 5.19. torch first, so that no CUDA build comes; what vLLM's install
@@ -59,7 +59,7 @@ $(SERVING)/.installed: constraints.txt pyproject.toml
 	@touch $@
 
 test-serving: $(SERVING)/.installed
-	@$(SERVING)/bin/python -m pytest -q -m serving tests/test_vllm.py tests/test_serving_examples.py
+	@$(SERVING)/bin/python -m pytest -q -m serving tests/modeling_zoo/test_vllm.py tests/examples/test_serving_examples.py
 
 # The oldest supported transformers, the one that vLLM brings, and the installed one: every test but those that compare
 # with today's classes of other families (older ones had mistakes) or are of today alone. Instead, every row of flags and
@@ -67,7 +67,7 @@ test-serving: $(SERVING)/.installed
 OLDEST := 5.17.0
 TODAY := conversion conversion_experts conversion_hybrid routes sparse_attention state_space_models wrapped_text_models \
 	transformers_common house benchmarks examples vllm serving_examples
-ANYTIME := $(filter-out $(TODAY:%=tests/test_%.py),$(wildcard tests/test_*.py))
+ANYTIME := $(filter-out $(foreach name,$(TODAY),tests/test_$(name).py tests/%/test_$(name).py),$(wildcard tests/test_*.py tests/*/test_*.py))
 .cache/transformers-$(OLDEST)/.installed:
 	@$(BIN)/python -m pip install -qq --target $(@D) "transformers==$(OLDEST)"
 	@touch $@
@@ -75,7 +75,7 @@ ANYTIME := $(filter-out $(TODAY:%=tests/test_%.py),$(wildcard tests/test_*.py))
 test-versions: $(INSTALLED) $(SERVING)/.installed .cache/transformers-$(OLDEST)/.installed
 	@PYTHONPATH=$(CURDIR)/.cache/transformers-$(OLDEST) ZOO_COMBINATIONS=3 $(PYTEST) $(ANYTIME)
 	@ZOO_COMBINATIONS=3 $(PYTEST:$(BIN)%=$(SERVING)/bin%) $(ANYTIME)
-	@$(BIN)/python -m pytest -q -m "long or not long" tests/test_versions.py tests/test_push.py -k "version"
+	@$(BIN)/python -m pytest -q -m "long or not long" tests/modeling_zoo/test_versions.py tests/zoo/test_push.py -k "version"
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -1,8 +1,20 @@
 """What a zoo model is. Importing this package loads neither torch nor transformers; the first use of a name does."""
 
 from importlib import import_module
+from pkgutil import resolve_name
 
 __all__ = ["ZooConfig"]
+# What the installed packages do for a config, which the copy of it in a model folder does without: name -> function.
+HOOKS = {
+    "export_code": "modeling_zoo.export:export_code",
+    "preset": "configuration_zoo.presets:preset",
+    "replace_empty_card": "description_zoo.card:replace_empty_card",
+}
+
+
+def hook(name: str):
+    """The function that `HOOKS` names."""
+    return resolve_name(HOOKS[name])
 
 
 def __getattr__(name: str):

@@ -1,6 +1,6 @@
 """ZooConfig: what a model is, one field per concept."""
 
-import importlib
+import sys
 from copy import deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
@@ -172,8 +172,15 @@ class ZooConfig(
 
         `tiny` keeps its concepts and takes sizes that run anywhere.
         """
-        library = importlib.import_module("configuration_zoo.presets")
-        return cls(**{**library.preset(name, tiny), **fields})
+        if (preset := cls._installed("preset")) is None:
+            raise ValueError(f"preset {name!r}: presets come with the installed package, not with a model folder.")
+        return cls(**{**preset(name, tiny), **fields})
+
+    @staticmethod
+    def _installed(name: str):
+        """A function of the installed package (its `hook`), None for the copy of this file in a model folder."""
+        package = sys.modules.get(ZooConfig.__module__.rpartition(".")[0])
+        return package.hook(name) if hasattr(package, "hook") else None
 
     @classmethod
     def _names(cls) -> set[str]:
@@ -243,8 +250,8 @@ class ZooConfig(
         A copy that was itself loaded as remote code leaves the copying of its files to transformers.
         """
         self.settle_depth()
-        if not type(self).__module__.startswith("transformers_modules."):
-            importlib.import_module("modeling_zoo.export").export_code(self, save_directory)
+        if (export_code := self._installed("export_code")) is not None:
+            export_code(self, save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
@@ -253,5 +260,5 @@ class ZooConfig(
 
     def write_card(self, folder) -> None:
         """Puts the card of the installed package where transformers has left an empty one before an upload."""
-        if not type(self).__module__.startswith("transformers_modules."):
-            importlib.import_module("conversion.card").replace_empty_card(folder, self)
+        if (replace_empty_card := self._installed("replace_empty_card")) is not None:
+            replace_empty_card(folder, self)

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from zoo_cli.errors import report
-from zoo_cli.main import app
+from zoo.cli.errors import report
+from zoo.cli.main import app
 
 EXAMPLES = Path(__file__).resolve().parent
 SOURCE = EXAMPLES / "stories260K"

@@ -9,7 +9,7 @@ import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
-HIDDEN = ("configuration_zoo", "modeling_zoo", "conversion", "zoo_cli")
+HIDDEN = ("configuration_zoo", "modeling_zoo", "description_zoo", "conversion", "zoo")
 
 
 class Refusal(MetaPathFinder):

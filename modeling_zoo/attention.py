@@ -11,23 +11,11 @@ from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_gates import make_output_gate
+from .mixer import TokenMixer
 from .norms import RMSNorm, make_qk_norm
 from .ops_attention import attend_grouped, attend_one, eager_attention_forward, shares_keys, shares_reads
 from .ops_attention_bands import BandMask, attend_in_bands
 from .position_rotary import apply_rotary
-
-
-class TokenMixer(nn.Module):
-    """What mixes tokens in a layer: attention, a recurrence or a convolution.
-
-    Called as `mixer(hidden_states, *, position_embeddings, attention_mask, past_key_values, **kwargs)`, `[B, T, D]`,
-    and gives (output `[B, T, D]`, weights or None).
-    """
-
-    def __init__(self, config, layer_idx):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
 
 
 class Clamp(nn.Module):

@@ -14,7 +14,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from configuration_zoo import ZooConfig
 
-from .attention import TokenMixer
 from .attention_kv_sharing import last_query, layer_of_last_query
 from .attention_masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
 from .attention_sparse_indexer import SharedIndices
@@ -24,6 +23,7 @@ from .block_shared import SharedBlocks
 from .block_topologies import BLOCKS, carriers, make_block
 from .cache_upgrade import advance_cache, eight_bits, ready_cache, upgrade_cache
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
+from .mixer import TokenMixer
 from .mlp_routers import Router
 from .ops_attention import attention_backends, share_implementations
 from .platform_peft import lora_targets

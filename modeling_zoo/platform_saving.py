@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a folder keeps beside its weights for whoever wants the model's origin back; nothing here reads it.
-BESIDE = "source"
+SOURCE_FOLDER = "source"
 
 
 class SavedFolder:
@@ -35,10 +35,10 @@ def carry_along(config, folder) -> None:
     Files of gigabytes are linked to, not copied, where both places are on one disk.
     """
     kept, target = kept_beside(config), Path(folder)
-    if kept is None or not (target / "config.json").is_file() or kept.resolve() == (target / BESIDE).resolve():
+    if kept is None or not (target / "config.json").is_file() or kept.resolve() == (target / SOURCE_FOLDER).resolve():
         return
     for path in [path for path in kept.rglob("*") if path.is_file()]:
-        place = target / BESIDE / path.relative_to(kept)
+        place = target / SOURCE_FOLDER / path.relative_to(kept)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
         try:
@@ -53,9 +53,9 @@ def kept_beside(config) -> Path | None:
     if config.source_config is None or not name:
         return None
     if Path(name).is_dir():
-        return Path(name) / BESIDE if (Path(name) / BESIDE).is_dir() else None
+        return Path(name) / SOURCE_FOLDER if (Path(name) / SOURCE_FOLDER).is_dir() else None
     try:
-        manifest = try_to_load_from_cache(name, f"{BESIDE}/manifest.json")
+        manifest = try_to_load_from_cache(name, f"{SOURCE_FOLDER}/manifest.json")
     except HFValidationError:
         return None
     return Path(manifest).parent if isinstance(manifest, str) else None

@@ -1,7 +1,8 @@
 """Every mixer with a state of fixed size, by the name in `linear_attention_type`, and the one that pairs it with
 attention."""
 
-from .attention import GroupedQueryAttention, TokenMixer
+from .attention import GroupedQueryAttention
+from .mixer import TokenMixer
 from .recurrent_linear import DeltaAttention, LinearAttention
 from .recurrent_state_space import GatedLinearUnit, SelectiveScan, ShortConvolutionMixer, StateSpaceDuality
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
-from .attention import TokenMixer
+from .mixer import TokenMixer
 from .recurrent_memory import Memory
 from .recurrent_rows import arrange
 

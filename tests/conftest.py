@@ -61,7 +61,7 @@ def same_start(libraries):
 def zoo(monkeypatch, capsys):
     """Runs one command line; -> (exit code, standard output, standard error)."""
 
-    from zoo_cli.main import main
+    from zoo.cli.main import main
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])

@@ -15,7 +15,7 @@ from conversion.engine.registry import known_families
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("configuration_zoo", "modeling_zoo")
-PACKAGES = (*SHIPPED, "conversion", "zoo_cli")
+PACKAGES = (*SHIPPED, "description_zoo", "conversion", "zoo")
 NEVER_SHIPPED = {"__init__.py", "export.py", "presets.py"}
 FILE_BUDGET, FUNCTION_BUDGET, FAMILY_BUDGET = 300, 40, 80
 
@@ -75,7 +75,7 @@ ROOMS = (
     "embeddings",
     "norms",
 )
-DOORS = {"__init__", "modeling_zoo", "registry", "export"}
+DOORS = {"__init__", "modeling_zoo", "registry", "mixer", "export"}
 
 
 def test_every_file_of_the_model_begins_with_the_word_of_its_room():
@@ -144,13 +144,43 @@ def test_every_shipped_file_is_reached_from_the_one_auto_map_names(package):
     assert reached == {path.stem for path in folder.glob("*.py") if path.name not in NEVER_SHIPPED}
 
 
+MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+(?::\w+)?")
+
+
+def modules_in_strings(path):
+    """What a dynamic import would take: a string that is nothing but the name of a module of ours, or of what is in it.
+
+    The table of a package's `__init__`, which does not ship, is where an upper floor is bound to a lower one.
+    """
+    if path.name == "__init__.py":
+        return []
+    strings = [node.value for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant)]
+    return [value for value in strings if isinstance(value, str) and MODULE.fullmatch(value)]
+
+
+def test_a_dynamic_import_would_be_found(tmp_path):
+    (tmp_path / "lower.py").write_text(
+        "import importlib\nimportlib.import_module('conversion.engine.plan')\n'conversion'\n"
+    )
+    assert modules_in_strings(tmp_path / "lower.py") == ["conversion.engine.plan"]
+
+
+def test_no_shipped_file_imports_by_name():
+    for path in sources(*SHIPPED):
+        if path.name not in NEVER_SHIPPED:
+            assert not {"importlib", "pkgutil", "__import__"} & {word for _, word in code_words(tree_of(path))}, (
+                identify(path)
+            )
+
+
 def test_arrows_go_one_way():
-    """configuration_zoo <- modeling_zoo <- conversion <- zoo_cli."""
+    """configuration_zoo <- modeling_zoo <- description_zoo <- conversion <- zoo."""
     for index, package in enumerate(PACKAGES):
         later = set(PACKAGES[index + 1 :])
         for path in sources(package):
-            wrong = [name for name in absolute_imports_of_own_packages(path) if name.split(".")[0] in later]
-            assert not wrong, f"{identify(path)} imports {wrong}"
+            named = {*absolute_imports_of_own_packages(path), *modules_in_strings(path)}
+            wrong = sorted(name for name in named if re.split(r"[.:]", name)[0] in later)
+            assert not wrong, f"{identify(path)} reaches up to {wrong}"
 
 
 @pytest.mark.parametrize("package", SHIPPED)
@@ -159,6 +189,16 @@ def test_no_import_cycle(package):
 
     graph = {path.stem: relative_imports(path) for path in (ROOT / package).glob("*.py")}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
+
+
+def test_tests_mirror_the_packages():
+    """tests/<package>/test_*.py; this page, and what several use in tests/support/."""
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders - {"support", "benchmarks", "examples"} <= {*PACKAGES}
+    assert [path.name for path in (ROOT / "tests").glob("*.py")] in (
+        ["conftest.py", "test_house.py"],
+        ["test_house.py", "conftest.py"],
+    )
 
 
 # -- names ---------------------------------------------------------------------------------------------------------

@@ -12,28 +12,22 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import torch
-from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_needs import UnreadField, is_read
+from description_zoo.architecture import architecture
+from description_zoo.heads import CAUSAL, HEADS, head_of_own
 
 from ..errors import ConversionError, one_line
 from ..formats.quantised import refuse_quantized_config
 from .culprits import with_culprit
 from .family import Family
-from .heads import CAUSAL, HEADS, head_of, head_of_own, labels_of
+from .heads import head_of, labels_of
 from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
 from .their_config import BAD_CONFIG, TIE, class_key, their_config
 
-# Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
-NOT_ARCHITECTURE = {
-    "source_config", "source_extras", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
-    "attention_dropout", "embedding_dropout", "residual_dropout", "output_z_loss_coef", "loss_chunk_size",
-    "output_router_logits",
-    "initializer_type", "residual_initializer_type", "embedding_initializer_range", "initializer_cutoff",
-}  # fmt: skip
 # Older spellings that would be merged into, or win over, the key they stand for.
 _OLD_SPELLINGS = {
     "rope_parameters": (
@@ -142,15 +136,6 @@ def architecture_differences(one: ZooConfig, other: ZooConfig) -> list[tuple[str
     """(field, its value in one, in the other) for every architectural field that differs."""
     left, right = architecture(one), architecture(other)
     return [(name, left.get(name), right.get(name)) for name in left | right if left.get(name) != right.get(name)]
-
-
-def architecture(config: ZooConfig) -> dict[str, Any]:
-    """The fields that decide what a trained model computes, as config.json has them; a switch nothing reads is off."""
-    own = set(ZooConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - NOT_ARCHITECTURE
-    own |= {"tie_word_embeddings", "per_layer_config"}
-    content = json.loads(config.to_json_string(use_diff=False))
-    switches = {field.name for field in fields(config) if field.type == bool | None}
-    return {name: value or None if name in switches else value for name, value in content.items() if name in own}
 
 
 def _build(arguments: dict[str, Any], model_type: str, foreign: Iterable[str] = ()) -> ZooConfig:

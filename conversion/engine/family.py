@@ -34,7 +34,7 @@ How to write one (a `-` in the model_type is a `_` in the file name):
   makes the tensor}` works them out for a model that came from elsewhere.
 - A new operation: subclass `EachOp` (one tensor), `Permutation` (an order of rows) or `Op` (any number of tensors).
 - A second model_type with the same layout is a file with the one line `from .deepseek_v3 import FAMILY  # noqa: F401`.
-- `tests/test_conversion.py` finds the file by itself and runs every `tiny` against transformers' own model.
+- `tests/conversion/test_conversion.py` finds the file by itself and runs every `tiny` against transformers' own model.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from configuration_zoo import ZooConfig
+from description_zoo.heads import BODY, head_of_own
 
 from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint
@@ -17,7 +18,6 @@ from ..files.sidecar import Manifest
 from ..files.writer import CODES
 from ..formats.quantised import refuse_quantized_folder, refuse_quantized_tensors
 from .config_bridge import import_config
-from .heads import BODY, head_of_own
 from .plan import Plan, Planner
 from .registry import model_type_of
 from .their_side import kept_dtypes, planner_for
@@ -123,8 +123,7 @@ def _is_body(plan: Plan, expected: Expected, planner: Planner, checkpoint: Check
     the body of the model that config.json names."""
     lacking = [name for name in expected.tensors if name not in plan.outputs]
     prefixes = (planner.family.base_prefix, *planner.family.prefixes)
-    headless = bool(lacking) and all(name.startswith("lm_head.") for name in lacking)
-    return headless and not any(name.startswith(prefixes) for name in checkpoint.headers)
+    return lacking == ["lm_head.weight"] and not any(name.startswith(prefixes) for name in checkpoint.headers)
 
 
 def _share(plan: Plan, expected: Expected) -> list[str]:

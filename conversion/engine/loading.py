@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from configuration_zoo import ZooConfig
+from description_zoo.heads import model_class
 
 from ..errors import ConversionError, one_line
 from ..files.checkpoint import Checkpoint, has_weights
@@ -16,7 +17,7 @@ from .config_bridge import import_config
 from .incoming import read_incoming
 from .registry import OWN_TYPE
 from .transfer import parse_dtype
-from .zoo_side import check_own, expected_tensors, model_class
+from .zoo_side import check_own, expected_tensors
 
 # What transformers reports after loading, where a model is not what its folder says.
 PARTS_AT_RANDOM = ("missing_keys", "mismatched_keys", "error_msgs")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from configuration_zoo import ZooConfig
+from description_zoo.heads import head_of_own
 
 from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint
@@ -16,7 +17,6 @@ from ..files.extras import Extras, of_folder, of_source, promise_nothing, refuse
 from ..files.sidecar import Manifest
 from ..formats.quantised import refuse_quantized_config
 from .config_bridge import export_config, import_config
-from .heads import head_of_own
 from .incoming import Reader
 from .plan import Plan, Planner, Step
 from .registry import family_of, file_name, model_type_of, variant_of

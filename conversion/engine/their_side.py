@@ -7,9 +7,10 @@ import transformers
 from torch import Tensor
 from transformers.core_model_loading import build_glob_alternation, revert_weight_conversion
 
+from description_zoo.heads import BODY, CAUSAL, HEADS, head_of_own
+
 from ..errors import ConversionError
 from .family import Family
-from .heads import BODY, CAUSAL, HEADS, head_of_own
 from .plan import Planner
 from .registry import family_of
 from .their_config import their_config

@@ -10,7 +10,8 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
-from ..card import write_card
+from description_zoo.card import write_card
+
 from ..errors import ConversionError
 from ..files.companions import copy_companions, keep_card, pin_tokenizer_class, restore_card, restore_tokenizer_config
 from ..files.sidecar import FOLDER, STEM

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import modeling_zoo
 from configuration_zoo import ZooConfig
+from description_zoo.heads import BODY, head_of_own, model_class
 
 from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint
 from ..formats.quantised import refuse_quantized_own
-from .heads import BODY, head_of_own
 from .plan import Plan, Planner
 
 _NAMED_AT_MOST = 5
@@ -39,11 +38,6 @@ class Expected:
         """{name: name in the files} of a zoo folder's tensors."""
         short = self.body and not any(name.startswith(_BODY) for name in headers)
         return {_BODY + name if short else name: name for name in headers}
-
-
-def model_class(config: ZooConfig) -> type:
-    """The class that `architectures` names."""
-    return getattr(modeling_zoo, head_of_own(config))
 
 
 def expected_tensors(config: ZooConfig) -> Expected:

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from description_zoo.card_origin import CARD
+
 from .checkpoint import inside, read_json
 from .pickles import is_pickle
 from .sidecar import FOLDER
@@ -17,7 +19,6 @@ COMPANIONS = (
     "*.jinja", "additional_chat_templates/*.jinja", "chat_template.json", "generation_config.json",
     "processor_config.json", "*preprocessor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
 )  # fmt: skip
-CARD = "README.md"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 # What a tokenizer.json says and nothing else. mistral-common is not what everyone has who loads the folder.

@@ -18,10 +18,12 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
+from modeling_zoo.platform_saving import SOURCE_FOLDER
+
 from ..errors import ConversionError, one_line
 from .checkpoint import DTYPES, Checkpoint, read_json
 
-FOLDER, MANIFEST, STEM = "source", "manifest.json", "tensors"
+FOLDER, MANIFEST, STEM = SOURCE_FOLDER, "manifest.json", "tensors"
 
 
 @strict

@@ -1,0 +1,148 @@
+"""The benchmarks run and say what they should; times are nobody's business here."""
+
+import json
+
+import pytest
+import torch
+from places import ROOT
+
+from benchmarks import __main__ as command
+from benchmarks import cases, measuring
+
+TINY = ["--tiny", "--threads", "1", "--rounds", "1", "--dtype", "float32"]
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        threads = torch.get_num_threads()
+        try:
+            assert command.main([*arguments]) == 0
+        finally:
+            torch.set_num_threads(threads)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_without_a_command_the_cases_are_listed(run):
+    found = run()
+    for case in cases.CASES:
+        assert any(line.split()[:2] == [case.kind, case.case] for line in found.splitlines())
+
+
+@pytest.mark.sampled(2)
+# Nobody knows which of equal scores transformers' indexer takes; at these lengths it takes all.
+@pytest.mark.parametrize(
+    "kind, name, context",
+    [
+        ("decode", "gqa", 40), ("decode", "mla", 40), ("decode", "dsa", 7), ("decode", "sliding", 40),
+        ("decode", "gdn", 70), ("prefill", "sliding", 300), ("prefill", "mla", 40), ("prefill", "dsa", 8),
+        ("short", "moe", 16), ("step", "mla", 20), ("step", "dsa", 5), ("attention", "sliding", 300),
+    ],
+)  # fmt: skip
+def test_a_case_measures_both_and_compares_them(run, kind, name, context):
+    found = json.loads(run(kind, "--case", name, "--context", str(context), "--json", *TINY))
+    assert found["ratio"] == pytest.approx(found["seconds"]["transformers"] / found["seconds"]["zoo"])
+    assert min(found["seconds"].values()) > 0
+    assert 0 <= found["difference"] < 1e-4
+    assert (found["kind"], found["case"], found["context"]) == (kind, name, context)
+    if kind != "step":
+        assert all(held is None or held >= 0 for held in found["memory"].values())
+
+
+@pytest.mark.parametrize("name", ["gqa", "mla", "dsa", "sliding"])
+def test_bytes_are_the_formulas(run, name):
+    found = json.loads(run("bytes", "--case", name, "--context", "300", "--json", *TINY))
+    assert found["per_layer"]["zoo"] == found["formula"]
+    assert found["reserved"] >= found["formula"]
+
+
+def test_published_shapes_have_their_published_bytes():
+    from benchmarks.models import their_config
+    from benchmarks.storage import FORMULAS
+
+    assert FORMULAS["mla"](their_config("mla"), 2) == 1152
+    assert FORMULAS["dsa"](their_config("dsa"), 2) == 1408
+    assert FORMULAS["gqa"](their_config("gqa"), 2) == 4096
+
+
+def test_experts_names_the_default_and_all_others(run):
+    found = json.loads(run("experts", "--context", "5", "--json", *TINY))
+    assert found["default"] in found["seconds"] and len(found["seconds"]) >= 3
+    assert found["difference"] < 1e-4
+
+
+@pytest.mark.long
+def test_a_table_and_a_plot_are_written_and_kept(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = ["--out", str(tmp_path)]
+    run("table", "--only", "bytes-mla", "decode-gqa", *out, *TINY)
+    run("table", "--only", "bytes-gqa", *out, *TINY)
+    page = (tmp_path / "cpu.md").read_text()
+    assert "| decode | gqa | 64 |" in page and "- bytes mla" in page and "- bytes gqa" in page
+    run("plot", "--min", "8", "--max", "16", "--case", "gqa", "gdn", *out, *TINY)
+    assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "decode.md").read_text()
+    assert "| 8 |" in page and "| 16 |" in page and "gated delta rule" in page
+
+
+def test_a_checkpoint_is_measured(run):
+    folder = str(ROOT / "examples" / "stories260K")
+    found = run("checkpoint", folder, "--prompt-tokens", "5", "--new-tokens", "3", "--rounds", "1", "--threads", "1")
+    assert "largest relative difference" in found and "prefill" in found and "decode" in found
+
+
+def test_turns_alternate_and_the_first_round_does_not_count():
+    order, count = [], iter(range(100))
+
+    def side(name):
+        order.append(name)
+        return next(count)
+
+    times, last = measuring.in_turns({name: lambda name=name: side(name) for name in ("a", "b")}, rounds=2)
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert set(times) == set(times.cpu) == {"a", "b"} and last == {"b": 4, "a": 5}
+
+
+def test_peak_memory_sees_what_is_given_back():
+    found = measuring.peak_memory(lambda: torch.zeros(2**24).sum())
+    assert found is None or 0.8 * 2**26 < found < 1.5 * 2**26
+
+
+def test_a_bar_is_met_by_the_worst_of_its_numbers():
+    case = cases.Case("short", "gqa", 16, 0.95)
+    assert cases.judged(case, {"ratio": 1.0, "prefill": 0.96})["met"]
+    assert not cases.judged(case, {"ratio": 1.0, "prefill": 0.9})["met"]
+    memory = cases.Case("prefill", "mla", 16, 0.5, "memory")
+    assert cases.judged(memory, {"ratio": 1, "memory": {"transformers": 10, "zoo": 5}})["met"]
+    assert not cases.judged(memory, {"ratio": 1, "memory": {"transformers": 10, "zoo": None}})["met"]
+
+
+@pytest.mark.parametrize("case", ["gdn-strong", "kda", "ssd", "step-gdn", "step-kda", "step-ssd", "decode-mamba2"])
+def test_recurrences_are_compared_with_the_same_result(case, capsys):
+    from benchmarks import recurrences
+
+    threads = torch.get_num_threads()
+    try:
+        recurrences.main(["--case", case, "--small", "--tokens", "70", "--threads", "1", "--rounds", "1", "--json"])
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads(capsys.readouterr().out)
+    assert found["case"] == case and found["bar"] > 1
+    assert 0 < found["threads"]["1"]["ratio"] and found["threads"]["1"]["difference"] < 1e-5
+
+
+def test_recurrences_are_kept_in_a_table(tmp_path, capsys):
+    from benchmarks import recurrences
+
+    threads = torch.get_num_threads()
+    try:
+        for case in ("step-gdn", "ssd", "step-gdn"):
+            line = ["--case", case, "--small", "--tokens", "70", "--threads", "1", "--rounds", "1", "--memory"]
+            recurrences.main([*line, "--write", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    capsys.readouterr()
+    page = (tmp_path / "recurrences.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in page if "≥" in line] == ["| ssd", "| step-gdn"]

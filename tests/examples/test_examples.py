@@ -1,0 +1,140 @@
+"""What the front page and `make demo` promise, run as they stand there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from places import ROOT
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+STORY = "Once upon a time, there was a little girl named Lily."
+
+
+def run(command, folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_lines_of_the_front_page_tell_the_story(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    assert run([sys.executable, "-c", code], tmp_path).startswith(STORY)
+
+
+@pytest.mark.long
+def test_the_demo_does_the_main_job():
+    shown = run([sys.executable, "examples/demo.py"], ROOT)
+    for promise in (STORY, "No module named 'modeling_zoo'", "all 85 equal", "tensors are bit-equal to the source"):
+        assert promise in shown
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["num_experts=4", "num_experts_per_tok=2", "router_aux_loss_coef=0.01", "output_z_loss_coef=1e-4"]],
+    ids=str,
+)
+def test_a_tiny_model_is_trained_with_any_flags(flags, tmp_path):
+    pytest.importorskip("accelerate")
+    command = [sys.executable, str(ROOT / "examples" / "train_tiny.py"), "--steps", "12", "--length", "64"]
+    shown = run(command + [part for flag in flags for part in ("--set", flag)], tmp_path)
+    first, last = (float(number) for number in re.search(r"loss (\S+) -> (\S+)", shown).groups())
+    # From the entropy of 256 equal bytes to that of English letters.
+    assert first == pytest.approx(5.55, abs=0.15) and last < 3.6
+    output = tmp_path / "output" / "train_tiny"
+    assert (output / "loss.png").stat().st_size > 5000 and (output / "zoo" / "modeling_zoo.py").is_file()
+
+
+@pytest.mark.long
+def test_a_hybrid_beside_a_llama(tmp_path):
+    pytest.importorskip("accelerate")
+    command = [sys.executable, str(ROOT / "examples" / "train_tiny.py"), "--compare", "--steps", "2", "--length", "32"]
+    run(command, tmp_path)
+    curves = json.loads((tmp_path / "output" / "train_tiny" / "losses.json").read_text())
+    hybrid, llama = (curves[name]["parameters"] for name in ("3 gated delta net : 1 full", "Llama"))
+    assert hybrid == pytest.approx(llama, rel=0.002)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    from conversion import convert
+
+    folder = tmp_path_factory.mktemp("examples")
+    convert(ROOT / "examples" / "stories260K", folder / "base")
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("script", "options", "improved"),
+    [
+        ("finetune_lora.py", ["--steps", "6"], r"held-out loss (\S+) -> (\S+)"),
+        ("finetune_sft.py", ["--steps", "4", "--preferences", "2"], r"eval_loss (\S+) -> (\S+)"),
+    ],
+)
+def test_fine_tuning_by_the_code_in_the_folder(script, options, improved, converted):
+    """The folder is there already, so the script imports nothing of zoo."""
+    for library in ("peft", "accelerate", "trl", "datasets"):
+        pytest.importorskip(library)
+    command = [sys.executable, str(ROOT / "examples" / script), *options, "--output", str(converted)]
+    shown = run(command, converted)
+    assert "transformers_modules." in shown
+    before, after = (float(number) for number in re.search(improved, shown).groups())
+    assert after < before - 0.2
+    assert (converted / "merged" / "modeling_zoo.py").is_file()
+    assert AutoModelForCausalLM.from_pretrained(converted / "merged", trust_remote_code=True).num_parameters() == 260032
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["dora", "ia3", "prompt", "prefix"])
+def test_other_kinds_of_adapters(kind, converted):
+    pytest.importorskip("peft")
+    pytest.importorskip("accelerate")
+    command = [sys.executable, str(ROOT / "examples" / "finetune_lora.py"), "--kind", kind, "--steps", "3"]
+    shown = run(command + ["--output", str(converted)], converted)
+    before, after = (float(number) for number in re.search(r"held-out loss (\S+) -> (\S+)", shown).groups())
+    assert after < before and "ROMEO:" in shown
+
+
+@pytest.mark.long
+def test_a_loop_of_one_s_own(tmp_path):
+    """Two passes of a step are one pass: the first loss counts all their targets."""
+    pytest.importorskip("accelerate")
+    command = [sys.executable, str(ROOT / "examples" / "train_accelerate.py"), "--steps", "4"]
+    losses = [float(number) for number in re.findall(r"loss (\S+)", run(command, tmp_path))]
+    assert losses[0] == pytest.approx(5.6, abs=0.1) and losses[-1] < 5.0
+
+
+# -- spreading out -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", [["--tp", "2"], ["--fsdp", "2"], ["--pp", "2"], ["--disk", "3"]], ids=" ".join)
+def test_a_model_in_several_places_tells_the_same_story(layout, converted):
+    """The folder lies there already, so no process imports anything of zoo."""
+    pytest.importorskip("accelerate")
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", "127.0.0.1:0"]
+    command = [sys.executable, *([] if "--disk" in layout else torchrun), str(ROOT / "examples" / "spread_out.py")]
+    command += [str(converted / "base"), *layout, "--offload", str(converted / "offload")]
+    shown = run(command + ([] if "--disk" in layout else ["--save", str(converted / "whole")]), converted)
+    assert STORY.startswith(re.search(r"Once upon a time.*", shown)[0][:40])
+    held = [int(number.replace(",", "")) for number in re.findall(r"holds (\S+) bytes", shown)]
+    assert len(held) == (1 if "--disk" in layout else 2) and max(held) < 0.7 * 4 * 260032
+    if "--disk" not in layout:
+        whole, base = (load_file(converted / name / "model.safetensors") for name in ("whole", "base"))
+        # Where it is split, a tied head is written beside its table.
+        assert whole.keys() - base.keys() <= {"lm_head.weight"}
+        assert all(torch.equal(whole[name], base[name]) for name in base)

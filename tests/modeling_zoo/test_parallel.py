@@ -1,0 +1,108 @@
+"""Two processes give one process's logits, gradients and tokens, and save the whole model; plans name what is there."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from combinations import EXPERTS, HEADS, INDEXER, LATENT, ROWS, SIZES, linear
+from places import SUPPORT
+from random_models import randomize
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from modeling_zoo import ZooConfig, ZooForCausalLM
+
+EVEN = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 101}
+EXPERTS = {**EXPERTS, "num_experts": 4}
+RANKED = {**LATENT, "num_key_value_heads": 4, "q_lora_rank": 18}
+MODELS = {
+    "plain": ("tensor", {"attention_bias": True, "mlp_bias": True}),
+    "normed": ("tensor", {"qk_norm": "rms_norm", "attn_output_gate": "elementwise", "block_type": "sandwich_norm"}),
+    "full norm": ("tensor", {"qk_norm": "rms_norm", "qk_norm_scope": "full", "tie_word_embeddings": True}),
+    "gates": ("tensor", {"attn_output_gate": "headwise", "gated_mlp": False, "hidden_act": "relu2"}),
+    "sinks": ("tensor", {"attention_sinks": "all", "layer_types": ["sliding_attention"] * 3, "sliding_window": 4}),
+    "biases": ("tensor", {"position_embedding_type": "alibi"}),
+    "latent": ("tensor", {**RANKED, "attn_output_gate": "headwise", "attention_sinks": "all"}),
+    "latent in groups": (
+        "tensor",
+        {
+            **RANKED,
+            "q_lora_rank": None,
+            "num_key_value_heads": 2,
+            "position_embedding_type": "none",
+            "qk_rope_head_dim": 0,
+        },
+    ),
+    "latent and experts": ("tensor", {**RANKED, **EXPERTS, "n_shared_experts": 1, "scoring_func": "sigmoid"}),
+    "indexed": ("tensor", {**RANKED, **INDEXER, "layer_types": ["full_attention", *["indexed_attention"] * 2]}),
+    "shared keys": ("tensor", {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 10}),
+    "recurrences": ("tensor", linear("gated_delta_net", **HEADS)),
+    "experts": ("tensor", {**EXPERTS, "n_shared_experts": 1}),
+    "experts apart": ("expert", {**EXPERTS, "n_shared_experts": 1}),
+}
+
+
+@pytest.mark.parametrize("mixer", range(len(ROWS["mixer"])))
+def test_every_rule_names_a_parameter_or_module(mixer):
+    config = ZooConfig(**{**SIZES, **ROWS["mixer"][mixer]})
+    with torch.device("meta"):
+        model = ZooForCausalLM(config)
+    names = {name for name, _ in [*model.model.named_modules(), *model.model.named_parameters()]}
+    for plan in (config.base_model_tp_plan, config.base_model_ep_plan or {}):
+        for rule in plan:
+            pattern = re.escape(rule).replace(r"\*", r"\d+")
+            assert any(re.fullmatch(pattern, name) for name in names), rule
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MODELS)
+def test_two_ranks_compute_what_one_does(name, tmp_path):
+    plan, flags = MODELS[name]
+    model = ZooForCausalLM(ZooConfig(**{**EVEN, **flags}))
+    randomize(model)
+    model.generation_config.eos_token_id = None
+    model.eval().save_pretrained(tmp_path)
+    tokens = torch.randint(1, 101, (2, 9))
+    torch.save(tokens, tmp_path / "tokens.pt")
+    worker = SUPPORT / "parallel_worker.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(worker), str(tmp_path), plan]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt")
+    with torch.no_grad():
+        expected = model(tokens).logits
+    torch.testing.assert_close(found["logits"], expected, rtol=2e-5, atol=2e-5)
+    model(tokens, labels=tokens).loss.backward()
+    for key, gradient in found["gradients"].items():
+        expected = model.get_parameter(key).grad
+        if "indexer" in key:
+            # It learns from a loss of its own only, which this model does not have.
+            assert gradient is None and expected is None, key
+            continue
+        # A sum that misses a rank is wrong by a half.
+        assert (gradient - expected).abs().max() <= 1e-3 * expected.abs().max(), key
+    greedy = model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(found["sequence"], greedy)
+    assert found["held"] < 0.9 * found["whole"]
+    again = ZooForCausalLM.from_pretrained(tmp_path / "saved")
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+
+
+def test_an_indexer_cannot_learn_from_some_of_the_heads():
+    flags = {**RANKED, **INDEXER, "layer_types": ["indexed_attention"] * 3, "indexer_loss_coef": 0.1}
+    model = ZooForCausalLM(ZooConfig(**{**EVEN, **flags})).train()
+    tokens = torch.randint(1, 101, (2, 9))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        weight = model.model.layers[0].self_attn.kv_b_proj
+        weight.weight = torch.nn.Parameter(distribute_tensor(weight.weight, mesh, [Shard(0)]))
+        with pytest.raises(ValueError, match="indexer_loss_coef=0.1 .* tensor parallelism splits"):
+            model(tokens, labels=tokens)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,49 @@
+"""What a converted checkpoint is compared by: its tensors bit for bit, its config.json, its logits."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+RELATIVE = 2e-5
+# Variants whose own class lets padding into a recurrence (biases before a convolution): compared without any.
+# That zoo's does not is tested in test_conversion_hybrid.py.
+LEAKS_PADDING = {("lfm2", 1), ("lfm2_moe", 1), ("recurrent_gemma", 0), ("recurrent_gemma", 1)} | {
+    ("bamba", 1), ("falcon_h1", 1), ("falcon_mamba", 1), ("granitemoehybrid", 1), ("jamba", 1), ("mamba", 1),
+    ("mamba2", 1), ("nemotron_h", 1), ("zamba", 1), ("zamba2", 2),
+}  # fmt: skip
+# Families whose own class loses more digits in float32 than the tolerance has (1 - a² near a = 1): theirs in float64.
+LOSES_DIGITS = {"recurrent_gemma"}
+
+
+def tensors_of(folder):
+    tensors = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def assert_same_tensors(found, expected):
+    assert sorted(found) == sorted(expected)
+    for name in expected:
+        assert found[name].dtype == expected[name].dtype, name
+        assert found[name].shape == expected[name].shape, name
+        assert torch.equal(bits(found[name]), bits(expected[name])), name
+
+
+def bits(tensor):
+    return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
+
+
+def assert_same_config(found, expected):
+    found, expected = (json.loads((Path(folder) / "config.json").read_text()) for folder in (found, expected))
+    assert found == expected
+
+
+def batch(vocab_size, padding=4):
+    """Two rows, the first of them left-padded."""
+    tokens = torch.randint(1, vocab_size, (2, 13), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(tokens)
+    tokens[0, :padding], mask[0, :padding] = 0, 0
+    return {"input_ids": tokens, "attention_mask": mask}

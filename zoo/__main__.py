@@ -1,0 +1,6 @@
+"""python -m zoo."""
+
+from .cli.start import start
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,68 @@
+"""zoo inspect FOLDER | config.json | PRESET."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from .tables import say
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model folder, a config.json, or a preset (see `zoo presets`).")],
+    tp: Annotated[int, typer.Option(min=1, help="Ranks that split every layer: what each of them holds.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Ranks that split the experts; a multiple of --tp.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
+) -> None:
+    """Show what each layer is and costs, without allocating a weight. Reads zoo's configs and foreign ones."""
+    from description_zoo.measure import measure
+
+    from ..inspection import config_of
+    from .loading import quiet
+    from .placement import place
+
+    quiet()
+    config = config_of(model)
+    report = measure(config)
+    if max(tp, ep) > 1:
+        report["placement"] = place(config, tp, ep)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        show(report)
+
+
+def show(report: dict) -> None:
+    """The table, runs of equal layers in one row, and the totals."""
+    from description_zoo.measure import layer_runs
+
+    from .placement import show_placement
+    from .tables import print_table, short, short_bytes
+
+    rows = []
+    for first, last, layer in layer_runs(report["layers"]):
+        rows.append((
+            str(first) if first == last else f"{first}-{last}",
+            layer["mixer"],
+            layer["reach"],
+            layer["mlp"],
+            short(layer["parameters"]),
+            short_bytes(layer["cache_bytes_per_token"]),
+            short_bytes(layer["state_bytes"]) if report["state_bytes"] else "",
+        ))  # fmt: skip
+    columns = ("layer", "mixer", "reach", "MLP", "parameters", "cache / token", "state")
+    shown = len(columns) if report["state_bytes"] else len(columns) - 1
+    print_table(columns[:shown], [row[:shown] for row in rows], numeric=(4, 5, 6))
+    source = report["source_model_type"]
+    say(f"{report['class']}{f' (from {source})' if source else ''}, {report['dtype']}")
+    total, active, table = (report[name] for name in ("parameters", "active_parameters", "embedding_parameters"))
+    say(f"parameters  {total:,}; active for one token {active:,}; in embedding and head {table:,}")
+    say(f"weights     {short_bytes(report['bytes'])}")
+    length = report["max_position_embeddings"]
+    per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
+    say(f"cache       {per_token} per token, {full} at {length} tokens")
+    if report["waiting_bytes"]:
+        state, waiting = (short_bytes(report[f"{part}_bytes"]) for part in ("state", "waiting"))
+        say(f"state       {state}, counted above; a CPU that decodes holds {waiting} of writes beside it")
+    if "placement" in report:
+        say(show_placement(report["placement"]))

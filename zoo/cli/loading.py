@@ -1,0 +1,112 @@
+"""From a folder to a model: whose classes run it, and whether the folder's own code may."""
+
+from pathlib import Path
+
+from .errors import UserError, blamed_on
+
+MODEL_TYPE = "zoo"
+TRUST_HELP = "Run the code that the folder itself brings. Installed classes never need it."
+DTYPE_HELP = "auto (as stored), float32, bfloat16 or float16."
+DEVICE_HELP = "Without it: the accelerator if there is one."
+
+
+def quiet():
+    """Progress bars and log lines of the libraries would land in the middle of our own output."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a model folder; raises UserError or ConversionError."""
+    from conversion.files import sources
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder.")
+    return sources.read_config(folder)
+
+
+def open_folder(folder: Path, trust: bool) -> dict:
+    """Its config; a zoo folder will be run by the installed classes unless its own code is trusted."""
+    quiet()
+    config = read_config(folder)
+    if config.get("model_type") == MODEL_TYPE and not trust:
+        import modeling_zoo  # noqa: F401  (registers the classes)
+    return config
+
+
+def parse_dtype(name: str | None):
+    """ "float32", "bfloat16", "float16" or "auto" (as the checkpoint is stored) -> what transformers takes."""
+    import torch
+
+    if name in (None, "auto"):
+        return "auto"
+    if name not in ("bfloat16", "float16", "float32"):
+        raise UserError(f"--dtype {name} is not one of auto, bfloat16, float16, float32.")
+    return getattr(torch, name)
+
+
+def load_model(folder: Path, dtype=None, device: str | None = None, trust: bool = False, original: bool = False):
+    """The model a folder holds, whole, in eval mode: what `architectures` says, usually a causal language model.
+
+    zoo folder -> the installed zoo classes (its own code with `trust`). Foreign folder -> transformers' own class with
+    `original`, else zoo's straight from the foreign files. Any other code of a folder needs `trust`. Raises
+    ConversionError where the weights are not those of the model.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    import conversion
+
+    config, dtype = open_folder(folder, trust), parse_dtype(dtype)
+    own_code = bool(config.get("auto_map"))
+    native = config.get("model_type") in CONFIG_MAPPING_NAMES
+    if (trust and own_code) or (original and native):
+        model = load_by_transformers(folder, config, dtype, trust)
+    elif own_code and not native and config.get("model_type") != MODEL_TYPE:
+        raise UserError(f"{folder} brings its own code (auto_map in config.json): --trust-remote-code lets it run.")
+    else:
+        with blamed_on(f"what {folder} says of its model"):
+            model = conversion.load(folder, dtype=None if dtype == "auto" else dtype)
+    return model.to(device or default_device()).eval()
+
+
+def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
+    """The model as one of the Auto classes loads it, refused where a part of it would be random."""
+    import transformers
+
+    from conversion.engine.heads import head_of
+    from conversion.engine.loading import PARTS_AT_RANDOM, PROBLEMS, refuse_incomplete
+    from conversion.files.checkpoint import Checkpoint
+    from description_zoo.heads import HEADS
+
+    # Its loader would follow an index out of the folder, and says less of a damaged file.
+    Checkpoint(folder, named=config.get("transformers_weights"))
+    # A pickle can run code when it is opened: never.
+    options = {"dtype": dtype, "trust_remote_code": trust, "use_safetensors": True, "output_loading_info": True}
+    # Told apart below, by name.
+    options["ignore_mismatched_sizes"] = True
+    with blamed_on(f"what {folder} says of its model"):
+        model, info = getattr(transformers, HEADS[head_of(config)].auto).from_pretrained(folder, **options)
+    own = config.get("model_type") == MODEL_TYPE and not config.get("quantization_config")
+    refuse_incomplete(info, folder, PROBLEMS if own else PARTS_AT_RANDOM)
+    return model
+
+
+def default_device() -> str:
+    """The accelerator if there is one."""
+    import torch
+
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+
+
+def load_tokenizer(folder: Path, trust: bool = False):
+    """The tokenizer of a model folder; raises UserError if it has none."""
+    from transformers import AutoTokenizer
+
+    known = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
+    if not any((folder / name).is_file() for name in known):
+        raise UserError(f"{folder} has no tokenizer files, so it cannot read or write text.")
+    open_folder(folder, trust)
+    with blamed_on(f"the tokenizer of {folder}"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)

@@ -1,0 +1,128 @@
+"""What one of many ranks holds: the plans a config ships, applied to shapes on the meta device.
+
+The layout is transformers' (`DistributedConfig`): tensor parallel over N ranks, expert parallel over a multiple M.
+Where M is more, what is not experts is split by FSDP over the M / N groups and gathered layer by layer.
+"""
+
+import re
+
+from .errors import UserError
+
+# Style of a rule -> the dimension of a weight it splits, from the back; biases and sinks have one dimension.
+SPLIT = {
+    "colwise": -2, "colwise_gather_output": -2, "packed_colwise": -2, "embedding_rowwise": -2,
+    "rowwise": -1, "rowwise_split_input": -1, "grouped_gemm": 0,
+}  # fmt: skip
+SPLITS_BIAS = ("colwise", "colwise_gather_output", "packed_colwise")
+
+
+def place(config, tp: int, ep: int) -> dict:
+    """Bytes of weights and cache on the fullest rank; raises UserError for sizes the model does not divide into."""
+    from description_zoo.measure import cache_sizes, empty_model
+
+    check_sizes(config, tp, ep)
+    model, groups = empty_model(config), max(1, ep // tp)
+    kinds = {"dense": 0, "experts": 0}
+    whole = dict(kinds)
+    for name, weight in model.named_parameters():
+        kind = "experts" if ".mlp.experts." in name else "dense"
+        whole[kind] += weight.nbytes
+        kinds[kind] += share(config, name, weight, tp, ep, groups) * weight.dtype.itemsize
+    return {
+        "tp": tp,
+        "ep": ep,
+        "fsdp": groups,
+        "ranks": max(tp, ep),
+        "bytes": sum(whole.values()),
+        "bytes_per_rank": sum(kinds.values()),
+        "dense_bytes_per_rank": kinds["dense"],
+        "expert_bytes_per_rank": kinds["experts"],
+        "gathered_bytes": gathered(config, model, tp, ep) if groups > 1 else 0,
+        "cache_bytes_per_token_per_rank": sum(
+            per_token // (tp if splits_heads(config, index) else 1)
+            for index, (per_token, _, _) in enumerate(cache_sizes(model))
+        ),
+    }
+
+
+def check_sizes(config, tp: int, ep: int) -> None:
+    """What transformers, or a tensor, would refuse later and less clearly."""
+    if ep > 1 and "sparse" not in config.mlp_layer_types:
+        raise UserError(f"--ep {ep} splits experts, and this model has none.")
+    if ep > 1 and ep % tp:
+        raise UserError(f"--ep {ep} is not a multiple of --tp {tp}: ranks that share a layer share their experts too.")
+    for index, layer in enumerate(config.per_layer_config):
+        if ep > 1 and config.mlp_layer_types[index] == "sparse" and layer.num_experts % ep:
+            raise UserError(f"--ep {ep} does not divide num_experts={layer.num_experts} of layer {index}.")
+        names = ("num_attention_heads", "num_key_value_heads")
+        for name in names if splits_heads(config, index, of="o_proj") else ():
+            if getattr(layer, name) % tp:
+                raise UserError(f"--tp {tp} does not divide {name}={getattr(layer, name)} of layer {index}.")
+
+
+def splits_heads(config, index: int, of: str = "k_proj") -> bool:
+    """Whether the plan gives each rank some heads of this layer: of its keys, or of its output."""
+    rule = config.base_model_tp_plan.get(f"layers.*.self_attn.{of}", "")
+    return rule in ("colwise", "rowwise") and config.mixer_types[index] is not None
+
+
+def rule_of(config, name: str, ep: int) -> tuple[str, bool]:
+    """(the style that splits this parameter or "", whether its rule is one of expert parallelism)."""
+    path = name.removeprefix("model.")
+    experts = (config.base_model_ep_plan or {}) if ep > 1 else {}
+    head = {"lm_head": "colwise_gather_output"}
+    for plan, by_experts in ((experts, True), (config.base_model_tp_plan | head, False)):
+        for place_in_model in (path, path.rpartition(".")[0]):
+            pattern = re.sub(r"\.\d+(?=\.|$)", ".*", place_in_model)
+            if plan.get(pattern) in SPLIT:
+                return plan[pattern], by_experts
+    return "", False
+
+
+def share(config, name: str, weight, tp: int, ep: int, groups: int = 1) -> int:
+    """Elements of a parameter on the rank that holds the most of it."""
+    style, by_experts = rule_of(config, name, ep)
+    shape = list(weight.shape)
+    if style and (len(shape) > 1 or style in SPLITS_BIAS or by_experts):
+        dim = max(SPLIT[style], -len(shape)) % len(shape)
+        shape[dim] = -(-shape[dim] // (ep if by_experts else tp))
+    if not by_experts:
+        # FSDP2 splits the first dimension, whatever tensor parallelism has left of it.
+        shape[0] = -(-shape[0] // groups)
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def gathered(config, model, tp: int, ep: int) -> int:
+    """Bytes held on top while FSDP computes: the largest layer or the embedding, without experts, and head and norm."""
+    from description_zoo.measure import body_of
+
+    units = [(f"model.layers.{index}.", layer) for index, layer in enumerate(body_of(model).layers)]
+    units += [("model.embed_tokens.", model.get_input_embeddings())]
+    kept = [("model.norm.", body_of(model).norm)]
+    kept += [("lm_head.", head)] if (head := model.get_output_embeddings()) is not None else []
+
+    def size(prefix, unit):
+        parts = [(name, weight) for name, weight in unit.named_parameters() if ".experts." not in f".{name}"]
+        return sum(share(config, prefix + name, weight, tp, ep) * weight.dtype.itemsize for name, weight in parts)
+
+    return max(size(*unit) for unit in units) + sum(size(*unit) for unit in kept)
+
+
+def show_placement(placed: dict) -> str:
+    """Two lines of text."""
+    from .tables import short_bytes
+
+    def size(name):
+        return short_bytes(placed[name])
+
+    ranks = f"{placed['ranks']} ranks, each with"
+    layout = f"tp {placed['tp']} × ep {placed['ep']}" + (f", fsdp {placed['fsdp']}" if placed["fsdp"] > 1 else "")
+    extra = f"\n            plus {size('gathered_bytes')} while they are gathered" if placed["gathered_bytes"] else ""
+    parts = f"{size('dense_bytes_per_rank')} dense, {size('expert_bytes_per_rank')} experts"
+    return (
+        f"placement   {layout}: {ranks} {size('bytes_per_rank')} of weights ({parts}){extra},\n"
+        f"            and {size('cache_bytes_per_token_per_rank')} of cache per token of its sequences"
+    )
