@@ -23,8 +23,10 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config, layer_idx):
         super().__init__()
         for slot in SLOTS:
-            reads_stream = slot in ("attn_norm", "mlp_norm")
-            norm = make_norm(config, config.hidden_size, narrow=reads_stream) if slot in self.norms else nn.Identity()
+            norm = nn.Identity()
+            if slot in self.norms:
+                # These two read the residual stream.
+                norm = make_norm(config, config.hidden_size, cast_input=slot in ("attn_norm", "mlp_norm"))
             setattr(self, slot, norm)
         if "mixer" in self.branches:
             self.self_attn = make_mixer(config, layer_idx)

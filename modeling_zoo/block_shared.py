@@ -95,7 +95,7 @@ class SharedBlock(nn.Module):
 
     def __init__(self, config, layer_idx):
         super().__init__()
-        self.attn_norm = make_norm(config, 2 * config.hidden_size, narrow=True)
+        self.attn_norm = make_norm(config, 2 * config.hidden_size, cast_input=True)
         self.self_attn = SharedAttention(config, layer_idx)
         self.mlp_norm = make_norm(config, config.hidden_size)
         self.mlp = SharedMLP(config, layer_idx)

@@ -15,8 +15,8 @@ from transformers import initialization as init
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 
 from .mlp_dense import make_activation
-from .ops_dispatch import has_values, is_bare
-from .ops_linear import HALVES, LEAST_PRODUCTS, linear, may_lift
+from .ops_dispatch import HALF_DTYPES, has_values, is_eager_cpu_inference, use_fp32_gemm
+from .ops_linear import MIN_PRODUCTS, linear
 
 # Rows per expert from which lifting its matrices to float32 pays, and that share a lifted matrix.
 LEAST_SHARING, MOST_SHARING = 64, 512
@@ -108,14 +108,14 @@ class Experts(nn.Module):
         if hidden_states.element_size() > GROUPED_WIDTH or hidden_states.is_meta:
             return False
         # Wide enough in whatever they take; looking at the matrices may mean computing them.
-        least = HALVES[0].itemsize * self.row_unit
+        least = HALF_DTYPES[0].itemsize * self.row_unit
         return least % GROUPED_BYTES == 0 or self.row_unit * self.down_proj.element_size() % GROUPED_BYTES == 0
 
     def is_alone(self, hidden_states):
         """Whether the few experts of one token are faster one by one: a CPU's groups are a product for every expert
         there is. What they are is known at once there."""
         # Asked first: a comparison of sizes would bind a traced graph to them.
-        if not is_bare(hidden_states) or torch.is_autocast_enabled("cpu"):
+        if not is_eager_cpu_inference(hidden_states) or torch.is_autocast_enabled("cpu"):
             return False
         plain = all(type(getattr(self, name)) is nn.Parameter for name in (self.first, "down_proj"))
         return len(hidden_states) == 1 and plain and self.is_grouped()
@@ -142,10 +142,10 @@ class Experts(nn.Module):
     def lifts(self, hidden_states, top_k_index):
         """Whether all experts in turn, their matrices in float32, are faster than products in groups."""
         # Asked first: a comparison of sizes would bind a traced graph to them.
-        if not may_lift(hidden_states):
+        if not use_fp32_gemm(hidden_states):
             return False
         many = top_k_index.numel() >= LEAST_SHARING * self.num_experts
-        large = LEAST_SHARING * self.down_proj[0].numel() >= LEAST_PRODUCTS
+        large = LEAST_SHARING * self.down_proj[0].numel() >= MIN_PRODUCTS
         return many and large and self.is_grouped()
 
     def in_turn(self, hidden_states, top_k_index, top_k_weights):

@@ -1,41 +1,35 @@
-"""Norms over the last dimension, and the two ways they are used: on the stream and on queries and keys."""
+"""Norms over the last dimension, and the two ways they are used: on the residual stream and on queries and keys."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .ops_dispatch import is_bare
-
-# Numbers whose float32 forms a core's cache holds.
-BLOCK = 2**17
-# What torch's own norm computes in float32.
-ONE_CALL = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def block_of_tokens(x):
-    """How many tokens of a bare `x` `[B, T, ..., D]` to take at a time, None for all: a CPU waits for memory otherwise,
-    and the float32 forms of all of them would be several times `x`."""
-    if x.numel() <= 2 * BLOCK or x.dim() < 3:
-        return None
-    return max(1, BLOCK * x.shape[1] // x.numel())
+from .ops_norm import layer_norm, rms_norm
 
 
 class Norm(nn.Module):
-    """Shared parameters of the norms: y = normalise(x) · (offset + weight) + bias over the last dimension of `shape`.
+    """What norms share: y = normalise(x) · (offset + weight) + bias, `[..., D]` → `[..., D]`.
 
-    A `shape` of more than one dimension gives each leading entry (a head) a weight of its own. `unit_offset` stores the
-    weight as an offset from one. `cast` says where an implementation rounds; it matters below float32 only, as does
-    `narrow`: x is rounded to the dtype of the weight first.
+    `shape` is that of the weight: D, or (H, d) for a weight per head. `unit_offset` stores the weight as an offset from
+    one. `cast` says where an implementation rounds, and `cast_input` rounds x to the dtype of the weight first: both
+    matter below float32 only.
     """
 
-    def __init__(self, shape, eps, affine=True, bias=False, unit_offset=False, cast=None, narrow=False):
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        eps: float,
+        affine: bool = True,
+        bias: bool = False,
+        unit_offset: bool = False,
+        cast: str | None = None,
+        cast_input: bool = False,
+    ):
         super().__init__()
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.eps = eps
         self.offset = 1.0 if unit_offset else 0.0
-        self.cast = cast
-        self.narrow = narrow
+        self.cast, self.cast_input = cast, cast_input
         self.dim = shape[-1]
         self.weight = nn.Parameter(torch.empty(shape)) if affine else None
         self.bias = nn.Parameter(torch.empty(shape)) if affine and bias else None
@@ -44,115 +38,63 @@ class Norm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         if self.weight is not None:
             init.constant_(self.weight, 1.0 - self.offset)
         if self.bias is not None:
             init.zeros_(self.bias)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}, cast={self.cast}, unit_offset={bool(self.offset)}"
 
 
 class RMSNorm(Norm):
     """y = x / sqrt(mean(x²) + eps) · weight, `[..., D]` (Zhang & Sennrich 2019; Llama, Qwen).
 
-    The mean is taken in float32. `cast_then_scale` rounds before the weight (Llama), `scale_then_cast` after (OLMo 2,
-    Gemma).
+    The mean is taken in float32. `cast_then_scale` rounds before the weight (Llama), `scale_then_cast` after it (OLMo
+    2, Gemma).
     """
 
-    def forward(self, x):
-        if not is_bare(x):
-            return self.normalise(x)
-        normalise = self.in_one_call if x.dtype in ONE_CALL and self.cast != "scale_then_cast" else self.normalise
-        step = block_of_tokens(x)
-        if step is None:
-            return normalise(x)
-        return torch.cat([normalise(part) for part in x.split(step, dim=1)], dim=1)
-
-    def in_one_call(self, x):
-        """The same by torch's own norm, which on a CPU is these operations one after the other, but for the weight."""
-        weight = self.weight
-        x = x.to(weight.dtype) if self.narrow else x
-        normed = torch.rms_norm(x, (self.dim,), None, self.eps)
-        # Autocast may have made it float32.
-        normed = normed if normed.dtype == x.dtype else normed.to(x.dtype)
-        if weight is None:
-            return normed
-        return (weight + self.offset if self.offset else weight) * normed
-
-    def normalise(self, x):
-        """All of `x` at once."""
-        x = x.to(self.weight.dtype) if self.narrow else x
-        normed = x.float()
-        normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.weight is None:
-            return normed.to(x.dtype)
-        if self.cast == "scale_then_cast":
-            weight = self.weight.float() + self.offset if self.offset else self.weight
-            return (normed * weight).to(x.dtype)
-        weight = self.weight + self.offset if self.offset else self.weight
-        return weight * normed.to(x.dtype)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.weight.dtype) if self.cast_input else x
+        return rms_norm(x, self.weight, self.eps, self.offset, self.cast)
 
 
 class LayerNorm(Norm):
     """y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias, `[..., D]` (Ba et al. 2016; GPT-2, Cohere).
 
-    `native` is torch's kernel for x and weight of one dtype, `float32` computes all in float32; both round once. A
-    weight per head is no kernel's: `native` then is `float32`, None rounds before that weight too (Chameleon).
+    `native` rounds as torch's kernel does, `float32` computes all of it in float32.
     """
 
-    def forward(self, x):
-        x = x.to(self.weight.dtype) if self.narrow else x
-        if self.weight is None:
-            return F.layer_norm(x.float() if self.cast == "float32" else x, (self.dim,), eps=self.eps).to(x.dtype)
-        per_head = self.weight.dim() > 1
-        if self.cast == "float32" or (self.cast == "native" and per_head):
-            return self._float32(x)
-        weight = self.weight + self.offset if self.offset else self.weight
-        if not per_head:
-            # Where the stream is wider than the weights, as a product of the two would be.
-            weight, bias = (None if part is None else part.to(x.dtype) for part in (weight, self.bias))
-            return F.layer_norm(x, (self.dim,), weight, bias, self.eps)
-        normed = F.layer_norm(x, (self.dim,), eps=self.eps) * weight
-        return normed if self.bias is None else normed + self.bias
-
-    def _float32(self, x):
-        normed = x.float()
-        mean = normed.mean(-1, keepdim=True)
-        variance = (normed - mean).pow(2).mean(-1, keepdim=True)
-        normed = (self.weight.float() + self.offset) * ((normed - mean) * torch.rsqrt(variance + self.eps))
-        if self.bias is not None:
-            normed = normed + self.bias.float()
-        return normed.to(x.dtype)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.weight.dtype) if self.cast_input else x
+        return layer_norm(x, self.weight, self.bias, self.eps, self.offset, self.cast)
 
 
-class ProjectionRMSNorm(RMSNorm):
-    """RMS norm over all heads of a projection together: `[..., H, d]` normalised over H · d (OLMo 2, OLMoE)."""
+class OverHeads:
+    """A mixin in front of a norm: all heads of a projection together, `[..., H, d]` normalised as `[..., H · d]`."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.flatten(-2)).view_as(x)
 
 
-class ProjectionLayerNorm(LayerNorm):
-    """Layer norm over all heads of a projection together: `[..., H, d]` normalised over H · d (Chinchilla-style
-    ViT-22B)."""
+# Classes of their own: a serving engine decides by class which norms its kernel can take the place of.
+class ProjectionRMSNorm(OverHeads, RMSNorm):
+    """RMS norm over all heads of a projection together (OLMo 2, OLMoE)."""
 
-    def forward(self, x):
-        return super().forward(x.flatten(-2)).view_as(x)
+
+class ProjectionLayerNorm(OverHeads, LayerNorm):
+    """Layer norm over all heads of a projection together (Dehghani et al. 2023, ViT-22B)."""
 
 
 NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
-QK_NORMS = {
-    ("rms_norm", "head"): RMSNorm,
-    ("layer_norm", "head"): LayerNorm,
-    ("rms_norm", "full"): ProjectionRMSNorm,
-    ("layer_norm", "full"): ProjectionLayerNorm,
-}
+# Those of queries and keys whose qk_norm_scope is "full".
+PROJECTION_NORMS = {"rms_norm": ProjectionRMSNorm, "layer_norm": ProjectionLayerNorm}
 
 
-def make_norm(config, size, narrow=False):
-    """The norm of the residual stream over `size` channels; `narrow` for one that reads a stream kept in float32."""
+def make_norm(config, size: int, cast_input: bool = False) -> Norm:
+    """The norm of the residual stream over `size` channels; `cast_input` for one that reads a stream kept in
+    float32."""
     return NORMS[config.norm_type](
         size,
         config.norm_eps,
@@ -160,28 +102,27 @@ def make_norm(config, size, narrow=False):
         bias=config.norm_bias,
         unit_offset=config.norm_unit_offset,
         cast=config.norm_cast,
-        narrow=narrow and config.residual_in_fp32,
+        cast_input=cast_input and config.residual_in_fp32,
     )
 
 
-def make_qk_norm(config, num_heads):
+def make_qk_norm(config, num_heads: int) -> Norm | nn.Identity:
     """The norm of queries or keys `[..., num_heads, head_dim]`, Identity where the config has none.
 
-    Of the same kind as the stream's norm, it shares that norm's offset and cast order.
+    `qk_norm_scope="full"` normalises all heads together (OLMo 2). Of the same type as the stream's norm, it shares that
+    norm's offset and cast order.
     """
     if config.qk_norm is None:
         return nn.Identity()
-    shape = {
-        "head": {"shared": (config.head_dim,), "per_head": (num_heads, config.head_dim), "none": (config.head_dim,)},
-        "full": {"shared": (num_heads * config.head_dim,), "none": (num_heads * config.head_dim,)},
-    }[config.qk_norm_scope][config.qk_norm_weight]
-    same_kind = config.qk_norm == config.norm_type
+    together, per_head = config.qk_norm_scope == "full", config.qk_norm_weight == "per_head"
+    size = num_heads * config.head_dim if together else config.head_dim
+    same_type = config.qk_norm == config.norm_type
     affine = config.qk_norm_weight != "none"
-    return QK_NORMS[config.qk_norm, config.qk_norm_scope](
-        shape,
+    return (PROJECTION_NORMS if together else NORMS)[config.qk_norm](
+        (num_heads, size) if per_head else size,
         config.qk_norm_eps,
         affine=affine,
         bias=config.qk_norm_bias,
-        unit_offset=same_kind and affine and config.norm_unit_offset,
-        cast=config.norm_cast if same_kind else None,
+        unit_offset=same_type and affine and config.norm_unit_offset,
+        cast=config.norm_cast if same_type else None,
     )

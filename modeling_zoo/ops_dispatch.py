@@ -1,19 +1,40 @@
-"""What a faster form asks before it looks at a size or a number: a comparison of these would bind a traced graph to
-them."""
+"""What a faster form asks of its input and of this machine before it looks at a size: in a traced graph a comparison of
+sizes would become a condition of the graph."""
+
+import platform
 
 import torch
 
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 
-def is_traced():
-    """Whether what runs is being compiled, exported or traced."""
+
+def is_traced() -> bool:
+    """Whether the running code is being compiled, exported or traced."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def has_values(x):
-    """Whether a decision may look at the numbers of `x`: not while a graph is traced, not without data."""
+def has_values(x: torch.Tensor) -> bool:
+    """Whether a decision may depend on the numbers in `x`: not in a traced graph, not on the meta device."""
     return x.device.type != "meta" and not is_traced()
 
 
-def is_bare(x):
-    """Whether `x` is computed here and now by a CPU, neither recorded nor traced."""
+def is_eager_cpu_inference(x: torch.Tensor) -> bool:
+    """Whether `x` is computed on a CPU, at once, with no gradient recorded."""
     return not torch.is_grad_enabled() and x.device.type == "cpu" and not is_traced()
+
+
+def is_emulated(dtype: torch.dtype) -> bool:
+    """Whether this machine's CPU lacks units for products in `dtype`; False on processors where nobody has measured."""
+    if dtype not in HALF_DTYPES or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    # An older torch that cannot say counts as a CPU without units.
+    has_units = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return not (dtype == torch.bfloat16 and has_units())
+
+
+def use_fp32_gemm(x: torch.Tensor) -> bool:
+    """Whether products with `x` are better computed in float32: in inference on a CPU that emulates its dtype, where
+    autocast does not choose the dtype."""
+    if x.dtype not in HALF_DTYPES or not is_eager_cpu_inference(x):
+        return False
+    return not torch.is_autocast_enabled("cpu") and is_emulated(x.dtype)

@@ -1,68 +1,49 @@
-"""Products of half-precision numbers on a processor without units for them: computed in float32, a tile at a time.
+"""x Wᵀ + b. On a processor without units for half precision it is computed in float32, a tile of W at a time.
 
-Such a processor emulates them at a third of its float32 speed. A product in half precision is summed up in float32 and
-rounded once, so computing all of it in float32 and rounding the result is the same but for the order of the sums.
+Such a processor emulates half-precision products at a third of its float32 speed. A half-precision product is summed in
+float32 and rounded once, so computing it in float32 and rounding the result differs in the order of the sums alone.
 """
-
-import platform
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .ops_dispatch import is_bare
+from .ops_dispatch import HALF_DTYPES, use_fp32_gemm
 
-HALVES = (torch.bfloat16, torch.float16)
-# Rows and products from which lifting a matrix costs less than it saves. Outputs and rows of a tile, and numbers of a
-# matrix lifted at once: what a core's cache holds, and enough rows for a tile to be lifted seldom.
-LEAST_ROWS, LEAST_PRODUCTS = 24, 2**24
-OUTPUTS, ROWS, MOST_LIFTED = 320, 1024, 2**21
+# Rows of x, and products in all, from which converting a matrix to float32 costs less than it saves.
+MIN_ROWS, MIN_PRODUCTS = 24, 2**24
+# A tile: outputs and numbers of W converted at once, which a core's cache holds, and the rows of x that share it.
+TILE_OUTPUTS, TILE_NUMBERS, TILE_ROWS = 320, 2**21, 1024
 
 
-def is_emulated(dtype):
-    """Whether this machine's CPU has no units for products in `dtype`; False where nobody has measured."""
-    if dtype not in HALVES or platform.machine() not in ("x86_64", "AMD64"):
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x Wᵀ + b, `[..., i]`, `[o, i]`, `[o]` → `[..., o]`."""
+    return fp32_linear(x, weight, bias) if use_fp32_linear(x, weight) else F.linear(x, weight, bias)
+
+
+def use_fp32_linear(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `fp32_linear` is the faster form for `[..., i]`, `[o, i]`."""
+    # Asked before the sizes, which a traced graph must not be bound to.
+    if x.dtype not in HALF_DTYPES or x.dtype != weight.dtype or torch.compiler.is_compiling():
         return False
-    has_units = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    return not (dtype == torch.bfloat16 and has_units())
-
-
-def may_lift(states):
-    """Whether products with `states` may be computed in float32: on a CPU that emulates theirs, where nothing is
-    recorded, traced or cast on its way."""
-    if states.dtype not in HALVES or not is_bare(states):
+    if x.numel() < MIN_ROWS * x.shape[-1] or x.numel() * weight.shape[0] < MIN_PRODUCTS:
         return False
-    return not torch.is_autocast_enabled("cpu") and is_emulated(states.dtype)
+    return type(weight) in (nn.Parameter, torch.Tensor) and weight.device == x.device and use_fp32_gemm(x)
 
 
-def lifts(x, weight):
-    """Whether x Wᵀ, `[..., i]` and `[o, i]`, is a case for `lifted_linear`."""
-    # A comparison of sizes would bind a traced graph to them.
-    if x.dtype not in HALVES or x.dtype != weight.dtype or torch.compiler.is_compiling():
-        return False
-    if x.numel() < LEAST_ROWS * x.shape[-1] or x.numel() * weight.shape[0] < LEAST_PRODUCTS:
-        return False
-    return type(weight) in (nn.Parameter, torch.Tensor) and weight.device == x.device and may_lift(x)
-
-
-def lifted_linear(x, weight, bias=None):
-    """x Wᵀ + b in float32, rounded to the dtype of `x`: `[..., i]`, `[o, i]`, `[o]` → `[..., o]`."""
+def fp32_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`linear` in float32, rounded to the dtype of `x` at the end."""
     rows = x.reshape(-1, x.shape[-1])
     outputs, inputs = weight.shape
     output = x.new_empty(len(rows), outputs)
-    tile = min(max(1, MOST_LIFTED // inputs), OUTPUTS, outputs)
-    lifted = torch.empty(tile, inputs, dtype=torch.float32)
+    height = min(max(1, TILE_NUMBERS // inputs), TILE_OUTPUTS, outputs)
+    buffer = torch.empty(height, inputs, dtype=torch.float32)
     bias = None if bias is None else bias.float()
-    for start in range(0, len(rows), ROWS):
-        block = rows[start : start + ROWS].float()
-        for first in range(0, outputs, tile):
-            last = min(first + tile, outputs)
-            part = lifted[: last - first].copy_(weight[first:last])
-            product = F.linear(block, part, None if bias is None else bias[first:last])
-            output[start : start + ROWS, first:last] = product
+    for start in range(0, len(rows), TILE_ROWS):
+        block = rows[start : start + TILE_ROWS].float()
+        for first in range(0, outputs, height):
+            last = min(first + height, outputs)
+            tile = buffer[: last - first].copy_(weight[first:last])
+            product = F.linear(block, tile, None if bias is None else bias[first:last])
+            output[start : start + TILE_ROWS, first:last] = product
     return output.view(*x.shape[:-1], outputs)
-
-
-def linear(x, weight, bias=None):
-    """x Wᵀ + b, `[..., i]`, `[o, i]`, `[o]` → `[..., o]`, by the faster form."""
-    return lifted_linear(x, weight, bias) if lifts(x, weight) else F.linear(x, weight, bias)

@@ -318,7 +318,7 @@ FIELDS_OF = {
     "OUTPUT_GATES": (("attn_output_gate", "attn_gate_source"), {}),
     "PARALLEL_SUMS": (("parallel_sum_order",), {"block_type": "parallel"}),
     "ADDED_POSITIONS": (("position_embedding_type",), {}),
-    "QK_NORMS": (("qk_norm", "qk_norm_scope"), {}),
+    "PROJECTION_NORMS": (("qk_norm",), {}),
     "RESIDUAL_INITIALIZERS": (("residual_initializer_type",), {}),
     "WAVES": (("sinusoid_layout",), {"position_embedding_type": "sinusoidal"}),
     "ROUTERS": (("scoring_func",), SPARSE),

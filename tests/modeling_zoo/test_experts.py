@@ -10,7 +10,7 @@ from families_experts import FAMILIES, SHARED, WIDTH, D, E, randomize, zoo_confi
 from torch import nn
 
 from configuration_zoo import fields_experts
-from modeling_zoo import mlp_experts, ops_linear
+from modeling_zoo import mlp_experts, ops_dispatch, ops_linear
 from modeling_zoo.mlp_experts import EXPERTS
 from modeling_zoo.mlp_sparse import COMBINATIONS, SHARED_EXPERTS, SparseMLP
 
@@ -334,14 +334,14 @@ def test_the_experts_of_one_token_are_the_grouped_ones_to_the_last_bit(name, dty
 @pytest.fixture
 def lifting(monkeypatch):
     """A CPU that emulates bfloat16, whatever this one does, and every product large enough; the experts that ran."""
-    monkeypatch.setattr(ops_linear, "is_emulated", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(ops_dispatch, "is_emulated", lambda dtype: dtype == torch.bfloat16)
     for module, name in (
-        (ops_linear, "LEAST_ROWS"),
-        (ops_linear, "LEAST_PRODUCTS"),
+        (ops_linear, "MIN_ROWS"),
+        (ops_linear, "MIN_PRODUCTS"),
         (mlp_experts, "LEAST_SHARING"),
     ):
         monkeypatch.setattr(module, name, 1)
-    monkeypatch.setattr(mlp_experts, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(mlp_experts, "MIN_PRODUCTS", 1)
     monkeypatch.setattr(mlp_experts, "MOST_SHARING", 3)
     ran, real = [], mlp_experts.Experts.in_turn
     monkeypatch.setattr(

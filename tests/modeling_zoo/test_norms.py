@@ -16,8 +16,16 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.stablelm.modeling_stablelm import StableLmLayerNormPerHead
 
 from configuration_zoo import ZooConfig
-from modeling_zoo import norms
-from modeling_zoo.norms import NORMS, QK_NORMS, LayerNorm, ProjectionLayerNorm, ProjectionRMSNorm, RMSNorm, make_norm
+from modeling_zoo import ops_norm
+from modeling_zoo.norms import (
+    NORMS,
+    PROJECTION_NORMS,
+    LayerNorm,
+    ProjectionLayerNorm,
+    ProjectionRMSNorm,
+    RMSNorm,
+    make_norm,
+)
 from modeling_zoo.norms import make_qk_norm as make_qk
 
 EPS = 1e-2
@@ -173,7 +181,7 @@ def test_the_norm_of_queries_and_keys_is_what_the_config_says(kind, scope, weigh
         return
     config = ZooConfig(**SIZES, norm_eps=EPS, **fields)
     norm = randomize(make_qk(config, 3))
-    assert type(norm) is QK_NORMS[kind, scope]
+    assert type(norm) is {"head": NORMS, "full": PROJECTION_NORMS}[scope][kind]
     shapes = {("head", "shared"): (8,), ("head", "per_head"): (3, 8), ("full", "shared"): (24,)}
     assert (None if norm.weight is None else tuple(norm.weight.shape)) == shapes.get((scope, weight))
     x = torch.randn(2, 5, 3, 8)
@@ -203,58 +211,62 @@ def test_contradictions_are_refused_by_name(fields, named):
         ZooConfig(**SIZES, **fields)
 
 
-def counted(form, calls):
-    """A method that notes how many tokens it is given."""
+@pytest.fixture
+def calls(monkeypatch):
+    """{form: how many tokens each call of it was given}."""
+    found = {"plain_rms_norm": [], "fused_rms_norm": []}
 
-    def method(self, part):
-        calls.append(part.shape[1])
-        return form(self, part)
+    def count(name):
+        form, tokens = getattr(ops_norm, name), found[name]
+        monkeypatch.setattr(ops_norm, name, lambda x, *args: tokens.append(x.shape[1]) or form(x, *args))
 
-    return method
+    for name in found:
+        count(name)
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "options", [{}, {"affine": False}, {"unit_offset": True}, {"cast": "cast_then_scale"}, {"narrow": True}], ids=str
+    "options",
+    [{}, {"affine": False}, {"unit_offset": True}, {"cast": "cast_then_scale"}, {"cast_input": True}],
+    ids=str,
 )
 @pytest.mark.parametrize("shape", [(20,), (3, 20)], ids=str)
-def test_the_norm_in_one_call_is_the_norm_to_the_last_bit(shape, options, dtype, monkeypatch):
+def test_the_fused_norm_is_the_plain_one_to_the_last_bit(shape, options, dtype, calls):
     norm = randomize(RMSNorm(shape, EPS, **options)).to(dtype)
-    x = torch.randn(2, 7, 3, 20).to(torch.float32 if options.get("narrow") else dtype)
-    expected, calls = norm.normalise(x).detach(), []
-    monkeypatch.setattr(RMSNorm, "in_one_call", counted(RMSNorm.in_one_call, calls))
-    assert torch.equal(norm(x), expected) and not calls
+    x = torch.randn(2, 7, 3, 20).to(torch.float32 if options.get("cast_input") else dtype)
+    expected = norm(x).detach()
+    assert calls == {"plain_rms_norm": [7], "fused_rms_norm": []}
     with torch.no_grad():
         found = norm(x)
-        assert calls == [7] and found.dtype == expected.dtype and torch.equal(found, expected)
+        assert calls == {"plain_rms_norm": [7], "fused_rms_norm": [7]}
+        assert found.dtype == expected.dtype and torch.equal(found, expected)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(norm(x), expected)
-        # Torch computes these in float64, and rounds those after the weight.
-        norm(x.double())
+        assert calls["fused_rms_norm"] == [7, 7]
+        # Torch computes float64 in itself, and rounds these after the weight.
+        RMSNorm(shape, EPS).double()(x.double())
         RMSNorm(shape, EPS, cast="scale_then_cast").to(dtype)(x)
-    assert len(calls) == 2
+    assert calls == {"plain_rms_norm": [7, 7, 7], "fused_rms_norm": [7, 7]}
 
 
 @pytest.mark.parametrize("norm_class, shape", [(RMSNorm, (20,)), (RMSNorm, (3, 8)), (ProjectionRMSNorm, (24,))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_some_tokens_at_a_time_is_all_at_once_to_the_last_bit(norm_class, shape, dtype, monkeypatch):
+def test_some_tokens_at_a_time_is_all_at_once_to_the_last_bit(norm_class, shape, dtype, calls, monkeypatch):
     norm = randomize(norm_class(shape, EPS)).to(dtype)
     x = torch.randn(2, 29, 3, 8).to(dtype) if shape != (20,) else torch.randn(2, 29, 20).to(dtype)
-    calls = []
-    for form in ("normalise", "in_one_call"):
-        monkeypatch.setattr(RMSNorm, form, counted(getattr(RMSNorm, form), calls))
     expected = norm(x)
-    monkeypatch.setattr(norms, "BLOCK", 200)
-    assert torch.equal(norm(x), expected) and calls == [29, 29]
+    monkeypatch.setattr(ops_norm, "CHUNK_NUMBERS", 200)
+    assert torch.equal(norm(x), expected) and calls == {"plain_rms_norm": [29, 29], "fused_rms_norm": []}
     with torch.no_grad():
         assert torch.equal(norm(x), expected)
-        assert len(calls) > 5 and sum(calls[2:]) == 29
+        assert len(calls["fused_rms_norm"]) > 3 and sum(calls["fused_rms_norm"]) == 29
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind, chosen", [(kind, chosen) for kind in KINDS for chosen in options(kind)], ids=str)
 def test_a_stream_wider_than_the_weights_keeps_its_dtype(kind, chosen, weight_dtype):
-    """residual_in_fp32: the norms that do not narrow it first."""
+    """residual_in_fp32: the norms that do not round it first."""
     cast, affine, bias, unit_offset, per_head = chosen
     norm = randomize(KINDS[kind]((3, 7) if per_head else 7, EPS, affine, bias, unit_offset, cast)).to(weight_dtype)
     x = torch.randn(2, 5, 3, 7) * 0.3 + 0.2
