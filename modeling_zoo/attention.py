@@ -15,7 +15,7 @@ from .mixer import TokenMixer
 from .norms import RMSNorm, make_qk_norm
 from .ops_attention import attend_grouped, attend_one, eager_attention_forward, shares_keys, shares_reads
 from .ops_attention_bands import BandMask, attend_in_bands
-from .position_rotary import apply_rotary
+from .ops_rotary import apply_rotary
 
 
 class Clamp(nn.Module):
@@ -146,7 +146,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         # Later layers may read what this one caches.
         self.lends = config.kv_sharing_modes[layer_idx] == "store"
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
-        self.rotation = {"interleave": config.rope_interleave, "lift": config.rope_dtype == "float32_qk"}
+        self.rotation = {"interleave": config.rope_interleave, "upcast": config.rope_dtype == "float32_qk"}
         self.normalises = config.has_qk_norm(layer_idx) or (self.clips and self.clip_last)
         self.norm_last = config.qk_norm_position == "after_rope"
 

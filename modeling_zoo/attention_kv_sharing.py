@@ -85,7 +85,7 @@ def last_query(hidden_states, rows, rotations, position_ids, masks, biases):
     return (
         hidden_states[:, last],
         None if rows is None else rows[:, last],
-        {name: tuple(table[:, last] for table in tables) for name, tables in rotations.items()},
+        {name: tuple(table[:, last] for table in tables[:2]) for name, tables in rotations.items()},
         position_ids[:, last],
         {name: of_mask(mask) for name, mask in masks.items()},
         {name: bias[..., -1:, :] for name, bias in biases.items()},

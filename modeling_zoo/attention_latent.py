@@ -13,8 +13,8 @@ from .ops_attention_latent import absorption_pays, into_latent, out_of_latent, r
 from .ops_attention_latent_parts import SharedKeyView, refuse_expanded, shared_parts
 from .ops_effective_weight import basis_weight, direct_weight, is_linear_map
 from .ops_linear import linear
+from .ops_rotary import apply_rotary
 from .platform_vllm import refuse_in_latent_engine
-from .position_rotary import apply_rotary
 
 # Numbers of expanded keys and values held at once, where nothing has to keep them.
 MOST_EXPANDED = 2**26
@@ -47,8 +47,8 @@ class LatentAttention(SoftmaxAttention):
         self.upcast = config.attention_upcast
         table = config.rope_tables.get(config.rope_table_of(layer_idx), {})
         whole = table.get("partial_rotary_factor", 1.0) == 1.0
-        lift = config.rope_dtype == "float32_qk"
-        self.rotation = {"interleave": config.rope_interleave, "lift": lift, "whole": whole}
+        upcast = config.rope_dtype == "float32_qk"
+        self.rotation = {"interleave": config.rope_interleave, "upcast": upcast, "whole": whole}
 
     def _build_queries(self, config, width):
         rank = config.q_lora_rank

@@ -8,7 +8,7 @@ from .cache_growing import IndexedLatentLayer, LatentLayer
 from .norms import LayerNorm
 from .ops_attention_bands import keys_before, mask_rows
 from .ops_attention_sparse import causal_keys, index_scores, top_positions, visible_keys
-from .position_rotary import ROTATIONS, apply_rotary
+from .ops_rotary import REPEAT, apply_rotary
 
 # Cache layers without indexer keys, and the same with them.
 WITH_INDEXER = {DynamicLayer: DynamicIndexedLayer, LatentLayer: IndexedLatentLayer}
@@ -51,8 +51,8 @@ def spread_as(position_embeddings, interleaved, wanted):
     """cos and sin `[B, T, r]` for channels that pair up as `wanted`, from those for `interleaved` ones."""
     if position_embeddings is None or interleaved == wanted:
         return position_embeddings
-    rows = [table[..., ::2] if interleaved else table.chunk(2, dim=-1)[0] for table in position_embeddings]
-    return tuple(ROTATIONS[wanted][1](row) for row in rows)
+    rows = [table[..., ::2] if interleaved else table.chunk(2, dim=-1)[0] for table in position_embeddings[:2]]
+    return tuple(REPEAT[wanted](row) for row in rows)
 
 
 def cached_keys(past_key_values, key, layer_idx):
@@ -83,7 +83,7 @@ class LightningIndexer(nn.Module):
         self.k_norm = LayerNorm(self.width, config.mla_norm_eps, bias=True)
         self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
         self.layouts = (config.rope_interleave, config.indexer_rope_interleave)
-        self.rotation = {"interleave": config.indexer_rope_interleave, "lift": config.rope_dtype == "float32_qk"}
+        self.rotation = {"interleave": config.indexer_rope_interleave, "upcast": config.rope_dtype == "float32_qk"}
 
     def rotate(self, states, position_embeddings):
         """`[B, T, h, d]`, its first channels turned."""
@@ -99,7 +99,7 @@ class LightningIndexer(nn.Module):
         """Scores `[B, t, S]` of the queries in `block`; inputs are (`[B, T, D]`, `[B, T, q]`, (cos, sin) or None)."""
         hidden_states, compressed, position_embeddings = inputs
         if position_embeddings is not None:
-            position_embeddings = tuple(table[:, block] for table in position_embeddings)
+            position_embeddings = tuple(table[:, block] for table in position_embeddings[:2])
         query = self.wq_b(compressed[:, block]).unflatten(-1, (self.heads, self.width))
         query = self.rotate(query, position_embeddings)
         weights = self.weights_proj(hidden_states[:, block]).float() * (self.heads * self.width) ** -0.5

@@ -326,7 +326,7 @@ FIELDS_OF = {
 # Keyed by transformers' words or classes, by a boolean, or holding a part of what another registry lists.
 KEYED_OTHERWISE = {
     "ACTIVATIONS", "ATTENTIONS_BESIDE", "DECAYS", "DENSE_MLPS", "EXPERTS", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS",
-    "PATTERNS", "POSITION_BIASES", "ROTATIONS", "SCORING_FUNCTIONS", "SHARED_EXPERTS",
+    "PATTERNS", "POSITION_BIASES", "REPEAT", "ROTATE", "SWAP", "SCORING_FUNCTIONS", "SHARED_EXPERTS",
 }  # fmt: skip
 
 

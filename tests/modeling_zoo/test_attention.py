@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooModel
-from modeling_zoo.position_rotary import apply_rotary
+from modeling_zoo.ops_rotary import apply_rotary
 
 # Small, odd and mutually different; the inner width of attention (72) is not the hidden size.
 BASE = {

@@ -16,7 +16,8 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, ZooModel
-from modeling_zoo.position_rotary import Rotations, Turn, apply_rotary
+from modeling_zoo.ops_rotary import RotaryTables, apply_rotary
+from modeling_zoo.position_rotary import Rotations
 
 HEAD, TRAINED = 16, 40
 SIZES = {
@@ -212,7 +213,7 @@ def test_rounds_as_the_original_does(name):
     x, positions = torch.randn(2, 9, 3, HEAD).to(torch.bfloat16), positions_up_to(9)
     cos, sin = Rotations(config)(x, positions)
     assert cos.dtype == (torch.float32 if name == "olmo" else torch.bfloat16)
-    found = apply_rotary(x, (cos, sin), interleave, lift=config.rope_dtype == "float32_qk")
+    found = apply_rotary(x, (cos, sin), interleave, upcast=config.rope_dtype == "float32_qk")
     if name == "glm":
         # It spreads the angles itself.
         cos, sin = (torch.cat((angles[..., 0::2], angles[..., 0::2]), -1) for angles in (cos, sin))
@@ -236,16 +237,16 @@ def test_pairs_are_gpt_j_s():
 def test_the_turn_that_layers_share_is_the_turn_to_the_last_bit(interleave, fields, share):
     table = {"rope_type": "default", "partial_rotary_factor": share}
     rotations = Rotations(config_of(table, rope_interleave=interleave, **fields))
-    lift, positions = fields.get("rope_dtype") == "float32_qk", positions_up_to(9)
+    upcast, positions = fields.get("rope_dtype") == "float32_qk", positions_up_to(9)
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, 9, 3, HEAD).to(dtype)
         plain = rotations.tables_at(x, positions)["default"]
         with torch.no_grad():
             shared = rotations.tables_at(x, positions)["default"]
-        assert type(plain) is tuple and type(shared) is Turn
+        assert type(plain) is tuple and type(shared) is RotaryTables
         for _ in range(2):
-            found = apply_rotary(x, shared, interleave, lift)
-            assert torch.equal(found, apply_rotary(x, plain, interleave, lift)) and found.dtype == dtype
+            found = apply_rotary(x, shared, interleave, upcast)
+            assert torch.equal(found, apply_rotary(x, plain, interleave, upcast)) and found.dtype == dtype
 
 
 # -- in a model ----------------------------------------------------------------------------------------------------
