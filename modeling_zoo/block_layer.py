@@ -4,9 +4,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .block_per_layer_input import PerLayerInput
-from .mlp_registry import make_mlp
 from .norms import make_norm
-from .registry import make_mixer
+from .registry import make_mixer, make_mlp
 
 SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
 

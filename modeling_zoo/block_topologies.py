@@ -18,8 +18,8 @@ from .attention_sparse_indexer import SharedIndices
 from .block_hyper_connections import HyperConnection
 from .block_layer import SLOTS, ZooDecoderLayer
 from .block_shared import Adapters
-from .mlp_registry import MLPS
 from .norms import make_norm
+from .registry import MLPS
 from .train_init import mark_writers
 
 

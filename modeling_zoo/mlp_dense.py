@@ -12,7 +12,7 @@ class XIELU(nn.Module):
     a⁺ = softplus(alpha_p), a⁻ = β + softplus(alpha_n); the exponent is held below `eps` < 0 so that it never vanishes.
     """
 
-    def __init__(self, alpha_p=0.8, alpha_n=0.8, beta=0.5, eps=-1e-6):
+    def __init__(self, alpha_p: float = 0.8, alpha_n: float = 0.8, beta: float = 0.5, eps: float = -1e-6):
         super().__init__()
         self.start = {"alpha_p": alpha_p, "alpha_n": alpha_n - beta}
         self.constants = {"beta": beta, "eps": eps}
@@ -22,16 +22,17 @@ class XIELU(nn.Module):
             self.register_buffer(name, torch.tensor(value))
 
     @staticmethod
-    def inverse_softplus(value):
+    def inverse_softplus(value: float) -> torch.Tensor:
+        """log(eˣ - 1)."""
         return torch.log(torch.expm1(torch.tensor(value))).unsqueeze(0)
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         for name, value in self.start.items():
             init.copy_(getattr(self, name), self.inverse_softplus(value))
         for name, value in self.constants.items():
             init.constant_(getattr(self, name), value)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         above = nn.functional.softplus(self.alpha_p)
         below = self.beta + nn.functional.softplus(self.alpha_n)
         positive = above * x * x + self.beta * x
@@ -43,13 +44,13 @@ class XIELU(nn.Module):
 ACTIVATIONS = {"elu": nn.ELU, "xielu": XIELU}
 
 
-def activation_named(name):
-    """The activation of that name, a module of its own for each layer."""
+def activation_named(name: str) -> nn.Module:
+    """The activation called `name`, a module of its own for each layer; raises KeyError for an unknown name."""
     own = ACTIVATIONS.get(name)
     return own() if own is not None else ACT2FN[name]
 
 
-def make_activation(config):
+def make_activation(config) -> nn.Module:
     """The activation `hidden_act` names."""
     return activation_named(config.hidden_act)
 
@@ -57,21 +58,21 @@ def make_activation(config):
 class PlainMLP(nn.Module):
     """down(act(up x)), inner width `intermediate_size` (GPT-2, OPT, Nemotron)."""
 
-    def __init__(self, config, layer_idx=None, intermediate_size=None):
+    def __init__(self, config, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__()
         inner = config.intermediate_size if intermediate_size is None else intermediate_size
         self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = make_activation(config)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.up_proj(x)))
 
 
 class GatedMLP(nn.Module):
     """down(act(gate x) · up x), gate and output scaled if asked (Dauphin et al. 2017; Shazeer 2020; Llama, Gemma)."""
 
-    def __init__(self, config, layer_idx=None, intermediate_size=None):
+    def __init__(self, config, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__()
         inner = config.intermediate_size if intermediate_size is None else intermediate_size
         self.gate_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
@@ -80,20 +81,20 @@ class GatedMLP(nn.Module):
         self.act_fn = make_activation(config)
         self.multipliers = config.mlp_multipliers
 
-    def combine(self, gate, up):
+    def combine(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """`[..., I]` twice → `[..., D]`."""
         if self.multipliers is None:
             return self.down_proj(self.act_fn(gate) * up)
         of_gate, of_output = self.multipliers
         return self.down_proj(self.act_fn(gate * of_gate) * up) * of_output
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.combine(self.gate_proj(x), self.up_proj(x))
 
 
 DENSE_MLPS = {True: GatedMLP, False: PlainMLP}
 
 
-def make_dense_mlp(config, layer_idx=None, intermediate_size=None):
+def make_dense_mlp(config, layer_idx: int | None = None, intermediate_size: int | None = None) -> nn.Module:
     """A gated or plain MLP as the config says, of its own width if one is given."""
     return DENSE_MLPS[config.gated_mlp](config, layer_idx, intermediate_size)

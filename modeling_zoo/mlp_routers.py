@@ -1,13 +1,107 @@
-"""Router modules: tokens in, (logits, weights, experts) out."""
+"""Routers: which experts a token goes to and with what weight. Tokens in, (logits, weights, experts) out.
+
+Shapes: N tokens, E experts, G groups of E / G experts, k experts per token. First the maths as pure functions, then the
+modules that hold the weights.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.utils.generic import maybe_autocast
 
-from .mlp_routing import GROUP_MASK_VALUES, SCORING_FUNCTIONS, limit_groups, normalize_weights, sparsemixer
 from .norms import RMSNorm
+from .ops_linear import float32_linear
+
+
+def softmax(logits: torch.Tensor) -> torch.Tensor:
+    """`[..., E]`, sums to one (Shazeer et al. 2017; Mixtral, Qwen3)."""
+    return logits.softmax(dim=-1)
+
+
+def sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    """`[..., E]`, each expert by itself (DeepSeek-V3, Llama 4)."""
+    return logits.sigmoid()
+
+
+def sqrtsoftplus(logits: torch.Tensor) -> torch.Tensor:
+    """sqrt(log(1 + exp(x))), `[..., E]` (DeepSeek-V4)."""
+    return F.softplus(logits).sqrt()
+
+
+SCORING_FUNCTIONS = {"softmax": softmax, "sigmoid": sigmoid, "sqrtsoftplus": sqrtsoftplus}
+
+
+def best_of_group(scores: torch.Tensor) -> torch.Tensor:
+    """`[N, G, E / G]` → `[N, G]`, a group is as good as its best expert (DeepSeek-V2 §2.2.2)."""
+    return scores.amax(dim=-1)
+
+
+def best_two_of_group(scores: torch.Tensor) -> torch.Tensor:
+    """`[N, G, E / G]` → `[N, G]`, a group is as good as its two best experts together (DeepSeek-V3)."""
+    return scores.topk(2, dim=-1).values.sum(dim=-1)
+
+
+GROUP_SCORES = {"max": best_of_group, "top2_sum": best_two_of_group}
+GROUP_MASK_VALUES = {"-inf": float("-inf"), "zero": 0.0}
+
+
+def limit_groups(
+    scores: torch.Tensor, n_group: int, topk_group: int, group_score: str, mask_value: float
+) -> torch.Tensor:
+    """Scores `[N, E]` with `mask_value` outside the `topk_group` best groups (DeepSeek-V2 §2.2.2).
+
+    With a `mask_value` of 0 an expert outside can still be picked, where the scores inside are 0 too.
+    """
+    groups = scores.unflatten(-1, (n_group, -1))
+    best = GROUP_SCORES[group_score](groups).topk(topk_group, dim=-1).indices
+    outside = torch.ones(groups.shape[:-1], dtype=torch.bool, device=scores.device).scatter(-1, best, False)
+    return groups.masked_fill(outside.unsqueeze(-1), mask_value).flatten(-2)
+
+
+def normalize_weights(weights: torch.Tensor, eps: float, minimum: float | None) -> torch.Tensor:
+    """w / max(sum(w) + eps, minimum), `[N, k]`."""
+    total = weights.sum(dim=-1, keepdim=True) + eps
+    return weights / (total if minimum is None else total.clamp(min=minimum))
+
+
+def sparsemixer(
+    scores: torch.Tensor, top_k: int, jitter_eps: float, training: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores `[N, E]` → (weights `[N, k]`, experts `[N, k]`), one expert after the other (Liu et al. 2024, 2409.12136).
+
+    For each pick, the experts whose score lies within 2 · jitter_eps of the best one left, relatively, stay in a
+    softmax; its value at the pick is the weight. In training the pick is sampled, and where it is not the best one the
+    weight is scaled by 1 or 1/3 at random, without a gradient of the scale's own: Heun's third-order estimate. The
+    weights do not sum to one, and the threshold acts in evaluation too. (Phi-3.5-MoE.)
+    """
+    left, weights, experts = scores, [], []
+    for _ in range(top_k):
+        best, expert = left.max(dim=-1, keepdim=True)
+        with torch.no_grad():
+            far = (best - scores) / scores.abs().clamp(min=best) > 2 * jitter_eps
+        gates = left.masked_fill(far, float("-inf"))
+        probabilities = gates.softmax(dim=-1)
+        if training:
+            expert = sample(gates)
+        weight = probabilities.gather(-1, expert)
+        if training:
+            weight = heun_scale(weight, expert == probabilities.argmax(dim=-1, keepdim=True))
+        weights.append(weight)
+        experts.append(expert)
+        left = left.scatter(-1, expert, float("-inf"))
+    return torch.cat(weights, dim=-1), torch.cat(experts, dim=-1)
+
+
+def sample(logits: torch.Tensor) -> torch.Tensor:
+    """One index `[N, 1]` from softmax(logits), `[N, E]`, by the Gumbel trick."""
+    noise = torch.empty_like(logits).exponential_().log()
+    return (logits - noise).argmax(dim=-1, keepdim=True)
+
+
+def heun_scale(weight: torch.Tensor, is_best: torch.Tensor) -> torch.Tensor:
+    """Weights `[N, 1]`, those of a pick that is not the best times 1/3 at three out of four, with the gradient of 1."""
+    keep = is_best | (torch.rand_like(weight) > 0.75)
+    return torch.where(keep, weight, weight - (weight * (2 / 3)).detach())
 
 
 class Router(nn.Module):
@@ -17,7 +111,7 @@ class Router(nn.Module):
     The first output is what `output_router_logits` records.
     """
 
-    def __init__(self, config, layer_idx=None):
+    def __init__(self, config, layer_idx: int | None = None):
         super().__init__()
         self.num_experts, self.top_k = config.num_router_outputs, config.num_experts_per_tok
         self.router_dtype, self.weights_dtype = config.router_dtype, config.router_weights_dtype
@@ -30,24 +124,22 @@ class Router(nn.Module):
         self.input_multiplier = config.router_input_multiplier
         self.per_expert_scale = nn.Parameter(torch.ones(self.num_experts)) if config.router_per_expert_scale else None
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         init.normal_(self.weight, mean=0.0, std=std)
         if self.bias is not None:
             init.zeros_(self.bias)
         if self.per_expert_scale is not None:
             init.ones_(self.per_expert_scale)
 
-    def project(self, hidden_states):
+    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[N, D]` → `[N, E]` in the dtype that `router_dtype` asks for, autocast or not."""
         if self.norm is not None:
             hidden_states = self.norm(hidden_states) * self.input_multiplier
         if self.router_dtype in ("activation", "float32_scores"):
             return F.linear(hidden_states, self.weight, self.bias)
-        with maybe_autocast(device_type=hidden_states.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return F.linear(hidden_states.float(), self.weight.float(), bias)
+        return float32_linear(hidden_states, self.weight, self.bias)
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = self.project(hidden_states)
         weights, experts = self.select(logits if self.router_dtype == "activation" else logits.float())
         if self.scaling != 1:
@@ -56,7 +148,7 @@ class Router(nn.Module):
             weights = weights * self.per_expert_scale[experts]
         return logits, weights.to(torch.float32 if self.weights_dtype == "float32" else hidden_states.dtype), experts
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, top_k={self.top_k}, router_dtype={self.router_dtype}"
 
 
@@ -67,7 +159,7 @@ class TopKRouter(Router):
     DeepSeek-V3 §2.1.2; Mixtral, Qwen3, gpt-oss.)
     """
 
-    def __init__(self, config, layer_idx=None):
+    def __init__(self, config, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
         self.score = SCORING_FUNCTIONS[config.scoring_func]
         self.score_after_topk = config.score_after_topk
@@ -81,12 +173,12 @@ class TopKRouter(Router):
         bias = torch.zeros(self.num_experts, dtype=torch.float32) if config.use_score_correction_bias else None
         self.register_buffer("e_score_correction_bias", bias)
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         super().initialize(std)
         if self.e_score_correction_bias is not None:
             init.zeros_(self.e_score_correction_bias)
 
-    def select(self, logits):
+    def select(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[N, E]` → weights `[N, k]`, experts `[N, k]`."""
         scores = logits if self.score_after_topk else self.score(logits)
         choice = scores if self.e_score_correction_bias is None else scores + self.e_score_correction_bias
@@ -102,11 +194,11 @@ class TopKRouter(Router):
 class SparseMixerRouter(Router):
     """Picks the k experts one by one, sampled in training (Liu et al. 2024, arXiv 2409.12136; Phi-3.5-MoE)."""
 
-    def __init__(self, config, layer_idx=None):
+    def __init__(self, config, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
         self.jitter_eps = config.sparsemixer_jitter_eps
 
-    def select(self, logits):
+    def select(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[N, E]` → weights `[N, k]`, experts `[N, k]`."""
         return sparsemixer(logits, self.top_k, self.jitter_eps, self.training)
 

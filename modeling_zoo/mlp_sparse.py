@@ -6,30 +6,30 @@ from torch import nn
 from .mlp_dense import GatedMLP, PlainMLP
 from .mlp_experts import EXPERTS, gate_and_clamp, make_expert_activation
 from .mlp_routers import ROUTERS
-from .ops_dispatch import has_values
+from .ops_experts import run_slots
 
 
 class GatedSharedExperts(GatedMLP):
     """A gated MLP with the experts' clamp, alpha and offset."""
 
-    def __init__(self, config, layer_idx=None, intermediate_size=None):
+    def __init__(self, config, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__(config, layer_idx, intermediate_size)
         self.act_fn = make_expert_activation(config)
         self.limit, self.offset = config.swiglu_limit, config.swiglu_up_offset
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(gate_and_clamp(self.act_fn, self.gate_proj(x), self.up_proj(x), self.limit, self.offset))
 
 
 SHARED_EXPERTS = {True: GatedSharedExperts, False: PlainMLP}
 
 
-def add(routed, shared):
+def add(routed: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     """routed + shared (DeepSeekMoE)."""
     return routed + shared
 
 
-def average(routed, shared):
+def average(routed: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     """(routed + shared) / 2 (Command A+)."""
     return (routed + shared) / 2
 
@@ -38,13 +38,13 @@ COMBINATIONS = {"sum": add, "average": average}
 
 
 class SparseMLP(nn.Module):
-    """x `[B, T, D]` → Σ_k weight · expert(x) + shared(x), `[B, T, D]` (Shazeer et al. 2017; Dai et al. 2024).
+    """x `[B, T, D]` → Σ_k weight_k · expert_k(x) + shared(x), `[B, T, D]`, the k experts with the best router scores.
 
-    `router_input` is what the router reads, where that is not x. Raises ValueError for an experts implementation that
-    would drop the experts' clamp, alpha or offset.
+    router → top k → experts → combine (Shazeer et al. 2017; Dai et al. 2024, DeepSeekMoE). With `moe_latent_size` the
+    routed experts work between two projections, in fewer channels (Nemotron 3).
     """
 
-    def __init__(self, config, layer_idx=None):
+    def __init__(self, config, layer_idx: int | None = None):
         super().__init__()
         self.config = config
         self.num_experts = config.num_experts
@@ -63,60 +63,47 @@ class SparseMLP(nn.Module):
             self.shared_expert_gate = nn.Linear(size, 1, bias=False) if config.shared_expert_gate else None
             self.combine = COMBINATIONS[config.shared_expert_combination_strategy]
 
-    def forward(self, hidden_states, router_input=None):
-        self._refuse_unfit_implementation()
+    def forward(self, hidden_states: torch.Tensor, router_input: torch.Tensor | None = None) -> torch.Tensor:
+        """`router_input` `[B, T, D]` is what the router reads, where that is not `hidden_states`."""
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        jittered = self._jitter(tokens)
+        jittered = self.jitter(tokens)
         router_input = jittered if router_input is None else router_input.reshape(tokens.shape)
         _, weights, experts = self.gate(router_input)
-        output = self._route(jittered, weights, experts)
+        output = self.run_routed(jittered, weights, experts)
         if self.shared_experts is not None:
-            output = self.combine(output, self._share(tokens))
+            output = self.combine(output, self.run_shared(tokens))
         return output.view(hidden_states.shape)
 
-    def _refuse_unfit_implementation(self):
-        config = self.config
-        if config._experts_implementation == "sonicmoe" and not (
-            config.swiglu_limit is config.swiglu_alpha is config.swiglu_up_offset is None
-        ):
-            raise ValueError(
-                "experts_implementation='sonicmoe' ignores swiglu_limit, swiglu_alpha and swiglu_up_offset, which this "
-                "config sets: use 'grouped_mm', 'batched_mm' or 'eager'."
-            )
-
-    def _jitter(self, tokens):
+    def jitter(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens · (1 ± jitter_noise) at random, in training (Fedus et al. 2021, Switch Transformer)."""
         if not self.training or not self.jitter_noise:
             return tokens
         return tokens * torch.empty_like(tokens).uniform_(1.0 - self.jitter_noise, 1.0 + self.jitter_noise)
 
-    def _share(self, tokens):
+    def run_shared(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What every token visits, `[N, D]`, behind a gate of its own if there is one."""
         shared = self.shared_experts(tokens)
         return shared if self.shared_expert_gate is None else self.shared_expert_gate(tokens).sigmoid() * shared
 
-    def _route(self, tokens, weights, experts):
-        """`[N, D]`, weights and ids `[N, k]` → `[N, D]`."""
+    def run_routed(self, tokens: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        """Σ_k weight · expert(x): `[N, D]`, weights and ids `[N, k]` → `[N, D]`.
+
+        An id from `num_experts` on is a zero expert's: it gives its input ("identity") or nothing ("zero").
+        """
         inner = self.fc1_latent_proj(tokens)
         if self.zero_expert_type is None:
-            run = self._run_weighed if self.weigh_input else self.experts
+            run = self.run_weighted_inputs if self.weigh_input else self.experts
             return self.fc2_latent_proj(run(inner, experts, weights))
         real = experts < self.num_experts
-        output = self.fc2_latent_proj(self._run_real(inner, experts, weights, real))
+        output = self.fc2_latent_proj(run_slots(self.experts, inner, experts, weights, real))
         if self.zero_expert_type == "identity":
             kept = weights.masked_fill(real, 0.0).sum(dim=-1, keepdim=True)
             output = output + (tokens * kept).to(output.dtype)
         return output
 
-    def _run_weighed(self, tokens, experts, weights):
-        """Σ_k expert(weight · x): one row per slot, each with weight one."""
+    def run_weighted_inputs(self, tokens: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Σ_k expert(weight · x): one row per slot, each with weight one (Llama 4)."""
         count, slots = experts.shape
         rows = (tokens.unsqueeze(1) * weights.unsqueeze(-1)).to(tokens.dtype).flatten(0, 1)
         results = self.experts(rows, experts.reshape(-1, 1), torch.ones_like(weights).reshape(-1, 1))
         return results.view(count, slots, -1).sum(dim=1)
-
-    def _run_real(self, tokens, experts, weights, real):
-        """The slots that `real` `[N, k]` marks; the others cost nothing, except where shapes are fixed: in a graph."""
-        if not has_values(experts):
-            return self.experts(tokens, experts.clamp(max=self.num_experts - 1), weights.masked_fill(~real, 0.0))
-        token, slot = real.nonzero(as_tuple=True)
-        results = self.experts(tokens[token], experts[token, slot, None], weights[token, slot, None])
-        return torch.zeros_like(tokens).index_add(0, token, results.to(tokens.dtype))

@@ -7,6 +7,7 @@ float32 and rounded once, so computing it in float32 and rounding the result dif
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils.generic import maybe_autocast
 
 from .ops_dispatch import HALF_DTYPES, use_fp32_gemm
 
@@ -47,3 +48,9 @@ def fp32_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
             product = F.linear(block, tile, None if bias is None else bias[first:last])
             output[start : start + TILE_ROWS, first:last] = product
     return output.view(*x.shape[:-1], outputs)
+
+
+def float32_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x Wᵀ + b in float32 and left there, autocast or not: `[..., i]`, `[o, i]`, `[o]` → `[..., o]`."""
+    with maybe_autocast(device_type=x.device.type, enabled=False):
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float())

@@ -1,10 +1,12 @@
-"""Every token mixer by name; the only file that imports them all."""
+"""Every token mixer and every channel mixer by name; the only file that imports them all."""
 
 from .attention import GroupedQueryAttention
 from .attention_kv_sharing import SharedKeyValueAttention
 from .attention_latent import LatentAttention
 from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
+from .mlp_dense import make_dense_mlp
+from .mlp_sparse import SparseMLP
 from .recurrent_hybrid import LINEAR_MIXERS, HybridMixer
 
 MIXERS = {
@@ -16,9 +18,19 @@ MIXERS = {
     "hybrid": HybridMixer,
     **LINEAR_MIXERS,
 }
+# By their names in mlp_layer_types.
+MLPS = {
+    "dense": make_dense_mlp,
+    "sparse": SparseMLP,
+}
 
 
 def make_mixer(config, layer_idx):
     """The mixer of layer `layer_idx`, by the name that `config.mixer_types` resolves from its word and its
     mechanism."""
     return MIXERS[config.mixer_types[layer_idx]](config, layer_idx)
+
+
+def make_mlp(config, layer_idx):
+    """The channel mixer of layer `layer_idx`."""
+    return MLPS[config.mlp_layer_types[layer_idx]](config, layer_idx)

@@ -10,7 +10,7 @@ from families_experts import FAMILIES, SHARED, WIDTH, D, E, randomize, zoo_confi
 from torch import nn
 
 from configuration_zoo import fields_experts
-from modeling_zoo import mlp_experts, ops_dispatch, ops_linear
+from modeling_zoo import ops_dispatch, ops_experts, ops_linear
 from modeling_zoo.mlp_experts import EXPERTS
 from modeling_zoo.mlp_sparse import COMBINATIONS, SHARED_EXPERTS, SparseMLP
 
@@ -296,7 +296,7 @@ def test_tokens_that_only_visit_zero_experts_cost_nothing_and_train(implementati
     layer.shared_experts = None
     weights, experts = torch.rand(5, 3), torch.full((5, 3), E)
     tokens = torch.randn(5, D, requires_grad=True)
-    output = layer._route(tokens, weights, experts)
+    output = layer.run_routed(tokens, weights, experts)
     torch.testing.assert_close(output, tokens * weights.sum(-1, keepdim=True))
     output.sum().backward()
     assert tokens.grad is not None
@@ -316,8 +316,8 @@ def test_zero_experts_in_a_compiled_graph(name, monkeypatch):
 @pytest.mark.parametrize("name", ["gated", "gated_biases", "plain", "clamped"])
 def test_the_experts_of_one_token_are_the_grouped_ones_to_the_last_bit(name, dtype, monkeypatch):
     layer = layer_of(name, "grouped_mm").experts.to(dtype)
-    ran, real = [], mlp_experts.Experts.one_by_one
-    monkeypatch.setattr(mlp_experts.Experts, "one_by_one", lambda self, *args: ran.append(1) or real(self, *args))
+    ran, real = [], ops_experts.loop_single_token
+    monkeypatch.setattr(ops_experts, "loop_single_token", lambda *args: ran.append(1) or real(*args))
     for weights_dtype in (dtype, torch.float32):
         token, weights = torch.randn(1, layer.hidden_dim).to(dtype), torch.rand(1, 2).to(weights_dtype)
         ids = torch.randperm(layer.num_experts)[:2][None]
@@ -332,37 +332,35 @@ def test_the_experts_of_one_token_are_the_grouped_ones_to_the_last_bit(name, dty
 
 
 @pytest.fixture
-def lifting(monkeypatch):
+def float32_loops(monkeypatch):
     """A CPU that emulates bfloat16, whatever this one does, and every product large enough; the experts that ran."""
     monkeypatch.setattr(ops_dispatch, "is_emulated", lambda dtype: dtype == torch.bfloat16)
     for module, name in (
         (ops_linear, "MIN_ROWS"),
         (ops_linear, "MIN_PRODUCTS"),
-        (mlp_experts, "LEAST_SHARING"),
+        (ops_experts, "MIN_SHARING"),
+        (ops_experts, "MIN_PRODUCTS"),
     ):
         monkeypatch.setattr(module, name, 1)
-    monkeypatch.setattr(mlp_experts, "MIN_PRODUCTS", 1)
-    monkeypatch.setattr(mlp_experts, "MOST_SHARING", 3)
-    ran, real = [], mlp_experts.Experts.in_turn
-    monkeypatch.setattr(
-        mlp_experts.Experts, "in_turn", lambda self, *args: ran.append(len(args[0])) or real(self, *args)
-    )
+    monkeypatch.setattr(ops_experts, "MAX_SHARING", 3)
+    ran, real = [], ops_experts.fp32_loop
+    monkeypatch.setattr(ops_experts, "fp32_loop", lambda *args: ran.append(len(args[1])) or real(*args))
     return ran
 
 
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def test_experts_in_turn_equal_the_slow_reference(name, lifting):
+def test_the_loop_in_float32_equals_the_slow_reference(name, float32_loops):
     layer = layer_of(name, "grouped_mm")
     tokens, weights = torch.randn(40, layer.experts.hidden_dim), torch.rand(40, 2)
     ids = torch.stack([torch.randperm(max(layer.num_experts, 2))[:2] for _ in range(40)]) % layer.num_experts
     wanted = layer.experts(tokens, ids, weights)
-    assert not lifting
-    assert distance(layer.experts.in_turn(tokens, ids, weights), wanted) < 2e-6
+    assert not float32_loops
+    assert distance(ops_experts.fp32_loop(layer.experts, tokens, ids, weights), wanted) < 2e-6
 
 
 @pytest.mark.parametrize("name", ["gated", "gated_biases", "plain", "clamped", "identity_groups_gate"])
-def test_lifted_experts_are_the_grouped_ones_up_to_rounding(name, lifting):
+def test_experts_in_float32_are_the_grouped_ones_up_to_rounding(name, float32_loops):
     flags = LAYERS[name] | {"router_dtype": "float32_linear"}
     layer = randomize(SparseMLP(zoo_config("grouped_mm", **flags), 0)).eval()
     for tensor in layer.state_dict().values():
@@ -370,21 +368,21 @@ def test_lifted_experts_are_the_grouped_ones_up_to_rounding(name, lifting):
     hidden_states = torch.randn(2, 40, D).bfloat16()
     exact = slow.sparse_mlp(hidden_states, layer.state_dict(), layer.config)
     lower(layer, "e_score_correction_bias")
-    assert distance(layer(hidden_states), exact) < 2**-6 and not lifting
+    assert distance(layer(hidden_states), exact) < 2**-6 and not float32_loops
     with torch.no_grad():
         assert distance(layer(hidden_states), exact) < 2**-6
-        assert len(lifting) == 1
+        assert len(float32_loops) == 1
         layer.config._experts_implementation = "eager"
         layer(hidden_states)
-    assert len(lifting) == 1
+    assert len(float32_loops) == 1
 
 
 @torch.no_grad()
-def test_an_id_past_the_last_is_nobodys_in_turn_either():
+def test_an_id_past_the_last_is_nobodys_in_float32_either():
     layer = layer_of("gated").experts
     tokens, weights = torch.randn(4, D), torch.rand(4, 2)
     ids = torch.tensor([[0, 3], [E, 3], [2, E], [E, E]])
-    torch.testing.assert_close(layer.in_turn(tokens, ids, weights), layer(tokens, ids, weights))
+    torch.testing.assert_close(ops_experts.fp32_loop(layer, tokens, ids, weights), layer(tokens, ids, weights))
 
 
 def test_an_expert_id_past_the_last_is_nobodys():

@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 
 import modeling_zoo as package
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM, ZooPreTrainedModel, mlp_experts, platform_transformers
+from modeling_zoo import ZooForCausalLM, ZooPreTrainedModel, mlp_experts, ops_experts, platform_transformers
 
 ROOT = Path(package.__file__).resolve().parent.parent
 FILES = [path for folder in ("configuration_zoo", "modeling_zoo") for path in sorted((ROOT / folder).glob("*.py"))]
@@ -180,8 +180,8 @@ def test_experts_of_other_ranks_have_no_part_in_one_token(monkeypatch):
     """By their ids alone, whatever marks a module as one rank's: the interface's own sum, to the last bit."""
     layer = next(module for module in make(**EXPERTS).modules() if isinstance(module, mlp_experts.Experts))
     layer.config._experts_implementation = "grouped_mm"
-    ran, real = [], mlp_experts.Experts.one_by_one
-    monkeypatch.setattr(mlp_experts.Experts, "one_by_one", lambda self, *args: ran.append(1) or real(self, *args))
+    ran, real = [], ops_experts.loop_single_token
+    monkeypatch.setattr(ops_experts, "loop_single_token", lambda *args: ran.append(1) or real(*args))
     token, nobody = torch.randn(1, layer.hidden_dim), layer.num_experts
     for ids in ([[0, nobody]], [[nobody, 1]], [[nobody, nobody]], [[1, 2]]):
         ids = torch.tensor(ids)

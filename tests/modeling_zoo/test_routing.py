@@ -8,8 +8,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.models.phimoe.modeling_phimoe import sparsemixer as their_sparsemixer
 
 from configuration_zoo import ZooConfig, fields_experts
-from modeling_zoo.mlp_routers import ROUTERS, Router
-from modeling_zoo.mlp_routing import GROUP_MASK_VALUES, GROUP_SCORES, SCORING_FUNCTIONS, limit_groups, sparsemixer
+from modeling_zoo.mlp_routers import (
+    GROUP_MASK_VALUES,
+    GROUP_SCORES,
+    ROUTERS,
+    SCORING_FUNCTIONS,
+    Router,
+    limit_groups,
+    sparsemixer,
+)
 
 BIASED = {"use_score_correction_bias": True, "router_bias": True}
 ROUTINGS = {
