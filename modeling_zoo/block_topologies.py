@@ -20,7 +20,6 @@ from .block_layer import SLOTS, ZooDecoderLayer
 from .block_shared import Adapters
 from .norms import make_norm
 from .registry import MLPS
-from .train_init import mark_writers
 
 
 class OutputNormLayer(ZooDecoderLayer):
@@ -271,9 +270,7 @@ BLOCKS = {
 
 def make_block(config, layer_idx):
     """Layer `layer_idx` of a model; where layers differ in a number, built from that layer's own view of the config."""
-    block = BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
-    mark_writers(block, layer_idx)
-    return block
+    return BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
 
 
 def carriers(config):

@@ -34,7 +34,7 @@ from .platform_vllm import served_by
 from .train_indexer import add_indexer_loss, wants_indexer_loss
 from .train_init import InitialWeights
 from .train_loss import logits_and_loss, share_of_batch
-from .train_router_loss import add_router_losses, wants_router_losses
+from .train_router_loss import add_router_losses, should_add_router_losses
 from .train_weight_decay import get_decay_parameter_names, parameter_groups
 
 
@@ -225,7 +225,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
     ) -> MoeCausalLMOutputWithPast:
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
-        balance = wants_router_losses(self, labels, record)
+        balance = should_add_router_losses(self, labels, record)
         guide = wants_indexer_loss(self, labels)
         if guide:
             kwargs["shared_indices"] = SharedIndices()

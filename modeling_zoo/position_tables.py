@@ -1,4 +1,4 @@
-"""Positions that are not rotations: tables and waves added to the stream, and biases added to the scores."""
+"""Positions that are not rotations: tables and waves added to the residual stream, and biases added to the scores."""
 
 import math
 
@@ -14,24 +14,24 @@ class LearnedPositions(nn.Embedding):
         self.offset = config.position_offset
         super().__init__(config.max_position_embeddings + self.offset, config.hidden_size)
 
-    def forward(self, position_ids, like):
+    def forward(self, position_ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return super().forward(position_ids + self.offset)
 
 
-def interleaved_waves(positions, dim):
+def interleaved_waves(positions: torch.Tensor, dim: int) -> torch.Tensor:
     """sin(p / 10000^(2j/D)) and cos of the same in alternate channels (Vaswani et al. 2017, §3.5)."""
     exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float) / dim
     angles = positions[..., None].float() * (1.0 / 10000.0**exponents)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
 
 
-def halved_waves(positions, dim):
+def halved_waves(positions: torch.Tensor, dim: int) -> torch.Tensor:
     """The same waves, every sine before every cosine (CTRL)."""
     waves = interleaved_waves(positions, dim)
     return torch.cat((waves[..., 0::2], waves[..., 1::2]), dim=-1)
 
 
-def closed_waves(positions, dim):
+def closed_waves(positions: torch.Tensor, dim: int) -> torch.Tensor:
     """Sines before cosines, of p / 10000^(j/(D/2 - 1)): the last wave is exactly 10000 times the first (tensor2tensor,
     XGLM)."""
     count = dim // 2
@@ -53,21 +53,22 @@ class SinusoidalPositions(nn.Module):
         self.offset = config.position_offset
         self.waves = WAVES[config.sinusoid_layout]
 
-    def forward(self, position_ids, like):
+    def forward(self, position_ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """`like` gives the dtype."""
         return self.waves(position_ids + self.offset, self.dim).to(like.dtype)
 
 
 class NoPositions(nn.Module):
-    """Nothing is added to the stream."""
+    """Nothing is added to the residual stream."""
 
     def __init__(self, config):
         super().__init__()
 
-    def forward(self, position_ids, like):
+    def forward(self, position_ids: torch.Tensor, like: torch.Tensor) -> int:
         return 0
 
 
-def alibi_slopes(num_heads, device=None):
+def alibi_slopes(num_heads: int, device: torch.device | None = None) -> torch.Tensor:
     """Slope 2^(-8 i / n) of head i for the nearest power of two n ≤ num_heads, odd powers of the 2n series for the
     rest `[H]`."""
     power = 2 ** math.floor(math.log2(num_heads))
@@ -95,9 +96,11 @@ class AlibiBias(nn.Module):
         self.per_query = config.attention_sinks is not None
         self.num_heads = config.num_attention_heads
 
-    def places(self, query_positions, key_positions, attention_mask):
-        """Key positions up to a shift per row, `[B or 1, 1 or T, K]`; padding counts for none if a mask says where it
-        is."""
+    def distances(
+        self, query_positions: torch.Tensor, key_positions: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Key positions up to a shift per row, `[B or 1, 1 or T, K]`. Padding is not counted where the mask `[B, K]`
+        says which it is."""
         if self.two_sided:
             return -(query_positions[:, None] - key_positions).abs()[None]
         own = query_positions if self.per_query else query_positions[-1:]
@@ -109,11 +112,17 @@ class AlibiBias(nn.Module):
         shifted = self.round_dtype is None or self.per_query
         return keys[:, None] - queries[:, :, None] if shifted else keys[:, None]
 
-    def forward(self, like, query_positions, key_positions, attention_mask):
-        places = self.places(query_positions, key_positions, attention_mask)
+    def forward(
+        self,
+        like: torch.Tensor,
+        query_positions: torch.Tensor,
+        key_positions: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        distances = self.distances(query_positions, key_positions, attention_mask)
         dtype = self.round_dtype or torch.float32
         slopes = alibi_slopes(self.num_heads, like.device)
-        bias = slopes[:, None, None].to(dtype) * places[:, None].to(dtype)
+        bias = slopes[:, None, None].to(dtype) * distances[:, None].to(dtype)
         return bias.to(like.dtype) * self.scale
 
 
@@ -130,7 +139,7 @@ class RelativeBias(nn.Module):
         self.max_distance = config.relative_attention_max_distance
         self.relative_attention_bias = nn.Embedding(self.num_buckets, config.num_attention_heads)
 
-    def buckets(self, distance):
+    def buckets(self, distance: torch.Tensor) -> torch.Tensor:
         """Distances back `[...]` → bucket numbers `[...]`."""
         exact = self.num_buckets // 2
         distance = distance.clamp(min=0)
@@ -138,19 +147,32 @@ class RelativeBias(nn.Module):
         far = exact + (growth * (self.num_buckets - exact)).long()
         return torch.where(distance < exact, distance, far.clamp(max=self.num_buckets - 1))
 
-    def forward(self, like, query_positions, key_positions, attention_mask):
+    def forward(
+        self,
+        like: torch.Tensor,
+        query_positions: torch.Tensor,
+        key_positions: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         distance = query_positions[:, None] - key_positions[None, :]
         bias = self.relative_attention_bias(self.buckets(distance))
         return bias.permute(2, 0, 1).unsqueeze(0).to(like.dtype)
 
 
 class Distances(nn.Module):
-    """How far each key lies behind each query, `[T, K]`: for attention that turns distances into scores itself."""
+    """How far each key is behind each query, `[T, K]`, for attention that makes scores of distances itself
+    (Transformer-XL)."""
 
     def __init__(self, config):
         super().__init__()
 
-    def forward(self, like, query_positions, key_positions, attention_mask):
+    def forward(
+        self,
+        like: torch.Tensor,
+        query_positions: torch.Tensor,
+        key_positions: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         return query_positions[:, None] - key_positions[None, :]
 
 

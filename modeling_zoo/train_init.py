@@ -1,9 +1,10 @@
-"""What weights are before the first step: a spread for every matrix, another for those that write to the stream.
+"""Initial weights: a standard deviation for every matrix, another for those that write to the residual stream.
 
-A mixer's own vectors (decays, time steps, norms, sinks) keep the start their papers give them, in `initialize`.
+A mixer's own vectors (decays, time steps, norms, sinks) are initialised as their papers say, in its `initialize`.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -14,17 +15,17 @@ from .mlp_routers import Router
 from .position_tables import LearnedPositions
 
 
-def normal_std(config, inputs):
+def normal_std(config, inputs: int) -> float:
     """initializer_range, whatever the shape."""
     return config.initializer_range
 
 
-def small_std(config, inputs):
+def small_std(config, inputs: int) -> float:
     """sqrt(2 / 5D): Xavier's for a matrix of D × 4D, for all (Nguyen & Salazar 2019, arXiv 1910.05895, §2.2)."""
     return math.sqrt(2 / (5 * config.hidden_size))
 
 
-def fan_in_std(config, inputs):
+def fan_in_std(config, inputs: int) -> float:
     """1 / sqrt(inputs): outputs as wide as inputs (LeCun et al. 1998; PaLM, Chowdhery et al. 2022, §5)."""
     return inputs**-0.5
 
@@ -32,27 +33,27 @@ def fan_in_std(config, inputs):
 INITIALIZERS = {"normal": normal_std, "small": small_std, "fan_in": fan_in_std}
 
 
-def same_std(config, std, layer_idx):
+def same_std(config, std: float, layer_idx: int) -> float:
     """As every other matrix."""
     return std
 
 
-def depth_std(config, std, layer_idx):
-    """std / sqrt(N), N the sub-layers that write to the stream (GPT-2, Radford et al. 2019, §2.3; Megatron-LM)."""
+def depth_std(config, std: float, layer_idx: int) -> float:
+    """std / sqrt(N), N the sub-layers on the residual stream (GPT-2, Radford et al. 2019, §2.3; Megatron-LM)."""
     return std / math.sqrt(sum(1 if kind in ("mixer_only", "mlp_only") else 2 for kind in config.block_types))
 
 
-def layer_std(config, std, layer_idx):
+def layer_std(config, std: float, layer_idx: int) -> float:
     """std / sqrt(2 (layer + 1)) (depth-scaled, Zhang et al. 2019, arXiv 1908.11365; OLMo)."""
     return std / math.sqrt(2 * (layer_idx + 1))
 
 
-def wang_std(config, std, layer_idx):
+def wang_std(config, std: float, layer_idx: int) -> float:
     """2 / (layers · sqrt(D)) (Wang & Komatsuzaki 2021; GPT-NeoX, Black et al. 2022, §2)."""
     return 2 / (config.num_hidden_layers * math.sqrt(config.hidden_size))
 
 
-def zero_std(config, std, layer_idx):
+def zero_std(config, std: float, layer_idx: int) -> float:
     """Every layer starts as the identity (Fixup, Zhang et al. 2019, arXiv 1901.09321)."""
     return 0.0
 
@@ -64,37 +65,44 @@ RESIDUAL_INITIALIZERS = {
     "wang": wang_std,
     "zero": zero_std,
 }
-# Names under which mixers, MLPs and experts end in the stream.
+# Names of the modules and parameters through which mixers, MLPs and experts write to the residual stream.
 RESIDUAL_NAMES = ("o_proj", "down_proj", "fc2_latent_proj")
 
 
-def mark_writers(layer, layer_idx):
-    """Notes on the modules of `layer` that write to the stream which layer they are of: a module is started alone."""
-    for path, module in layer.named_modules():
-        if path.rpartition(".")[2] in RESIDUAL_NAMES or isinstance(module, Experts):
-            module.writes_in_layer = layer_idx
+def residual_layer_of(model: nn.Module, module: nn.Module) -> int | None:
+    """The index of the layer in which `module` writes to the residual stream, None for any other module.
+
+    transformers hands modules to `_init_weights` one by one, without a name.
+    """
+    for layer_idx, layer in enumerate(getattr(model, "layers", ())):
+        for path, child in layer.named_modules():
+            if child is module:
+                return layer_idx if path.rpartition(".")[2] in RESIDUAL_NAMES or isinstance(module, Experts) else None
+    return None
 
 
-def initialize(module, config):
-    """Starts what `module` itself holds, after transformers' own start; children came before. `init` leaves alone what
-    a checkpoint has filled."""
+def initialize(model: nn.Module, module: nn.Module) -> None:
+    """Initialises what `module` of `model` holds itself, after transformers' own initialisation and after its
+    children. `init` leaves alone what a checkpoint has filled."""
+    config = model.config
     if hasattr(module, "initialize"):
         module.initialize(config.initializer_range)
     if isinstance(module, nn.Embedding):
         if config.embedding_initializer_range is not None or config.initializer_cutoff is not None:
             draw_embedding(module, config)
         return
-    layer_idx = getattr(module, "writes_in_layer", None)
+    residual = RESIDUAL_INITIALIZERS[config.residual_initializer_type]
     for name, matrix in own_matrices(module):
-        std = spread = INITIALIZERS[config.initializer_type](config, matrix.shape[-1])
-        if layer_idx is not None and (isinstance(module, nn.Linear) or name in RESIDUAL_NAMES):
-            std = RESIDUAL_INITIALIZERS[config.residual_initializer_type](config, spread, layer_idx)
-        # transformers, or the module itself, has drawn the plain start.
+        std = INITIALIZERS[config.initializer_type](config, matrix.shape[-1])
+        if residual is not same_std and (isinstance(module, nn.Linear) or name in RESIDUAL_NAMES):
+            layer_idx = residual_layer_of(model, module)
+            std = std if layer_idx is None else residual(config, std, layer_idx)
+        # Otherwise transformers, or the module itself, has drawn just this.
         if std != config.initializer_range or config.initializer_cutoff is not None:
             draw(matrix, std, config)
 
 
-def own_matrices(module):
+def own_matrices(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """(name, parameter `[..., out, in]`) of a linear map, experts or a router; nothing of any other module."""
     if isinstance(module, (nn.Linear, Experts, Router)):
         for name, parameter in module.named_parameters(recurse=False):
@@ -102,8 +110,8 @@ def own_matrices(module):
                 yield name, parameter
 
 
-def draw(parameter, std, config):
-    """Normal with spread `std`, cut off at initializer_cutoff · std if that is set."""
+def draw(parameter: torch.Tensor, std: float, config) -> None:
+    """Fills from N(0, std²), truncated at ± initializer_cutoff · std if that is set."""
     if config.initializer_cutoff is None or std == 0:
         init.normal_(parameter, mean=0.0, std=std)
     else:
@@ -111,8 +119,9 @@ def draw(parameter, std, config):
         init.trunc_normal_(parameter, mean=0.0, std=std, a=-edge, b=edge)
 
 
-def draw_embedding(module, config):
-    """A table of tokens, or of positions at the common spread; its padding row zero as before."""
+def draw_embedding(module: nn.Embedding, config) -> None:
+    """A table of tokens by embedding_initializer_range, one of positions by initializer_range; the padding row is
+    zero."""
     own = None if isinstance(module, LearnedPositions) else config.embedding_initializer_range
     table = torch.empty_like(module.weight)
     draw(table, config.initializer_range if own is None else own, config)
@@ -122,9 +131,9 @@ def draw_embedding(module, config):
 
 
 @torch.no_grad()
-def restore_buffers(model):
-    """Fills the buffers that modules compute from the config and no checkpoint has: `to_empty` leaves in them whatever
-    memory held, and a model that was assigned its weights has none."""
+def restore_buffers(model: nn.Module) -> None:
+    """Fills the buffers that modules compute from the config and no checkpoint holds: after `to_empty` they hold
+    whatever was in memory, and in a model whose weights were assigned they are still on the meta device."""
     device = next(model.parameters()).device
     for module in model.modules():
         for name, values in getattr(module, "computed_buffers", dict)().items():
@@ -136,11 +145,12 @@ def restore_buffers(model):
 
 
 class InitialWeights:
-    """Starting as the config says, and what loading leaves to the model. A mixin in front of `PreTrainedModel`."""
+    """Initial weights as the config says, and the buffers that no checkpoint holds. A mixin in front of
+    `PreTrainedModel`."""
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        initialize(module, self.config)
+        initialize(self, module)
 
     def load_state_dict(self, *args, **kwargs):
         loaded = super().load_state_dict(*args, **kwargs)

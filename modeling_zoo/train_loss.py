@@ -1,10 +1,12 @@
-"""The loss of predicting the next token, with all logits at once or never more than a chunk of them.
+"""The loss of predicting the next token, from all logits at once or from a chunk of them at a time.
 
     loss = Σ over target tokens of (cross entropy + output_z_loss_coef · log² Z) / their number
 
-The number is `num_items_in_batch` where the caller counts the targets of a whole accumulated batch.
+That number is `num_items_in_batch` where the caller counts the targets of a whole accumulated batch.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -18,7 +20,14 @@ from .ops_effective_weight import has_hooks
 IGNORED = -100
 
 
-def logits_and_loss(model, hidden_states, labels, logits_to_keep, chunk_size, kwargs):
+def logits_and_loss(
+    model,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor | None,
+    logits_to_keep: int | torch.Tensor,
+    chunk_size: int | None,
+    kwargs: dict,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Hidden states `[B, T, D]` → logits (`[B, T or kept, V]`, or None under a chunked loss that keeps none), loss or
     None.
 
@@ -44,7 +53,7 @@ def logits_and_loss(model, hidden_states, labels, logits_to_keep, chunk_size, kw
     return logits, chunked_loss(model.lm_head, hidden_states, labels, model.config, chunk_size, kwargs)
 
 
-def next_tokens(labels, kwargs):
+def next_tokens(labels: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, int]:
     """Labels `[B, T]` → (the target of each position `[B, T]`, the id that marks none)."""
     ignored = kwargs.get("ignore_index", IGNORED)
     if kwargs.get("shift_labels") is not None:
@@ -52,22 +61,22 @@ def next_tokens(labels, kwargs):
     return F.pad(labels, (0, 1), value=ignored)[..., 1:], ignored
 
 
-def count_targets(targets, ignored, kwargs):
-    """What the sum is divided by: the targets of the accumulated batch, else those that are here."""
+def count_targets(targets: torch.Tensor, ignored: int, kwargs: dict) -> int | torch.Tensor:
+    """What the sum is divided by: the targets of the accumulated batch, else those of this call."""
     total = kwargs.get("num_items_in_batch")
     total = (targets != ignored).sum() if total is None else total
     return total.to(targets.device) if isinstance(total, torch.Tensor) else total
 
 
-def share_of_batch(labels, kwargs):
-    """The share of the accumulated batch's targets that is in this call; one where nobody counts them."""
+def share_of_batch(labels: torch.Tensor, kwargs: dict) -> float | torch.Tensor:
+    """The share of the accumulated batch's targets that is in this call; 1 where the caller does not count them."""
     if kwargs.get("num_items_in_batch") is None:
         return 1.0
     targets, ignored = next_tokens(labels, kwargs)
     return (targets != ignored).sum() / count_targets(targets, ignored, kwargs)
 
 
-def whole_loss(model, logits, labels, kwargs):
+def whole_loss(model, logits: torch.Tensor, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
     """transformers' loss, and the z-loss in training, from logits `[B, T, V]`."""
     loss = model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **kwargs)
     if not (model.training and model.config.output_z_loss_coef):
@@ -78,18 +87,20 @@ def whole_loss(model, logits, labels, kwargs):
     return loss + model.config.output_z_loss_coef * squares / count_targets(targets, ignored, kwargs)
 
 
-def log_normalizer_squares(logits, counted):
+def log_normalizer_squares(logits: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Σ over counted tokens of log² Σ_v exp(logit_v), logits `[..., V]` (PaLM, Chowdhery et al. 2022, §5)."""
     return (logits.logsumexp(dim=-1).square() * counted).sum()
 
 
-def chunked_loss(head, hidden_states, labels, config, chunk_size, kwargs):
+def chunked_loss(
+    head: torch.nn.Module, hidden_states: torch.Tensor, labels: torch.Tensor, config, chunk_size: int, kwargs: dict
+) -> torch.Tensor:
     """The same loss from hidden states `[B, T, D]`, `chunk_size` target tokens at a time.
 
-    The gradient is taken chunk by chunk in the forward pass, so that no logits outlive their chunk; where the head is
-    more than its own parameters (sharded weights, hooks) each chunk is computed again in the backward pass instead. All
-    chunks are one call of a head that FSDP2 gathers: ranks have different numbers of them. Raises ValueError for a head
-    that tensor parallelism splits besides.
+    The gradient is taken chunk by chunk in the forward pass, so that no logits outlive their chunk. Where the head is
+    more than its own parameters (sharded weights, hooks), each chunk is computed again in the backward pass instead.
+    FSDP2 gathers a head around each call of it, and ranks have different numbers of chunks: there all chunks are one
+    call. Raises ValueError for a head that tensor parallelism splits besides.
     """
     targets, ignored = next_tokens(labels, kwargs)
     targets = targets.reshape(-1).to(hidden_states.device)
@@ -97,9 +108,9 @@ def chunked_loss(head, hidden_states, labels, config, chunk_size, kwargs):
     number = count_targets(targets, ignored, kwargs)
     rows, targets = hidden_states.reshape(-1, hidden_states.shape[-1])[counted], targets[counted]
 
-    def total(rows, apply, alone):
+    def sum_of_chunks(apply, plain, rows):
         chunk_sum = partial(sum_of_chunk, apply, config)
-        if torch.is_grad_enabled() and alone:
+        if torch.is_grad_enabled() and plain:
             learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
             return SumOverChunks.apply(rows, targets, chunk_sum, chunk_size, *learned)
         # A sum of nothing, but one with a gradient: a batch may be all prompt.
@@ -108,12 +119,16 @@ def chunked_loss(head, hidden_states, labels, config, chunk_size, kwargs):
             found = found + checkpoint(chunk_sum, states, wanted, use_reentrant=False).to(found.device)
         return found
 
-    if gathered_by_fsdp(head):
-        return within_one_call(head, rows, total) / number
-    return total(rows, head, acts_alone(head)) / number
+    hooked = [module for module in head.modules() if has_hooks(module)]
+    if not gathered_by_fsdp(head):
+        return sum_of_chunks(head, not hooked and not is_sharded(head), rows) / number
+    # The head's own hooks are FSDP2's, and run once around all chunks.
+    inside = partial(sum_of_chunks, head.forward, all(module is head for module in hooked))
+    with forward_replaced(head, inside):
+        return head(rows) / number
 
 
-def sum_of_chunk(apply, config, states, targets):
+def sum_of_chunk(apply: Callable, config, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Σ over targets `[n]` of cross entropy and z-loss from states `[n, D]`."""
     logits = shape_logits(apply(states), config).float()
     total = F.cross_entropy(logits, targets.to(logits.device), reduction="sum")
@@ -123,39 +138,36 @@ def sum_of_chunk(apply, config, states, targets):
     return total
 
 
-def gathered_by_fsdp(head):
+def gathered_by_fsdp(head: torch.nn.Module) -> bool:
     """Whether FSDP2 shards the head: it gathers and scatters around each call of it."""
     return hasattr(type(head), "set_requires_gradient_sync")
 
 
-def within_one_call(head, rows, compute):
-    """compute(rows, the head's own forward, whether it acts alone) in place of that forward."""
-    own, held = head.forward, "forward" in vars(head)
+@contextmanager
+def forward_replaced(head: torch.nn.Module, forward: Callable) -> Iterator[None]:
+    """Within it, calling `head` gathers its weights by FSDP2 as ever and computes `forward`."""
 
-    def forward(rows):
+    def checked(rows):
+        # Asked inside the call: outside of it FSDP2 shards the weights itself.
         if is_sharded(head):
             raise ValueError(
                 "loss_chunk_size does not go with a head that is tensor-parallel and sharded by FSDP: leave it out."
             )
-        return compute(rows, own, not any(has_hooks(module) for module in head.modules() if module is not head))
+        return forward(rows)
 
-    head.forward = forward
+    before = vars(head).get("forward")
+    head.forward = checked
     try:
-        return head(rows)
+        yield
     finally:
-        if held:
-            head.forward = own
-        else:
-            del head.forward
+        del head.forward
+        if before is not None:
+            head.forward = before
 
 
-def is_sharded(head):
+def is_sharded(head: torch.nn.Module) -> bool:
+    """Whether this process holds a part of a parameter only."""
     return any(hasattr(parameter, "to_local") for parameter in head.parameters())
-
-
-def acts_alone(head):
-    """Whether calling the head depends on nothing but its parameters, all of them plain tensors."""
-    return not is_sharded(head) and not any(has_hooks(module) for module in head.modules())
 
 
 class SumOverChunks(torch.autograd.Function):

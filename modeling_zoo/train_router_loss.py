@@ -1,8 +1,11 @@
-"""Keeping experts evenly used: the balance loss, the z-loss, and the balance by bias that needs no loss.
+"""Keeping experts evenly used: the load-balancing loss, the router z-loss, and balancing by a bias without a loss.
+
+    balance = E · Σ_e f_e · P_e      z = mean(logsumexp(logits)²)      loss += aux_coef · balance + z_coef · z
 
 Router logits come as a tuple with one `[B · T, E]` per sparse layer; a mask `[B, T]` is true where a token counts.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +14,7 @@ import torch.nn.functional as F
 from .mlp_routers import Router
 
 
-def token_weights(router_logits, mask):
+def token_weights(router_logits: Sequence[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
     """The mask as float32 `[B · T]`, all ones without one. Raises ValueError where the two differ in length."""
     rows = router_logits[0].shape[0]
     if mask is None:
@@ -23,12 +26,14 @@ def token_weights(router_logits, mask):
     return mask.reshape(-1).to(router_logits[0].device, torch.float32)
 
 
-def mask_of_targets(labels):
+def mask_of_targets(labels: torch.Tensor) -> torch.Tensor:
     """Labels `[B, T]` → `[B, T]`, true where the next token is one to predict."""
     return F.pad(labels, (0, 1), value=-100)[..., 1:] != -100
 
 
-def load_balancing_loss(router_logits, top_k, mask=None):
+def load_balancing_loss(
+    router_logits: Sequence[torch.Tensor], top_k: int | list[int], mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """E · Σ_e f_e · P_e: f_e the tokens that choose e, P_e its mean probability, each over all layers' counted tokens.
 
     k when the experts are evenly used. As in transformers, the probabilities are a softmax of the logits and the choice
@@ -56,13 +61,13 @@ def _balance(layers, num_experts, weight):
     return num_experts * (chosen / tokens * (probability / tokens)).sum()
 
 
-def count_experts(experts, num_experts, weight):
+def count_experts(experts: torch.Tensor, num_experts: int, weight: torch.Tensor) -> torch.Tensor:
     """How many counted tokens chose each expert: ids `[N, k]`, weights `[N]` → `[E]`."""
     counts = torch.zeros(num_experts, device=experts.device)
     return counts.scatter_add(0, experts.reshape(-1), weight.repeat_interleave(experts.shape[-1]))
 
 
-def router_z_loss(router_logits, mask=None):
+def router_z_loss(router_logits: Sequence[torch.Tensor], mask: torch.Tensor | None = None) -> torch.Tensor:
     """Mean over layers and counted tokens of logsumexp(logits)² (Zoph et al. 2022, ST-MoE, eq. 5)."""
     weight = token_weights(router_logits, mask)
     squares = [(logits.to(weight.device).float().logsumexp(dim=-1).square() * weight).sum() for logits in router_logits]
@@ -70,14 +75,20 @@ def router_z_loss(router_logits, mask=None):
 
 
 class RouterLosses(NamedTuple):
-    """What goes on top of the language model's loss, and the two parts of it before their coefficients."""
+    """What is added to the language model's loss, and its two parts before their coefficients; scalars."""
 
     total: torch.Tensor
     aux_loss: torch.Tensor
     z_loss: torch.Tensor
 
 
-def router_losses(config, router_logits, attention_mask=None, target_mask=None, num_items_in_batch=None):
+def router_losses(
+    config,
+    router_logits: Sequence[torch.Tensor],
+    attention_mask: torch.Tensor | None = None,
+    target_mask: torch.Tensor | None = None,
+    num_items_in_batch: int | torch.Tensor | None = None,
+) -> RouterLosses:
     """aux_coef · balance + z_coef · z, as a mean over the batch's tokens.
 
     The balance loss counts tokens of `attention_mask`, the z-loss those of `target_mask` (`mask_of_targets`) if any.
@@ -95,9 +106,9 @@ def router_losses(config, router_logits, attention_mask=None, target_mask=None, 
     return RouterLosses(total, aux_loss, z_loss)
 
 
-def wants_router_losses(model, labels, record):
-    """Whether a call with `labels` adds them: as `record` (output_router_logits) says, which without an answer is in
-    training, if a coefficient asks."""
+def should_add_router_losses(model, labels: torch.Tensor | None, record: bool | None) -> bool:
+    """Whether a call with `labels` adds them: as `record` (output_router_logits) says; where that is None, in training
+    if a coefficient is positive."""
     config = model.config
     if labels is None or "sparse" not in config.mlp_layer_types:
         return False
@@ -106,9 +117,18 @@ def wants_router_losses(model, labels, record):
     return model.training and (config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0)
 
 
-def add_router_losses(loss, model, router_logits, attention_mask, labels, kwargs):
-    """(loss + the router losses, the balance loss) for one call of a language model; raises ValueError where the
-    logits were recorded without a gradient."""
+def add_router_losses(
+    loss: torch.Tensor,
+    model,
+    router_logits: Sequence[torch.Tensor],
+    attention_mask: torch.Tensor | None,
+    labels: torch.Tensor,
+    kwargs: dict,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss + the router losses, the balance loss) for one call of a language model with `kwargs`.
+
+    Raises ValueError where the logits were recorded without a gradient, as reentrant checkpointing does.
+    """
     config, wanted = model.config, model.config.router_aux_loss_coef > 0 or model.config.router_z_loss_coef > 0
     lost = loss.requires_grad and not any(logits.requires_grad for logits in router_logits)
     if wanted and lost and model.training and model.is_gradient_checkpointing:
@@ -121,7 +141,7 @@ def add_router_losses(loss, model, router_logits, attention_mask, labels, kwargs
     return loss + losses.total.to(loss.device), losses.aux_loss
 
 
-def updated_correction_bias(bias, load, rate):
+def updated_correction_bias(bias: torch.Tensor, load: torch.Tensor, rate: float) -> torch.Tensor:
     """bias + rate · sign(mean(load) - load), `[E]`: overused experts down, others up (Wang et al. 2024, Alg. 1)."""
     load = load.to(bias.device, torch.float32)
     return bias + rate * torch.sign(load.mean() - load)
@@ -135,21 +155,23 @@ class CorrectionBiasBalancer:
     default group. Raises ValueError for a model without a router that has such a bias.
     """
 
-    def __init__(self, model, rate=1e-3):
+    def __init__(self, model: torch.nn.Module, rate: float = 1e-3):
         routers = [module for module in model.modules() if isinstance(module, Router)]
         self.routers = [router for router in routers if getattr(router, "e_score_correction_bias", None) is not None]
         if not self.routers:
             raise ValueError("No router of this model has a correction bias: set use_score_correction_bias=True.")
         self.rate, self.mask = rate, None
         self.loads = [torch.zeros_like(router.e_score_correction_bias) for router in self.routers]
-        self.hooks = [model.register_forward_pre_hook(self._see_call, with_kwargs=True)]
-        self.hooks += [router.register_forward_hook(self._counter(index)) for index, router in enumerate(self.routers)]
+        self.hooks = [model.register_forward_pre_hook(self._keep_mask, with_kwargs=True)]
+        self.hooks += [
+            router.register_forward_hook(self._count_hook(index)) for index, router in enumerate(self.routers)
+        ]
 
-    def _see_call(self, model, args, kwargs):
+    def _keep_mask(self, model, args, kwargs):
         mask = kwargs.get("attention_mask")
         self.mask = mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
-    def _counter(self, index):
+    def _count_hook(self, index):
         def count(router, args, output):
             if not router.training:
                 return
@@ -162,7 +184,7 @@ class CorrectionBiasBalancer:
         return count
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
         """Moves every bias by ± rate and starts counting anew; a router that saw no token keeps its bias."""
         for index, router in enumerate(self.routers):
             load = self.loads[index]
@@ -172,7 +194,7 @@ class CorrectionBiasBalancer:
             bias.copy_(updated_correction_bias(bias, load, self.rate))
             self.loads[index] = torch.zeros_like(load)
 
-    def remove(self):
+    def remove(self) -> None:
         """Takes the hooks off the model."""
         for hook in self.hooks:
             hook.remove()

@@ -2,23 +2,26 @@
 
 import re
 
-# A gain, a decay, a threshold: a zero is a value like any other to a matrix, and means something to these.
-SPARED = re.compile(r"bias|norm(?:$|\.)|A_log$")
+from torch import nn
+
+# Gains, decays and thresholds: pulled towards zero they would mean something else.
+NOT_DECAYED = re.compile(r"bias|norm(?:$|\.)|A_log$")
 
 
-def get_decay_parameter_names(model):
-    """Names of the parameters to decay, for the method of this name of transformers' Trainer: matrices, tables and
-    convolutions.
+def get_decay_parameter_names(model: nn.Module) -> list[str]:
+    """Names of the parameters to decay: matrices, tables and convolutions. transformers' Trainer has a method of this
+    name.
 
-    Spared are biases and norms, as Trainer does, and all other vectors: A_log and D of state spaces (Gu & Dao 2023,
+    Left out are biases and norms, as Trainer does, and all other vectors: A_log and D of state spaces (Gu & Dao 2023,
     whose code marks both) and other decays, sinks, scales and bases of hyper-connections, factors of experts, xIELU's
     alphas.
     """
-    return [name for name, value in model.named_parameters() if value.ndim >= 2 and not SPARED.search(name)]
+    return [name for name, value in model.named_parameters() if value.ndim >= 2 and not NOT_DECAYED.search(name)]
 
 
-def parameter_groups(model, weight_decay):
-    """Two groups for any optimizer of torch: what learns and decays by `weight_decay`, and what only learns."""
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for any torch optimizer: parameters that decay by `weight_decay`, and those that do not. Frozen
+    parameters are in neither."""
     names = set(get_decay_parameter_names(model))
     learned = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     return [
