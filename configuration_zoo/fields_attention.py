@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .field_kinds import Choice, choice, factor, flag, length, per_layer, positive, probability, size
 from .fields_checks import even_share, for_each_layer, refuse_unless
+from .norm_types import NORM_TYPES, NORMS_WITH_BIAS
 
 # transformers' words that mean softmax attention, and those that mean a recurrence or a convolution.
 SOFTMAX_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
@@ -30,7 +31,6 @@ QK_NORM_FIELDS = (
     "qk_norm_layers",
     "qk_norm_eps",
 )
-QK_NORMS = ("rms_norm", "layer_norm")
 QK_NORM_SCOPES = ("head", "full")
 QK_NORM_WEIGHTS = ("shared", "per_head", "none")
 QK_NORM_POSITIONS = ("before_rope", "after_rope")
@@ -86,7 +86,7 @@ class AttentionFields:
     # Norm on queries and keys (Henry et al. 2020; Dehghani et al. 2023): over a head or the whole projection; weight
     # shared by the heads, one for each, or none; before or after the rotation; in all layers or in those that rotate
     # (Llama 4).
-    qk_norm: str | None = choice(QK_NORMS, needs="softmax")
+    qk_norm: str | None = choice(NORM_TYPES, needs="softmax")
     qk_norm_scope: str | None = choice(QK_NORM_SCOPES)
     qk_norm_weight: str | None = choice(QK_NORM_WEIGHTS)
     qk_norm_bias: bool | None = flag(None)
@@ -190,8 +190,11 @@ class AttentionFields:
             )
         if self.clip_qkv_position == "after_norm" and self.qk_norm is None:
             raise ValueError("clip_qkv_position='after_norm' needs qk_norm, which is not set.")
-        if self.qk_norm_bias and (self.qk_norm != "layer_norm" or self.qk_norm_weight == "none"):
-            raise ValueError("qk_norm_bias=True needs qk_norm='layer_norm' and a qk_norm_weight.")
+        if self.qk_norm_bias and (self.qk_norm not in NORMS_WITH_BIAS or self.qk_norm_weight == "none"):
+            raise ValueError(f"qk_norm_bias=True needs a qk_norm of {list(NORMS_WITH_BIAS)} and a qk_norm_weight.")
+        if self.qk_norm_scope == "full" and not NORM_TYPES[self.qk_norm].full_scope:
+            allowed = [name for name, norm in NORM_TYPES.items() if norm.full_scope]
+            raise ValueError(f"qk_norm_scope='full' needs a qk_norm of {allowed}, got {self.qk_norm!r}.")
         if self.qk_norm_scope == "full" and self.qk_norm_weight == "per_head":
             raise ValueError("qk_norm_weight='per_head' needs qk_norm_scope='head', got 'full'.")
 

@@ -5,12 +5,7 @@ from dataclasses import dataclass
 from .field_kinds import Choice, choice, factor, flag, per_layer, positive
 from .fields_attention import RECURRENT_LAYERS
 from .fields_checks import check_choice, for_each_layer, refuse_unless
-
-# The orders in which an implementation casts; they differ below float32 only.
-NORM_CASTS = {
-    "rms_norm": ("cast_then_scale", "scale_then_cast"),
-    "layer_norm": ("native", "float32"),
-}
+from .norm_types import NORM_TYPES, NORMS_WITH_BIAS
 
 BLOCK_TYPES = (
     "pre_norm",
@@ -46,8 +41,8 @@ SINGLE_BRANCH_BLOCKS = ("mixer_only", "mlp_only")
 class NormFields:
     """Normalisation and residual topology."""
 
-    # "rms_norm" (Zhang & Sennrich 2019) or "layer_norm" (Ba et al. 2016), for every norm of the residual stream.
-    norm_type: str = choice(NORM_CASTS, "rms_norm")
+    # The norm of the residual stream: "rms_norm" (Zhang & Sennrich 2019) or "layer_norm" (Ba et al. 2016).
+    norm_type: str = choice(NORM_TYPES, "rms_norm")
     norm_eps: float | int = positive(1e-6)
     # Learned scale; without it the norm has no parameters at all (OLMo, nanochat).
     norm_elementwise_affine: bool = flag(True)
@@ -57,7 +52,7 @@ class NormFields:
     norm_unit_offset: bool = flag()
     # Cast order: RMS norm "cast_then_scale" | "scale_then_cast"; layer norm "native" | "float32".
     norm_cast: str | None = choice(
-        sorted({cast for casts in NORM_CASTS.values() for cast in casts}),
+        sorted({cast for norm in NORM_TYPES.values() for cast in norm.casts}),
         needs="norm weight",
         neutral=(
             "cast_then_scale",
@@ -85,25 +80,26 @@ class NormFields:
     final_norm: bool = flag(True)
 
     def resolve_norm(self):
-        affine_layer_norm = self.norm_type == "layer_norm" and self.norm_elementwise_affine
-        if self.norm_bias is None and self.norm_type in NORM_CASTS:
-            self.norm_bias = affine_layer_norm
-        if self.norm_cast is None and self.norm_type in NORM_CASTS:
+        # A misspelt type is refused after this.
+        norm = NORM_TYPES.get(self.norm_type)
+        if norm is not None and self.norm_bias is None:
+            self.norm_bias = norm.bias and self.norm_elementwise_affine
+        if norm is not None and norm.casts and self.norm_cast is None:
             offset = self.norm_unit_offset and self.norm_elementwise_affine
-            scale_first = self.norm_type == "rms_norm" and offset
-            self.norm_cast = NORM_CASTS[self.norm_type][1 if scale_first else 0]
+            scale_first = offset and "scale_then_cast" in norm.casts
+            self.norm_cast = "scale_then_cast" if scale_first else norm.casts[0]
         if self.parallel_sum_order is None and any(block in PARALLEL_BLOCKS for block in self.block_types):
             self.parallel_sum_order = PARALLEL_SUM_ORDERS[0]
 
     @for_each_layer
     def validate_norm(self):
-        check_choice(self, "norm_cast", NORM_CASTS[self.norm_type])
+        check_choice(self, "norm_cast", NORM_TYPES[self.norm_type].casts)
         parallel = any(block in PARALLEL_BLOCKS for block in self.block_types)
         refuse_unless(self, parallel, "a parallel block_type", ("parallel_sum_order",))
         self._validate_shortcut()
-        if self.norm_bias and not (self.norm_type == "layer_norm" and self.norm_elementwise_affine):
+        if self.norm_bias and not (self.norm_type in NORMS_WITH_BIAS and self.norm_elementwise_affine):
             raise ValueError(
-                "norm_bias=True needs norm_type='layer_norm' and norm_elementwise_affine=True, "
+                f"norm_bias=True needs a norm_type of {list(NORMS_WITH_BIAS)} and norm_elementwise_affine=True, "
                 f"got norm_type={self.norm_type!r}, norm_elementwise_affine={self.norm_elementwise_affine}."
             )
         if self.norm_unit_offset and not self.norm_elementwise_affine:

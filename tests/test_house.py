@@ -318,7 +318,6 @@ FIELDS_OF = {
     "OUTPUT_GATES": (("attn_output_gate", "attn_gate_source"), {}),
     "PARALLEL_SUMS": (("parallel_sum_order",), {"block_type": "parallel"}),
     "ADDED_POSITIONS": (("position_embedding_type",), {}),
-    "PROJECTION_NORMS": (("qk_norm",), {}),
     "RESIDUAL_INITIALIZERS": (("residual_initializer_type",), {}),
     "WAVES": (("sinusoid_layout",), {"position_embedding_type": "sinusoidal"}),
     "ROUTERS": (("scoring_func",), SPARSE),
@@ -326,7 +325,8 @@ FIELDS_OF = {
 # Keyed by transformers' words or classes, by a boolean, or holding a part of what another registry lists.
 KEYED_OTHERWISE = {
     "ACTIVATIONS", "ATTENTIONS_BESIDE", "DECAYS", "DENSE_MLPS", "EXPERTS", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS",
-    "PATTERNS", "POSITION_BIASES", "REPEAT", "ROTATE", "SWAP", "SCORING_FUNCTIONS", "SHARED_EXPERTS",
+    "PATTERNS", "POSITION_BIASES", "PROJECTION_NORMS", "REPEAT", "ROTATE", "SCORING_FUNCTIONS", "SHARED_EXPERTS",
+    "SWAP",
 }  # fmt: skip
 
 
@@ -378,6 +378,13 @@ def test_the_config_accepts_the_mechanisms_of_the_mixers_and_no_others():
     names |= accepted("linear_attention_type", {"layer_types": ["linear_attention"] * 2})
     # Chosen by another field: a word of layer_types, the position embedding, how many layers share.
     assert set(registries()["MIXERS"]) - {"hybrid", "indexed", "shared_key_value", "transformer_xl"} == names
+
+
+def test_queries_and_keys_take_the_norms_of_the_stream():
+    from configuration_zoo.norm_types import NORM_TYPES
+
+    assert set(registries()["NORMS"]) == accepted("qk_norm", {})
+    assert set(registries()["PROJECTION_NORMS"]) == {name for name, norm in NORM_TYPES.items() if norm.full_scope}
 
 
 def run_python(code):
