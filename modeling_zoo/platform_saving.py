@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch.distributed as dist
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
@@ -19,7 +20,7 @@ class SavedFolder:
     def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
         before = stamps(save_directory)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if is_main_process:
+        if is_main_process and is_first_rank():
             remove_older_set(save_directory, before)
             carry_along(self.config, save_directory)
 
@@ -27,6 +28,11 @@ class SavedFolder:
         self.config.write_card(working_dir)
         carry_along(self.config, working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that transformers lets write, of one or of many."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def carry_along(config, folder) -> None:
@@ -39,12 +45,21 @@ def carry_along(config, folder) -> None:
         return
     for path in [path for path in kept.rglob("*") if path.is_file()]:
         place = target / SOURCE_FOLDER / path.relative_to(kept)
+        if is_the_file(place, path):
+            continue
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
         try:
             os.link(path.resolve(), place)
         except OSError:
-            shutil.copyfile(path, place)
+            # Another process may have linked it in the meantime.
+            if not is_the_file(place, path):
+                shutil.copyfile(path, place)
+
+
+def is_the_file(place: Path, path: Path) -> bool:
+    """Whether `place` is the file `path` already, by a link of some kind."""
+    return place.exists() and place.samefile(path)
 
 
 def kept_beside(config) -> Path | None:

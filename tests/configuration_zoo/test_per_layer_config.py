@@ -66,7 +66,10 @@ CASES = {
     "attention_sinks": (PLAIN, {"attention_sinks": "all"}),
     "attn_output_gate": (PLAIN, {"attn_output_gate": "headwise"}),
     "attn_gate_source": ({"attn_output_gate": "elementwise"}, {"attn_gate_source": "g_proj"}),
-    "attn_temperature_layers": (TEMPERATURE, {"attn_temperature_layers": "no_rope"}),
+    "attn_temperature_layers": (
+        {**TEMPERATURE, "attn_temperature_layers": "no_rope", "no_rope_layers": [0, 1]},
+        {"attn_temperature_layers": "all"},
+    ),
     "attn_scale": (TEMPERATURE, {"attn_scale": 0.9}),
     "floor_scale": (TEMPERATURE, {"floor_scale": 2}),
     "attn_temperature_offset": (TEMPERATURE, {"attn_temperature_offset": 2}),

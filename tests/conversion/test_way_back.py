@@ -1,6 +1,7 @@
 """Nothing a source held is lost in silence: towers and further layers come back after training, or somebody is told."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,11 +10,12 @@ from checkpoint_checks import assert_same_config, tensors_of
 from random_models import build, their_class_config
 from safetensors.torch import load_file, save_file
 from samples import only
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from wrapped_models import WRAPPED, save_wrapped
 
 from conversion import ConversionError, convert, family_of, load
 from conversion.families.shared_common import tiny
+from modeling_zoo import platform_saving
 
 LLAMA4 = (
     "Llama4", "ForConditionalGeneration",
@@ -74,6 +76,47 @@ def assert_all_but_the_norm(found, expected):
     assert sorted(tensors) == sorted(others)
     assert len([name for name in tensors if not torch.equal(tensors[name], others[name])]) == 1
     assert_same_config(found, expected)
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    with_prediction_layer(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "zoo", progress=False)
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "zoo")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_many_processes_the_first_carries_it(loaded, rank, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    carry = platform_saving.SavedFolder.save_pretrained
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained", lambda model, folder, *_: model.config.save_pretrained(folder)
+    )
+    carry(loaded, tmp_path / "again")
+    assert (tmp_path / "again" / "source" / "tensors.safetensors").is_file() == (rank == 0)
+
+
+@pytest.mark.parametrize("meanwhile", ["linked by another process", "one folder by two names"])
+def test_a_file_that_is_there_already_stays_whole(loaded, meanwhile, tmp_path, monkeypatch):
+    again, kept, link = tmp_path / "again", tmp_path / "zoo" / "source", os.link
+    tensors = load_file(kept / "tensors.safetensors")
+    if meanwhile == "one folder by two names":
+        (kept / "inner").mkdir()
+        (kept / "tensors.safetensors").rename(kept / "inner" / "tensors.safetensors")
+        (again / "source").mkdir(parents=True)
+        (again / "source" / "inner").symlink_to(kept / "inner")
+    else:
+
+        def linked_twice(path, place):
+            link(path, place)
+            link(path, place)
+
+        monkeypatch.setattr(os, "link", linked_twice)
+    loaded.save_pretrained(again)
+    inner = "inner" if meanwhile == "one folder by two names" else "."
+    found = again / "source" / inner / "tensors.safetensors"
+    assert all(torch.equal(load_file(found)[name], tensor) for name, tensor in tensors.items())
 
 
 def test_training_carries_along_what_the_source_held(case, tmp_path):

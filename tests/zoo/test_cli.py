@@ -117,16 +117,18 @@ def test_foreign_code_is_refused_without_the_flag(zoo, copy):
     assert code == 1 and "--trust-remote-code" in err and err.count("\n") == 1
 
 
-@pytest.mark.long
-def test_trusted_code_is_the_folders_own(copy):
-    """In a process of its own: an earlier import of modeling_zoo would win over the folder."""
+def test_trusted_code_is_the_folders_own(zoo, copy):
+    """Although classes of the same model_type are installed and registered."""
     with open(copy / "modeling_zoo.py", "a") as file:
         file.write("\nprint('the code of the folder')\n")
-    command = [sys.executable, "-m", "zoo", "generate", copy, "--prompt", "Once", "--max-new-tokens", 2]
-    command = [str(part) for part in (*command, "--trust-remote-code")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "the code of the folder" in done.stdout
+        file.write("ZooForCausalLM.generate = lambda self, input_ids, **options: input_ids.repeat(1, 2)\n")
+    arguments = ("generate", copy, "--prompt", "Once", "--max-new-tokens", 2, "--json")
+    code, out, err = zoo(*arguments, "--trust-remote-code")
+    assert code == 0, err
+    shown, report = out.split("\n", 1)
+    tokens = json.loads(report)["tokens"]
+    assert shown == "the code of the folder" and tokens == 2 * tokens[: len(tokens) // 2]
+    assert "the code of the folder" not in zoo(*arguments)[1]
 
 
 # -- inspect --------------------------------------------------------------------------------------------------------

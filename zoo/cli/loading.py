@@ -72,8 +72,12 @@ def load_model(folder: Path, dtype=None, device: str | None = None, trust: bool 
 
 
 def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
-    """The model as one of the Auto classes loads it, refused where a part of it would be random."""
+    """The model as one of the Auto classes loads it, refused where a part of it would be random.
+
+    A zoo folder with `trust` is run by its own class: the Auto classes prefer an installed one of the same model_type.
+    """
     import transformers
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     from conversion.engine.heads import head_of
     from conversion.engine.loading import PARTS_AT_RANDOM, PROBLEMS, refuse_incomplete
@@ -87,8 +91,11 @@ def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
     # Told apart below, by name.
     options["ignore_mismatched_sizes"] = True
     with blamed_on(f"what {folder} says of its model"):
-        model, info = getattr(transformers, HEADS[head_of(config)].auto).from_pretrained(folder, **options)
-    own = config.get("model_type") == MODEL_TYPE and not config.get("quantization_config")
+        auto, zoo = HEADS[head_of(config)].auto, config.get("model_type") == MODEL_TYPE
+        named = config["auto_map"].get(auto) if zoo and trust else None
+        loader = get_class_from_dynamic_module(named, folder) if named else getattr(transformers, auto)
+        model, info = loader.from_pretrained(folder, **options)
+    own = zoo and not config.get("quantization_config")
     refuse_incomplete(info, folder, PROBLEMS if own else PARTS_AT_RANDOM)
     return model
 
