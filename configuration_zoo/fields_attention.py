@@ -146,12 +146,6 @@ class AttentionFields:
         self._validate_values()
 
     def _validate_reach(self):
-        for field, words in (
-            ("sliding_window", ("sliding_attention", "hybrid_sliding")),
-            ("attention_chunk_size", ("chunked_attention",)),
-        ):
-            used = any(word in words for word in self.layer_types)
-            refuse_unless(self, used, f"a layer of layer_types that is one of {list(words)}", (field,))
         sparse = [p for p in self.sparse_attention_pattern or () if p != "none"]
         if sparse and self.sparse_attention_stride is None:
             raise ValueError("sparse_attention_pattern needs sparse_attention_stride, which is not set.")
@@ -173,6 +167,10 @@ class AttentionFields:
             raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
 
     def validate_reach(self):
+        for reach in dict.fromkeys(REACH_FIELDS.values()):
+            words = [word for word, field in REACH_FIELDS.items() if field == reach]
+            used = any(word in words for word in self.layer_types)
+            refuse_unless(self.outside_layers(), used, f"a layer of layer_types that is one of {words}", (reach,))
         layers = zip(self.layer_types, self.attention_types, self.per_layer_config, strict=False)
         for index, (word, mechanism, layer) in enumerate(layers):
             field = REACH_FIELDS.get(word)
@@ -180,6 +178,11 @@ class AttentionFields:
                 raise ValueError(f"layer_types[{index}]={word!r} needs {field}, which is not set.")
             if word not in (*RECURRENT_LAYERS, *NO_MIXER_LAYERS) and mechanism is None:
                 raise ValueError(f"layer_types[{index}]={word!r} needs an attention_type, got None.")
+            if mechanism not in (None, *self.attentions) and isinstance(self.attention_type, list):
+                raise ValueError(
+                    f"attention_type[{index}]={mechanism!r} only means something with layer_types[{index}] one of "
+                    f"{list(SOFTMAX_LAYERS + HYBRID_LAYERS)}: put None there or change that."
+                )
 
     def _validate_qk_norm(self):
         refuse_unless(self, self.clip_qkv is not None, "clip_qkv", ("clip_qkv_position",))

@@ -1,6 +1,6 @@
 """Learning: what is added to the loss, how it is computed, and what weights are before the first step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from transformers.utils import logging
 
@@ -65,3 +65,11 @@ class TrainingFields:
                 raise UnreadField(field, getattr(self, field), "a 'sparse' layer in mlp_layer_types")
         if self.output_router_logits is False and self.router_z_loss_coef:
             raise UnreadField("router_z_loss_coef", self.router_z_loss_coef, "output_router_logits left out or True")
+
+    def validate_initializers(self):
+        default = next(field.default for field in fields(self) if field.name == "initializer_range")
+        matrices = self.initializer_type == "normal" or self.embedding_initializer_range is None
+        others = self.position_embedding_type == "learned" or "hyper_connection" in self.block_types
+        if self.initializer_range != default and not (matrices or others or self.attention_sinks):
+            reason = "initializer_type='normal' or without embedding_initializer_range"
+            raise UnreadField("initializer_range", self.initializer_range, reason)

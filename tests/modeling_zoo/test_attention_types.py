@@ -115,11 +115,21 @@ def test_tools_see_each_layer_as_it_is():
     }  # fmt: skip
 
 
-def test_a_name_of_a_layer_without_attention_is_not_read():
-    words = ["conv", "full_attention", "conv"]
-    fields = {**SIZES, "layer_types": words, "linear_attention_type": "short_conv", "no_rope_layers": [1, 0, 1]}
-    model = ZooForCausalLM(ZooConfig(**fields, attention_type=[LATENT, GROUPED, LATENT]))
-    assert not any("latent" in type(module).__name__.lower() for module in model.modules())
+CONVOLVED = {
+    "layer_types": ["conv", "full_attention", "conv"], "linear_attention_type": "short_conv",
+    "no_rope_layers": [1, 0, 1],
+}  # fmt: skip
+
+
+def test_a_layer_without_attention_needs_no_name():
+    for names in ([None, GROUPED, None], [GROUPED] * 3):
+        model = ZooForCausalLM(ZooConfig(**SIZES, **CONVOLVED, attention_type=names))
+        assert not any("latent" in type(module).__name__.lower() for module in model.modules())
+    with pytest.raises(
+        StrictDataclassError, match=r"attention_type\[0\]='latent' only means something with layer_types"
+    ):
+        ZooConfig(**SIZES, **CONVOLVED, attention_type=[LATENT, GROUPED, LATENT])
+    ZooConfig(**SIZES, **CONVOLVED, attention_type=[LATENT] * 3)
 
 
 @pytest.mark.parametrize(
