@@ -1,16 +1,15 @@
 """Latent attention: against transformers' own attention of every family, against the slow reference, in both forms."""
 
-import importlib
 import re
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from layer_pairs import Pair, SideBySide, latent_layers, variants
 from random_models import randomize
 from references_latent import latent_row
 from samples import every
 from transformers import AttentionInterface, DynamicCache, StaticCache
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, ZooModel, attention_latent
@@ -30,130 +29,37 @@ YARN = {
 MISTRAL_ROPE = YARN | {"llama_4_scaling_beta": 0.3, "partial_rotary_factor": 10 / 22}
 INTERLEAVED = {"rope_interleave": True}
 UNRANKED = {"q_lora_rank": None}
-# model_type -> [(class, their further arguments, our flags beyond WIDTHS)]
-FAMILIES = {
-    "deepseek_v2": [
-        ("DeepseekV2Attention", {"rope_parameters": YARN}, INTERLEAVED | {"rope_dtype": "float32_qk"}),
-        ("DeepseekV2Attention", UNRANKED, INTERLEAVED | UNRANKED | {"rope_dtype": "float32_qk"}),
-    ],
-    "deepseek_v3": [
-        ("DeepseekV3Attention", {"rope_parameters": YARN}, INTERLEAVED),
-        ("DeepseekV3Attention", {"rope_interleave": False, "attention_bias": True}, {"attention_bias": True}),
-        ("DeepseekV3Attention", {"rope_parameters": YARN | {"rope_type": "linear"}}, INTERLEAVED),
-        ("DeepseekV3Attention", {"rope_parameters": YARN | {"mscale_all_dim": 0.0}}, INTERLEAVED),
-    ],
-    "glm4_moe_lite": [("Glm4MoeLiteAttention", {}, INTERLEAVED)],
-    "longcat_flash": [
-        ("LongcatFlashMLA", {}, INTERLEAVED | {"mla_scale_q_lora": True, "mla_scale_kv_lora": True}),
-    ],
-    "minicpm3": [("MiniCPM3Attention", {"attention_bias": True}, {"attention_bias": True})],
-    "mistral4": [
-        (
-            "Mistral4Attention",
-            {"rope_parameters": MISTRAL_ROPE},
-            INTERLEAVED | {"attn_temperature_layers": "all", "attn_scale": 0.3, "floor_scale": 16},
-        ),
-    ],
-    "youtu": [("YoutuAttention", {}, INTERLEAVED)],
-    "kimi_linear": [
-        ("KimiLinearAttention", UNRANKED, UNRANKED | {"position_embedding_type": "none"}),
-    ],
-    "bailing_hybrid": [("BailingHybridAttention", {}, INTERLEAVED | UNRANKED | {"attn_output_gate": "headwise"})],
-}  # fmt: skip
 VARIANTS = [
-    (name, number) for name, variants in FAMILIES.items() for number in range(len(variants)) if name in CONFIG_MAPPING
+    (*variant, {}) for variant in variants(lambda config: "latent" in config.attentions and config.index_topk is None)
 ]
+# Scores scaled by a rotation that is none of YaRN's.
+VARIANTS.append(("deepseek_v3", 0, {"rope_parameters": YARN | {"rope_type": "linear"}}))
 STEPS = ((0, 9), (9, 10), (10, 13), (13, 22), (22, 23))
 LENGTH, PADDED = 23, 4
-
-
-def their_attention(model_type, number):
-    """transformers' attention with all parameters random, its rotation or None, its config."""
-    name, arguments, _ = FAMILIES[model_type][number]
-    known = CONFIG_MAPPING[model_type]
-    sizes = {**WIDTHS, **MODEL, "num_key_value_heads": 6, "head_dim": 10, "rope_parameters": DEFAULT}
-    # Where one is derived from the others it cannot be given.
-    sizes.pop({"longcat_flash": "num_hidden_layers", "mistral4": "head_dim"}.get(model_type), None)
-    config = known(**{**sizes, **arguments})
-    modeling = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    attention = getattr(modeling, name)(config, 0).eval()
-    randomize(attention)
-    rotary = next((kind for key, kind in vars(modeling).items() if key.endswith("RotaryEmbedding")), None)
-    return attention, rotary(config) if rotary is not None else None, config
-
-
-def our_model(model_type, number, theirs, their_config):
-    """zoo's latent attention with their weights, inside a model of one layer."""
-    flags = FAMILIES[model_type][number][2]
-    position = {}
-    if flags.get("position_embedding_type") != "none":
-        rope = {key: value for key, value in their_config.rope_parameters.items() if not key.startswith("llama_4")}
-        rope.pop("partial_rotary_factor", None)
-        position = {"rope_parameters": rope}
-    config = ZooConfig(**{**MODEL, **WIDTHS, "num_hidden_layers": 1, "attention_type": "latent", **position, **flags})
-    model = ZooModel(config).eval()
-    state = {name.replace("g_proj", "output_gate.g_proj"): tensor for name, tensor in theirs.state_dict().items()}
-    model.layers[0].self_attn.load_state_dict(state)
-    return model
-
-
-def causal(start, stop, backend, batch=2):
-    """The mask of queries start … stop - 1 over all tokens up to there, the first row left-padded."""
-    keys = torch.arange(stop)
-    seen = (keys <= torch.arange(start, stop)[:, None]).expand(batch, 1, -1, -1).clone()
-    seen[0, :, :, :PADDED] = False
-    # A padding row that sees nothing is nobody's business.
-    seen[0, :, : max(PADDED - start, 0)] = True
-    return seen if backend == "sdpa" else torch.zeros(()).masked_fill(~seen, torch.finfo(torch.float).min)
 
 
 def relative_error(found, expected):
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-@torch.no_grad()
-def rotation_of(rotary, states, positions):
-    return None if rotary is None else rotary(states, positions)
-
-
-def steps_of(call, config, steps, backend):
-    """The outputs of `call(states, start, stop, mask, cache)` for a sequence taken in `steps`."""
-    states = torch.randn(2, LENGTH, 66, generator=torch.Generator().manual_seed(2))
-    cache = DynamicCache(config=config)
-    with torch.no_grad():
-        return [call(states[:, a:b], a, b, causal(a, b, backend), cache) for a, b in steps], cache
-
-
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize(("model_type", "number"), VARIANTS)
-def test_equals_the_attention_of_transformers(model_type, number, backend):
-    theirs, rotary, their_config = their_attention(model_type, number)
-    model = our_model(model_type, number, theirs, their_config)
-    ours = model.layers[0].self_attn
-    their_config._attn_implementation = model.config._attn_implementation = backend
-
-    def call_theirs(states, start, stop, mask, cache):
-        positions = torch.arange(start, stop)[None].expand(2, -1)
-        arguments = {"position_ids": positions} if model_type == "mistral4" else {}
-        if rotary is not None:
-            arguments["position_embeddings"] = rotary(states, positions)
-        return theirs(states, attention_mask=mask, past_key_values=cache, **arguments)[0]
-
-    def call_ours(states, start, stop, mask, cache):
-        positions = torch.arange(start, stop)[None].expand(2, -1)
-        rotation = model.rotary_emb.tables_at(states, positions).get("default")
-        return ours(
-            states, position_embeddings=rotation, attention_mask=mask, past_key_values=cache, position_ids=positions
-        )[0]
-
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_equals_the_attention_of_transformers(case, backend, tmp_path):
+    pair = Pair(tmp_path, case[0], case[1], **case[2])
+    for model in (pair.theirs, pair.ours):
+        model.set_attn_implementation(backend)
+    tokens, mask = torch.randint(1, 101, (2, LENGTH)), torch.ones(2, LENGTH, dtype=torch.long)
+    mask[0, :PADDED] = 0
+    both = SideBySide(pair, latent_layers(pair))
     for steps in (((0, LENGTH),), STEPS):
-        expected, their_cache = steps_of(call_theirs, None, steps, backend)
-        found, cache = steps_of(call_ours, model.config, steps, backend)
-        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert relative_error(one, other) < 2e-6, f"step {number}"
-        assert relative_error(cache.layers[0].keys, their_cache.layers[0].keys) < 2e-6
-        assert cache.layers[0].values.shape == their_cache.layers[0].values.shape
+        both.forget()
+        for step in steps:
+            for expected, found in both.run(tokens, *step, mask):
+                assert relative_error(found, expected) < 2e-6, step
+        for theirs, ours in both.cached():
+            assert relative_error(ours.keys, theirs.keys) < 2e-6
+            assert ours.values.shape == theirs.values.shape
 
 
 # -- every flag that latent attention has to do with, against the slow reference ---------------------------------------

@@ -1,11 +1,14 @@
 """The recurrent mixers against transformers' own modules, and the fields that describe them."""
 
+from importlib import import_module
+
 import pytest
 import torch
 import transformers
-from families_linear import CASES, Theirs
+from checkpoint_checks import LEAKS_PADDING
 from huggingface_hub.errors import StrictDataclassError
-from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, plain_cache, randomized, run, zoo_config
+from layer_pairs import RECURRENT, Pair, SideBySide, recurrent_layers, variants
+from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, run, zoo_config
 from transformers import DynamicCache
 from versions import older_than
 
@@ -17,59 +20,93 @@ from modeling_zoo.registry import make_mixer
 # -- transformers' modules -----------------------------------------------------------------------------------------
 
 
+# Besides the variants of the family files, or where those differ from what theirs can be compared in: a state as wide
+# as the stream, an output as the mixer gives it, time steps that a bound cuts off.
+CHANGES = {"recurrent_gemma": {"lru_width": 48}, "falcon_h1": {"ssm_out_multiplier": 1.0}}
+VARIANTS_OF_THEIRS = variants(lambda config: config.linear_attention_type is not None)
+CASES = [(name, number, CHANGES.get(name, {})) for name, number in VARIANTS_OF_THEIRS]
+CASES.append(("zamba2", 2, {"time_step_min": 0.9, "time_step_max": 1.0}))
+# Mixers of families that `conversion` does not know -> whose place they take, what their config says more, and ours.
+BORROWED = {
+    "Glm5NextTextLinearAttention": (
+        "kimi_linear", {"linear_lower_bound": -3.0},
+        {"linear_decay": "bounded_sigmoid", "linear_lower_bound": -3.0},
+    ),
+    "Lfm3ShortConv": ("lfm2", {}, {}),
+}  # fmt: skip
+MODELING = {"Glm5NextTextLinearAttention": "glm5_next", "Lfm3ShortConv": "lfm3"}
+CASES += [(name, 1, {}) for name in BORROWED if hasattr(transformers.models, MODELING[name])]
 # Up to transformers 5.19: one norm over all groups, or a state that a second call over the cache does not read.
-MENDED_SINCE = ("mamba2", "bamba", "bamba_biases", "falcon_h1_norm_first", "falcon_h1_gate_first")
+MENDED_SINCE = {"mamba2", "bamba", "granitemoehybrid"} | {("falcon_h1", 1), ("falcon_h1", 2)}
+# Theirs takes several tokens over a filled cache for the first ones.
+ONE_BY_ONE = {"falcon_mamba", "jamba", "mamba", "recurrent_gemma", "zamba"}
 
 
-@pytest.fixture(params=CASES)
-def pair(request):
-    if request.param in MENDED_SINCE and older_than("5.20"):
+@pytest.fixture(params=CASES, ids=str)
+def case(request):
+    if {request.param[0], request.param[:2]} & MENDED_SINCE and older_than("5.20"):
         pytest.skip(f"transformers {transformers.__version__} has a mistake there")
-    case = CASES[request.param]
-    theirs = Theirs(case)
-    randomized(theirs.module)
-    ours = make_mixer(zoo_config(case.mechanism, case.fields), 0)
-    weights = {name: x for name, x in case.weights(theirs.module.state_dict()).items() if "slope" not in name}
-    ours.load_state_dict(weights, strict=True)
-    return case, theirs, ours.eval()
+    return request.param
 
 
-@torch.no_grad()
-def test_equals_transformers(pair):
-    _, theirs, ours = pair
-    x = torch.randn(2, TOKENS, WIDTH)
-    assert_equal(run(ours, x), theirs(x))
+@pytest.fixture
+def both(case, tmp_path):
+    pair = borrowed(tmp_path, *case[:2]) if case[0] in BORROWED else Pair(tmp_path, case[0], case[1], **case[2])
+    return SideBySide(pair, recurrent_layers(pair))
 
 
-@torch.no_grad()
-def test_equals_transformers_over_a_cache(pair, request):
-    case, theirs, ours = pair
-    x = torch.randn(2, TOKENS, WIDTH)
-    cuts = ((0, 7), (7, 8), (8, 9)) + (((9, 15), (15, 16)) if case.multi_token else ())
-    if "zamba2" in request.node.name:
+def borrowed(folder, name, number):
+    """A pair in which another class does the work of theirs, with tensors of the same names."""
+    family, theirs, flags = BORROWED[name]
+    kind = getattr(import_module("transformers.models.{0}.modeling_{0}".format(MODELING[name])), name)
+    pair = Pair(folder, family, number)
+    vars(pair.theirs.config).update(theirs)
+    for path, mixer in [*pair.theirs.named_modules()]:
+        if RECURRENT.search(type(mixer).__name__):
+            other = kind(pair.theirs.config, mixer.layer_idx).eval()
+            shapes = other.state_dict()
+            other.load_state_dict({key: x.view_as(shapes[key]) for key, x in mixer.state_dict().items()})
+            pair.theirs.set_submodule(path, other)
+    weights = pair.ours.state_dict()
+    pair.ours = ZooForCausalLM(ZooConfig.from_dict(pair.ours.config.to_dict() | flags)).eval()
+    pair.ours.load_state_dict(weights)
+    return pair
+
+
+def assert_all_equal(pairs):
+    for expected, found in pairs:
+        assert_equal(found, expected)
+
+
+def tokens_of():
+    return torch.randint(1, 101, (2, TOKENS))
+
+
+@pytest.mark.sampled(4)
+def test_equals_transformers(both):
+    assert_all_equal(both.run(tokens_of(), use_cache=False))
+
+
+@pytest.mark.sampled(4)
+def test_equals_transformers_over_a_cache(case, both):
+    cuts = ((0, 7), (7, 8), (8, 9)) + (((9, 15), (15, 16)) if case[0] not in ONE_BY_ONE else ())
+    if "time_step_min" in case[2]:
         # Theirs clamps the time steps of a prefill but not those of single tokens.
         cuts = cuts[:1]
-    their_cache, our_cache = theirs.cache(), plain_cache(ours)
-    for begin, end in cuts:
-        part = x[:, begin:end]
-        assert_equal(run(ours, part, our_cache), theirs(part, their_cache))
+    tokens = tokens_of()
+    for start, stop in cuts:
+        assert_all_equal(both.run(tokens, start, stop))
 
 
-@torch.no_grad()
-def test_equals_transformers_under_left_padding(pair):
-    case, theirs, ours = pair
-    if not case.left_padding:
-        pytest.skip("theirs lets the padding in")
-    x, mask = torch.randn(2, TOKENS, WIDTH), torch.ones(2, TOKENS, dtype=torch.long)
+@pytest.mark.sampled(4)
+def test_equals_transformers_under_left_padding(case, both):
+    tokens, mask = tokens_of(), torch.ones(2, TOKENS, dtype=torch.long)
     mask[1, :6] = 0
-    real = mask.bool()
-    their_cache, our_cache = theirs.cache(), plain_cache(ours)
-    given = mask.float() if "MiniMax" in type(theirs.module).__name__ else mask
-    ours_out, theirs_out = run(ours, x, our_cache, attention_mask=mask), theirs(x, their_cache, given)
-    assert_equal(ours_out[real], theirs_out[real])
-    step = torch.randn(2, 1, WIDTH)
-    if case.multi_token:
-        assert_equal(run(ours, step, our_cache), theirs(step, their_cache))
+    # Where theirs lets the padding in, the row without any.
+    rows = 1 if case[:2] in LEAKS_PADDING or case[0] == "Lfm3ShortConv" else 2
+    assert_all_equal(both.run(tokens, 0, TOKENS - 1, mask, rows=rows))
+    if case[0] not in ONE_BY_ONE and "time_step_min" not in case[2]:
+        assert_all_equal(both.run(tokens, TOKENS - 1, TOKENS, mask, rows=rows))
 
 
 # -- side by side with attention -----------------------------------------------------------------------------------

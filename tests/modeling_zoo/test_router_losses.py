@@ -3,7 +3,7 @@
 import pytest
 import references_experts as slow
 import torch
-from families_experts import D, E, randomize, zoo_config
+from random_experts import D, E, randomize, zoo_config
 from torch import nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.models.switch_transformers.modeling_switch_transformers import router_z_loss_func

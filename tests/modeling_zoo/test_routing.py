@@ -3,8 +3,8 @@
 import pytest
 import references_experts as slow
 import torch
-from families_experts import D, E, K, randomize, zoo_config
 from huggingface_hub.errors import StrictDataclassError
+from random_experts import D, E, K, randomize, zoo_config
 from transformers.models.phimoe.modeling_phimoe import sparsemixer as their_sparsemixer
 
 from configuration_zoo import ZooConfig, fields_experts

@@ -6,13 +6,13 @@ import re
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from random_models import build, randomize
+from layer_pairs import Pair
+from random_models import randomize
 from references_latent import chosen, latent_row, project, scale_of
 from samples import every
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, ZooModel, attention_sparse, attention_sparse_indexer
@@ -29,18 +29,8 @@ YARN = {
     "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 0.9,
 }  # fmt: skip
 DEFAULT = {"rope_type": "default", "rope_theta": 100.0}
-SHARING = ["full", "shared", "full", "shared"]
-# model_type -> their further arguments, our flags
-FAMILIES = {
-    "deepseek_v32": ({"rope_parameters": YARN}, {"rope_parameters": YARN}),
-    "glm_moe_dsa": (
-        {"rope_parameters": DEFAULT, "indexer_types": SHARING, "attention_bias": True},
-        {
-            "rope_parameters": DEFAULT, "indexer_types": SHARING, "attention_bias": True, "norm_eps": 1e-5,
-            "indexer_rope_interleave": True,
-        },
-    ),
-}  # fmt: skip
+# In the second, layers share what one indexer chose.
+PAIRS = [("deepseek_v32", {}), ("glm_moe_dsa", {"attention_bias": True})]
 STEPS = ((0, 9), (9, 10), (10, 13), (13, 22), (22, 23))
 LENGTH, PADDED = 23, 4
 
@@ -49,28 +39,16 @@ def relative_error(found, expected):
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request):
-    """(transformers' model, zoo's) with the same weights: four layers, dense MLPs."""
+@pytest.fixture(scope="module", params=PAIRS, ids=str)
+def pair(request, tmp_path_factory):
+    """(transformers' model, zoo's) with the same weights: dense MLPs, more keys than the indexer selects."""
     torch.manual_seed(0)
-    theirs, flags = FAMILIES[request.param]
-    sizes = {**MODEL, **WIDTHS, "num_hidden_layers": 4, "num_key_value_heads": 6}
-    config = CONFIG_MAPPING[request.param](
-        **sizes, **theirs, mlp_layer_types=["dense"] * 4, pad_token_id=None, attn_implementation="eager"
-    )
-    model = build(config)
-    ours = ZooForCausalLM(
-        ZooConfig(
-            **sizes, **{"layer_types": ["indexed_attention"] * 4, "rope_interleave": True, **flags},
-            attention_type="latent", attn_implementation="eager",
-        )
-    ).eval()  # fmt: skip
-    state = {
-        name.replace("input_layernorm", "attn_norm").replace("post_attention_layernorm", "mlp_norm"): tensor
-        for name, tensor in model.state_dict().items()
-    }
-    ours.load_state_dict(state)
-    return model, ours
+    name, changes = request.param
+    indexer = {"index_topk": 8, "index_n_heads": 24, "index_head_dim": 18}
+    dense = {"mlp_layer_types": ["dense"] * 4, "num_hidden_layers": 4}
+    both = Pair(tmp_path_factory.mktemp("pair"), name, 0, **indexer, **dense, **changes)
+    both.ours.generation_config.eos_token_id = None
+    return both.theirs, both.ours
 
 
 def tokens_and_mask(length=LENGTH, padded=PADDED):
@@ -435,7 +413,7 @@ def gradients(model, checkpointed):
 def test_layers_computed_again_find_the_choice_they_had(coefficient):
     """Backward starts with the last layer: a later choice must not have replaced an earlier one by then."""
     changes = {
-        "num_hidden_layers": 4, "layer_types": ["indexed_attention"] * 4, "indexer_types": SHARING,
+        "num_hidden_layers": 4, "layer_types": ["indexed_attention"] * 4, "indexer_types": ["full", "shared"] * 2,
         "indexer_loss_coef": coefficient,
     }  # fmt: skip
     model = make(changes, "sdpa", ZooForCausalLM)

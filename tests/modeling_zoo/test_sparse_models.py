@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families_experts import randomize, zoo_config
+from random_experts import randomize, zoo_config
 from torch.nn.functional import cross_entropy
 
 from modeling_zoo.mlp_sparse import SparseMLP
