@@ -20,7 +20,7 @@ def head_of(raw: Mapping[str, Any]) -> str:
         if name == ours or (ours != BODY and name.endswith(head.ending)):
             return ours
     bodies = [(body,) if isinstance(body, str) else body for body in HEADS[BODY].classes.values()]
-    if name.endswith("Model") and any(name in body for body in bodies):
+    if name.endswith(("Model", "Encoder")) and any(name in body for body in bodies):
         return BODY
     auto_map = raw.get("auto_map") if isinstance(raw.get("auto_map"), dict) else {}
     said = {key for key, where in auto_map.items() if str(where).rpartition(".")[2] == name}

@@ -123,7 +123,8 @@ def _is_body(plan: Plan, expected: Expected, planner: Planner, checkpoint: Check
     the body of the model that config.json names."""
     lacking = [name for name in expected.tensors if name not in plan.outputs]
     prefixes = (planner.family.base_prefix, *planner.family.prefixes)
-    return lacking == ["lm_head.weight"] and not any(name.startswith(prefixes) for name in checkpoint.headers)
+    headless = bool(lacking) and all(name.startswith("lm_head.") for name in lacking)
+    return headless and not any(name.startswith(prefixes) for name in checkpoint.headers)
 
 
 def _share(plan: Plan, expected: Expected) -> list[str]:

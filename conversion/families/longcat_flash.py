@@ -30,7 +30,9 @@ def derive(theirs):
 
 def restore(ours):
     layers, zero = ours.num_hidden_layers // 2, ours.zero_expert_num or 0
-    return {"num_layers": layers, "zero_expert_num": zero, "rope_parameters": restore_rope(ours)}
+    # What rotates has the width that their config calls head_dim.
+    keys = {"num_layers": layers, "zero_expert_num": zero, "head_dim": ours.qk_rope_head_dim}
+    return keys | {"rope_parameters": restore_rope(ours)}
 
 
 def tiny_longcat(**changes):
