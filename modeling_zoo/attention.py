@@ -1,20 +1,21 @@
-"""Grouped-query attention: queries, keys and values per head, with what stands around them as slots.
+"""Grouped-query attention: H query heads read the keys and values of K heads, in groups of H / K.
 
-heads share keys and values in groups:    multi-head   H = K      grouped-query   K < H      multi-query   K = 1
+    multi-head  K = H      grouped-query  1 < K < H      multi-query  K = 1
+    q q q q q q            q q q   q q q                 q q q q q q
+    k k k k k k              k       k                        k
+
+How far a token sees (sliding windows, chunks) is drawn in `attention_masks.py`; latent and sparse attention have files
+of their own.
 """
-
-from functools import partial
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_gates import make_output_gate
+from .attention_gates import make_output_gate, query_gate_width
 from .mixer import TokenMixer
 from .norms import RMSNorm, make_qk_norm
-from .ops_attention import attend_grouped, attend_one, eager_attention_forward, shares_keys, shares_reads
-from .ops_attention_bands import BandMask, attend_in_bands
+from .ops_attention import attention
 from .ops_rotary import apply_rotary
 
 
@@ -44,197 +45,157 @@ class QueryTemperature(nn.Module):
         return (query * temperature[..., None, None]).to(query.dtype)
 
 
-def is_served(backend):
-    """Whether this attention implementation is a serving engine's."""
-    return backend.startswith("vllm")
-
-
 class SoftmaxAttention(TokenMixer):
-    """What every softmax attention shares: scale, sinks, gate and the call of the attention interface."""
+    """What every softmax attention has: a scale, a window, a cap, sinks and a gate; and the call of the operation."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
         self.is_causal = not config.use_bidirectional_attention
         self.attention_dropout = config.attention_dropout
         self.softcap = config.attn_logit_softcapping
         self.scaling, self.upcast = config.attention_scaling(layer_idx), config.attention_upcast
-        in_window = config.layer_types[layer_idx] in ("sliding_attention", "hybrid_sliding")
-        self.sliding_window = config.sliding_window if in_window else None
-        # transformers' paged attention asks whether the attribute is there, so it is only where it is used.
+        # The mask hides what is outside the window; some backends want to know its size beside that.
+        slides = config.layer_types[layer_idx] in ("sliding_attention", "hybrid_sliding")
+        self.sliding_window = config.sliding_window if slides else None
+        # transformers' paged attention asks whether the attribute `sinks` is there, so it is only where it is used.
         self.has_sinks = config.has_attention_sinks(layer_idx)
         if self.has_sinks:
             self.sinks = nn.Parameter(torch.empty(config.num_attention_heads))
-        self.output_gate = make_output_gate(config, layer_idx)
+        self.output_gate = make_output_gate(config)
 
-    def initialize(self, std):
-        if self.sink_logits is not None:
+    def initialize(self, std: float) -> None:
+        if self.has_sinks:
             init.normal_(self.sinks, mean=0.0, std=std)
 
     @property
-    def sink_logits(self):
+    def sink_logits(self) -> torch.Tensor | None:
         """The learned sinks `[H]`, None for a layer without."""
         return self.sinks if self.has_sinks else None
 
-    @property
-    def served(self):
-        """Whether a serving engine computes the attention, over a cache of its own and flattened sequences."""
-        return is_served(self.config._attn_implementation)
+    def attend(self, query, key, value, attention_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """softmax(q kᵀ · scale) v: `[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or
+        None)."""
+        return attention(self, query, key, value, attention_mask, **kwargs)
 
-    def special(self, **kwargs):
-        """What a backend is told beyond mask and scale."""
-        kwargs["dropout"] = self.attention_dropout if self.training else 0.0
-        if self.softcap is not None:
-            kwargs["softcap"] = self.softcap
-        if self.has_sinks:
-            kwargs["s_aux"] = self.sinks
-        if self.upcast:
-            kwargs["upcast"] = True
-        return kwargs
-
-    def attend(self, query, key, value, attention_mask, backend=None, **kwargs):
-        """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or None) by the configured
-        backend."""
-        if isinstance(attention_mask, BandMask):
-            attend = partial(self.attend, **kwargs)
-            return attend_in_bands(attend, query, key, value, attention_mask), None
-        backend = backend or self.config._attn_implementation
-        special = self.special(**kwargs)
-        if shares_reads(backend, query, key, **special):
-            return attend_one(query, key, value, attention_mask, self.scaling), None
-        if shares_keys(backend, query, key, attention_mask, **special):
-            return attend_grouped(query, key, value, attention_mask, self.scaling), None
-        if kwargs.get("position_bias") is not None and backend == "flex_attention":
-            # Its kernel reads the bias at every index of batch and query.
-            special["position_bias"] = kwargs["position_bias"].expand(query.shape[0], -1, query.shape[2], -1)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
-        return attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            sliding_window=self.sliding_window,
-            **special,
-        )
+    def output(self, attn_output, hidden_states, gate) -> torch.Tensor:
+        """Gate and output projection, `[B, T, H, v]` → `[B, T, D]`."""
+        if self.output_gate is not None:
+            attn_output = self.output_gate(attn_output, hidden_states, gate)
+        return self.o_proj(attn_output.flatten(-2).contiguous())
 
 
 class GroupedQueryAttention(SoftmaxAttention):
     """softmax(q kᵀ · scale) v over `num_attention_heads` query and `num_key_value_heads` key-value heads of `head_dim`.
 
-    q, k, v = W x → clamp → norm and rotation (in the order `qk_norm_position` says) → temperature → cache → attention →
-    gate → o_proj. Values have `value_width` channels and a scale of their own; the clamp of queries and keys may stand
-    after their norm. (Vaswani et al. 2017; Shazeer 2019; Ainslie et al. 2023; Llama, Qwen3.)
+        x [B, T, D]
+          → q_proj, k_proj, v_proj      [B, T, H, d], [B, T, K, d], [B, T, K, v]
+          → norm and rotation of queries and keys
+          → cache                       keys and values of all tokens so far, [B, K, S, d] and [B, K, S, v]
+          → attend                      [B, T, H, v]
+          → gate → o_proj               [B, T, D]
+
+    Everything else is a slot, None where the config does not ask for it: calling a module that does nothing takes as
+    long as a small operation. (Vaswani et al. 2017; Shazeer 2019; Ainslie et al. 2023; Llama, Qwen3.)
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        self.num_key_value_groups = heads // config.num_key_value_heads
         self.head_dim, self.value_width = config.head_dim, config.value_width
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.num_key_value_groups = heads // kv_heads
-        self.query_parts = (self.head_dim, config.value_width * (self.output_gate.query_width - 1))
-        self.query_width, self.gates = sum(self.query_parts), config.attn_output_gate is not None
-        self.value_scale, self.key_multiplier = config.attention_value_scale, config.key_multiplier
-        hidden = config.hidden_size
-        self.q_proj = nn.Linear(hidden, heads * self.query_width, bias=config.attention_bias)
+        # Channels of a head in q_proj: those of its query, those of its gate.
+        self.query_parts = (self.head_dim, query_gate_width(config))
+        self.q_proj = nn.Linear(hidden, heads * sum(self.query_parts), bias=config.attention_bias)
         self.build_keys(config, layer_idx)
-        self.o_proj = nn.Linear(heads * config.value_width, hidden, bias=config.attention_out_bias)
-        self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else nn.Identity()
-        # A call of a module that does nothing takes as long as a small operation: what is not there is left out.
-        self.clips, self.clip_last = config.clip_qkv is not None, config.clip_qkv_position == "after_norm"
-        self.q_norm = make_qk_norm(config, heads) if config.has_qk_norm(layer_idx) else nn.Identity()
-        # Later layers may read what this one caches.
-        self.lends = config.kv_sharing_modes[layer_idx] == "store"
-        self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
+        self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
+        has_norm = config.has_qk_norm(layer_idx)
+        self.q_norm = make_qk_norm(config, heads) if has_norm else None
+        self.norm_after_rope = config.qk_norm_position == "after_rope"
         self.rotation = {"interleave": config.rope_interleave, "upcast": config.rope_dtype == "float32_qk"}
-        self.normalises = config.has_qk_norm(layer_idx) or (self.clips and self.clip_last)
-        self.norm_last = config.qk_norm_position == "after_rope"
+        self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
+        # Values are clamped as they are projected, queries and keys there or after their norm.
+        self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else None
+        self.clip_after_norm = has_norm and config.clip_qkv_position == "after_norm"
+        # Later layers read what this one caches.
+        self.stores_shared_kv = config.kv_sharing_modes[layer_idx] == "store"
 
-    def build_keys(self, config, layer_idx):
-        """The maps to keys and values, and their norms."""
+    def build_keys(self, config, layer_idx: int) -> None:
+        """What makes keys and values; nothing in a layer that reads those of another."""
         kv_heads, hidden, bias = config.num_key_value_heads, config.hidden_size, config.attention_bias
         self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
-        self.v_proj = None
-        if not config.attention_k_eq_v:
-            self.v_proj = nn.Linear(hidden, kv_heads * config.value_width, bias=bias)
-        self.norms_values = config.value_norm
-        self.v_norm = RMSNorm(config.value_width, config.norm_eps, affine=False) if config.value_norm else nn.Identity()
-        self.k_norm = make_qk_norm(config, kv_heads) if config.has_qk_norm(layer_idx) else nn.Identity()
-
-    def _normalise(self, states, norm):
-        states = norm(states)
-        return self.clip(states) if self.clips and self.clip_last else states
-
-    def finish(self, states, norm, position_embeddings):
-        """Norm and rotation of queries or keys `[B, T, h, d]`, in the configured order."""
-        if self.normalises and not self.norm_last:
-            states = self._normalise(states, norm)
-        if position_embeddings is not None:
-            states = apply_rotary(states, position_embeddings, **self.rotation)
-        return self._normalise(states, norm) if self.normalises and self.norm_last else states
-
-    def queries(self, hidden_states):
-        """`[B, T, D]` → queries `[B, T, H, d]`, gate `[B, T, H, v]` or None."""
-        query = self.q_proj(hidden_states)
-        if self.clips and not self.clip_last:
-            query = self.clip(query)
-        query = query.view(*hidden_states.shape[:-1], -1, self.query_width)
-        return query.split(self.query_parts, dim=-1) if self.query_parts[1] else (query, None)
-
-    def keys_and_values(self, hidden_states, position_embeddings):
-        """`[B, T, D]` → keys `[B, K, T, d]`, normed and turned, and values `[B, K, T, v]`: what is cached."""
-        key = self.k_proj(hidden_states)
-        value = key if self.v_proj is None else self.v_proj(hidden_states)
-        if self.clips:
-            value = self.clip(value)
-        if self.key_multiplier is not None:
-            key = key * self.key_multiplier
-        if self.clips and not self.clip_last:
-            key = self.clip(key)
-        heads = (*hidden_states.shape[:-1], -1)
-        key, value = key.view(*heads, self.head_dim), value.view(*heads, self.value_width)
-        if self.norms_values:
-            value = self.v_norm(value)
-        if self.value_scale is not None:
-            value = value * self.value_scale
-        return self.finish(key, self.k_norm, position_embeddings).transpose(1, 2), value.transpose(1, 2)
-
-    def seen(self, hidden_states, position_embeddings, past_key_values, shared_key_values):
-        """All keys `[B, K, S, d]` and values `[B, K, S, v]` the queries may see."""
-        key, value = self.keys_and_values(hidden_states, position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        if self.lends and shared_key_values is not None:
-            shared_key_values.put(self.layer_idx, key, value)
-        return key, value
+        width = kv_heads * self.value_width
+        self.v_proj = None if config.attention_k_eq_v else nn.Linear(hidden, width, bias=bias)
+        self.k_norm = make_qk_norm(config, kv_heads) if config.has_qk_norm(layer_idx) else None
+        self.v_norm = RMSNorm(self.value_width, config.norm_eps, affine=False) if config.value_norm else None
+        self.key_multiplier, self.value_scale = config.key_multiplier, config.attention_value_scale
 
     def forward(
         self,
-        hidden_states,
+        hidden_states: torch.Tensor,
         *,
-        position_embeddings=None,
+        position_embeddings: tuple[torch.Tensor, ...] | None = None,
         attention_mask=None,
         past_key_values=None,
-        position_ids=None,
+        position_ids: torch.Tensor | None = None,
         shared_key_values=None,
         **kwargs,
-    ):
-        query, gate = self.queries(hidden_states)
-        query = self.finish(query, self.q_norm, position_embeddings)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, gate = self.queries(hidden_states, position_embeddings, position_ids)
+        key, value = self.update_cache(hidden_states, position_embeddings, past_key_values, shared_key_values)
+        attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
+        return self.output(attn_output, hidden_states, gate), weights
+
+    def queries(self, hidden_states, position_embeddings, position_ids):
+        """`[B, T, D]` → queries `[B, H, T, d]`, normed and rotated; gate `[B, T, H, v]` or None."""
+        query, gate = self.q_proj(hidden_states), None
+        if self.clip is not None and not self.clip_after_norm:
+            query = self.clip(query)
+        query = query.view(*hidden_states.shape[:-1], -1, sum(self.query_parts))
+        if self.query_parts[1]:
+            query, gate = query.split(self.query_parts, dim=-1)
+        query = self.norm_and_rotate(query, self.q_norm, position_embeddings)
         if self.temperature is not None:
             query = self.temperature(query, position_ids)
-        query = query.transpose(1, 2)
-        key, value = self.seen(hidden_states, position_embeddings, past_key_values, shared_key_values)
-        backend = self.config._attn_implementation
-        if is_served(backend):
-            # The engine finds layer and scale in the text of this call, and gives heads side by side.
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, None)
-            attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
-            attn_output = attn_output.view(*hidden_states.shape[:-1], -1, self.value_width)
-        else:
-            attn_output, weights = self.attend(
-                query, key, value, attention_mask, backend=backend, position_ids=position_ids, **kwargs
-            )
-        if self.gates:
-            attn_output = self.output_gate(attn_output, hidden_states, gate)
-        return self.o_proj(attn_output.flatten(-2).contiguous()), weights
+        return query.transpose(1, 2), gate
+
+    def keys_and_values(self, hidden_states, position_embeddings):
+        """`[B, T, D]` → keys `[B, K, T, d]`, normed and rotated, and values `[B, K, T, v]`: what is cached."""
+        key = self.k_proj(hidden_states)
+        value = key if self.v_proj is None else self.v_proj(hidden_states)
+        if self.key_multiplier is not None:
+            key = key * self.key_multiplier
+        if self.clip is not None:
+            value = self.clip(value)
+            key = key if self.clip_after_norm else self.clip(key)
+        heads = (*hidden_states.shape[:-1], -1)
+        key, value = key.view(*heads, self.head_dim), value.view(*heads, self.value_width)
+        if self.v_norm is not None:
+            value = self.v_norm(value)
+        if self.value_scale is not None:
+            value = value * self.value_scale
+        key = self.norm_and_rotate(key, self.k_norm, position_embeddings)
+        return key.transpose(1, 2), value.transpose(1, 2)
+
+    def norm_and_rotate(self, states, norm, position_embeddings):
+        """Queries or keys `[B, T, h, d]`, normed before they are rotated (Qwen3) or after."""
+        if norm is not None and not self.norm_after_rope:
+            states = self.normalise(states, norm)
+        if position_embeddings is not None:
+            states = apply_rotary(states, position_embeddings, **self.rotation)
+        if norm is not None and self.norm_after_rope:
+            states = self.normalise(states, norm)
+        return states
+
+    def normalise(self, states, norm):
+        """`norm(states)`, clamped behind the norm where the config says so (OLMoE)."""
+        states = norm(states)
+        return self.clip(states) if self.clip_after_norm else states
+
+    def update_cache(self, hidden_states, position_embeddings, past_key_values, shared_key_values):
+        """Puts keys and values of these tokens into the cache → those of all tokens, `[B, K, S, d]`, `[B, K, S, v]`."""
+        key, value = self.keys_and_values(hidden_states, position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if self.stores_shared_kv and shared_key_values is not None:
+            shared_key_values.put(self.layer_idx, key, value)
+        return key, value

@@ -1,66 +1,58 @@
-"""Gates on the output of attention, before the output projection (Qiu et al. 2025)."""
+"""Gates on the output of attention, before the output projection (Qiu et al. 2025, arXiv 2505.06708)."""
 
 import torch
 from torch import nn
 
 
-class NoGate(nn.Module):
-    """Attention output unchanged."""
+class QueryGate(nn.Module):
+    """o · sigmoid(g), the gate g `[B, T, H, v]` projected beside the query (Qwen3-Next)."""
 
-    query_width = 1
-
-    def __init__(self, config, layer_idx):
+    def __init__(self, config):
         super().__init__()
 
-    def forward(self, attn_output, hidden_states, gate):
-        return attn_output
-
-
-class QueryGate(NoGate):
-    """o · sigmoid(g), the gate g `[B, T, H, d]` projected beside the query (Qwen3-Next)."""
-
-    query_width = 2
-
-    def forward(self, attn_output, hidden_states, gate):
+    def forward(self, attn_output: torch.Tensor, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return attn_output * torch.sigmoid(gate)
 
 
-class ProjectedGate(NoGate):
-    """o · sigmoid(g_proj x), one gate per channel `[B, T, H, d]` (AFMoE)."""
+class ProjectedGate(nn.Module):
+    """o · sigmoid(g_proj x), one gate per channel `[B, T, H, v]` (AFMoE)."""
 
-    def __init__(self, config, layer_idx):
-        super().__init__(config, layer_idx)
-        self.g_proj = nn.Linear(config.hidden_size, self.outputs(config), bias=False)
+    def __init__(self, config):
+        super().__init__()
+        outputs = config.num_attention_heads * config.value_width
+        self.g_proj = nn.Linear(config.hidden_size, outputs, bias=False)
 
-    @staticmethod
-    def outputs(config):
-        return config.num_attention_heads * config.value_width
-
-    def forward(self, attn_output, hidden_states, gate):
+    def forward(self, attn_output: torch.Tensor, hidden_states: torch.Tensor, gate: None) -> torch.Tensor:
         gate = self.g_proj(hidden_states)
         return attn_output * torch.sigmoid(gate).view(*attn_output.shape[:-1], -1)
 
 
-class HeadwiseGate(ProjectedGate):
+class HeadwiseGate(nn.Module):
     """o · sigmoid(g_proj x), one gate per head `[B, T, H, 1]`; the sigmoid is taken in float32 (LFM 3, Ling 3)."""
 
-    @staticmethod
-    def outputs(config):
-        return config.num_attention_heads
+    def __init__(self, config):
+        super().__init__()
+        self.g_proj = nn.Linear(config.hidden_size, config.num_attention_heads, bias=False)
 
-    def forward(self, attn_output, hidden_states, gate):
+    def forward(self, attn_output: torch.Tensor, hidden_states: torch.Tensor, gate: None) -> torch.Tensor:
         gate = torch.sigmoid(self.g_proj(hidden_states).float()).to(attn_output.dtype)
         return attn_output * gate.unsqueeze(-1)
 
 
 OUTPUT_GATES = {
-    (None, None): NoGate,
     ("elementwise", "q_proj"): QueryGate,
     ("elementwise", "g_proj"): ProjectedGate,
     ("headwise", "g_proj"): HeadwiseGate,
 }
 
 
-def make_output_gate(config, layer_idx):
-    """The gate a config names; its parameters sit under `self_attn.output_gate`."""
-    return OUTPUT_GATES[config.attn_output_gate, config.attn_gate_source](config, layer_idx)
+def make_output_gate(config) -> nn.Module | None:
+    """The gate a config names, None for no gate; its parameters are `self_attn.output_gate.g_proj`."""
+    if config.attn_output_gate is None:
+        return None
+    return OUTPUT_GATES[config.attn_output_gate, config.attn_gate_source](config)
+
+
+def query_gate_width(config) -> int:
+    """Channels of a head in `q_proj` behind those of its query: those of a gate that is projected there."""
+    return config.value_width if config.attn_gate_source == "q_proj" else 0

@@ -16,10 +16,10 @@ class SharedKeyValues:
     def __init__(self):
         self.states = {}
 
-    def put(self, layer_idx, key, value):
+    def put(self, layer_idx: int, key: torch.Tensor, value: torch.Tensor) -> None:
         self.states[layer_idx] = key, value, torch.is_grad_enabled()
 
-    def of(self, layer_idx, device):
+    def of(self, layer_idx: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """What layer `layer_idx` left; raises ValueError where it has not run, or ran without the gradient that is
         wanted now."""
         if layer_idx not in self.states:
@@ -40,14 +40,15 @@ class SharedKeyValueAttention(GroupedQueryAttention):
     ValueError where it is called without `shared_key_values`.
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
         self.source = config.kv_source_of(layer_idx)
 
-    def build_keys(self, config, layer_idx):
-        """None of its own."""
+    def build_keys(self, config, layer_idx: int) -> None:
+        """It has none of its own."""
 
-    def seen(self, hidden_states, position_embeddings, past_key_values, shared_key_values):
+    def update_cache(self, hidden_states, position_embeddings, past_key_values, shared_key_values):
+        """Nothing is cached: keys `[B, K, S, d]` and values `[B, K, S, v]` are those of layer `source`."""
         if shared_key_values is None:
             raise ValueError(f"Layer {self.layer_idx} has no keys of its own and was given no shared_key_values.")
         return shared_key_values.of(self.source, hidden_states.device)

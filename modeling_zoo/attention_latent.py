@@ -5,16 +5,15 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import QueryTemperature, SoftmaxAttention
+from .attention_gates import query_gate_width
 from .norms import RMSNorm
 from .ops_attention_latent import absorption_pays, into_latent, out_of_latent, read_shared_keys
 from .ops_attention_latent_parts import SharedKeyView, refuse_expanded, shared_parts
 from .ops_effective_weight import basis_weight, direct_weight, is_linear_map
 from .ops_linear import linear
 from .ops_rotary import apply_rotary
-from .platform_vllm import refuse_in_latent_engine
 
 # Numbers of expanded keys and values held at once, where nothing has to keep them.
 MOST_EXPANDED = 2**26
@@ -34,7 +33,7 @@ class LatentAttention(SoftmaxAttention):
         self.num_heads, self.num_key_value_groups = heads, heads // kv_heads
         self.rank, self.nope, self.rope = config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim
         self.value_width = config.v_head_dim
-        self.query_parts = (self.nope, self.rope, self.value_width * (self.output_gate.query_width - 1))
+        self.query_parts = (self.nope, self.rope, query_gate_width(config))
         self.ranked = config.q_lora_rank is not None
         self._build_queries(config, heads * sum(self.query_parts))
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
@@ -98,35 +97,36 @@ class LatentAttention(SoftmaxAttention):
         position_ids=None,
         **kwargs,
     ):
-        # A serving engine reads these two maps and the call of `expand` out of the text of this method.
         low_rank = self.q_a_proj(hidden_states) if self.ranked else None
         joint = self.kv_a_proj_with_mqa(hidden_states)
+        query, compressed, gate, latent, rope_key = self.split(
+            hidden_states, low_rank, joint, position_embeddings, position_ids
+        )
+        latent, rope_key = self.update_cache(latent, rope_key, past_key_values)
+        inputs = hidden_states, compressed, position_embeddings
+        attn_output, weights = self.mix(
+            query, latent, rope_key, attention_mask, past_key_values, inputs, position_ids=position_ids, **kwargs
+        )
+        return self.output(attn_output, hidden_states, gate), weights
+
+    def split(self, hidden_states, low_rank, joint, position_embeddings, position_ids):
+        """What q_a and kv_a gave → queries (`[B, H, T, n]`, `[B, H, T, r]`), what q_b reads, gate, latent `[B, 1, T,
+        c]` and rope key `[B, 1, T, r]`, rotated."""
         compressed, nope, rope, gate = self.queries(hidden_states, low_rank)
         latent, rope_key = self.latents(joint)
         rope, rope_key = self.rotate(rope, rope_key, position_embeddings)
         if self.temperature is not None:
             nope, rope = (self.temperature(part, position_ids) for part in (nope, rope))
         query = nope.transpose(1, 2), rope.transpose(1, 2)
-        latent, rope_key = latent.unsqueeze(1), rope_key.transpose(1, 2)
-        if past_key_values is not None:
-            refuse_expanded(past_key_values, self.layer_idx)
-            # Under autocast norms give float32; the two are stored side by side.
-            latent = latent.to(rope_key.dtype)
-            latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
-        if self.served:
-            # As in grouped-query attention; the engine may take the latents in place of what `expand` makes of them.
-            refuse_in_latent_engine(self)
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
-            query, (key, value) = torch.cat(query, dim=-1), self.expand(latent, rope_key)
-            attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
-            attn_output = attn_output.view(*hidden_states.shape[:-1], -1, self.value_width)
-        else:
-            inputs = hidden_states, compressed, position_embeddings
-            attn_output, weights = self.mix(
-                query, latent, rope_key, attention_mask, past_key_values, inputs, position_ids=position_ids, **kwargs
-            )
-        attn_output = self.output_gate(attn_output, hidden_states, gate)
-        return self.o_proj(attn_output.flatten(-2).contiguous()), weights
+        return query, compressed, gate, latent.unsqueeze(1), rope_key.transpose(1, 2)
+
+    def update_cache(self, latent, rope_key, past_key_values):
+        """Puts these tokens into the cache → latents and rope keys of all tokens."""
+        if past_key_values is None:
+            return latent, rope_key
+        refuse_expanded(past_key_values, self.layer_idx)
+        # Under autocast norms give float32; the two are stored side by side.
+        return past_key_values.update(latent.to(rope_key.dtype), rope_key, self.layer_idx)
 
     def mix(self, query, latent, rope_key, attention_mask, past_key_values, inputs, shared_indices=None, **kwargs):
         """Queries over all cached latents → (`[B, T, H, v]`, weights or None), by the cheaper form."""

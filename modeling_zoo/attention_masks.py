@@ -1,5 +1,21 @@
-"""One mask per distinct reach of a model, built by transformers' own builders."""
+"""Which keys each layer sees, by its layer type: one mask for all layers that see the same.
 
+        full_attention  sliding_attention  chunked_attention       strided        fixed          banded
+                        sliding_window=3   attention_chunk_size=3  sparse_attention_stride=3
+      k 0 1 2 3 4 5     0 1 2 3 4 5        0 1 2 3 4 5             0 1 2 3 4 5    0 1 2 3 4 5    0 1 2 3 4 5
+    q 0 x               x                  x                       x              x              x
+      1 x x             x x                x x                     x x            x x            x x
+      2 x x x           x x x              x x x                   x x x          x x x          x x x
+      3 x x x x           x x x                  x                 x x x x            x x          x x x
+      4 x x x x x           x x x                x x                 x x x x          x x x          x x x
+      5 x x x x x x           x x x              x x x                 x x x x        x x x x          x x x
+
+A token in a sliding window sees itself and the `sliding_window` - 1 before it. `sparse_attention_pattern` lays one of
+the last three over a full layer. hybrid_sliding is a sliding window beside a recurrence, hybrid full attention beside
+one; recurrences get a padding mask `[B, T]`. The masks themselves are made by transformers' own builders.
+"""
+
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,9 +25,22 @@ from transformers.masking_utils import (
     create_sliding_window_causal_mask,
 )
 
-from .ops_attention_bands import band_of, sees_all
-from .ops_dispatch import is_traced
-from .recurrent_packing import create_full_mask, create_recurrent_mask
+from .ops_attention import compact_mask, trim_padding_mask
+from .recurrent_packing import create_recurrent_mask, packed_sequences, within_sequences
+
+
+def create_full_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+    """Of the layers that see every token: transformers' own causal mask.
+
+    Its mask for attention in both directions knows of no packed sequences, so they are a rule on top of it.
+    """
+    if not getattr(config, "is_causal", True) and attention_mask is None and past_key_values is None:
+        packed = packed_sequences(position_ids, inputs_embeds.shape[0])
+        if packed is not None:
+            kwargs["and_mask_function"] = within_sequences(packed, kwargs.get("and_mask_function"))
+    arguments = (config, inputs_embeds, attention_mask, past_key_values)
+    return create_causal_mask(*arguments, position_ids=position_ids, **kwargs)
+
 
 MASK_BUILDERS = {
     "full_attention": create_full_mask,
@@ -21,18 +50,17 @@ MASK_BUILDERS = {
     "linear_attention": create_recurrent_mask,
     "conv": create_recurrent_mask,
 }
-# Layers that need another mask than one of their own name.
+# Layer types that need other masks than one of their own name.
 PARTS = {
     "hybrid": ("full_attention", "linear_attention"),
     "hybrid_sliding": ("sliding_attention", "linear_attention"),
-    "mlp": (),
     "moe": (),
 }
 # The 2-D padding mask, kept beside the built ones where someone passes masks on as a dict.
 PADDING = "padding_mask"
 
 
-def strided(stride):
+def strided(stride: int):
     """The last `stride` tokens and every `stride`-th before them (Child et al. 2019, §4.2)."""
 
     def visible(batch_idx, head_idx, q_idx, kv_idx):
@@ -42,8 +70,8 @@ def strided(stride):
     return visible
 
 
-def fixed(stride):
-    """One's own block of `stride` tokens and the last token of every block before it (Child et al. 2019, §4.2)."""
+def fixed(stride: int):
+    """A token's own block of `stride` tokens and the last token of every block before it (Child et al. 2019, §4.2)."""
 
     def visible(batch_idx, head_idx, q_idx, kv_idx):
         return (q_idx // stride == kv_idx // stride) | (kv_idx % stride == stride - 1)
@@ -51,7 +79,7 @@ def fixed(stride):
     return visible
 
 
-def banded(stride):
+def banded(stride: int):
     """The last `stride` tokens: the local half of the pattern (Brown et al. 2020, §2.1)."""
 
     def visible(batch_idx, head_idx, q_idx, kv_idx):
@@ -63,7 +91,7 @@ def banded(stride):
 PATTERNS = {"strided": strided, "fixed": fixed, "banded": banded}
 
 
-# What layers of one kind can differ in -> the field that says how far each of them sees.
+# Layers that see a number of tokens, or in a pattern -> the field with that number.
 SIZE_FIELDS = {
     "sliding_attention": "sliding_window",
     "chunked_attention": "attention_chunk_size",
@@ -72,106 +100,110 @@ SIZE_FIELDS = {
 
 
 class MaskRule(NamedTuple):
-    """One mask of a model: its name, the word or pattern that makes it, and the layer whose cache holds its keys, with
-    that layer's own view of the config."""
+    """One mask of a model."""
 
     name: str
+    # The layer type or the pattern that makes it, and how many tokens that lets a query see: None for all.
     kind: str
+    window: int | None
+    # The layer whose cache holds its keys.
     layer_idx: int
+    # The config as one of its layers sees it.
     config: object
 
 
-def kinds_of(config, layer_idx):
-    """The words of the masks of layer `layer_idx`, or the pattern laid over it."""
-    pattern, word = config.sparse_pattern_of(layer_idx), config.layer_types[layer_idx]
-    return PARTS.get(word, (word,)) if pattern == "none" else (pattern,)
+def kinds_of(config, layer_idx: int) -> tuple[str, ...]:
+    """The layer types whose masks layer `layer_idx` needs, or the pattern that is laid over it."""
+    pattern, layer_type = config.sparse_pattern_of(layer_idx), config.layer_types[layer_idx]
+    return PARTS.get(layer_type, (layer_type,)) if pattern == "none" else (pattern,)
 
 
-def mask_names(config):
+def window_of(config, kind: str) -> int | None:
+    """How many tokens a query sees in a mask of `kind`: the window, the chunk or the stride; None for all."""
+    return getattr(config, SIZE_FIELDS[kind]) if kind in SIZE_FIELDS else None
+
+
+def mask_names(config) -> list[tuple[str, ...]]:
     """For each layer the names of its masks: one, one for each part of a layer made of two mixers, or none.
 
-    Layers that see the same share a name. It is the kind's, as in transformers, where all layers of that kind see
-    equally far, else kind and number: "sliding_attention 512".
+    Layers that see the same share a name. It is the kind, as in transformers, where all layers of a type have one
+    window; else kind and window: "sliding_attention 512".
     """
-    layers = [(config.per_layer_config[index], kinds_of(config, index)) for index in range(config.num_hidden_layers)]
-    seen = [{kind: getattr(layer, SIZE_FIELDS.get(kind, ""), None) for kind in kinds} for layer, kinds in layers]
-    sizes = {}
-    for kind, size in (pair for kinds in seen for pair in kinds.items()):
-        sizes.setdefault(kind, set()).add(size)
-    return [tuple(k if len(sizes[k]) == 1 else f"{k} {size}" for k, size in kinds.items()) for kinds in seen]
+    windows = [
+        {kind: window_of(config.per_layer_config[index], kind) for kind in kinds_of(config, index)}
+        for index in range(config.num_hidden_layers)
+    ]
+    of_kind = {}
+    for kind, window in (pair for layer in windows for pair in layer.items()):
+        of_kind.setdefault(kind, set()).add(window)
+    return [tuple(k if len(of_kind[k]) == 1 else f"{k} {size}" for k, size in layer.items()) for layer in windows]
 
 
-def layer_mask(masks, names):
+def layer_mask(masks: dict, names: tuple[str, ...]):
     """The mask of a layer with these `mask_names`; {kind: mask} for one made of two mixers, None for one without."""
     if len(names) == 1:
         return masks[names[0]]
     return {name.partition(" ")[0]: masks[name] for name in names} or None
 
 
-def mask_plan(config, names):
-    """The `MaskRule`s of a model whose layers have these `mask_names`."""
+def mask_plan(config, names: list[tuple[str, ...]]) -> list[MaskRule]:
+    """The rules of a model whose layers have these `mask_names`."""
     rules = {}
     for layer_idx, own in enumerate(names):
         for name, kind in zip(own, kinds_of(config, layer_idx), strict=True):
             if name not in rules:
                 source = config.kv_source_of(layer_idx)
-                keys = layer_idx if source is None else source
-                rules[name] = MaskRule(name, kind, keys, config.per_layer_config[layer_idx])
+                keys, layer = layer_idx if source is None else source, config.per_layer_config[layer_idx]
+                rules[name] = MaskRule(name, kind, window_of(layer, kind), keys, layer)
     return list(rules.values())
 
 
-def columns_so_far(config, attention_mask, inputs_embeds, past_key_values):
+def columns_so_far(config, attention_mask, inputs_embeds: torch.Tensor, past_key_values):
     """A padding mask without columns behind the last token of `inputs_embeds` `[B, T, D]`, `[B, S + T]`; any other mask
     as it is."""
-    length = inputs_embeds.shape[1]
-    if is_traced() or not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
-        return attention_mask
-    if attention_mask.shape[-1] <= length:
-        return attention_mask
-    seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-    if isinstance(seen, torch.Tensor) and (seen.is_meta or (length == 1 and not config.position_ids_from_mask)):
-        # Looking at a count on the device would wait for it at every token, and no layer reads such columns there.
-        return attention_mask
-    return attention_mask[:, : int(seen) + length]
+    if attention_mask is None:
+        return None
+    counted = config.position_ids_from_mask
+    return trim_padding_mask(attention_mask, inputs_embeds.shape[1], past_key_values, always=counted)
 
 
 def build_masks(
-    config, inputs_embeds, attention_mask, past_key_values, position_ids=None, rules=True, plan=None, **kwargs
-):
+    config,
+    inputs_embeds: torch.Tensor,
+    attention_mask,
+    past_key_values,
+    position_ids: torch.Tensor | None = None,
+    compact: bool = True,
+    plan: list[MaskRule] | None = None,
+) -> dict:
     """{mask name: mask} for `inputs_embeds` `[B, T, D]` and a padding mask `[B, S + T]` or a ready 4-D one.
 
-    Each is sized by a layer that uses it: the caches of two kinds, or of two windows, give different numbers of keys.
-    Sparse patterns go by slot, so that padding takes part in the stride. With `rules`, the mask of many queries may be
-    a `BandMask`, which is not held as a square. `position_ids` tell packed sequences apart where they jump, None: there
-    are none. `plan` is what `mask_plan` says, where it is known already.
+    Each is sized by a layer that uses it: the caches of two layer types, or of two windows, give different numbers of
+    keys. Patterns go by position, padding counted. With `compact`, a mask may be a `BandMask`, or None where one query
+    sees all. `position_ids` tell packed sequences apart where they jump, None: there are none. `plan` is what
+    `mask_plan` says, where it is known already.
     """
     if inputs_embeds.is_meta:
         # Without data there is nothing to hide but the future, and no number to look at.
         attention_mask = position_ids = None
-    arguments = {
+    call = {
         "inputs_embeds": inputs_embeds,
         "attention_mask": attention_mask,
         "past_key_values": past_key_values,
         "position_ids": position_ids,
     }
-    special = {name: part for name, part in kwargs.items() if part is not None}
-    masks = {}
-    plain = rules and not special
-    depth = config.num_hidden_layers
-    for name, kind, layer_idx, layer in mask_plan(config, mask_names(config)) if plan is None else plan:
+    masks, depth = {}, config.num_hidden_layers
+    for name, kind, window, layer_idx, layer in mask_plan(config, mask_names(config)) if plan is None else plan:
         if layer_idx >= depth:
             # Cut off since the plan was made.
             continue
-        if plain and sees_all(layer, kind, layer_idx, inputs_embeds, attention_mask, past_key_values):
-            masks[name] = None
-            continue
-        sized = {"config": layer, "layer_idx": layer_idx, **arguments}
+        build = partial(MASK_BUILDERS.get(kind, create_full_mask), layer, layer_idx=layer_idx, **call)
         if kind in PATTERNS:
-            overlay = PATTERNS[kind](layer.sparse_attention_stride)
-            masks[name] = create_full_mask(**sized, **special, and_mask_function=overlay)
-            continue
-        band = band_of(layer, kind, layer_idx, **arguments) if plain else None
-        masks[name] = MASK_BUILDERS[kind](**sized, **special) if band is None else band
+            masks[name] = build(and_mask_function=PATTERNS[kind](window))
+        elif compact:
+            masks[name] = compact_mask(build, layer, kind, window, layer_idx, **call)
+        else:
+            masks[name] = build()
     # It grows with every token, so it stays out of compiled graphs where nothing reads it.
     if config.position_embedding_type == "alibi" and attention_mask is not None and attention_mask.dim() == 2:
         masks[PADDING] = attention_mask

@@ -15,19 +15,19 @@ class TransformerXLAttention(GroupedQueryAttention):
     every backend that takes one can compute it. (Gopher, Chinchilla.)
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
         heads = config.num_attention_heads
         self.r_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
         self.distance_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         super().initialize(std)
         init.zeros_(self.content_bias)
         init.zeros_(self.distance_bias)
 
-    def distance_scores(self, query, distances):
+    def distance_scores(self, query: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
         """Queries `[B, H, T, d]`, distances `[T, K]` → `[B, H, T, K]`: every distance is projected once, then
         picked."""
         count = distances.shape[-1]
@@ -38,6 +38,7 @@ class TransformerXLAttention(GroupedQueryAttention):
         return by_distance.gather(-1, index)
 
     def attend(self, query, key, value, attention_mask, position_bias=None, **kwargs):
+        """Attention of q + u, with the second term as the bias; `position_bias` are the distances `[T, S]`."""
         bias = self.distance_scores(query, position_bias) * self.scaling
         query = query + self.content_bias[:, None]
         return super().attend(query, key, value, attention_mask, position_bias=bias, **kwargs)

@@ -6,7 +6,7 @@ import torch
 
 from .attention_latent import LatentAttention, shared_parts
 from .attention_sparse_indexer import LightningIndexer
-from .ops_attention_bands import keys_before, mask_rows
+from .ops_attention_bands import mask_rows, num_visible_keys
 from .ops_attention_latent import into_latent, out_of_latent
 from .ops_attention_sparse import causal_keys, chosen_keys, take_rows, visible_keys
 from .ops_attention_triton import split_decode, wants_kernels
@@ -143,7 +143,7 @@ class IndexedAttention(LatentAttention):
         outputs, weights = [], []
         for start in range(0, length, READING_BLOCK):
             block = slice(start, min(start + READING_BLOCK, length))
-            seen = keys_before(attention_mask, block, keys, causal=attention_mask is None and length > 1)
+            seen = num_visible_keys(attention_mask, block, keys, causal=attention_mask is None and length > 1)
             mask = self.sparse_mask(attention_mask, positions, block, seen, query.dtype)
             if position_bias is not None:
                 rows = block if position_bias.shape[-2] > 1 else slice(None)

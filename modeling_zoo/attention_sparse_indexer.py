@@ -6,7 +6,7 @@ from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
 
 from .cache_growing import IndexedLatentLayer, LatentLayer
 from .norms import LayerNorm
-from .ops_attention_bands import keys_before, mask_rows
+from .ops_attention_bands import mask_rows, num_visible_keys
 from .ops_attention_sparse import causal_keys, index_scores, top_positions, visible_keys
 from .ops_rotary import REPEAT, apply_rotary
 
@@ -123,7 +123,7 @@ class LightningIndexer(nn.Module):
         chosen = []
         for start in range(0, length, QUERY_BLOCK):
             block = slice(start, min(start + QUERY_BLOCK, length))
-            seen = keys_before(attention_mask, block, key.shape[1], causal)
+            seen = num_visible_keys(attention_mask, block, key.shape[1], causal)
             chosen.append(self.choose(inputs, key[:, :seen], block, attention_mask, causal))
         return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
 

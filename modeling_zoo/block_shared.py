@@ -66,8 +66,8 @@ class SharedAttention(GroupedQueryAttention):
             adapted(getattr(self, name)(hidden_states), getattr(adapters, name), hidden_states) for name in names
         )
         heads = (*hidden_states.shape[:-1], -1)
-        query = self.finish(query.view(*heads, self.head_dim), self.q_norm, position_embeddings)
-        key = self.finish(key.view(*heads, self.head_dim), self.k_norm, position_embeddings)
+        query = self.norm_and_rotate(query.view(*heads, self.head_dim), self.q_norm, position_embeddings)
+        key = self.norm_and_rotate(key.view(*heads, self.head_dim), self.k_norm, position_embeddings)
         value = value.view(*heads, self.value_width)
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         if past_key_values is not None:

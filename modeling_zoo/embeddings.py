@@ -6,10 +6,10 @@ from torch import nn
 from .block_hyper_connections import StreamHead
 from .norms import make_norm
 from .ops_dispatch import is_traced
+from .ops_packing import places_behind, starts_of_lengths
 from .platform_pipeline import ends_elsewhere, starts_elsewhere
 from .position_rotary import Rotations
 from .position_tables import ADDED_POSITIONS, POSITION_BIASES, NoPositions
-from .recurrent_packing import places_behind, starts_of_lengths
 
 
 class ScaledEmbedding(nn.Embedding):

@@ -25,7 +25,7 @@ from .cache_upgrade import advance_cache, eight_bits, ready_cache, upgrade_cache
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
 from .mixer import TokenMixer
 from .mlp_routers import Router
-from .ops_attention import attention_backends, share_implementations
+from .platform_backends import attention_backends, share_implementations
 from .platform_peft import lora_targets
 from .platform_pipeline import StagedModel
 from .platform_saving import SavedFolder

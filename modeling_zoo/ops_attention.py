@@ -1,13 +1,30 @@
-"""Softmax attention over ready queries, keys and values: the plain form, and which backends keep a config's
-promises."""
+"""Softmax attention over ready queries, keys and values: `attention`, which every mixer calls, and its masks.
+
+The plain form comes first, then what chooses a form, then the faster ones, each with the numbers of the plain one.
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .ops_attention_bands import BandMask, band_mask, banded_attention
 from .ops_attention_triton import seen_by_one, split_decode, wants_kernels
+from .ops_dispatch import is_traced
+
+# Queries of a banded mask that are computed together. More of them share a read of their keys, fewer compute less that
+# is hidden.
+CPU_BLOCK, DEVICE_BLOCK = 128, 1024
+# Layers whose masks can be rules.
+BANDED_LAYERS = ("sliding_attention", "chunked_attention", "full_attention", "indexed_attention")
+
+# -- the plain form ----------------------------------------------------------------------------------------------------
 
 
-def repeat_kv(states, groups):
+def repeat_kv(states: torch.Tensor, groups: int) -> torch.Tensor:
     """`[B, K, T, d]` → `[B, K · groups, T, d]`, each head `groups` times in a row."""
     if groups == 1:
         return states
@@ -16,19 +33,19 @@ def repeat_kv(states, groups):
 
 
 def eager_attention_forward(
-    module,
-    query,
-    key,
-    value,
-    attention_mask,
-    scaling,
-    dropout=0.0,
-    softcap=None,
-    s_aux=None,
-    position_bias=None,
-    upcast=False,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    upcast: bool = False,
     **kwargs,
-):
+) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(cap(q kᵀ · scaling) + bias + mask) v for `[B, H, T, d]`, `[B, K, S, d]` → `[B, T, H, d]`, weights `[B,
     H, T, S]`.
 
@@ -50,7 +67,7 @@ def eager_attention_forward(
     if s_aux is not None:
         sinks = s_aux.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat((scores, sinks.to(scores.dtype)), dim=-1)
-    # Narrower than the scores, it would make of the least number that hides a key an infinity.
+    # In a narrower dtype the least number, which hides a key, would become an infinity.
     wide = torch.promote_types(scores.dtype, torch.float32)
     weights = nn.functional.softmax(scores, dim=-1, dtype=wide).to(dtype)
     if s_aux is not None:
@@ -59,88 +76,188 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def attend_one(query, key, value, attention_mask, scaling):
+# -- which form --------------------------------------------------------------------------------------------------------
+
+
+def attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights `[B, H, T, S]` or None).
+
+    By the backend that the config of `module` names, or by a faster form of the same. `attention_mask` is a tensor of
+    booleans or of numbers to add, as the backend takes it, a `BandMask`, or None: causal. `kwargs` reach the backend.
+    """
+    if isinstance(attention_mask, BandMask):
+        attend = partial(attention, module, **kwargs)
+        return banded_attention(attend, query, key, value, attention_mask, query_block(query.device)), None
+    backend, options = module.config._attn_implementation, backend_kwargs(module, **kwargs)
+    fast = fast_form(backend, query, key, attention_mask, **options)
+    if fast is not None:
+        return fast(query, key, value, attention_mask, module.scaling), None
+    if backend == "flex_attention" and options.get("position_bias") is not None:
+        # Its kernel reads the bias at every index of batch and query.
+        options["position_bias"] = options["position_bias"].expand(query.shape[0], -1, query.shape[2], -1)
+    computed_by = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
+    window = module.sliding_window
+    return computed_by(
+        module, query, key, value, attention_mask, scaling=module.scaling, sliding_window=window, **options
+    )
+
+
+def backend_kwargs(module: nn.Module, **kwargs) -> dict:
+    """What a backend is told beyond mask, scale and window, by the names that transformers' backends have for it."""
+    kwargs["dropout"] = module.attention_dropout if module.training else 0.0
+    if module.softcap is not None:
+        kwargs["softcap"] = module.softcap
+    if module.has_sinks:
+        kwargs["s_aux"] = module.sinks
+    if module.upcast:
+        kwargs["upcast"] = True
+    return kwargs
+
+
+def fast_form(
+    backend, query, key, attention_mask, dropout=0.0, position_bias=None, cache=None, softcap=None, s_aux=None, **others
+):
+    """The function below that computes what `backend` would, and faster; None where there is none.
+
+    On a CPU transformers reads the keys once per query head where there is one query, and beside a mask it repeats them
+    for every query head.
+    """
+    plain = position_bias is None and cache is None and softcap is None and s_aux is None and not dropout
+    if backend != "sdpa" or not plain:
+        return None
+    on_cpu, grouped = query.device.type == "cpu", key.shape[1] < query.shape[1]
+    if query.shape[2] == 1:
+        if wants_kernels(query):
+            return triton_decode
+        return gqa_decode if on_cpu and grouped else None
+    if not (on_cpu and grouped and isinstance(attention_mask, torch.Tensor)) or torch.is_grad_enabled():
+        return None
+    fits = attention_mask.dtype == torch.bool and attention_mask.shape[-1] == key.shape[2]
+    return gqa_prefill if fits else None
+
+
+def query_block(device: torch.device) -> int:
+    """Queries that are computed together on `device` under a banded mask."""
+    return CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
+
+
+# -- faster forms ------------------------------------------------------------------------------------------------------
+
+
+def gqa_decode(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
     """Attention of one query per head, `[B, H, 1, d]`, `[B, K, S, d]`, `[B, K, S, v]` → `[B, 1, H, v]`.
 
     The H / K queries that share a key are the rows of one product with it, so that it is read once.
     """
     batch, heads, _, width = query.shape
     rows = query.reshape(batch, key.shape[1], -1, width)
-    visible, plain = seen_by_one(attention_mask)
-    if plain and wants_kernels(query):
-        return split_decode(rows, key, value, scaling, visible=visible).reshape(batch, 1, heads, value.shape[-1])
     if attention_mask is not None and attention_mask.shape[1] != 1:
         attention_mask = attention_mask.reshape(batch, key.shape[1], -1, attention_mask.shape[-1])
-    output = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
+    output = scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
     return output.reshape(batch, 1, heads, value.shape[-1])
 
 
-def attend_grouped(query, key, value, attention_mask, scaling):
-    """Attention of many queries, `[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → `[B, T, H, v]`, keys not repeated for
-    the heads that share them."""
-    shared = {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}
-    output = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, **shared
-    )
+def gqa_prefill(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Attention of many queries, `[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → `[B, T, H, v]`, K < H: keys are not
+    repeated for the heads that share them."""
+    output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2)
 
 
-def shares_reads(backend, query, key, dropout=0.0, position_bias=None, cache=None, **special):
-    """Whether `attend_one` computes what `backend` would, and faster: on a CPU transformers reads the keys once per
-    query head."""
-    if query.shape[2] != 1 or not _plain(backend, dropout, position_bias, cache, **special):
-        return False
-    return (query.device.type == "cpu" and key.shape[1] < query.shape[1]) or wants_kernels(query)
+def triton_decode(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """`gqa_decode` by the kernel for one decoded token, unless the mask differs from head to head or has numbers."""
+    visible, fits = seen_by_one(attention_mask)
+    if not fits:
+        return gqa_decode(query, key, value, attention_mask, scaling)
+    batch, heads, _, width = query.shape
+    rows = query.reshape(batch, key.shape[1], -1, width)
+    return split_decode(rows, key, value, scaling, visible=visible).reshape(batch, 1, heads, value.shape[-1])
 
 
-def shares_keys(backend, query, key, attention_mask, dropout=0.0, position_bias=None, cache=None, **special):
-    """Whether `attend_grouped` computes what `backend` would, and faster: beside a mask transformers repeats the keys
-    for every query head."""
-    masked = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
-    masked = masked and attention_mask.shape[-1] == key.shape[2] and key.shape[1] < query.shape[1]
-    faster = masked and query.device.type == "cpu" and query.shape[2] > 1 and not torch.is_grad_enabled()
-    return faster and _plain(backend, dropout, position_bias, cache, **special)
+# -- which form a mask takes -------------------------------------------------------------------------------------------
 
 
-def _plain(backend, dropout=0.0, position_bias=None, cache=None, softcap=None, s_aux=None, **special):
-    """Whether torch's fused attention is asked for, and nothing it does not compute."""
-    plain = position_bias is None and cache is None and not dropout
-    return plain and backend == "sdpa" and softcap is None and s_aux is None
+def compact_mask(
+    build: Callable,
+    config,
+    layer_type: str,
+    window: int | None,
+    layer_idx: int,
+    inputs_embeds: torch.Tensor,
+    attention_mask,
+    past_key_values,
+    position_ids: torch.Tensor | None,
+):
+    """The mask that `build()` makes, or less where less says the same: None for one query that sees every key, a
+    `BandMask` for many queries.
+
+    For the layers of `layer_type` that see `window` tokens (None: all), of which `layer_idx` is the first; `config` is
+    that layer's. `inputs_embeds` is `[B, T, D]`; a padding mask `[B, S]` can be part of a rule, a ready mask cannot.
+    """
+    flat = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
+    # A traced graph would be bound to how a comparison of sizes comes out.
+    if layer_type in BANDED_LAYERS and config._attn_implementation == "sdpa" and flat and not is_traced():
+        if inputs_embeds.shape[1] == 1:
+            if needs_no_mask(layer_type, window, layer_idx, attention_mask, past_key_values):
+                return None
+        elif inputs_embeds.shape[1] > query_block(inputs_embeds.device) and supports_banded_masks(config):
+            call = (inputs_embeds, attention_mask, past_key_values, position_ids)
+            band = band_mask(layer_type, window, layer_idx, *call)
+            if band is not None:
+                return band
+    return build()
 
 
-# What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
-# drops sinks in silence, flash attention drops a position bias in silence.
-SCORE_NEEDS = {
-    "attn_logit_softcapping": ("eager", "flex_attention", "vllm"),
-    "attention_sinks": ("eager", "flex_attention"),
-    "position_bias": ("eager", "sdpa", "flex_attention"),
-    "sparse_attention_pattern": ("eager", "sdpa", "flex_attention"),
-    "index_topk": ("eager", "sdpa"),
-}
-
-
-def attention_backends(config):
-    """(backends that compute this config rightly or None for all, "field=value" of what limits them)."""
+def supports_banded_masks(config) -> bool:
+    """Whether scores are causal and have no bias of their own, which would be as large as the mask that is saved."""
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
-    found = {"position_bias": f"position_embedding_type={config.position_embedding_type!r}"} if biased else {}
-    for layer in config.per_layer_config if config.is_heterogeneous else [config]:
-        for field in SCORE_NEEDS:
-            value = getattr(layer, field, None)
-            if value is not None and value != []:
-                found.setdefault(field, f"{field}={value!r}")
-    needs = [need for need in SCORE_NEEDS if need in found]
-    if not needs:
-        return None, None
-    backends = tuple(name for name in SCORE_NEEDS[needs[0]] if all(name in SCORE_NEEDS[need] for need in needs))
-    return backends, found[needs[0]]
+    return getattr(config, "is_causal", True) and not biased
 
 
-def share_implementations(model):
-    """Gives every layer's own view of the config the implementations that transformers has set on the model's: where
-    layers differ, each holds a view that transformers does not know of."""
-    views = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    views |= {id(rule.config): rule.config for part in model.modules() for rule in getattr(part, "mask_plan", ())}
-    for view in views.values():
-        if view is not model.config:
-            view._attn_implementation = model.config._attn_implementation
-            view._experts_implementation = model.config._experts_implementation
+def needs_no_mask(layer_type: str, window: int | None, layer_idx: int, attention_mask, past_key_values) -> bool:
+    """Whether one query sees every key that its cache gives it.
+
+    A cache of fixed size gives keys that are not there yet, and its masks are part of a compiled step.
+    """
+    # Of the keys in its window, a query in chunks sees those of its own chunk only.
+    if past_key_values is None or layer_type == "chunked_attention":
+        return False
+    if getattr(past_key_values, "is_compileable", False):
+        return False
+    first_query = past_key_values.get_query_offset(layer_idx)
+    keys, first_key = past_key_values.get_mask_sizes(1, layer_idx)
+    if isinstance(first_query, torch.Tensor) or first_key + keys != first_query + 1:
+        return False
+    if window is not None and keys > window:
+        return False
+    if attention_mask is None:
+        return True
+    # Elsewhere looking at a mask would wait for the device.
+    if attention_mask.device.type != "cpu":
+        return False
+    attended = attention_mask[:, first_key:]
+    return attended.shape[-1] == keys and bool(attended.all())
+
+
+def trim_padding_mask(attention_mask, length: int, past_key_values, always: bool):
+    """A padding mask without columns behind the last of `length` new tokens, `[B, S + T]`; any other mask as it is.
+
+    `always`: even where that waits for a device.
+    """
+    if is_traced() or not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+        return attention_mask
+    if attention_mask.shape[-1] <= length:
+        return attention_mask
+    seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+    if isinstance(seen, torch.Tensor) and (seen.is_meta or (length == 1 and not always)):
+        # Looking at a count on the device would wait for it at every token, and no layer reads such columns there.
+        return attention_mask
+    return attention_mask[:, : int(seen) + length]

@@ -2,7 +2,16 @@
 
 The engine keeps its own cache, computes attention by its own kernels and experts by its own fused SiLU, and makes
 logits from `lm_head` itself. Everything between is the code of this package.
+
+It finds out how a layer attends by reading the text of `forward` in the class of its mixer: that has to look a function
+up in ALL_ATTENTION_FUNCTIONS and to call it once, with the scale as an attribute. So mixers get such a `forward` where
+an engine runs them, from `served_class` below.
 """
+
+from functools import cache
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Fields whose layers must agree, as the engine asks the config as a whole.
 UNIFORM = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "moe_intermediate_size")
@@ -71,6 +80,11 @@ def _of_experts(layer):
     })  # fmt: skip
 
 
+def is_served(config) -> bool:
+    """Whether the attention of this config's layers is computed by such an engine."""
+    return str(config._attn_implementation).startswith("vllm")
+
+
 def served_by(config, backend):
     """`backend` as it is; raises ValueError where it is such an engine's, with the first field it would not honour."""
     for field in engine_obstacles(config)[:1] if str(backend).startswith("vllm") else ():
@@ -82,6 +96,72 @@ def served_by(config, backend):
             "(`python -m conversion FOLDER TARGET --to FAMILY`) and serve that."
         )
     return backend
+
+
+class ServedGroupedQuery:
+    """Grouped-query attention whose cache and attention are the engine's; mixed in before the class itself."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings=None,
+        attention_mask=None,
+        past_key_values=None,
+        position_ids=None,
+        shared_key_values=None,
+        **kwargs,
+    ):
+        query, gate = self.queries(hidden_states, position_embeddings, position_ids)
+        key, value = self.update_cache(hidden_states, position_embeddings, past_key_values, shared_key_values)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
+        attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        # The engine gives heads side by side.
+        attn_output = attn_output.view(*hidden_states.shape[:-1], -1, self.value_width)
+        return self.output(attn_output, hidden_states, gate), weights
+
+
+class ServedLatent:
+    """The same for latent attention.
+
+    Where the engine keeps a cache of latents, it merges the two first maps and takes the call of `expand` out of this
+    text, so that latent and rope key reach its function in the place of keys and values.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings=None,
+        attention_mask=None,
+        past_key_values=None,
+        position_ids=None,
+        **kwargs,
+    ):
+        refuse_in_latent_engine(self)
+        low_rank = self.q_a_proj(hidden_states) if self.ranked else None
+        joint = self.kv_a_proj_with_mqa(hidden_states)
+        query, _, gate, latent, rope_key = self.split(hidden_states, low_rank, joint, position_embeddings, position_ids)
+        latent, rope_key = self.update_cache(latent, rope_key, past_key_values)
+        query, (key, value) = torch.cat(query, dim=-1), self.expand(latent, rope_key)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
+        attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        attn_output = attn_output.view(*hidden_states.shape[:-1], -1, self.value_width)
+        return self.output(attn_output, hidden_states, gate), weights
+
+
+SERVED_FORWARDS = {"grouped_query": ServedGroupedQuery, "latent": ServedLatent}
+
+
+def served_class(mixer_class: type, name: str, config) -> type:
+    """The class of a mixer of this registry name: `mixer_class`, or under an engine one with the `forward` it reads."""
+    return _served(mixer_class, SERVED_FORWARDS[name]) if name in SERVED_FORWARDS and is_served(config) else mixer_class
+
+
+@cache
+def _served(mixer_class, forward_class):
+    # One class for all layers: the engine reads each class once.
+    return type(f"Served{mixer_class.__name__}", (forward_class, mixer_class), {})
 
 
 def refuse_in_latent_engine(mixer):

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
+from transformers.masking_utils import create_recurrent_attention_mask
 
 from .ops_dispatch import is_traced
+from .ops_packing import places_behind, starts_of_jumps
 from .ops_recurrence_fla import has_kernels
 
 
@@ -41,28 +42,6 @@ class PackedSequences(NamedTuple):
     def last_in_row(self):
         """Number of the last sequence of each row, `[B]`."""
         return self.starts.sum(1).cumsum(0) - 1
-
-
-def places_behind(starts):
-    """How far each token stands behind the last start, `[B, T]`."""
-    slots = torch.arange(starts.shape[1], device=starts.device)
-    return slots - slots.where(starts, 0).cummax(dim=1).values
-
-
-def starts_of_jumps(position_ids):
-    """`[B, T]`, set where positions do not count on: transformers' own rule (`find_packed_sequence_indices`)."""
-    return F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
-
-
-def starts_of_lengths(like, cu_seq_lens_q=None, seq_idx=None):
-    """`[B, T]` for tokens `like` `[B, T, ...]`, from what a collator says for flash attention or Mamba's kernels:
-    cumulative lengths, rows end to end, or a number per token."""
-    if cu_seq_lens_q is None:
-        return F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
-    batch, length = like.shape[:2]
-    starts = torch.zeros(batch * length + 1, dtype=torch.bool, device=like.device)
-    starts = starts.index_fill(0, cu_seq_lens_q.long().to(like.device), True)[:-1].view(batch, length)
-    return starts | (torch.arange(length, device=like.device) == 0)
 
 
 def packed_sequences(position_ids, batch):
@@ -92,19 +71,6 @@ def within_sequences(packed, pattern=None):
         return same & pattern(batch_idx, head_idx, places[batch_idx, q_idx], places[batch_idx, kv_idx])
 
     return visible
-
-
-def create_full_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
-    """Of the layers that see every token: transformers' own causal mask.
-
-    Its mask for attention in both directions knows of no packed sequences, so they are a rule on top of it.
-    """
-    arguments = (config, inputs_embeds, attention_mask, past_key_values)
-    if not getattr(config, "is_causal", True) and attention_mask is None and past_key_values is None:
-        packed = packed_sequences(position_ids, inputs_embeds.shape[0])
-        if packed is not None:
-            kwargs["and_mask_function"] = within_sequences(packed, kwargs.get("and_mask_function"))
-    return create_causal_mask(*arguments, position_ids=position_ids, **kwargs)
 
 
 def create_recurrent_mask(config, inputs_embeds, attention_mask, past_key_values=None, position_ids=None, **kwargs):

@@ -7,6 +7,7 @@ from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
 from .mlp_dense import make_dense_mlp
 from .mlp_sparse import SparseMLP
+from .platform_vllm import served_class
 from .recurrent_hybrid import LINEAR_MIXERS, HybridMixer
 
 MIXERS = {
@@ -28,7 +29,8 @@ MLPS = {
 def make_mixer(config, layer_idx):
     """The mixer of layer `layer_idx`, by the name that `config.mixer_types` resolves from its word and its
     mechanism."""
-    return MIXERS[config.mixer_types[layer_idx]](config, layer_idx)
+    name = config.mixer_types[layer_idx]
+    return served_class(MIXERS[name], name, config)(config, layer_idx)
 
 
 def make_mlp(config, layer_idx):

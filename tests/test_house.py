@@ -325,8 +325,8 @@ FIELDS_OF = {
 # Keyed by transformers' words or classes, by a boolean, or holding a part of what another registry lists.
 KEYED_OTHERWISE = {
     "ACTIVATIONS", "ATTENTIONS_BESIDE", "DECAYS", "DENSE_MLPS", "EXPERTS", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS",
-    "PATTERNS", "POSITION_BIASES", "PROJECTION_NORMS", "REPEAT", "ROTATE", "SCORING_FUNCTIONS", "SHARED_EXPERTS",
-    "SWAP",
+    "PATTERNS", "POSITION_BIASES", "PROJECTION_NORMS", "REPEAT", "ROTATE", "SCORING_FUNCTIONS", "SERVED_FORWARDS",
+    "SHARED_EXPERTS", "SWAP",
 }  # fmt: skip
 
 

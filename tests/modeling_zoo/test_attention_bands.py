@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM, attention, attention_latent, attention_sparse, ops_attention_bands
+from modeling_zoo import ZooForCausalLM, attention_latent, attention_sparse, ops_attention
 from modeling_zoo.attention_masks import build_masks
 from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.ops_attention_bands import BandMask
@@ -45,23 +45,23 @@ def make(flags, backend="sdpa"):
 
 @pytest.fixture(autouse=True)
 def blocks_of_four(monkeypatch):
-    monkeypatch.setattr(ops_attention_bands, "CPU_BLOCK", 4)
+    monkeypatch.setattr(ops_attention, "CPU_BLOCK", 4)
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """The (queries, keys) of every pass over a band."""
     seen = []
-    real = ops_attention_bands.attend_in_bands
+    real = ops_attention.banded_attention
 
-    def watched(attend, query, key, value, band):
+    def watched(attend, query, key, value, band, block):
         def counted(query, key, value, mask):
             seen.append((query.shape[2], key.shape[2]))
             return attend(query, key, value, mask)
 
-        return real(counted, query, key, value, band)
+        return real(counted, query, key, value, band, block)
 
-    monkeypatch.setattr(attention, "attend_in_bands", watched)
+    monkeypatch.setattr(ops_attention, "banded_attention", watched)
     return seen
 
 
@@ -178,7 +178,7 @@ def test_the_rule_is_transformers_mask(word, padding, seen, static):
     mask[1, :padding] = 0
     inputs = torch.zeros(2, length, 36)
     rule = build_masks(config, inputs, mask, cache)[word]
-    square = build_masks(config, inputs, mask, cache, rules=False)[word]
+    square = build_masks(config, inputs, mask, cache, compact=False)[word]
     if square is None:
         assert rule is None
         return
@@ -208,7 +208,7 @@ def test_one_query_that_sees_all_its_keys_has_no_mask(word, padding, kind):
         if padding:
             mask[1, :padding] = 0
         found, expected = (
-            build_masks(config, torch.zeros(2, 1, 36), mask, cache, rules=rules)[word] for rules in (True, False)
+            build_masks(config, torch.zeros(2, 1, 36), mask, cache, compact=compact)[word] for compact in (True, False)
         )
         first = seen + 1 - WINDOW if word == "sliding_attention" else 0
         bare = kind != "static" and word != "chunked_attention" and (padding or 0) <= max(first, 0)

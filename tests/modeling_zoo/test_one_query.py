@@ -7,8 +7,8 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from modeling_zoo import attention
-from modeling_zoo.ops_attention import attend_one, eager_attention_forward, shares_reads
+from modeling_zoo import ops_attention
+from modeling_zoo.ops_attention import eager_attention_forward, fast_form, gqa_decode
 
 
 class Groups(nn.Module):
@@ -46,9 +46,9 @@ def test_equals_the_plain_form(kv_heads, kind):
     mask = masks()[kind]
     added = torch.zeros(mask.shape).double().masked_fill(~mask, -torch.inf) if kind == "booleans" else mask
     expected, _ = eager_attention_forward(Groups(6 // kv_heads).eval(), query, key, value, added, 0.3)
-    torch.testing.assert_close(attend_one(query, key, value, mask, 0.3), expected.double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gqa_decode(query, key, value, mask, 0.3), expected.double(), rtol=1e-6, atol=1e-6)
     theirs, _ = sdpa_attention_forward(Groups(6 // kv_heads), query, key, value, mask, scaling=0.3)
-    torch.testing.assert_close(attend_one(query, key, value, mask, 0.3), theirs)
+    torch.testing.assert_close(gqa_decode(query, key, value, mask, 0.3), theirs)
 
 
 SPECIAL = {"dropout": 0.1, "position_bias": torch.zeros(1), "cache": object(), "softcap": 3.0, "s_aux": torch.zeros(1)}
@@ -57,16 +57,16 @@ SPECIAL = {"dropout": 0.1, "position_bias": torch.zeros(1), "cache": object(), "
 @pytest.mark.parametrize("name", SPECIAL)
 def test_what_it_cannot_compute_is_left_to_the_backend(name):
     query, key, _ = states()
-    assert shares_reads("sdpa", query, key)
-    assert not shares_reads("sdpa", query, key, **{name: SPECIAL[name]})
+    assert fast_form("sdpa", query, key, None) is gqa_decode
+    assert fast_form("sdpa", query, key, None, **{name: SPECIAL[name]}) is None
 
 
 def test_only_where_it_is_faster():
     query, key, _ = states()
-    assert not shares_reads("eager", query, key)
-    assert not shares_reads("sdpa", query.expand(-1, -1, 2, -1), key)
-    assert not shares_reads("sdpa", query, query)
-    assert not shares_reads("sdpa", query.to("meta"), key)
+    assert fast_form("eager", query, key, None) is None
+    assert fast_form("sdpa", query.expand(-1, -1, 2, -1), key, None) is None
+    assert fast_form("sdpa", query, query, None) is None
+    assert fast_form("sdpa", query.to("meta"), key, None) is None
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_only_where_it_is_faster():
 @pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
 def test_decoding_goes_through_it(cache, padding, monkeypatch):
     calls = []
-    monkeypatch.setattr(attention, "attend_one", lambda *args: calls.append(args) or attend_one(*args))
+    monkeypatch.setattr(ops_attention, "gqa_decode", lambda *args: calls.append(args) or gqa_decode(*args))
     tokens, mask = padded_tokens(9, padding)
     found, plain = make({}), make({}, "eager")
     options = {"max_cache_len": 12} if cache is StaticCache else {}

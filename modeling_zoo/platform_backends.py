@@ -1,0 +1,38 @@
+"""Which attention backends compute what a config asks for, and how all layers come to know the one that is set."""
+
+# What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
+# drops sinks in silence, flash attention drops a position bias in silence.
+SCORE_NEEDS = {
+    "attn_logit_softcapping": ("eager", "flex_attention", "vllm"),
+    "attention_sinks": ("eager", "flex_attention"),
+    "position_bias": ("eager", "sdpa", "flex_attention"),
+    "sparse_attention_pattern": ("eager", "sdpa", "flex_attention"),
+    "index_topk": ("eager", "sdpa"),
+}
+
+
+def attention_backends(config) -> tuple[tuple[str, ...] | None, str | None]:
+    """(backends that compute this config rightly or None for all, "field=value" of what limits them)."""
+    biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
+    found = {"position_bias": f"position_embedding_type={config.position_embedding_type!r}"} if biased else {}
+    for layer in config.per_layer_config if config.is_heterogeneous else [config]:
+        for field in SCORE_NEEDS:
+            value = getattr(layer, field, None)
+            if value is not None and value != []:
+                found.setdefault(field, f"{field}={value!r}")
+    needs = [need for need in SCORE_NEEDS if need in found]
+    if not needs:
+        return None, None
+    backends = tuple(name for name in SCORE_NEEDS[needs[0]] if all(name in SCORE_NEEDS[need] for need in needs))
+    return backends, found[needs[0]]
+
+
+def share_implementations(model) -> None:
+    """Gives every layer's own view of the config the implementations that transformers has set on the model's: where
+    layers differ, each holds a view that transformers does not know of."""
+    views = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    views |= {id(rule.config): rule.config for part in model.modules() for rule in getattr(part, "mask_plan", ())}
+    for view in views.values():
+        if view is not model.config:
+            view._attn_implementation = model.config._attn_implementation
+            view._experts_implementation = model.config._experts_implementation
