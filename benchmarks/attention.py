@@ -18,7 +18,7 @@ from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32At
 from configuration_zoo import ZooConfig
 from modeling_zoo.attention_masks import build_masks
 from modeling_zoo.cache_upgrade import upgrade_cache
-from modeling_zoo.registry import make_mixer
+from modeling_zoo.registry import make_mixers
 
 from .decode import paired, random_states
 from .measuring import difference, in_turns, peak_memory, result, synchronize
@@ -81,7 +81,7 @@ def modules(case: str, options):
     word = "indexed_attention" if sparse else "full_attention"
     ours = ZooConfig(**sizes, attention_type="latent", layer_types=[word], attn_implementation="sdpa")
     with torch.device("meta"):
-        theirs, mixer = kind(config, 0), make_mixer(ours, 0)
+        theirs, mixer = kind(config, 0), make_mixers(ours, 0)["self_attn"]
     theirs = theirs.to_empty(device=options.device).to(options.dtype).eval()
     for name, parameter in theirs.named_parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -156,7 +156,7 @@ def band(case: str, context: int, options) -> dict:
     fields |= (TINY | TINY_MODELS["sliding"]) if options.tiny else {}
     fields |= options.changes("sliding")
     config = ZooConfig(**fields | {"max_position_embeddings": LONG}, attn_implementation="sdpa")
-    mixer = make_mixer(config, 0).eval()
+    mixer = make_mixers(config, 0)["self_attn"].eval()
     stream = torch.empty(1, context, config.hidden_size, device=options.device, dtype=options.dtype)
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
     query, key, value = (

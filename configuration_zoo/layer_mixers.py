@@ -33,6 +33,23 @@ class LayerMixers:
         return named if isinstance(named, list) else [named] * self.num_hidden_layers
 
     @property
+    def recurrent_mixers(self) -> list[str | None]:
+        """The recurrence or convolution of each layer, None for a layer without: its `linear_attn`."""
+        named = self.linear_attention_type
+        named = named if isinstance(named, list) else [named] * self.num_hidden_layers
+        words = (*RECURRENT_LAYERS, *HYBRID_LAYERS)
+        return [name if word in words else None for name, word in zip(named, self.layer_types, strict=True)]
+
+    @property
+    def attention_mixers(self) -> list[str | None]:
+        """The attention of each layer, None for a layer without one of its own: its `self_attn`."""
+        beside = zip(self.mixer_types, self.attention_types, strict=True)
+        mixers = [attention if name == "hybrid" else name for name, attention in beside]
+        recurrent = [word in RECURRENT_LAYERS for word in self.layer_types]
+        shared = [block == "shared_block" for block in self.block_types]
+        return [None if r or s else name for name, r, s in zip(mixers, recurrent, shared, strict=True)]
+
+    @property
     def softmax_layers(self) -> list[int]:
         """Indices of the layers with softmax attention, alone or beside a recurrence."""
         without = (*RECURRENT_LAYERS, *NO_MIXER_LAYERS)

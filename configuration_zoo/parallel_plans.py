@@ -43,17 +43,18 @@ def gate_and_sinks_plan(config, whole: bool = False) -> dict[str, str]:
     return plan
 
 
-# Mixers whose heads can be split, and how; a pattern means the same in every layer, so all layers are of one row.
+# Attentions whose heads can be split, and how; a pattern means the same in every layer, so all layers with attention
+# are of one row. Recurrences are `linear_attn`, which no pattern here names: they are whole on every rank.
 HEAD_PLANS = {("grouped_query", "shared_key_value"): grouped_query_plan, ("latent", "indexed"): latent_plan}
 
 
 def attention_plan(config) -> dict[str, str]:
-    """Heads split over ranks, or nothing where a mixer needs all of them."""
-    mixers = {name for name in config.mixer_types if name is not None}
+    """Heads split over ranks, in the layers that have attention; nothing where one of them needs all heads."""
+    mixers = {name for name in config.attention_mixers if name is not None}
     if not mixers or config.position_embedding_type in WHOLE_HEADS_POSITIONS:
         return {}
     plan = next((plan for names, plan in HEAD_PLANS.items() if mixers <= set(names)), None)
-    layers = zip(config.mixer_types, config.per_layer_config, strict=True)
+    layers = zip(config.attention_mixers, config.per_layer_config, strict=True)
     return same_in_all([plan(layer) for name, layer in layers if name is not None]) if plan else {}
 
 

@@ -68,11 +68,16 @@ def body_of(model):
     return getattr(model, "model", model)
 
 
+def mixer_of(layer):
+    """The attention or the recurrence of a layer, None for a layer that is an MLP alone."""
+    return getattr(layer, "self_attn", None) or getattr(layer, "linear_attn", None)
+
+
 def measure_layer(model, index: int, per_token: int, state: int, waiting: int) -> dict:
     """One layer's mixer, reach, MLP, parameters and cache."""
     layer, config = body_of(model).layers[index], model.config.per_layer_config[index]
     word = config.layer_types[index]
-    mixer, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    mixer, mlp = mixer_of(layer), getattr(layer, "mlp", None)
     reach, limit = reach_of(config, index)
     return {
         "layer": index,
@@ -200,8 +205,8 @@ def filled_cache(model, length: int, indices):
         biases, keys = biases_on_scores(body_of(model), hidden_states, None, None), body_of(model).mask_keys
         for index in indices:
             layer = body_of(model).layers[index]
-            if hasattr(layer, "self_attn"):
-                layer.self_attn(hidden_states, position_bias=biases.get(keys[index]), **context)
+            if mixer_of(layer) is not None:
+                layer.mixer(hidden_states, {"position_bias": biases.get(keys[index])} | context)
             if index in model.config.shared_block_layers:
                 shared = body_of(model).shared_blocks.context(index, hidden_states)["shared_block"]
                 shared(hidden_states, hidden_states, layer.adapters, layer_idx=index, **context)
@@ -218,7 +223,7 @@ def first_alike(model) -> list[int]:
         return list(range(config.num_hidden_layers))
     kinds = []
     for index, layer in enumerate(body_of(model).layers):
-        settings = getattr(getattr(layer, "self_attn", None), "settings", None)
+        settings = getattr(getattr(layer, "linear_attn", None), "settings", None)
         shapes = tuple((name, weight.shape) for name, weight in layer.named_parameters())
         word, mixer, shared = config.layer_types[index], config.mixer_types[index], index in config.shared_block_layers
         kinds.append((word, mixer, shared, repr(settings), shapes))

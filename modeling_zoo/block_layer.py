@@ -5,7 +5,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .block_per_layer_input import PerLayerInput
 from .norms import make_norm
-from .registry import make_mixer, make_mlp
+from .recurrent_hybrid import mix_in_parallel
+from .registry import make_mixers, make_mlp
 
 SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
 
@@ -28,7 +29,10 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
                 norm = make_norm(config, config.hidden_size, cast_input=slot in ("attn_norm", "mlp_norm"))
             setattr(self, slot, norm)
         if "mixer" in self.branches:
-            self.self_attn = make_mixer(config, layer_idx)
+            mixers = make_mixers(config, layer_idx)
+            self.mixer_name, self.is_hybrid = next(iter(mixers)), len(mixers) > 1
+            for name, mixer in mixers.items():
+                self.add_module(name, mixer)
         if "mlp" in self.branches:
             self.mlp = make_mlp(config, layer_idx)
         self.dropout = nn.Dropout(config.residual_dropout)
@@ -41,9 +45,15 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
             output = self.dropout(output)
         return output if self.residual_multiplier == 1.0 else output * self.residual_multiplier
 
+    def mixer(self, x, context):
+        """The output of `self_attn` or `linear_attn`, `[B, T, D]`; in a hybrid layer their sum."""
+        if self.is_hybrid:
+            return mix_in_parallel(self.self_attn, self.linear_attn, x, **context)
+        return getattr(self, self.mixer_name)(x, **context)[0]
+
     def mix(self, x, context):
         """The mixer's contribution to the stream."""
-        output = self.self_attn(x, **context)[0]
+        output = self.mixer(x, context)
         return self.scaled(self.attn_output_norm(output) if "attn_output_norm" in self.norms else output)
 
     def feed(self, x):

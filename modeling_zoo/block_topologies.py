@@ -80,7 +80,7 @@ class PostNormLayer(ZooDecoderLayer):
         self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
 
     def join(self, hidden_states, **context):
-        mixed = self.scaled(self.self_attn(hidden_states, **context)[0])
+        mixed = self.scaled(self.mixer(hidden_states, context))
         hidden_states = self.attn_output_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
         fed = self.scaled(self.mlp(hidden_states))
         return self.mlp_output_norm(weighted_sum(hidden_states, fed, *self.mlp_factors))

@@ -10,6 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 PARTS = ("attention", "mlp", "experts")
+# What a layer calls its attention and its recurrence.
+MIXER_NAMES = frozenset(("self_attn", "linear_attn"))
 # What PEFT puts around and inside a module it adapts.
 WRAPPED, INSIDE = ".base_layer", ("lora_", "ia3_")
 
@@ -67,7 +69,7 @@ def _linear_maps(modules, indexer_learns):
         if not isinstance(module, nn.Linear) or "layers" not in pieces or module.out_features == 1:
             continue
         if indexer_learns or not path.startswith(indexers):
-            paths["attention" if "self_attn" in pieces else "mlp"].add(path)
+            paths["mlp" if MIXER_NAMES.isdisjoint(pieces) else "attention"].add(path)
     return paths
 
 

@@ -5,10 +5,11 @@ from .attention_kv_sharing import SharedKeyValueAttention
 from .attention_latent import LatentAttention
 from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
+from .mixer import TokenMixer
 from .mlp_dense import make_dense_mlp
 from .mlp_sparse import SparseMLP
 from .platform_vllm import served_class
-from .recurrent_hybrid import LINEAR_MIXERS, HybridMixer
+from .recurrent_hybrid import HYBRID_ATTENTIONS, LINEAR_MIXERS
 
 MIXERS = {
     "grouped_query": GroupedQueryAttention,
@@ -16,7 +17,6 @@ MIXERS = {
     "latent": LatentAttention,
     "indexed": IndexedAttention,
     "transformer_xl": TransformerXLAttention,
-    "hybrid": HybridMixer,
     **LINEAR_MIXERS,
 }
 # By their names in mlp_layer_types.
@@ -26,11 +26,18 @@ MLPS = {
 }
 
 
-def make_mixer(config, layer_idx):
-    """The mixer of layer `layer_idx`, by the name that `config.mixer_types` resolves from its word and its
-    mechanism."""
-    name = config.mixer_types[layer_idx]
-    return served_class(MIXERS[name], name, config)(config, layer_idx)
+def make_mixers(config, layer_idx: int) -> dict[str, TokenMixer]:
+    """The mixers of layer `layer_idx` under the names they have in it: attention is `self_attn`, a recurrence or a
+    convolution `linear_attn`, and a hybrid layer has both."""
+    attention, recurrence = config.attention_mixers[layer_idx], config.recurrent_mixers[layer_idx]
+    mixers = {}
+    if attention is not None and recurrence is None:
+        mixers["self_attn"] = served_class(MIXERS[attention], attention, config)
+    elif attention is not None:
+        mixers["self_attn"] = HYBRID_ATTENTIONS[attention]
+    if recurrence is not None:
+        mixers["linear_attn"] = LINEAR_MIXERS[recurrence]
+    return {name: mixer_class(config, layer_idx) for name, mixer_class in mixers.items()}
 
 
 def make_mlp(config, layer_idx):

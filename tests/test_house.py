@@ -324,9 +324,9 @@ FIELDS_OF = {
 }
 # Keyed by transformers' words or classes, by a boolean, or holding a part of what another registry lists.
 KEYED_OTHERWISE = {
-    "ACTIVATIONS", "ATTENTIONS_BESIDE", "DECAYS", "DENSE_MLPS", "EXPERTS", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS",
-    "PATTERNS", "POSITION_BIASES", "PROJECTION_NORMS", "REPEAT", "ROTATE", "SCORING_FUNCTIONS", "SERVED_FORWARDS",
-    "SHARED_EXPERTS", "SWAP",
+    "ACTIVATIONS", "DECAYS", "DENSE_MLPS", "EXPERTS", "HYBRID_ATTENTIONS", "LINEAR_MIXERS", "MASK_BUILDERS",
+    "MIXERS", "PATTERNS", "POSITION_BIASES", "PROJECTION_NORMS", "REPEAT", "ROTATE", "SCORING_FUNCTIONS",
+    "SERVED_FORWARDS", "SHARED_EXPERTS", "SWAP",
 }  # fmt: skip
 
 
@@ -377,7 +377,7 @@ def test_the_config_accepts_the_mechanisms_of_the_mixers_and_no_others():
     names = accepted("attention_type", {})
     names |= accepted("linear_attention_type", {"layer_types": ["linear_attention"] * 2})
     # Chosen by another field: a word of layer_types, the position embedding, how many layers share.
-    assert set(registries()["MIXERS"]) - {"hybrid", "indexed", "shared_key_value", "transformer_xl"} == names
+    assert set(registries()["MIXERS"]) - {"indexed", "shared_key_value", "transformer_xl"} == names
 
 
 def test_queries_and_keys_take_the_norms_of_the_stream():

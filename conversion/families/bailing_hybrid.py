@@ -8,7 +8,7 @@ from ..engine.family import Family, restore_rope, rope
 from ..engine.rules import Concat, Rule, renames
 from .shared_experts import QWEN_MOE_RULES, SIGMOID_FIELDS, correction_bias
 from .shared_latent import PREDICTION_LAYERS, V3_FIXED, YARN, tiny_v3, with_ranks
-from .shared_linear import KEYS, LAYER, MIXER, is_attention, is_recurrent, kimi_delta, restore_kimi_delta
+from .shared_linear import ATTENTION, KEYS, LAYER, MIXER, is_attention, is_recurrent, kimi_delta, restore_kimi_delta
 
 STORED = LAYER + "attention."
 
@@ -34,10 +34,13 @@ def restore(ours):
     return fields | {"kda_safe_gate": bound is not None} | ({} if bound is None else {"kda_lower_bound": bound})
 
 
-def mixer(theirs, ours, where, held=None):
-    """Rules for a tensor of a mixer as files have it, and as transformers holds it (`held`, if not under one name)."""
-    names = [STORED + theirs, MIXER + (held or theirs)]
-    return [Rule(name, MIXER + ours, where=where) for name in names]
+KINDS = {MIXER: is_recurrent, ATTENTION: is_attention}
+
+
+def mixer(theirs, ours, held=None, of=MIXER):
+    """Rules for a tensor of a recurrence, or `of` attention, as files have it and as transformers holds it (`held`, if
+    not under one name)."""
+    return [Rule(name, of + ours, where=KINDS[of]) for name in (STORED + theirs, ATTENTION + (held or theirs))]
 
 
 TINY = tiny_v3(
@@ -54,14 +57,13 @@ FAMILY = Family(
         *PREDICTION_LAYERS,
         *(
             Rule([f"{place}{x}_conv1d.weight" for x in "qkv"], f"{MIXER}conv1d.weight", Concat(KEYS, KEYS, KEYS))
-            for place in (STORED, MIXER)
+            for place in (STORED, ATTENTION)
         ),
-        *mixer("f_proj.weight", "a_proj.weight", is_recurrent, "forget_gate.f_proj.weight"),
-        *(rule for name in ("A_log", "dt_bias") for rule in mixer(name, name, is_recurrent, f"forget_gate.{name}")),
-        *mixer("g_proj.weight", "output_gate.g_proj.weight", is_attention),
-        *mixer("dense.weight", "o_proj.weight", None, "o_proj.weight"),
-        *mixer("dense.bias", "o_proj.bias", None, "o_proj.bias"),
-        Rule(f"{STORED}{{*}}", f"{MIXER}{{*}}"),
+        *mixer("f_proj.weight", "a_proj.weight", "forget_gate.f_proj.weight"),
+        *(rule for name in ("A_log", "dt_bias") for rule in mixer(name, name, f"forget_gate.{name}")),
+        *mixer("g_proj.weight", "output_gate.g_proj.weight", of=ATTENTION),
+        *(rule for of in KINDS for rule in mixer("dense.{w}", "o_proj.{w}", "o_proj.{w}", of)),
+        *(rule for of in KINDS for rule in mixer("{*}", "{*}", of=of)),
         *renames({"word_embeddings": "embed_tokens"}, "model.", "model."),
         *correction_bias("mlp.gate.expert_bias"),
         *QWEN_MOE_RULES,

@@ -2,7 +2,6 @@
 multipliers (muP) wherever something is projected."""
 
 from ..engine.family import Family, restore_rope, rope
-from ..engine.rules import Rule
 from ..errors import ConversionError
 from .shared_common import tiny
 from .shared_state_space import (
@@ -59,8 +58,7 @@ FAMILY = Family(
     derive=derive,
     restore=restore,
     rules=[
-        *mixer_rules(LAYER + "mamba.", MIXER + "recurrence.", where=None),
-        Rule(LAYER + "self_attn.{*}", MIXER + "attention.{*}"),
+        *mixer_rules(LAYER + "mamba.", MIXER, where=None),
         *HYBRID_RULES,
     ],
     tiny=[

@@ -8,7 +8,7 @@ from ..engine.family import Family
 from ..engine.rules import Concat, Reshape, Rule
 from .shared_experts import MIXTRAL_RULES, QWEN_MOE_RULES, SIGMOID_FIELDS
 from .shared_latent import V3_FIXED, tiny_v3, with_ranks
-from .shared_linear import KEYS, LAYER, MIXER, kimi_delta, recurrent_rule, restore_kimi_delta
+from .shared_linear import ATTENTION, KEYS, LAYER, MIXER, kimi_delta, recurrent_rule, restore_kimi_delta
 
 
 def derive(theirs):
@@ -20,11 +20,11 @@ def derive(theirs):
 
 def moved(theirs, ours, *ops):
     """Rules for a tensor that files have in the mixer and transformers in its `forget_gate`."""
-    return [recurrent_rule(f"{MIXER}{place}{theirs}", f"{MIXER}{ours}", *ops) for place in ("", "forget_gate.")]
+    return [recurrent_rule(f"{ATTENTION}{place}{theirs}", f"{MIXER}{ours}", *ops) for place in ("", "forget_gate.")]
 
 
 SPLIT_CONVOLUTION = recurrent_rule(
-    [f"{MIXER}{x}_conv1d.weight" for x in "qkv"], f"{MIXER}conv1d.weight", Concat(KEYS, KEYS, KEYS)
+    [f"{ATTENTION}{x}_conv1d.weight" for x in "qkv"], f"{MIXER}conv1d.weight", Concat(KEYS, KEYS, KEYS)
 )
 RULES = [
     SPLIT_CONVOLUTION,
@@ -32,8 +32,9 @@ RULES = [
     *moved("dt_bias", "dt_bias"),
     *moved("f_a_proj.weight", "a_proj.0.weight"),
     *moved("f_b_proj.weight", "a_proj.1.weight"),
-    recurrent_rule(f"{MIXER}g_a_proj.weight", f"{MIXER}g_proj.0.weight"),
-    recurrent_rule(f"{MIXER}g_b_proj.weight", f"{MIXER}g_proj.1.weight"),
+    recurrent_rule(f"{ATTENTION}g_a_proj.weight", f"{MIXER}g_proj.0.weight"),
+    recurrent_rule(f"{ATTENTION}g_b_proj.weight", f"{MIXER}g_proj.1.weight"),
+    recurrent_rule(f"{ATTENTION}{{*}}", f"{MIXER}{{*}}"),
 ]
 TINY = tiny_v3(
     n_routed_experts=..., first_k_dense_replace=..., q_lora_rank=None, num_local_experts=10, num_hidden_layers=5,

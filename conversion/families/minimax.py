@@ -8,7 +8,7 @@ from ..engine.family import Family, restore_rope, rope
 from ..engine.rules import Drop, Split
 from .shared_common import LLAMA_RULES
 from .shared_experts import AUX_LOSS, MIXTRAL_RULES, MOE_FIELDS, tiny_experts
-from .shared_linear import DECAYS, MIXER, decays, is_recurrent, recurrent_rule
+from .shared_linear import ATTENTION, DECAYS, MIXER, decays, is_recurrent, recurrent_rule
 
 FACTORS = [f"{part}_{factor}_factor" for part in ("full_attn", "linear_attn", "mlp") for factor in ("alpha", "beta")]
 OWN_EPS = 1e-6
@@ -58,10 +58,10 @@ FAMILY = Family(
     restore=restore,
     buffers=buffers,
     rules=[
-        Drop([f"{MIXER}{name}" for name in DECAYS], where=is_recurrent),
-        recurrent_rule(f"{MIXER}qkv_proj.weight", [f"{MIXER}{x}_proj.weight" for x in "qkv"],
+        Drop([f"{ATTENTION}{name}" for name in DECAYS], where=is_recurrent),
+        recurrent_rule(f"{ATTENTION}qkv_proj.weight", [f"{MIXER}{x}_proj.weight" for x in "qkv"],
                        Split(*["linear_key_head_dim"] * 3, groups="linear_num_value_heads")),
-        *(recurrent_rule(f"{MIXER}{theirs}.weight", f"{MIXER}{ours}.weight") for theirs, ours in NAMES.items()),
+        *(recurrent_rule(f"{ATTENTION}{theirs}.weight", f"{MIXER}{ours}.weight") for theirs, ours in NAMES.items()),
         *MIXTRAL_RULES, *LLAMA_RULES,
     ],
     tiny=[

@@ -63,9 +63,8 @@ FAMILY = Family(
         *norms(is_attention, attn_output_norm=("post_attention_layernorm", "feedforward_layer_norm"),
                mlp_output_norm=("post_feedforward_layernorm",)),
         recurrent_rule(
-            [f"{LAYER}linear_attn.{x}_conv1d.weight" for x in "qkv"], f"{MIXER}conv1d.weight", Join(KEYS, KEYS, VALUES)
+            [f"{MIXER}{x}_conv1d.weight" for x in "qkv"], f"{MIXER}conv1d.weight", Join(KEYS, KEYS, VALUES)
         ),
-        recurrent_rule(f"{LAYER}linear_attn.{{*}}", f"{MIXER}{{*}}"),
         *ROPE_BUFFERS,
     ],
     tiny=[

@@ -11,7 +11,7 @@ import torch
 from ..engine.family import COMMON_FIELDS, Family, restore_rope, rope
 from ..engine.rules import Rule, renames
 from .shared_common import ROPE_BUFFERS, tiny
-from .shared_linear import LAYER, MIXER, recurrent_rule
+from .shared_linear import ATTENTION, LAYER, MIXER, recurrent_rule
 
 WORDS = {"linear_attention": "recurrent", "sliding_attention": "attention"}
 OURS = {theirs: ours for ours, theirs in WORDS.items()}  # An older transformers gives the words of the file.
@@ -62,7 +62,7 @@ FAMILY = Family(
         recurrent_rule(f"{LAYER}temporal_block.rg_lru.recurrent_param", f"{MIXER}recurrent_param"),
         recurrent_rule(f"{LAYER}temporal_block.rg_lru.input_gate_{{w}}", f"{MIXER}input_gate.{{w}}"),
         recurrent_rule(f"{LAYER}temporal_block.rg_lru.recurrent_gate_{{w}}", f"{MIXER}recurrence_gate.{{w}}"),
-        Rule(f"{LAYER}temporal_block.{{*}}", f"{MIXER}{{*}}"),
+        Rule(f"{LAYER}temporal_block.{{*}}", f"{ATTENTION}{{*}}"),
         *renames({"temporal_pre_norm": "attn_norm", "channel_pre_norm": "mlp_norm"}),
         *renames({f"mlp_block.{x}_proj": f"mlp.{x}_proj" for x in ("gate", "up", "down")}),
         *renames({"final_norm": "norm"}, "model.", "model."),

@@ -10,7 +10,7 @@ from ..engine.ops import Context
 from ..engine.rules import Op, Rule
 
 LAYER = "model.layers.{i}."
-MIXER = LAYER + "self_attn."
+ATTENTION, MIXER = LAYER + "self_attn.", LAYER + "linear_attn."
 
 DELTA_FIELDS = (
     "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
@@ -39,7 +39,7 @@ def is_attention(ctx: Context) -> bool:
 
 
 def recurrent_rule(theirs: str | list[str], ours: str | list[str], *ops: Op) -> Rule:
-    """A rule for the recurrent layers alone, whose tensors zoo calls as those of attention."""
+    """A rule for the recurrent layers alone."""
     return Rule(theirs, ours, *ops, where=is_recurrent)
 
 
@@ -105,7 +105,6 @@ def restore_gated_hybrid(ours: Any) -> dict[str, Any]:
 # Norms whose weights are offsets from one, and attention whose output is gated by what q_proj gives beside the query.
 GATED_HYBRID = {"norm_unit_offset": True, "qk_norm": "rms_norm", "attn_output_gate": "elementwise"}
 DELTA_RULES = [
-    recurrent_rule(f"{LAYER}linear_attn.{{conv1d.weight|A_log|dt_bias}}", f"{MIXER}{{conv1d.weight|A_log|dt_bias}}"),
     recurrent_rule(f"{LAYER}linear_attn.norm.weight", f"{MIXER}o_norm.weight"),
     recurrent_rule(f"{LAYER}linear_attn.out_proj.weight", f"{MIXER}o_proj.weight"),
 ]

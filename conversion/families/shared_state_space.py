@@ -9,7 +9,7 @@ from ..engine.family import COMMON_FIELDS
 from ..engine.rules import Rule, renames
 
 LAYER = "model.layers.{i}."
-MIXER = LAYER + "self_attn."
+MIXER = LAYER + "linear_attn."
 RECURRENT = "linear_attention"
 
 # Fields of models without attention and MLPs.

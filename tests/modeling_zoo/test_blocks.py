@@ -137,7 +137,7 @@ def test_residuals_and_outputs_have_factors_of_their_own(block, index, kind):
         mlp = halves(layer)[1]
 
         def mixer(x):
-            return layer.self_attn(x.float(), **rotation)[0].double()
+            return layer.mixer(x.float(), rotation).double()
 
         if block == "post_norm":
             y = ao(alpha * x.double() + beta * 0.5 * mixer(x))

@@ -111,9 +111,9 @@ def test_recurrent_mixers_keep_the_start_of_their_papers():
         **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 10},
         "linear_value_head_dim": 12,
     }
-    plain = ZooModel(ZooConfig(**SIZES, **flags)).layers[1].self_attn
+    plain = ZooModel(ZooConfig(**SIZES, **flags)).layers[1].linear_attn
     other = ZooModel(ZooConfig(**SIZES, **flags, initializer_type="fan_in", residual_initializer_type="zero"))
-    other = other.layers[1].self_attn
+    other = other.layers[1].linear_attn
     torch.testing.assert_close(other.A_log, plain.A_log)
     assert other.dt_proj.weight.abs().max() <= 5**-0.5
     assert other.o_proj.weight.abs().max() == 0 and plain.o_proj.weight.abs().max() > 0

@@ -8,14 +8,16 @@ import transformers
 from checkpoint_checks import LEAKS_PADDING
 from huggingface_hub.errors import StrictDataclassError
 from layer_pairs import RECURRENT, Pair, SideBySide, recurrent_layers, variants
-from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, run, zoo_config
+from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, randomized, run, zoo_config
 from transformers import DynamicCache
 from versions import older_than
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
-from modeling_zoo.recurrent_hybrid import LINEAR_MIXERS, HybridMixer
-from modeling_zoo.registry import make_mixer
+from modeling_zoo.attention import GroupedQueryAttention
+from modeling_zoo.block_layer import ZooDecoderLayer
+from modeling_zoo.recurrent_hybrid import LINEAR_MIXERS
+from modeling_zoo.registry import make_mixers
 
 # -- transformers' modules -----------------------------------------------------------------------------------------
 
@@ -113,8 +115,9 @@ def test_equals_transformers_under_left_padding(case, both):
 
 
 def test_hybrid_layer_is_the_sum_of_its_parts():
-    mixer = mixer_of("mamba2", word="hybrid", attention_in_multiplier=0.7, attention_out_multiplier=1.9)
-    assert isinstance(mixer, HybridMixer)
+    multipliers = {"attention_in_multiplier": 0.7, "attention_out_multiplier": 1.9}
+    config = zoo_config(*VARIANTS["mamba2"], word="hybrid", **multipliers)
+    layer = randomized(ZooDecoderLayer(config, 0))
     x = torch.randn(2, 6, WIDTH)
     tables = torch.randn(2, 1, 6, 10)
     mask = torch.full((6, 6), float("-inf")).triu(1).expand(2, 1, 6, 6)
@@ -123,9 +126,11 @@ def test_hybrid_layer_is_the_sum_of_its_parts():
         "position_embeddings": tuple(tables),
         "attention_mask": {"full_attention": mask, "linear_attention": padding},
     }
-    output = run(mixer, x, **given)
-    attended = run(mixer.attention, x * 0.7, position_embeddings=tuple(tables), attention_mask=mask)
-    expected = attended * 1.9 + run(mixer.recurrence, x, attention_mask=padding)
+    with torch.no_grad():
+        output = layer.mixer(x, given)
+        given = {"position_embeddings": tuple(tables), "attention_mask": mask}
+        attended, _ = GroupedQueryAttention.forward(layer.self_attn, x * 0.7, **given)
+    expected = attended * 1.9 + run(layer.linear_attn, x, attention_mask=padding)
     assert_equal(output, expected)
 
 
@@ -171,7 +176,7 @@ def test_a_config_says_everything_and_resolves_once(variant):
 def test_parameters_that_stay_float32():
     fields = {"linear_decay_rank": 3, "linear_float32_parameters": True}
     model = ZooForCausalLM._from_config(zoo_config("kimi_delta_attention", fields), dtype=torch.bfloat16)
-    kept = {name.split("self_attn.")[-1] for name, x in model.named_parameters() if x.dtype == torch.float32}
+    kept = {name.split("linear_attn.")[-1] for name, x in model.named_parameters() if x.dtype == torch.float32}
     assert kept == {"conv1d.weight", "A_log", "dt_bias"}
 
 
@@ -186,7 +191,7 @@ def test_layers_of_several_mechanisms():
     )
     assert [config.linear_settings(index).conv_kernel_dim for index in range(3)] == [4, 3, 4]
     assert config.linear_settings(0).qk_norm == "l2" and config.linear_settings(2).qk_norm is None
-    mixers = [make_mixer(config, index) for index in range(3)]
+    mixers = [make_mixers(config, index)["linear_attn"] for index in range(3)]
     assert [type(mixer) for mixer in mixers] == [LINEAR_MIXERS[name] for name in config.linear_attention_type]
 
 

@@ -181,7 +181,7 @@ def test_new_models_forget_slowly_and_do_not_explode():
     for mechanism in ("gated_delta_net", "kimi_delta_attention", "mamba2", "mamba", "rg_lru", "gated_linear_attention"):
         config = model_of(mechanism).config
         model = ZooForCausalLM(config)
-        mixer = model.model.layers[0].self_attn
+        mixer = model.model.layers[0].linear_attn
         state = dict(mixer.named_parameters())
         assert all(parameter.isfinite().all() for parameter in state.values())
         if "A_log" in state:

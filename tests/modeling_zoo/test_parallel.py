@@ -13,6 +13,7 @@ from random_models import randomize
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from configuration_zoo.fields_linear import LINEAR_MECHANISMS
 from modeling_zoo import ZooConfig, ZooForCausalLM
 
 EVEN = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 101}
@@ -40,6 +41,7 @@ MODELS = {
     "indexed": ("tensor", {**RANKED, **INDEXER, "layer_types": ["full_attention", *["indexed_attention"] * 2]}),
     "shared keys": ("tensor", {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 10}),
     "recurrences": ("tensor", linear("gated_delta_net", **HEADS)),
+    "recurrences beside attention": ("tensor", {**linear("mamba2", **HEADS), "layer_types": ["hybrid"] * 3}),
     "experts": ("tensor", {**EXPERTS, "n_shared_experts": 1}),
     "experts apart": ("expert", {**EXPERTS, "n_shared_experts": 1}),
 }
@@ -55,6 +57,26 @@ def test_every_rule_names_a_parameter_or_module(mixer):
         for rule in plan:
             pattern = re.escape(rule).replace(r"\*", r"\d+")
             assert any(re.fullmatch(pattern, name) for name in names), rule
+
+
+@pytest.mark.parametrize("word", ["full_attention", "hybrid"])
+@pytest.mark.parametrize("mechanism", LINEAR_MECHANISMS)
+def test_a_rule_for_attention_names_no_recurrence(mechanism, word):
+    """Both have a `q_proj` and an `o_proj`: the attention of a mixed model is split, its recurrence is whole."""
+    words = ["linear_attention", word, "linear_attention"]
+    flags = EVEN | {"linear_attention_type": mechanism}
+    flags |= {"linear_value_head_dim": 12} if mechanism != "short_conv" else {}
+    config = ZooConfig(**flags, layer_types=words)
+    with torch.device("meta"):
+        model = ZooForCausalLM(config).model
+    mixers = [rule for rule in config.base_model_tp_plan if "_attn" in rule]
+    patterns = [re.escape(rule).replace(r"\*", r"\d+") for rule in mixers]
+    named = {name for name, _ in model.named_modules() if any(re.fullmatch(pattern, name) for pattern in patterns)}
+    assert named == {f"layers.1.self_attn.{x}_proj" for x in "qkvo"}
+    recurrent = {name.split(".")[1] for name, _ in model.named_parameters() if ".linear_attn." in name}
+    assert recurrent == {"0", "2"} | ({"1"} if word == "hybrid" else set())
+    one_kind = ZooConfig(**flags, layer_types=["linear_attention"] * 3)
+    assert not [rule for rule in one_kind.base_model_tp_plan if "_attn" in rule]
 
 
 @pytest.mark.long

@@ -80,7 +80,7 @@ def test_shared_blocks_take_turns_and_read_the_embeddings():
         if index in turns:
             block = model.model.shared_blocks[turns[index]]
             given = x + layer.linear(slow_block(block, layer.adapters, x, start))
-        x = x + layer.self_attn(rms(given, layer.attn_norm))[0]
+        x = x + layer.linear_attn(rms(given, layer.attn_norm))[0]
     # The recurrences compute in float32 what is not float64 by then.
     found, expected = model(tokens).logits, model.lm_head(rms(x, model.model.norm))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -185,7 +185,7 @@ def test_a_stream_in_float32_is_rounded_at_every_norm_only():
     tokens = torch.randint(1, 101, (2, 9))
     x = model.model.embed_tokens(tokens).float()
     for layer in model.model.layers:
-        x = x + layer.self_attn(layer.attn_norm(x.bfloat16()))[0]
+        x = x + layer.linear_attn(layer.attn_norm(x.bfloat16()))[0]
         assert x.dtype == torch.float32
     normed = x / (x.square().mean(-1, keepdim=True) + model.model.norm.eps).sqrt() * model.model.norm.weight
     outputs = model(tokens, output_hidden_states=True)

@@ -7,7 +7,7 @@ from configuration_zoo import ZooConfig
 from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.embeddings import read_positions
 from modeling_zoo.recurrent_packing import create_recurrent_mask
-from modeling_zoo.registry import make_mixer
+from modeling_zoo.registry import make_mixers
 
 WIDTH = 20
 # Largest difference, relative to the largest value.
@@ -66,7 +66,7 @@ def randomized(module):
 
 def mixer_of(variant, **more):
     mechanism, fields = VARIANTS[variant]
-    return randomized(make_mixer(zoo_config(mechanism, fields, **more), 0))
+    return randomized(make_mixers(zoo_config(mechanism, fields, **more), 0)["linear_attn"])
 
 
 def assert_equal(ours, expected):

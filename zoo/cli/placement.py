@@ -63,7 +63,7 @@ def check_sizes(config, tp: int, ep: int) -> None:
 def splits_heads(config, index: int, of: str = "k_proj") -> bool:
     """Whether the plan gives each rank some heads of this layer: of its keys, or of its output."""
     rule = config.base_model_tp_plan.get(f"layers.*.self_attn.{of}", "")
-    return rule in ("colwise", "rowwise") and config.mixer_types[index] is not None
+    return rule in ("colwise", "rowwise") and config.attention_mixers[index] is not None
 
 
 def rule_of(config, name: str, ep: int) -> tuple[str, bool]:
