@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from zoo.cli.errors import report
+from conversion.errors import report
 from zoo.cli.main import app
 
 EXAMPLES = Path(__file__).resolve().parent

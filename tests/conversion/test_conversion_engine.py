@@ -164,7 +164,7 @@ def test_wrong_source_is_refused(breakage, match, llama, tmp_path, capsys):
         load(source)
     assert main([str(source), str(tmp_path / "target")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
+    assert error.startswith("python -m conversion: ") and error.count("\n") == 1
 
 
 def sharded(folder, **weight_map):
@@ -520,7 +520,7 @@ def test_a_write_the_system_refuses_leaves_nothing(llama, tmp_path):
     log = tmp_path / "source" / "log"
     process = forked(convert_with_small_files, llama[0], tmp_path / "target", log)
     process.join(60)
-    assert process.exitcode == 1 and "error: cannot write" in log.read_text()
+    assert process.exitcode == 1 and "python -m conversion: cannot write" in log.read_text()
     assert beside(tmp_path / "target") == []
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import UserError, sentence
+from conversion.errors import sentence
+
+from .errors import UserError
 
 LOG_IN = "set HF_TOKEN to a token with write access, or run `hf auth login`"
 AGAIN = "run the same command again (files that have arrived are not sent twice)"

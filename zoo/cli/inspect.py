@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .tables import say
+from conversion.command import say
 
 
 def inspect(
@@ -15,10 +15,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
 ) -> None:
     """Show what each layer is and costs, without allocating a weight. Reads zoo's configs and foreign ones."""
+    from conversion.command import quiet
     from description_zoo.measure import measure
 
     from ..inspection import config_of
-    from .loading import quiet
     from .placement import place
 
     quiet()

@@ -2,20 +2,14 @@
 
 from pathlib import Path
 
+from conversion.command import quiet
+
 from .errors import UserError, blamed_on
 
 MODEL_TYPE = "zoo"
 TRUST_HELP = "Run the code that the folder itself brings. Installed classes never need it."
 DTYPE_HELP = "auto (as stored), float32, bfloat16 or float16."
 DEVICE_HELP = "Without it: the accelerator if there is one."
-
-
-def quiet():
-    """Progress bars and log lines of the libraries would land in the middle of our own output."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def read_config(folder: Path) -> dict:

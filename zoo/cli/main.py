@@ -1,11 +1,12 @@
 """The command line: one subcommand per file, each of which imports torch only when it runs."""
 
 import sys
+from typing import Annotated
 
 import typer
 
-from .convert import convert
-from .errors import report
+from conversion.command import convert, run
+
 from .generate import generate
 from .inspect import inspect
 from .presets import presets
@@ -16,16 +17,31 @@ app = typer.Typer(
     help="One transformers model for every modern decoder: convert, look into, run and compare checkpoints.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from zoo import __version__
+
+        typer.echo(f"zoo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (convert, generate, inspect, verify, presets, push):
     app.command()(command)
 
 
 def main() -> None:
-    """Run the command line. Exit code 0: done; 1: failed; 2: wrong usage; a failure is one sentence on stderr."""
-    try:
-        sys.exit(app(prog_name="zoo", standalone_mode=False))
-    except Exception as error:
-        sys.exit(report(error))
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(app, "zoo"))

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from conversion.command import say
 from conversion.files.interrupts import cleaned_up
 
 from .errors import UserError
 from .push_folder import CARD, CONFIG, complaints, files_to_push, read_object, wants_card
-from .tables import say
 
 
 def push(
@@ -53,9 +53,10 @@ def push(
 
 def check_weights(folder: Path) -> None:
     """Raises ConversionError for a zoo folder whose weights are not those of its model."""
+    from conversion.command import quiet
     from conversion.engine.loading import config_of_folder
 
-    from .loading import MODEL_TYPE, quiet, read_config
+    from .loading import MODEL_TYPE, read_config
 
     config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else None
     if (config or {}).get("model_type") == MODEL_TYPE:
@@ -65,10 +66,10 @@ def check_weights(folder: Path) -> None:
 
 def write_card(folder: Path, target: Path) -> dict[str, Path]:
     """The card of a folder that has none, and its picture, written into `target`; -> {name in the repository: path}."""
+    from conversion.command import quiet
     from description_zoo.card import write_plain_card
 
     from ..inspection import config_of
-    from .loading import quiet
 
     quiet()
     write_plain_card(target, config_of(str(folder)))

@@ -2,14 +2,7 @@
 
 import sys
 
-import typer
-
 from description_zoo.foreign_text import printable
-
-
-def say(text: object) -> None:
-    """Print a line that may hold what somebody's files say: no terminal obeys it."""
-    typer.echo(printable(text))
 
 
 def print_table(columns, rows, title: str | None = None, numeric: tuple[int, ...] = ()) -> None:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from conversion.command import say
+
 from .errors import UserError, blamed_on
 from .loading import DEVICE_HELP, TRUST_HELP, load_model, load_tokenizer, read_config
 from .routes import agreement, recorded_routes
-from .tables import say
 
 # Relative to the largest logit: what the order of float32 sums may change.
 TOLERANCE = 2e-5

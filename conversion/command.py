@@ -1,4 +1,4 @@
-"""zoo convert SOURCE TARGET."""
+"""The command line of a conversion: `python -m conversion SOURCE TARGET`, which `zoo convert` is too."""
 
 import json
 import sys
@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from .tables import say
+from description_zoo.foreign_text import printable
+
+from .errors import report
 
 SOURCE_HELP = "On the way back: the checkpoint it came from, for what zoo does not use, where the folder has lost it."
 ALONE_HELP = "On the way back: the language model alone, without vision tower or further prediction layers."
@@ -27,19 +29,38 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the summary.")] = False,
 ) -> None:
     """Convert a published checkpoint into a zoo folder that loads anywhere, or a zoo folder back."""
-    import conversion
-
-    from .loading import quiet
+    from . import convert as carry_out
 
     quiet()
     progress = progress and sys.stderr.isatty()
     company = {"source": original, "text_only": text_only}
-    report = conversion.convert(source, target, to, dtype, max_shard_size, overwrite, progress, **company)
+    done = carry_out(source, target, to, dtype, max_shard_size, overwrite, progress, **company)
     if as_json:
-        typer.echo(json.dumps(asdict(report), default=str))
+        typer.echo(json.dumps(asdict(done), default=str))
         return
-    say(f"{source} -> {target}: {report.model_type}, {report.parameters:,} parameters")
-    if report.kept:
-        say(f"kept for the way back, not used by zoo: {report.listed(report.kept)}")
-    if report.left_behind:
-        say(f"left behind: {report.listed(report.left_behind)}")
+    say(f"{source} -> {target}: {done.model_type}, {done.parameters:,} parameters")
+    if done.kept:
+        say(f"kept for the way back, not used by zoo: {done.listed(done.kept)}")
+    if done.left_behind:
+        say(f"left behind: {done.listed(done.left_behind)}")
+
+
+def say(text: object) -> None:
+    """Print a line that may hold what somebody's files say: no terminal obeys it."""
+    typer.echo(printable(text))
+
+
+def quiet() -> None:
+    """Progress bars and log lines of the libraries would land in the middle of our own output."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def run(app: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
+    """Run a command line; -> the exit code. 0: done; 1: failed; 2: wrong usage; a failure is one sentence on stderr."""
+    try:
+        return app(arguments, prog_name=program, standalone_mode=False) or 0
+    except Exception as error:
+        return report(error, program)
