@@ -37,8 +37,7 @@ QK_NORM_POSITIONS = ("before_rope", "after_rope")
 QK_NORM_LAYERS = ("all", "rope")
 CLIP_POSITIONS = ("before_norm", "after_norm")
 ATTENTION_SINKS = ("all", "full_attention", "sliding_attention", "chunked_attention")
-OUTPUT_GATES = ("elementwise", "headwise")
-GATE_SOURCES = ("q_proj", "g_proj")
+OUTPUT_GATES = ("query", "elementwise", "headwise")
 
 
 @dataclass(kw_only=True, repr=False)
@@ -95,10 +94,9 @@ class AttentionFields:
     qk_norm_eps: float | int | None = positive()
     # One learned logit per head that takes probability and gives nothing (gpt-oss), on which layers.
     attention_sinks: str | None = choice(ATTENTION_SINKS, needs="sinks")
-    # sigmoid gate on the attention output before o_proj (Qiu et al. 2025), per channel or per head; projected beside
-    # the query (q_proj twice as wide) or by its own g_proj.
+    # sigmoid gate on the attention output before o_proj (Qiu et al. 2025), per channel from a q_proj that is
+    # twice as wide ("query"), or from a g_proj of its own, per channel ("elementwise") or per head ("headwise").
     attn_output_gate: str | None = choice(OUTPUT_GATES, needs="softmax")
-    attn_gate_source: str | None = choice(GATE_SOURCES)
     attention_dropout: float | int = probability(needs="softmax")
 
     def resolve_attention(self):
@@ -125,8 +123,6 @@ class AttentionFields:
             self.qk_norm_eps = self.norm_eps if self.qk_norm_eps is None else self.qk_norm_eps
         if self.clip_qkv is not None:
             self.clip_qkv_position = self.clip_qkv_position or "before_norm"
-        if self.attn_output_gate is not None and self.attn_gate_source is None:
-            self.attn_gate_source = "q_proj" if self.attn_output_gate == "elementwise" else "g_proj"
 
     def even_head_dim(self) -> int:
         """hidden_size / num_attention_heads; raises ValueError where that leaves a rest."""
@@ -142,7 +138,6 @@ class AttentionFields:
             )
         self._validate_reach()
         self._validate_qk_norm()
-        self._validate_gate()
         self._validate_values()
 
     def _validate_reach(self):
@@ -200,11 +195,6 @@ class AttentionFields:
             raise ValueError(f"qk_norm_scope='full' needs a qk_norm of {allowed}, got {self.qk_norm!r}.")
         if self.qk_norm_scope == "full" and self.qk_norm_weight == "per_head":
             raise ValueError("qk_norm_weight='per_head' needs qk_norm_scope='head', got 'full'.")
-
-    def _validate_gate(self):
-        refuse_unless(self, self.attn_output_gate is not None, "attn_output_gate", ("attn_gate_source",))
-        if self.attn_output_gate == "headwise" and self.attn_gate_source == "q_proj":
-            raise ValueError("attn_output_gate='headwise' needs attn_gate_source='g_proj'.")
 
     def _validate_values(self):
         grouped = "grouped_query" in self.attentions

@@ -22,7 +22,7 @@ PER_LAYER_FIELDS = {
     "a layer with softmax attention": (
         "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "attention_bias", "attention_out_bias",
         "attention_multiplier", "scale_attn_by_inverse_layer_idx", "attention_upcast", "attention_dropout",
-        "attn_logit_softcapping", "attention_sinks", "attn_output_gate", "attn_gate_source",
+        "attn_logit_softcapping", "attention_sinks", "attn_output_gate",
         "attn_temperature_layers", "attn_scale", "floor_scale", "attn_temperature_offset",
         "full_attn_alpha_factor", "full_attn_beta_factor",
     ),

@@ -36,7 +36,7 @@ def latent_plan(config) -> dict[str, str]:
 def gate_and_sinks_plan(config, whole: bool = False) -> dict[str, str]:
     """What stands beside the heads, one row or number for each of them."""
     plan = {}
-    if config.attn_gate_source == "g_proj":
+    if config.attn_output_gate in ("elementwise", "headwise"):
         plan[f"{PREFIX}output_gate.g_proj"] = "colwise_gather_output" if whole else COLWISE
     if config.attention_sinks is not None and not whole:
         plan |= {f"{PREFIX}sinks": COLWISE, "layers.*.self_attn": "local_params"}

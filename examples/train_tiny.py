@@ -41,7 +41,7 @@ HYBRID = {
     "linear_key_head_dim": 24,
     "linear_value_head_dim": 32,
     "position_embedding_type": "none",
-    "attn_output_gate": "elementwise",
+    "attn_output_gate": "query",
 }
 
 

@@ -40,9 +40,9 @@ class HeadwiseGate(nn.Module):
 
 
 OUTPUT_GATES = {
-    ("elementwise", "q_proj"): QueryGate,
-    ("elementwise", "g_proj"): ProjectedGate,
-    ("headwise", "g_proj"): HeadwiseGate,
+    "query": QueryGate,
+    "elementwise": ProjectedGate,
+    "headwise": HeadwiseGate,
 }
 
 
@@ -50,9 +50,9 @@ def make_output_gate(config) -> nn.Module | None:
     """The gate a config names, None for no gate; its parameters are `self_attn.output_gate.g_proj`."""
     if config.attn_output_gate is None:
         return None
-    return OUTPUT_GATES[config.attn_output_gate, config.attn_gate_source](config)
+    return OUTPUT_GATES[config.attn_output_gate](config)
 
 
 def query_gate_width(config) -> int:
     """Channels of a head in `q_proj` behind those of its query: those of a gate that is projected there."""
-    return config.value_width if config.attn_gate_source == "q_proj" else 0
+    return config.value_width if config.attn_output_gate == "query" else 0

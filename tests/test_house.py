@@ -315,7 +315,7 @@ FIELDS_OF = {
     "INITIALIZERS": (("initializer_type",), {}),
     "MLPS": (("mlp_layer_types",), {}),
     "NORMS": (("norm_type",), {}),
-    "OUTPUT_GATES": (("attn_output_gate", "attn_gate_source"), {}),
+    "OUTPUT_GATES": (("attn_output_gate",), {}),
     "PARALLEL_SUMS": (("parallel_sum_order",), {"block_type": "parallel"}),
     "ADDED_POSITIONS": (("position_embedding_type",), {}),
     "RESIDUAL_INITIALIZERS": (("residual_initializer_type",), {}),

@@ -36,7 +36,7 @@ FAMILY = Family(
     },
     fixed={
         "block_type": "sandwich_norm", "qk_norm": "rms_norm", "attn_output_gate": "elementwise",
-        "attn_gate_source": "g_proj", "scoring_func": "sigmoid", "use_score_correction_bias": True,
+        "scoring_func": "sigmoid", "use_score_correction_bias": True,
     },
     derive=derive,
     restore=restore,

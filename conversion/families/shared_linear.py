@@ -103,7 +103,7 @@ def restore_gated_hybrid(ours: Any) -> dict[str, Any]:
 
 
 # Norms whose weights are offsets from one, and attention whose output is gated by what q_proj gives beside the query.
-GATED_HYBRID = {"norm_unit_offset": True, "qk_norm": "rms_norm", "attn_output_gate": "elementwise"}
+GATED_HYBRID = {"norm_unit_offset": True, "qk_norm": "rms_norm", "attn_output_gate": "query"}
 DELTA_RULES = [
     recurrent_rule(f"{LAYER}linear_attn.norm.weight", f"{MIXER}o_norm.weight"),
     recurrent_rule(f"{LAYER}linear_attn.out_proj.weight", f"{MIXER}o_proj.weight"),

@@ -65,7 +65,6 @@ CASES = {
     "attn_logit_softcapping": (PLAIN, {"attn_logit_softcapping": 2.0}),
     "attention_sinks": (PLAIN, {"attention_sinks": "all"}),
     "attn_output_gate": (PLAIN, {"attn_output_gate": "headwise"}),
-    "attn_gate_source": ({"attn_output_gate": "elementwise"}, {"attn_gate_source": "g_proj"}),
     "attn_temperature_layers": (
         {**TEMPERATURE, "attn_temperature_layers": "no_rope", "no_rope_layers": [0, 1]},
         {"attn_temperature_layers": "all"},
@@ -347,8 +346,6 @@ def test_what_is_derived_is_derived_for_each_layer():
     sizes = {"vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
     config = ZooConfig(**sizes, num_attention_heads=6, per_layer_config={"1": {"num_attention_heads": 4}})
     assert own_values(config, 1) == {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12}
-    gated = ZooConfig(**SIZES, per_layer_config={1: {"attn_output_gate": "headwise"}})
-    assert own_values(gated, 1) == {"attn_output_gate": "headwise", "attn_gate_source": "g_proj"}
     normed = ZooConfig(**SIZES, per_layer_config={1: {"qk_norm": "rms_norm", "rms_norm_eps": 0.1}})
     assert normed.per_layer_config[1].qk_norm_eps == normed.per_layer_config[1].norm_eps == 0.1
     routed = ZooConfig(**SIZES, **EXPERTS, per_layer_config={1: {"scoring_func": "sigmoid", "score_after_topk": True}})

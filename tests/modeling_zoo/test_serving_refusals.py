@@ -15,7 +15,7 @@ LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attentio
           "linear_key_head_dim": 10, "linear_value_head_dim": 12}  # fmt: skip
 SERVED = [
     {},
-    {"qk_norm": "rms_norm", "attn_output_gate": "elementwise", "block_type": "sandwich_norm"},
+    {"qk_norm": "rms_norm", "attn_output_gate": "query", "block_type": "sandwich_norm"},
     {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 4},
     {**EXPERTS, "n_shared_experts": 1, "shared_expert_gate": True},
     LATENT,

@@ -148,7 +148,7 @@ CASES = {
     "temperature": {
         "attn_temperature_layers": "all", "attn_scale": 0.7, "floor_scale": 3, "attn_temperature_offset": 1,
     },
-    "gate": {"attn_output_gate": "elementwise"},
+    "gate": {"attn_output_gate": "query"},
     "capped_sinks": {"attention_sinks": "all", "attn_logit_softcapping": 1.1, "attn_output_gate": "headwise"},
     "alibi": NO_ROPE | {"position_embedding_type": "alibi"},
 }  # fmt: skip

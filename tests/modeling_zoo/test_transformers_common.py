@@ -57,7 +57,7 @@ VARIANTS = {
         "mlp_bias": True,
         "tie_word_embeddings": True,
     },
-    "normed": {"qk_norm": "rms_norm", "block_type": "sandwich_norm", "attn_output_gate": "elementwise"},
+    "normed": {"qk_norm": "rms_norm", "block_type": "sandwich_norm", "attn_output_gate": "query"},
 }
 
 

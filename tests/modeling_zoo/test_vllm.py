@@ -43,7 +43,7 @@ MODELS = {
     "sliding": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8},
     "sandwich": {"block_type": "sandwich_norm", "norm_unit_offset": True, "embedding_multiplier": 8.0,
                  "attn_logit_softcapping": 5.0, "final_logit_softcapping": 7.0, "tie_word_embeddings": True},
-    "no positions": {"no_rope_layers": [1, 0, 1], "attn_output_gate": "elementwise", "norm_type": "layer_norm"},
+    "no positions": {"no_rope_layers": [1, 0, 1], "attn_output_gate": "query", "norm_type": "layer_norm"},
     "scaled logits": {"logits_scaling": 0.25, "embedding_multiplier": 3.0},
     "counted positions": {"position_embedding_type": "learned", "position_ids_from_mask": True, "position_offset": 2},
     "experts": {**EXPERTS, "n_shared_experts": 1},

@@ -113,7 +113,7 @@ def project(parameters, x, position, config, layer):
     """One token [D] -> its queries [H, d], keys [K, d], values [K, v], gate [H, v] or None."""
     clip = config.clip_qkv or math.inf
     first = math.inf if config.clip_qkv_position == "after_norm" else clip
-    wide, value_width = config.attn_gate_source == "q_proj", config.v_head_dim or config.head_dim
+    wide, value_width = config.attn_output_gate == "query", config.v_head_dim or config.head_dim
     query, key, value = (linear(parameters, f"{name}_proj", x) for name in "qkv")
     query = query.clamp(-first, first).view(-1, config.head_dim + (value_width if wide else 0))
     key = key.clamp(-first, first).view(-1, config.head_dim)

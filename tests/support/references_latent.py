@@ -29,7 +29,7 @@ def project(parameters, x, position, config, layer):
         source = normed(parameters, "q_a_layernorm", linear(parameters, "q_a_proj", x), config)
     query = linear(parameters, "q_proj" if config.q_lora_rank is None else "q_b_proj", source)
     query = query.view(config.num_attention_heads, -1)
-    gate = query[:, nope + rope :] if config.attn_gate_source == "q_proj" else None
+    gate = query[:, nope + rope :] if config.attn_output_gate == "query" else None
     query = query[:, : nope + rope]
     if config.mla_scale_q_lora:
         query = query * math.sqrt(config.hidden_size / config.q_lora_rank)
