@@ -3,6 +3,13 @@
 from dataclasses import fields
 
 from .field_needs import UnreadField
+from .fields_attention import HYBRID_LAYERS, RECURRENT_LAYERS, SOFTMAX_LAYERS
+
+# Which layers the mechanisms in a per-layer list are for.
+READ_IN = {
+    "attention_type": SOFTMAX_LAYERS + HYBRID_LAYERS,
+    "linear_attention_type": RECURRENT_LAYERS + HYBRID_LAYERS,
+}
 
 
 def per_layer_names(config_class) -> list[str]:
@@ -27,6 +34,10 @@ def first_layers(config_class, values: dict, before: int, count: int) -> dict:
         )
     lists = {name: values[name] for name in per_layer_names(config_class) if isinstance(values.get(name), list)}
     cut = values | {name: entries[:count] for name, entries in lists.items() if len(entries) == before}
+    for name in [name for name in READ_IN if isinstance(cut.get(name), list) and cut.get("layer_types")]:
+        # A mechanism named where no layer reads it may have been that of a layer left out.
+        pairs = zip(cut[name], cut["layer_types"], strict=False)
+        cut[name] = [mechanism if word in READ_IN[name] else None for mechanism, word in pairs]
     if values.get("per_layer_config"):
         cut["per_layer_config"] = {key: own for key, own in values["per_layer_config"].items() if int(key) < count}
     if values.get("num_kv_shared_layers"):

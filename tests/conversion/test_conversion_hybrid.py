@@ -14,6 +14,7 @@ from checkpoint_checks import (
     batch,
     tensors_of,
 )
+from layer_pairs import variants
 from places import CONFIGS
 from random_models import build, randomize, their_class_config
 from safetensors.torch import load_file, save_file
@@ -25,12 +26,8 @@ from conversion.engine.config_bridge import their_config as their_config_of
 from description_zoo.measure import held_bytes, measure
 from modeling_zoo import ZooForCausalLM
 
-NAMES = (
-    "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2",
-    "lfm2_moe", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
-    "qwen3_next", "recurrent_gemma", "zamba", "zamba2",
-)  # fmt: skip
-VARIANTS = [(name, index) for name in NAMES for index in range(len(family_of(name).tiny))]
+VARIANTS = variants(lambda config: config.linear_attention_type is not None)
+FIRST = [variant for variant in VARIANTS if variant[1] == 0]
 # Its class keeps the state of a linear layer in a cache of its own kind, which it makes itself.
 OWN_CACHE = {"minimax"}
 
@@ -39,7 +36,10 @@ def assert_close(found, expected, relative=RELATIVE):
     assert (found - expected).abs().max() <= relative * expected.abs().max()
 
 
-@pytest.fixture(params=only([(name, 0) for name in NAMES], VARIANTS), ids=lambda variant: f"{variant[0]}-{variant[1]}")
+@pytest.fixture(
+    params=only(FIRST, VARIANTS),
+    ids=lambda variant: f"{variant[0]}-{variant[1]}",
+)
 def variant(request):
     return request.param
 

@@ -352,6 +352,18 @@ def test_first_layers_that_differ_in_a_number():
     assert [layer.intermediate_size for layer in config.per_layer_config] == [80, 20]
 
 
+def test_a_mechanism_of_layers_left_out_is_no_other_layers():
+    """A name that stood beside a layer of another kind meant nothing there."""
+    words = ["linear_attention", FULL, FULL, "linear_attention"]
+    mechanisms = {
+        "attention_type": ["latent", "grouped_query", "latent", None],
+        "linear_attention_type": ["delta_net", "gated_delta_net", None, "gated_delta_net"],
+    }
+    whole = ZooConfig(**{**SIZES, "num_hidden_layers": 4, "layer_types": words, **mechanisms})
+    config = ZooConfig.from_dict(whole.to_dict(), num_hidden_layers=2)
+    assert config.attention_type == [None, "grouped_query"] and config.linear_attention_type == ["delta_net", None]
+
+
 def test_a_list_of_another_length_is_an_error_where_the_depth_is_not_lowered():
     for depth in (2, 4):
         with pytest.raises(StrictDataclassError, match="layer_types has 3 entries but num_hidden_layers="):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
+from checkpoint_checks import LEAKS_PADDING
 from random_models import build, is_here
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
@@ -31,10 +32,7 @@ EXACT, CORRECTED, ILLEGAL, REFUSED, THIRD = "exact", "exact to a corrected oracl
 LARGEST = 1000
 ACTIVATIONS = ("gelu_pytorch_tanh", "relu", "silu")
 # Classes whose recurrences read what stands at padded places: for them a padded row must equal the row by itself.
-LEAKS_PADDING = {
-    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "mamba", "mamba2",
-    "nemotron_h", "recurrent_gemma", "zamba", "zamba2",
-}  # fmt: skip
+LEAKS = {name for name, _ in LEAKS_PADDING}
 # Classes whose delta rule casts to float32, so that float64 does not tell rounding from a fault.
 WORKS_IN_FLOAT32 = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 # Classes that count padding where a token stands: a scale of the queries by position.
@@ -287,7 +285,7 @@ def corrected(row, theirs, alone, padded):
     """(why their class is wrong about a padded batch, the model that is right about a row alone) where it differs from
     itself; (None, None) where it does not."""
     oracle, reason = None, None
-    if row.name in LEAKS_PADDING:
+    if row.name in LEAKS:
         oracle, reason = theirs, "its padding reaches the tokens"
     elif any((row.name, field) in EAGER_IS_ANOTHER for field, _ in row.changes):
         oracle = type(theirs)._from_config(deepcopy(theirs.config), attn_implementation="sdpa").eval()
