@@ -73,7 +73,7 @@ CHOICES = {
     "linear_act": ("none", *PLAIN_ACTIVATIONS),
     "linear_output_gate": ("none", *PLAIN_ACTIVATIONS),
 }
-READ = sorted({field for fields in LINEAR_MECHANISMS.values() for field in fields})
+LINEAR_FIELDS = sorted({field for fields in LINEAR_MECHANISMS.values() for field in fields})
 
 
 @dataclass(kw_only=True, repr=False)
@@ -160,7 +160,7 @@ class LinearFields:
         """What the mixer of layer `layer_idx` reads: every field of its mechanism, without `linear_` in front."""
         named = self.linear_attention_type
         mechanism = named[layer_idx] if isinstance(named, list) else named
-        values = dict.fromkeys(READ) | self._linear_values(mechanism)
+        values = dict.fromkeys(LINEAR_FIELDS) | self._linear_values(mechanism)
         return SimpleNamespace(**{field.removeprefix("linear_"): value for field, value in values.items()})
 
     def _linear_values(self, mechanism: str) -> dict:
@@ -212,7 +212,7 @@ class LinearFields:
     def validate_linear(self):
         self._validate_linear_words()
         mechanisms = self.linear_mechanisms()
-        for field in READ:
+        for field in LINEAR_FIELDS:
             readers = [name for name, fields in LINEAR_MECHANISMS.items() if field in fields]
             read = any(name in readers for name in mechanisms)
             refuse_unless(self, read, f"a linear_attention_type of {readers}", (field,))

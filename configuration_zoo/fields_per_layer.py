@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .field_kinds import nearest
 from .fields_attention import HYBRID_LAYERS, RECURRENT_LAYERS
-from .fields_linear import READ as LINEAR_FIELDS
+from .fields_linear import LINEAR_FIELDS
 from .fields_norm import PARALLEL_BLOCKS
 from .first_layers import per_layer_names
 

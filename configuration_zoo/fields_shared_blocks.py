@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from .field_kinds import size
 from .fields_checks import refuse_unless
-from .fields_linear import READ
+from .fields_linear import LINEAR_FIELDS
 
-SHARED_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "shared_mlp_adapter_rank")
+SHARED_BLOCK_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "shared_mlp_adapter_rank")
 # What a shared attention does not compute.
 NOT_SHARED = (
     "attention_k_eq_v", "attention_value_scale", "attn_output_gate", "attn_temperature_layers", "clip_qkv",
@@ -38,14 +38,14 @@ class SharedBlockFields:
     def validate_shared_blocks(self):
         users = self.shared_block_layers
         for layer in self.per_layer_config:
-            refuse_unless(layer, bool(users), "a block_type 'shared_block'", SHARED_FIELDS)
+            refuse_unless(layer, bool(users), "a block_type 'shared_block'", SHARED_BLOCK_FIELDS)
         if not users:
             return
         if self.num_mem_blocks > len(users):
             raise ValueError(f"num_mem_blocks={self.num_mem_blocks} exceeds the {len(users)} layers that share them.")
         layers = [self.per_layer_config[index] for index in users]
         # All but what a layer has beside the block.
-        alike = (self.per_layer_attributes or set()) - {*READ, *SHARED_FIELDS}
+        alike = (self.per_layer_attributes or set()) - {*LINEAR_FIELDS, *SHARED_BLOCK_FIELDS}
         for index, layer in zip(users, layers, strict=True):
             self._validate_user(index, layer)
         for field in sorted(alike):

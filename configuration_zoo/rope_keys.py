@@ -30,7 +30,7 @@ def merge_rope_keys(given: dict[str, Any], layer_types: list[str] | None) -> dic
     for word, table in _by_table(scaling, tables, words).items():
         tables[word] = _scaled(tables[word], table)
     for key, value in old.items():
-        _fill(tables, key, value)
+        _fill_tables(tables, key, value)
     rest = {key: value for key, value in given.items() if key not in LEGACY_ROPE_KEYS}
     return rest | {"rope_parameters": parameters | tables if nested else tables[None]}
 
@@ -73,7 +73,7 @@ def _scaled(table: dict[str, Any], scaling: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key != "type"} | scaling
 
 
-def _fill(tables: dict[str | None, dict], key: str, value: Any) -> None:
+def _fill_tables(tables: dict[str | None, dict], key: str, value: Any) -> None:
     """A top-level number goes where no table has one, and agrees with one that does."""
     held = [table[key] for table in tables.values() if key in table]
     if held and value not in held:

@@ -8,7 +8,7 @@ from .norms import make_norm
 from .recurrent_hybrid import mix_in_parallel
 from .registry import make_mixers, make_mlp
 
-SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
+NORM_SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
 
 
 class ZooDecoderLayer(GradientCheckpointingLayer):
@@ -22,7 +22,7 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config, layer_idx):
         super().__init__()
-        for slot in SLOTS:
+        for slot in NORM_SLOTS:
             norm = nn.Identity()
             if slot in self.norms:
                 # These two read the residual stream.

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from .attention_kv_sharing import SharedKeyValues
 from .attention_sparse_indexer import SharedIndices
 from .block_hyper_connections import HyperConnection
-from .block_layer import SLOTS, ZooDecoderLayer
+from .block_layer import NORM_SLOTS, ZooDecoderLayer
 from .block_shared import Adapters
 from .norms import make_norm
 from .registry import MLPS
@@ -31,7 +31,7 @@ class OutputNormLayer(ZooDecoderLayer):
 class SandwichNormLayer(ZooDecoderLayer):
     """x + norm(mixer(norm(x))), then x + norm(mlp(norm(x))) (Ding et al. 2021; Gemma 2, Grok-1)."""
 
-    norms = SLOTS
+    norms = NORM_SLOTS
 
 
 class ScaledSandwichLayer(SandwichNormLayer):

@@ -31,7 +31,7 @@ def make_embedding(config):
     return nn.Embedding(*size)
 
 
-def make_projection(config, inputs, outputs):
+def make_width_projection(config, inputs, outputs):
     """A linear map where a narrow embedding meets the stream, else Identity (OPT 350m)."""
     return nn.Linear(inputs, outputs, bias=False) if config.embedding_size is not None else nn.Identity()
 
@@ -44,7 +44,7 @@ class Backbone:
         model.rotary_emb = Rotations(config)
         config, width = config.outside_layers(), config.hidden_size
         model.embed_tokens = make_embedding(config)
-        model.project_in = make_projection(config, config.output_width, width)
+        model.project_in = make_width_projection(config, config.output_width, width)
         model.embed_positions = ADDED_POSITIONS[config.position_embedding_type](config)
         model.embed_norm = make_norm(config, width) if config.embedding_norm else nn.Identity()
         model.embed_dropout = nn.Dropout(config.embedding_dropout)
@@ -52,7 +52,7 @@ class Backbone:
         model.position_bias = bias(config) if bias is not None else None
         model.hc_head = StreamHead(config) if config.hc_mult is not None else None
         model.norm = make_norm(config, width) if config.final_norm else nn.Identity()
-        model.project_out = make_projection(config, width, config.output_width)
+        model.project_out = make_width_projection(config, width, config.output_width)
         # A call of a module that does nothing takes as long as a small operation: what is not there is left out.
         scaled = config.embedding_multiplier != 1.0 and not config.embedding_multiplier_in_weight_dtype
         model.backbone = {

@@ -1,18 +1,14 @@
 """Writes the code of this package into a model folder, so that it loads anywhere with `trust_remote_code=True`.
 
-Not shipped itself. A folder on the Hub is flat: every file of both packages is copied under its own name, and the one
-line that imports the config package becomes a relative import (transformers follows lines of the form `from .name
-import thing`).
+Not shipped itself. A folder holds two files, `configuration_zoo.py` and `modeling_zoo.py`, joined from the files of the
+two packages (export_source.py, export_join.py).
 """
 
-import re
 from pathlib import Path
 
-import configuration_zoo
+from .export_join import joined, reading_order, resolve
+from .export_source import TARGETS, Binding, sources
 
-PACKAGES = (Path(configuration_zoo.__file__).parent, Path(__file__).parent)
-CONFIG_IMPORT = re.compile(r"^from configuration_zoo import ", flags=re.MULTILINE)
-NEIGHBOUR = re.compile(r"^\s*from \.(\w+) import ", flags=re.MULTILINE)
 AUTO_MAP = {
     "AutoConfig": "configuration_zoo.ZooConfig",
     "AutoModel": "modeling_zoo.ZooModel",
@@ -21,24 +17,37 @@ AUTO_MAP = {
     "AutoModelForTokenClassification": "modeling_zoo.ZooForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_zoo.ZooForQuestionAnswering",
 }
+FILES = tuple(f"{name}.py" for name in TARGETS)
 
 
-def shipped_files():
-    """{file name: text} of modeling_zoo.py and everything it reaches by relative imports."""
-    paths = {path.stem: path for package in PACKAGES for path in package.glob("*.py")}
-    files, waiting = {}, ["modeling_zoo"]
-    while waiting:
-        name = waiting.pop()
-        text = CONFIG_IMPORT.sub("from .configuration_zoo import ", paths[name].read_text(encoding="utf-8"))
-        files[f"{name}.py"] = text
-        waiting += [found for found in NEIGHBOUR.findall(text) if f"{found}.py" not in files and found not in waiting]
-    return files
+def code_of(config) -> dict[str, str]:
+    """{file name: text} of the two files."""
+    texts, files = {}, sources()
+    for target in TARGETS:
+        pieces, bindings = [], set()
+        for name in reading_order(files, target):
+            pieces += files[name].pieces
+        seen, kept = set(), []
+        for piece in pieces:
+            if piece.text in seen:
+                # The same line in several files, such as a logger.
+                continue
+            seen.add(piece.text)
+            kept.append(piece)
+            for need in sorted(piece.needs):
+                found = resolve(files, piece.module, need)
+                if isinstance(found, Binding):
+                    bindings.add(found)
+                elif found is not None and files[found[0]].package != target:
+                    bindings.add(Binding(f".{files[found[0]].package}", found[1], found[1]))
+        texts[f"{target}.py"] = joined(f"{target} of zoo.", bindings, kept)
+    return texts
 
 
 def export_code(config, folder):
     """Writes the code into `folder` and the complete `auto_map` into `config`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in shipped_files().items():
+    for name, text in code_of(config).items():
         (folder / name).write_text(text, encoding="utf-8")
     config.auto_map = dict(AUTO_MAP)

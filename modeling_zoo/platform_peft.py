@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-PARTS = ("attention", "mlp", "experts")
+ADAPTED_PARTS = ("attention", "mlp", "experts")
 # What a layer calls its attention and its recurrence.
 MIXER_NAMES = frozenset(("self_attn", "linear_attn"))
 # What PEFT puts around and inside a module it adapts.
@@ -25,9 +25,9 @@ def lora_targets(model, parts=None):
     Routers, an indexer that only its own loss teaches, embeddings and heads are left out. Raises ValueError for a part
     that does not exist or that the model has not.
     """
-    unknown = set(parts or ()) - set(PARTS)
+    unknown = set(parts or ()) - set(ADAPTED_PARTS)
     if unknown:
-        raise ValueError(f"parts has {sorted(unknown)}, which are not among {list(PARTS)}.")
+        raise ValueError(f"parts has {sorted(unknown)}, which are not among {list(ADAPTED_PARTS)}.")
     if not isinstance(model, nn.Module):
         # Shapes are enough: nothing is allocated.
         with torch.device("meta"):
@@ -35,7 +35,7 @@ def lora_targets(model, parts=None):
     modules = {name.replace(WRAPPED, ""): module for name, module in _original_modules(model)}
     indexer_learns = bool(getattr(getattr(model, "config", None), "indexer_loss_coef", None))
     linear, matrices = _linear_maps(modules, indexer_learns), _matrices(modules)
-    found = {part for part in PARTS if linear.get(part) or matrices.get(part)}
+    found = {part for part in ADAPTED_PARTS if linear.get(part) or matrices.get(part)}
     missing = set(parts or ()) - found
     if missing or not found:
         raise ValueError(

@@ -24,6 +24,13 @@ class SavedFolder:
             remove_older_set(save_directory, before)
             carry_along(self.config, save_directory)
 
+    def load_custom_generate(self, pretrained_model_name_or_path=None, **kwargs):
+        """transformers' own. Raises OSError for the model's own folder, whose code is its two files: a load asks
+        nobody for a third."""
+        if pretrained_model_name_or_path == self.config.name_or_path:
+            raise OSError(f"{pretrained_model_name_or_path} generates as transformers does.")
+        return super().load_custom_generate(pretrained_model_name_or_path, **kwargs)
+
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self.config.write_card(working_dir)
         carry_along(self.config, working_dir)

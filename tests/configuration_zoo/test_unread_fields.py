@@ -15,7 +15,7 @@ from random_fields import KINDS, candidates, draw_value
 from random_models import randomize
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.fields_linear import LINEAR_MECHANISMS, READ
+from configuration_zoo.fields_linear import LINEAR_FIELDS, LINEAR_MECHANISMS
 from modeling_zoo import ZooForCausalLM
 
 # Not one concept but many, or what tools and the tokenizer read.
@@ -147,7 +147,7 @@ def says_nothing(name, value, before, words):
     pair = {value, before} if isinstance(value, str) and isinstance(before, (str, type(None))) else set()
     if any(pair == {*names} for names in SAME_FUNCTION.items()) or pair == {"all", *words}:
         return True
-    return name in READ and any(value == values.get(name) for values in LINEAR_MECHANISMS.values())
+    return name in LINEAR_FIELDS and any(value == values.get(name) for values in LINEAR_MECHANISMS.values())
 
 
 def unread(base, names, rng, values):

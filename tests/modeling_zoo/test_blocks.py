@@ -11,7 +11,7 @@ from samples import every
 from configuration_zoo import ZooConfig
 from configuration_zoo.fields_norm import BLOCK_TYPES, WEIGHTED_BLOCKS
 from modeling_zoo import ZooForCausalLM, ZooModel
-from modeling_zoo.block_topologies import BLOCKS, SLOTS
+from modeling_zoo.block_topologies import BLOCKS, NORM_SLOTS
 
 SIZES = {
     "vocab_size": 17, "hidden_size": 20, "intermediate_size": 28, "num_attention_heads": 5, "num_key_value_heads": 1,
@@ -127,7 +127,7 @@ def test_residuals_and_outputs_have_factors_of_their_own(block, index, kind):
     words = {"layer_types": ["linear_attention", "full_attention"], "linear_attention_type": "gated_delta_net"}
     model = make(block_type=block, residual_multiplier=0.5, **FACTORS, **words)
     layer, config = model.layers[index], model.config
-    a, ao, b, bo = (norm(layer, slot, config) for slot in SLOTS)
+    a, ao, b, bo = (norm(layer, slot, config) for slot in NORM_SLOTS)
     alpha, beta = (FACTORS[f"{kind}_attn_{factor}_factor"] for factor in ("alpha", "beta"))
     x = torch.randn(2, 7, config.hidden_size) * 2
     angles = torch.ones(1, 7, 4)

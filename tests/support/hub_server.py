@@ -22,9 +22,9 @@ MODEL, REVISION = r"/api/models/(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 class Refusal(Exception):
     """An answer that is no success: status, the Hub's error code, message."""
 
-    def __init__(self, status, message, code=None, **fields):
+    def __init__(self, status, message, code=None, headers=None, **fields):
         super().__init__(status, message, code)
-        self.status, self.message, self.code, self.fields = status, message, code, fields
+        self.status, self.message, self.code, self.fields, self.headers = status, message, code, fields, headers or {}
 
 
 class Repository:
@@ -246,7 +246,8 @@ def resolve(hub, call, name, revision, path, **_):
     sha = repository.find(revision)
     kept = repository.commits[sha].get(path)
     if kept is None:
-        raise Refusal(404, "Entry not found", "EntryNotFound")
+        # The client remembers by the commit that there is no such file.
+        raise Refusal(404, "Entry not found", "EntryNotFound", headers={"X-Repo-Commit": sha})
     if not isinstance(kept, tuple):
         return kept, {"X-Repo-Commit": sha, "ETag": f'"{blob_id(kept)}"'}
     size = str(len(hub.large[kept[1]]))
@@ -311,7 +312,7 @@ class Handler(BaseHTTPRequestHandler):
             with self.hub.lock:
                 answer = self.route("GET" if self.command == "HEAD" else self.command, path)
         except Refusal as refusal:
-            extra = {"X-Error-Code": refusal.code} if refusal.code else {}
+            extra = refusal.headers | ({"X-Error-Code": refusal.code} if refusal.code else {})
             content = json.dumps({"error": refusal.message} | refusal.fields).encode()
             self.answer(refusal.status, content, extra | {"X-Error-Message": refusal.message})
         else:

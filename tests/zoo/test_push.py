@@ -17,7 +17,7 @@ from wrapped_models import WRAPPED, save_wrapped
 
 import conversion
 from modeling_zoo import ZooConfig, ZooForCausalLM
-from modeling_zoo.export import AUTO_MAP, shipped_files
+from modeling_zoo.export import AUTO_MAP, FILES
 
 LOADER = ROOT / "examples" / "load_remote.py"
 CARD = """---
@@ -82,10 +82,19 @@ def test_a_pushed_model_and_tokenizer_load_where_zoo_does_not_exist(hub, convert
     ZooForCausalLM.from_pretrained(converted).push_to_hub("user/stories")
     AutoTokenizer.from_pretrained(converted).push_to_hub("user/stories")
     files = hub.files("user/stories")
-    assert {*shipped_files(), "tokenizer.json", "generation_config.json", "README.md", "model.safetensors"} <= {*files}
+    assert {*FILES, "tokenizer.json", "generation_config.json", "README.md", "model.safetensors"} <= {*files}
     assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP
     answer = what_loads(hub, tmp_path, "user/stories")
     assert answer["text"] == expected_text(converted) and answer["class"].startswith("transformers_modules.user.")
+
+
+def test_a_cold_load_asks_the_hub_twelve_times_at_most(hub, tmp_path):
+    make_model().push_to_hub("user/tiny")
+    load = "AutoModelForCausalLM.from_pretrained('user/tiny', trust_remote_code=True)"
+    hub.requests.clear()
+    done = fresh_process(hub, tmp_path, ["-c", f"from transformers import AutoModelForCausalLM; {load}"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(hub.requests) <= 12, "\n".join(f"{m} {p}" for m, p in hub.requests)
 
 
 def test_its_card_is_zoos_own_with_the_licence_of_the_original(hub, converted):
@@ -217,7 +226,7 @@ def test_the_example_publishes_a_model_and_an_adapter(hub, converted, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("transformers_modules.user.stories.") and expected_text(converted) in done.stdout
     files = {*hub.files("user/stories")}
-    assert {*shipped_files(), "model.safetensors", "tokenizer.json", "README.md"} <= files
+    assert {*FILES, "model.safetensors", "tokenizer.json", "README.md"} <= files
     assert "adapter_model.safetensors" in hub.files("user/stories-lora")
 
 
@@ -259,7 +268,7 @@ def test_leftovers_of_training_and_hidden_files_stay_at_home(zoo, tmp_path):
         (tmp_path / "model" / name).write_text("secret")
     report = json.loads(zoo("push", tmp_path / "model", "user/tiny", "--dry-run", "--json")[1])
     names = {file["path"] for file in report["files"]}
-    expected = {*shipped_files(), "config.json", "generation_config.json", "model.safetensors"}
+    expected = {*FILES, "config.json", "generation_config.json", "model.safetensors"}
     assert names == expected | {"README.md", "architecture.svg"}
     assert report["written_for_the_push"] == ["README.md", "architecture.svg"]
     assert not (tmp_path / "model" / "README.md").exists()
@@ -355,7 +364,7 @@ def test_wrong_kinds_in_files_are_one_sentence(zoo, tmp_path, name, content):
 
 def test_folders_nobody_could_load(zoo, converted, tmp_path):
     broken = Path(shutil.copytree(converted, tmp_path / "broken"))
-    (broken / "norms.py").unlink()
+    (broken / "configuration_zoo.py").unlink()
     (tmp_path / "empty").mkdir()
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "config.json").write_text("{}")
@@ -364,7 +373,7 @@ def test_folders_nobody_could_load(zoo, converted, tmp_path):
     for folder, said in (
         (tmp_path / "absent", "is not a folder"),
         (tmp_path / "empty", "there is nothing to push"),
-        (broken, "lacks norms.py"),
+        (broken, "lacks configuration_zoo.py"),
         (tmp_path / "shards", "lacks model-00001-of-00002.safetensors"),
     ):
         code, _, err = zoo("push", folder, "user/stories", "--dry-run")
