@@ -20,7 +20,7 @@ class Counting:
         self.keys = self.values = None
         self.cumulative_length = torch.zeros((), dtype=torch.long) if counts_on_device else 0
 
-    def advance(self, count):
+    def advance(self, count: int) -> None:
         """`count` more tokens have been seen."""
         if isinstance(self.cumulative_length, int):
             self.cumulative_length += count

@@ -3,8 +3,7 @@
 import torch
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
 
-from .cache_storage import TokenBuffer
-from .cache_stores import PackedStore, PairStore
+from .cache_storage import PackedStore, PairStore, TokenBuffer
 
 
 class StoredLayer:
@@ -15,7 +14,7 @@ class StoredLayer:
     """
 
     store_class = PairStore
-    bound = None
+    max_tokens = None
 
     def __init__(self, *args, **kwargs):
         self.store = self.store_class()
@@ -23,7 +22,7 @@ class StoredLayer:
 
     @property
     def keys(self):
-        return self._shown(0)
+        return self._visible(0)
 
     @keys.setter
     def keys(self, states):
@@ -31,19 +30,19 @@ class StoredLayer:
 
     @property
     def values(self):
-        return self._shown(1)
+        return self._visible(1)
 
     @values.setter
     def values(self, states):
         self._assign(None, states)
 
-    def _shown(self, index):
-        states = self.store.tail(self._shown_length())[index]
+    def _visible(self, index):
+        states = self.store.tail(self._visible_length())[index]
         if states is None and self.is_initialized:
             return torch.tensor([], dtype=self.dtype, device=self.device)
         return states
 
-    def _shown_length(self):
+    def _visible_length(self):
         return None
 
     def _assign(self, keys, values):
@@ -73,7 +72,7 @@ class StoredLayer:
 
     def prefetch(self):
         if self.is_initialized:
-            self.store.prefetch(self.device, self.bound)
+            self.store.prefetch(self.device, self.max_tokens)
 
     def reset(self):
         self.store.clear()

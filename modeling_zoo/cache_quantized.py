@@ -4,13 +4,12 @@ import torch
 
 from .cache_growing import GrowingLayer, IndexedLayer
 from .cache_sliding import SlidingLayer
-from .cache_storage import TokenBuffer
-from .cache_stores import PairStore
+from .cache_storage import PairStore, TokenBuffer
 
 LEVELS = 127
 
 
-def quantize(states):
+def quantize(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """codes, scale = round(x / s), s = max |x| / 127 per token and head: `[..., T, D]` int8, `[..., T, 1]` float32."""
     states = states.detach().float()
     # A token of zeros must not divide by zero.
@@ -18,7 +17,7 @@ def quantize(states):
     return torch.round(states / scale).to(torch.int8), scale
 
 
-def dequantize(codes, scale, dtype):
+def dequantize(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """x = codes · s, `[..., T, D]` in `dtype`."""
     return (codes * scale).to(dtype)
 
@@ -39,12 +38,12 @@ class QuantizedStore(PairStore):
     def buffers(self):
         return self.key_codes, self.key_scale, self.value_codes, self.value_scale
 
-    def append(self, keys, values, keep=None, bound=None):
+    def append(self, keys, values, keep=None, max_tokens=None):
         if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):
             raise RuntimeError("A quantised cache passes no gradient: run under torch.no_grad() or do not quantise.")
         self.dtypes = keys.dtype, values.dtype
         for buffer, new in zip(self.buffers, self._encode(keys, values), strict=True):
-            buffer.append(new, keep=keep, bound=bound)
+            buffer.append(new, keep=keep, max_tokens=max_tokens)
         return self.tail()
 
     def _encode(self, keys, values):
@@ -53,7 +52,7 @@ class QuantizedStore(PairStore):
     def _decode(self, codes, scale, value_codes, value_scale):
         return dequantize(codes, scale, self.dtypes[0]), dequantize(value_codes, value_scale, self.dtypes[1])
 
-    def as_read(self, keys, values):
+    def round_trip(self, keys, values):
         self.dtypes = keys.dtype, values.dtype
         return self._decode(*self._encode(keys, values))
 

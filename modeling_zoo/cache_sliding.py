@@ -4,7 +4,7 @@ import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from .cache_growing import StoredLayer
-from .cache_stores import PackedStore
+from .cache_storage import PackedStore
 from .platform_transformers import place_window
 
 
@@ -17,22 +17,22 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
     """
 
     @property
-    def window(self):
-        """Past tokens that a query sees, w - 1: itself is the w-th."""
+    def past_window(self) -> int:
+        """Tokens before it that a query sees, w - 1: itself is the w-th."""
         return self.sliding_window - 1
 
     @property
-    def bound(self):
+    def max_tokens(self) -> int:
         """Most tokens to hold, unless more are being recorded."""
         return 2 * self.sliding_window
 
-    def _shown_length(self):
-        return None if self.record_past else self.window
+    def _visible_length(self):
+        return None if self.record_past else self.past_window
 
     def activate_past_recording(self):
         """From here on keep everything until `crop`, so that it can bring the window back."""
         if not self.record_past:
-            self.store.trim(self.window, self.bound)
+            self.store.trim(self.past_window, self.max_tokens)
         super().activate_past_recording()
 
     def lazy_initialization(self, key_states, value_states):
@@ -46,21 +46,21 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
         count = key_states.shape[-2]
         self.cumulative_length += count
         if self.record_past:
-            self.store.append(key_states, value_states, bound=self.bound)
-            return self.store.tail(self.window + count)
-        if self.window + count > self.bound:
-            return self._pass(key_states, value_states)
-        return self.store.append(key_states, value_states, keep=self.window, bound=self.bound)
+            self.store.append(key_states, value_states, max_tokens=self.max_tokens)
+            return self.store.tail(self.past_window + count)
+        if self.past_window + count > self.max_tokens:
+            return self._update_long(key_states, value_states)
+        return self.store.append(key_states, value_states, keep=self.past_window, max_tokens=self.max_tokens)
 
-    def _pass(self, key_states, value_states):
+    def _update_long(self, key_states, value_states):
         """A step longer than the storage, hence than the window: keep its end, return the window and all of it."""
-        full = self.store.as_read(key_states, value_states)
+        full = self.store.round_trip(key_states, value_states)
         if len(self.store):
-            past = self.store.tail(self.window)
+            past = self.store.tail(self.past_window)
             full = tuple(torch.cat(pair, dim=-2) for pair in zip(past, full, strict=True))
         self.store.clear()
-        end = key_states.shape[-2] - self.window
-        self.store.append(key_states[..., end:, :], value_states[..., end:, :], bound=self.bound)
+        end = key_states.shape[-2] - self.past_window
+        self.store.append(key_states[..., end:, :], value_states[..., end:, :], max_tokens=self.max_tokens)
         return full
 
     def crop(self, tokens_to_remove):
@@ -79,12 +79,13 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
                 "recorded. Call `activate_past_recording` before the tokens that may be removed."
             )
         left = max(self.cumulative_length + tokens_to_remove, 0)
-        if max(len(self.store) + tokens_to_remove, 0) < min(left, self.window):
+        if max(len(self.store) + tokens_to_remove, 0) < min(left, self.past_window):
             raise RuntimeError(
-                f"crop({tokens_to_remove}): only {len(self.store)} tokens are recorded, and {self.window} must be left."
+                f"crop({tokens_to_remove}): only {len(self.store)} tokens are recorded, and {self.past_window} must be "
+                "left."
             )
         self.store.crop(-tokens_to_remove)
-        self.store.trim(self.window, self.bound)
+        self.store.trim(self.past_window, self.max_tokens)
         self.cumulative_length = left
 
 
@@ -92,15 +93,15 @@ class SlidingLatentLayer(SlidingLayer):
     """Latent attention in a window: `keys` is the latent, `values` the rotated rope key, side by side in one buffer."""
 
     store_class = PackedStore
-    returned = 0
+    last_length = 0
 
     def update(self, key_states, value_states, *args, **kwargs):
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         # A step that passed through has left no more than a window behind.
-        self.returned = keys.shape[-2] if keys.shape[-2] <= len(self.store) else 0
+        self.last_length = keys.shape[-2] if keys.shape[-2] <= len(self.store) else 0
         return keys, values
 
     @property
     def latent_and_rope(self):
         """What the last `update` returned as one tensor, `[B, 1, T, c + r]`; None where it is not one."""
-        return self.store.buffer.tail(self.returned) if self.returned else None
+        return self.store.buffer.tail(self.last_length) if self.last_length else None

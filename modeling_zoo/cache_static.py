@@ -4,14 +4,14 @@ import torch
 from transformers.cache_utils import StaticIndexedLayer, StaticLayer
 
 
-def mark_static(*tensors):
+def mark_static(*tensors: torch.Tensor) -> None:
     """Tell the compiler that these tensors keep their address; it cannot be told while it traces."""
     if not torch.compiler.is_compiling():
         for tensor in tensors:
             torch._dynamo.mark_static_address(tensor)
 
 
-def write_at(storage, positions, states, dim):
+def write_at(storage: torch.Tensor, positions: torch.Tensor, states: torch.Tensor, dim: int) -> None:
     """`storage[..., positions, ...] = states` along `dim`, in place."""
     try:
         storage.index_copy_(dim, positions, states)
@@ -43,10 +43,10 @@ class StaticLatentLayer(StaticLayer):
         self.latent_and_rope = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.cumulative_length = self.cumulative_length.to(self.device)
         mark_static(self.latent_and_rope, self.cumulative_length)
-        self.keys, self.values = self._parts()
+        self.keys, self.values = self._split()
         self.is_initialized = True
 
-    def _parts(self):
+    def _split(self):
         return self.latent_and_rope.split([self.latent_dim, self.rope_dim], dim=-1)
 
     def update(self, key_states, value_states, *args, **kwargs):
@@ -57,11 +57,11 @@ class StaticLatentLayer(StaticLayer):
         positions = torch.arange(count, device=self.device) + self.cumulative_length
         self.cumulative_length.add_(count)
         write_at(self.latent_and_rope, positions, torch.cat((key_states, value_states), dim=-1), 2)
-        return self._parts()
+        return self._split()
 
     def _move(self, device):
         self.latent_and_rope = self.latent_and_rope.to(device, non_blocking=True)
-        self.keys, self.values = self._parts()
+        self.keys, self.values = self._split()
 
     def offload(self):
         if self.is_initialized:

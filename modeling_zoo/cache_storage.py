@@ -1,18 +1,27 @@
-"""Storage of cached tokens: tensors that grow along the token axis without being copied for every token."""
+"""Storage of cached tokens: tensors that grow along the token axis without being copied for every token.
+
+    storage   [ forgotten | cached tokens | spare room ]      `TokenBuffer`, one tensor
+              0         start            end       limit
+
+A `PairStore` holds keys and values in a buffer each, a `PackedStore` latents and rope keys side by side in one.
+"""
+
+from collections.abc import Callable
 
 import torch
 
-# Spare room, in tokens, of a new storage: as many as it holds, within these bounds. Doubling makes the copies O(1) per
-# token; the cap keeps a long cache from reserving twice its size, at one copy of the cache per 4096 tokens.
-LEAST_ROOM, MOST_ROOM = 64, 4096
-# Below this many bytes a concatenation takes no longer than the views that an in-place write needs.
-SMALL = 128 * 1024
+# Spare room of a new storage, in tokens: as many as it holds, within these limits. Doubling makes the copies O(1) per
+# token; the upper limit keeps a long cache from reserving twice its size, at one copy of the cache per 4096 tokens.
+MIN_SPARE, MAX_SPARE = 64, 4096
+# Up to this many bytes a concatenation takes no longer than the views that an in-place write needs.
+CONCATENATED_BYTES = 128 * 1024
 
 
-def roomy(needed, bound=None):
-    """Capacity of a new storage for `needed` tokens: twice that, within the bounds above and, if they fit, `bound`."""
-    capacity = needed + min(max(needed, LEAST_ROOM), MOST_ROOM)
-    return capacity if bound is None or needed > bound else min(capacity, bound)
+def storage_size(needed: int, max_tokens: int | None = None) -> int:
+    """Room of a new storage for `needed` tokens: twice as many, within the limits above and, if they fit,
+    `max_tokens`."""
+    capacity = needed + min(max(needed, MIN_SPARE), MAX_SPARE)
+    return capacity if max_tokens is None or needed > max_tokens else min(capacity, max_tokens)
 
 
 class TokenBuffer:
@@ -26,13 +35,13 @@ class TokenBuffer:
     def __init__(self):
         self.clear()
 
-    def clear(self):
+    def clear(self) -> None:
         self.storage, self.start, self.end, self.limit = None, 0, 0, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.end - self.start
 
-    def tail(self, count=None):
+    def tail(self, count: int | None = None) -> torch.Tensor | None:
         """View of the last `count` tokens (all of them: None), `[B, ..., min(count, T), D]`; None before the first."""
         if self.storage is None:
             return None
@@ -42,24 +51,24 @@ class TokenBuffer:
         whole = not self.limit and count == self.storage.shape[-2]
         return self.storage if whole else self.storage.narrow(-2, self.end - count, count)
 
-    def adopt(self, tensor):
+    def adopt(self, tensor: torch.Tensor) -> None:
         """Hold `tensor` as it is; the next in-place write moves it into a storage of its own first."""
         self.storage, self.start, self.end, self.limit = tensor, 0, tensor.shape[-2], 0
 
-    def append(self, *parts, keep=None, bound=None):
+    def append(self, *parts: torch.Tensor, keep: int | None = None, max_tokens: int | None = None) -> torch.Tensor:
         """Write the `[B, ..., t, D_i]` parts side by side behind the cached tokens; returns the view of all of them.
 
-        `keep` first forgets all but the last `keep` tokens; `bound` is the most tokens to reserve room for.
+        `keep` first forgets all but the last `keep` tokens; `max_tokens` is the most tokens to reserve room for.
         """
         if keep is not None:
             self._forget(keep)
-        if not self._writable(parts):
+        if not self._writes_in_place(parts):
             return self._concatenate(parts)
         count = parts[0].shape[-2]
         # Outside inference mode, a tensor made inside it can be read but not written.
-        sealed = self.storage is not None and self.storage.is_inference() and not torch.is_inference_mode_enabled()
-        if self.end + count > self.limit or sealed:
-            self._reserve(count, parts, bound)
+        read_only = self.storage is not None and self.storage.is_inference() and not torch.is_inference_mode_enabled()
+        if self.end + count > self.limit or read_only:
+            self._reserve(count, parts, max_tokens)
         slot = self.storage.narrow(-2, self.end, count)
         if len(parts) == 1:
             slot.copy_(parts[0])
@@ -68,23 +77,23 @@ class TokenBuffer:
         self.end += count
         return self.storage.narrow(-2, self.start, self.end - self.start)
 
-    def crop(self, count):
+    def crop(self, count: int) -> None:
         """Forget the last `count` tokens."""
         self.end = max(self.start, self.end - count)
         self._forget(self.end - self.start)
 
-    def trim(self, keep, bound):
-        """Forget all but the last `keep` tokens, and give back a storage that outgrew `bound` tokens."""
+    def trim(self, keep: int, max_tokens: int) -> None:
+        """Forget all but the last `keep` tokens, and give back a storage that outgrew `max_tokens` tokens."""
         self._forget(keep)
-        if self.storage is not None and self.storage.shape[-2] > bound:
+        if self.storage is not None and self.storage.shape[-2] > max_tokens:
             kept = self.tail()
             self.clear()
             if torch.is_grad_enabled():
                 self.adopt(kept)
             else:
-                self.append(kept, bound=bound)
+                self.append(kept, max_tokens=max_tokens)
 
-    def map_batch(self, function):
+    def map_batch(self, function: Callable) -> None:
         """Replace the storage, spare room included, by `function(storage)`, which acts on the batch axis alone."""
         if self.storage is not None:
             self.storage = function(self.storage)
@@ -94,11 +103,11 @@ class TokenBuffer:
         if self.storage is not None:
             self.adopt(self.tail().to("cpu", non_blocking=True))
 
-    def prefetch(self, device, bound=None):
+    def prefetch(self, device, max_tokens=None):
         """Move them back to `device`, with spare room again."""
         if self.storage is not None and self.storage.device != device:
             states, length = self.tail(), self.end - self.start
-            shape = (*states.shape[:-2], roomy(length, bound), states.shape[-1])
+            shape = (*states.shape[:-2], storage_size(length, max_tokens), states.shape[-1])
             storage = torch.empty(shape, dtype=states.dtype, device=device)
             storage.narrow(-2, 0, length).copy_(states, non_blocking=True)
             self._own(storage, length)
@@ -111,14 +120,14 @@ class TokenBuffer:
         if self.start == self.end:
             self.clear()
 
-    def _writable(self, parts):
+    def _writes_in_place(self, parts):
         """Whether `parts` are to be written in place; not where they do not fit, so that `cat` reports them."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         held, part = self.storage, parts[0]
         if held is None:
-            return sum(p.nbytes for p in parts) > SMALL
-        if not self.limit and held.nbytes <= SMALL:
+            return sum(p.nbytes for p in parts) > CONCATENATED_BYTES
+        if not self.limit and held.nbytes <= CONCATENATED_BYTES:
             return False
         *rows, _, width = part.shape
         for other in parts[1:]:
@@ -136,11 +145,115 @@ class TokenBuffer:
         self.adopt(states)
         return states
 
-    def _reserve(self, count, parts, bound):
+    def _reserve(self, count, parts, max_tokens):
         """Make room for `count` more tokens in a new storage; the old one stays as its views see it."""
         length = self.end - self.start
-        shape = (*parts[0].shape[:-2], roomy(length + count, bound), sum(part.shape[-1] for part in parts))
+        shape = (*parts[0].shape[:-2], storage_size(length + count, max_tokens), sum(part.shape[-1] for part in parts))
         storage = parts[0].new_empty(shape)
         if length:
             storage.narrow(-2, 0, length).copy_(self.tail())
         self._own(storage, length)
+
+
+# A layer of a cache says how long it remembers; its store, one of the two below, says how.
+
+
+class PairStore:
+    """Keys `[B, H, T, Dk]` and values `[B, H, T, Dv]`, a buffer each."""
+
+    def __init__(self):
+        self.key_buffer, self.value_buffer = TokenBuffer(), TokenBuffer()
+
+    @property
+    def buffers(self):
+        return self.key_buffer, self.value_buffer
+
+    def __len__(self):
+        return len(self.buffers[0])
+
+    def append(
+        self, keys: torch.Tensor, values: torch.Tensor, keep: int | None = None, max_tokens: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add `[B, H, t, D]` states behind the last `keep` tokens (all of them: None); returns all keys and values."""
+        return self.key_buffer.append(keys, keep=keep, max_tokens=max_tokens), self.value_buffer.append(
+            values, keep=keep, max_tokens=max_tokens
+        )
+
+    def round_trip(self, keys, values):
+        """Keys and values as they come back from the store, without storing them."""
+        return keys, values
+
+    def tail(self, count=None):
+        """The last `count` keys and values, or (None, None) before the first."""
+        return self.key_buffer.tail(count), self.value_buffer.tail(count)
+
+    def assign(self, keys, values):
+        """Hold what was assigned to `layer.keys` or `layer.values` from outside; the one not assigned is None."""
+        for buffer, states in ((self.key_buffer, keys), (self.value_buffer, values)):
+            if states is not None:
+                buffer.adopt(states)
+
+    def crop(self, count):
+        for buffer in self.buffers:
+            buffer.crop(count)
+
+    def trim(self, keep, max_tokens):
+        for buffer in self.buffers:
+            buffer.trim(keep, max_tokens)
+
+    def clear(self):
+        for buffer in self.buffers:
+            buffer.clear()
+
+    def map_batch(self, function):
+        for buffer in self.buffers:
+            buffer.map_batch(function)
+
+    def offload(self):
+        for buffer in self.buffers:
+            buffer.offload()
+
+    def prefetch(self, device, max_tokens=None):
+        for buffer in self.buffers:
+            buffer.prefetch(device, max_tokens)
+
+
+class PackedStore(PairStore):
+    """Latent `[B, 1, T, c]` and rope key `[B, 1, T, r]` side by side in one buffer `[B, 1, T, c + r]`.
+
+    Absorbed decoding reads the whole as its one key and the first c columns as its one value (DeepSeek-V2,
+    arXiv 2405.04434, 2.1.2), so both come out of one pass over memory.
+    """
+
+    def __init__(self):
+        self.buffer, self.key_width = TokenBuffer(), None
+
+    @property
+    def buffers(self):
+        return (self.buffer,)
+
+    def append(self, keys, values, keep=None, max_tokens=None):
+        """As PairStore; raises ValueError where latent and rope key cannot share a tensor."""
+        if keys.dtype != values.dtype or keys.shape[:-1] != values.shape[:-1]:
+            raise ValueError(
+                f"Latent {tuple(keys.shape)} {keys.dtype} and rope key {tuple(values.shape)} {values.dtype} share one "
+                "cache buffer: they must agree in dtype and in every dimension but the last."
+            )
+        self.key_width = keys.shape[-1]
+        return self._split(self.buffer.append(keys, values, keep=keep, max_tokens=max_tokens))
+
+    def tail(self, count=None):
+        whole = self.buffer.tail(count)
+        return (None, None) if whole is None else self._split(whole)
+
+    def assign(self, keys, values):
+        held_keys, held_values = self.tail((values if keys is None else keys).shape[-2])
+        keys, values = held_keys if keys is None else keys, held_values if values is None else values
+        if keys is None or values is None:
+            raise ValueError("Latent and rope key share one cache buffer: fill it with `update(latent, rope_key)`.")
+        whole = torch.cat((keys.to(values.device), values), dim=-1)
+        self.key_width = keys.shape[-1]
+        self.buffer.adopt(whole)
+
+    def _split(self, whole):
+        return whole.narrow(-1, 0, self.key_width), whole.narrow(-1, self.key_width, whole.shape[-1] - self.key_width)

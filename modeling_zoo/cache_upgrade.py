@@ -1,4 +1,4 @@
-"""Which cache layer a layer of the model gets: better ones in the place of transformers' own.
+"""Which cache layer a layer of the model gets: layers without copies in the place of transformers' own.
 
 `upgrade_cache` keeps transformers' cache object, vocabulary and every promise of its layers; the layers it puts in hold
 the same tokens in storage that is not copied for every token. No layer is replaced for other models.
@@ -6,8 +6,11 @@ the same tokens in storage that is not copied for every token. No layer is repla
 
 import copy
 
-from transformers import cache_utils
+import torch
+from torch import nn
+from transformers import GenerationConfig, cache_utils
 from transformers.cache_utils import (
+    Cache,
     CacheLayerMixin,
     DynamicCache,
     DynamicIndexedLayer,
@@ -72,22 +75,23 @@ QUANTIZED_LAYERS = {
     IndexedLatentLayer: QuantizedIndexedLatentLayer,
 }
 
-# transformers' words for layers that hold keys and values and nothing else: what a cache made without a config has.
-KEYS_ALONE = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
-# What `cache_config` calls them.
-BACKEND = "int8"
+# Layer types that keep keys and values and nothing else: what a cache made without a config has.
+KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+# The name of the quantised layers in `cache_config`.
+INT8_BACKEND = "int8"
 
 
-def teach_indexed_layers():
-    """A transformers before 5.19, which makes these layers for another word, learns ours; newer ones know it."""
+def register_indexed_attention() -> None:
+    """Tells a transformers before 5.19, which has another layer type for them, that these layers are indexed
+    attention's."""
     for table, layer in (("DYNAMIC", DynamicIndexedLayer), ("STATIC", StaticIndexedLayer)):
         getattr(cache_utils, f"{table}_LAYER_TYPE_MAPPING", {}).setdefault("indexed_attention", layer)
 
 
-teach_indexed_layers()
+register_indexed_attention()
 
 
-def upgrade_cache(cache, config, quantized=False):
+def upgrade_cache(cache: Cache | None, config, quantized: bool = False) -> Cache | None:
     """Put zoo's layers into `cache`, in place, for the layers that are still empty; returns `cache`.
 
     `config` says per layer whether attention is latent (`attention_type`) and how wide (`kv_lora_rank`,
@@ -98,7 +102,7 @@ def upgrade_cache(cache, config, quantized=False):
     if not isinstance(getattr(cache, "layers", None), list):
         return cache
     config = config.get_text_config(decoder=True)
-    if not cache.layers and any(word not in KEYS_ALONE for word in config.layer_types):
+    if not cache.layers and any(name not in KEY_VALUE_LAYERS for name in config.layer_types):
         cache.layers.extend(DynamicCache(config=config).layers)
         replicate(cache, None)
     if replicated_class(cache) is DynamicLayer:
@@ -111,45 +115,45 @@ def upgrade_cache(cache, config, quantized=False):
     for index, layer in enumerate(cache.layers):
         if _is_empty(layer):
             own = configs.get(index, config)
-            cache.layers[index] = _better(layer, own, _is_latent(own, index), quantized)
+            cache.layers[index] = upgraded_layer(layer, own, _is_latent(own, index), quantized)
     _count_tokens(cache)
     return cache
 
 
-def ready_cache(cache, config):
-    """Make a cache that the caller made fit for layers without keys, in place, before its first token.
+def prepare_cache(cache: Cache | None, config) -> None:
+    """Makes a caller's own cache fit for layers without keys, in place, before its first token.
 
     `DynamicCache()` has no layers yet and would give each of them keys; one made from a config has nobody who counts
     tokens where no layer has keys.
     """
     layers = getattr(cache, "layers", None)
     counted = not isinstance(layers, list) or any(isinstance(layer, CacheLayerMixin) for layer in layers)
-    if not counted and any(word not in KEYS_ALONE for word in config.layer_types):
+    if not counted and any(name not in KEY_VALUE_LAYERS for name in config.layer_types):
         upgrade_cache(cache, config)
 
 
-def eight_bits(generation_config, given):
-    """(the generation config without it, True) where it asks for this package's quantised cache and no cache is
-    `given`, else (itself, False).
+def pop_int8_request(generation_config, given: Cache | None) -> tuple[GenerationConfig, bool]:
+    """(a copy of the generation config without the request, True) where it asks for this package's quantised cache and
+    no cache is `given`, else (itself, False).
 
-    That is `cache_implementation="quantized"` with `cache_config={"backend": "int8"}`; all other backends are
-    transformers' own. Raises ValueError for further options, of which eight bits have none.
+    The request is `cache_implementation="quantized"` with `cache_config={"backend": "int8"}`; all other backends are
+    transformers' own. Raises ValueError for further options: this backend has none.
     """
     options = getattr(generation_config, "cache_config", None) or {}
-    asked = generation_config.cache_implementation == "quantized" and options.get("backend") == BACKEND
+    asked = generation_config.cache_implementation == "quantized" and options.get("backend") == INT8_BACKEND
     if not asked or given is not None:
         return generation_config, False
     if len(options) > 1:
         raise ValueError(
-            f"cache_config={options}: the backend {BACKEND!r} has no further options. Leave them out, or name one of "
-            "transformers' backends."
+            f"cache_config={options}: the backend {INT8_BACKEND!r} has no further options. Leave them out, or name one "
+            "of transformers' backends."
         )
     plain = copy.copy(generation_config)
     plain.cache_implementation = plain.cache_config = None
     return plain, True
 
 
-def advance_cache(cache, hidden_states, layers):
+def advance_cache(cache: Cache | None, hidden_states: torch.Tensor, layers: nn.ModuleList) -> None:
     """Tell a cache that the tokens of `hidden_states` `[B, T, D]` have been seen, where no attention of these layers
     has told it: there is none, or it is in another process."""
     if cache is not None:
@@ -168,34 +172,34 @@ def _upgrade_replicated(cache, config, quantized):
     """A cache made without a config, which adds a layer of one class whenever it meets a new index."""
     kinds = {_is_latent(layer_config, index) for index, layer_config in enumerate(config.per_layer_config)}
     if len(kinds) == 1:
-        better = (LATENT_LAYERS if kinds.pop() else PLAIN_LAYERS)[DynamicLayer]
-        replicate(cache, QUANTIZED_LAYERS[better] if quantized else better)
+        layer_class = (LATENT_LAYERS if kinds.pop() else PLAIN_LAYERS)[DynamicLayer]
+        replicate(cache, QUANTIZED_LAYERS[layer_class] if quantized else layer_class)
 
 
 def _is_empty(layer):
-    """Whether nothing was stored or reserved yet; layers without a state to ask for count as filled."""
+    """Whether nothing was stored or reserved yet."""
     names = ("is_conv_states_initialized", "is_recurrent_states_initialized")
     recurrent = [flag for name in names for flag in getattr(layer, name, {}).values()]
     return not getattr(layer, "is_initialized", False) and not any(recurrent)
 
 
 def _keeps_nothing(layer):
-    """Whether it is transformers' layer for those without a mixer; an older one has a recurrent layer there."""
+    """Whether it stands for a layer without a mixer; an older transformers has a recurrent layer there."""
     return type(layer) is getattr(cache_utils, "DummyLayer", None)
 
 
-def _better(layer, config, latent, quantized):
-    """The layer to put in the place of the empty `layer`: itself where there is none better."""
-    better = (LATENT_LAYERS.get(type(layer)) if latent else None) or PLAIN_LAYERS.get(type(layer))
-    if better is None:
+def upgraded_layer(layer, config, latent: bool, quantized: bool):
+    """The layer to put in the place of the empty `layer`: itself where the tables above have none for its class."""
+    layer_class = (LATENT_LAYERS.get(type(layer)) if latent else None) or PLAIN_LAYERS.get(type(layer))
+    if layer_class is None:
         return layer
     if quantized:
-        better = QUANTIZED_LAYERS.get(better, better)
+        layer_class = QUANTIZED_LAYERS.get(layer_class, layer_class)
     names = ("sliding_window", "max_cache_len", "number_of_states")
     options = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
     if latent:
         options |= {"latent_dim": config.kv_lora_rank, "rope_dim": config.qk_rope_head_dim}
-    new = better(**options)
+    new = layer_class(**options)
     if getattr(layer, "record_past", False):
         new.activate_past_recording()
     return new

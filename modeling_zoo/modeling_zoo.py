@@ -21,7 +21,7 @@ from .block_layer import ZooDecoderLayer
 from .block_per_layer_input import PerLayerEmbeddings, resize_rows
 from .block_shared import SharedBlocks
 from .block_topologies import BLOCKS, carriers, make_block
-from .cache_upgrade import advance_cache, eight_bits, ready_cache, upgrade_cache
+from .cache_upgrade import advance_cache, pop_int8_request, prepare_cache, upgrade_cache
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
 from .mixer import TokenMixer
 from .mlp_routers import Router
@@ -137,7 +137,8 @@ class ZooModel(ZooPreTrainedModel):
         **kwargs,
     ) -> MoeModelOutputWithPast:
         inputs_embeds = embeddings_of(self, input_ids, inputs_embeds)
-        ready_cache(past_key_values, self.config)
+        if past_key_values is not None:
+            prepare_cache(past_key_values, self.config)
         attention_mask = columns_so_far(self.config, attention_mask, inputs_embeds, past_key_values)
         call = (self.config, inputs_embeds, attention_mask, past_key_values)
         position_ids, places = read_positions(*call, position_ids, **kwargs)
@@ -194,7 +195,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        asked, quantized = eight_bits(generation_config, model_kwargs.get("past_key_values"))
+        asked, quantized = pop_int8_request(generation_config, model_kwargs.get("past_key_values"))
         prepared = super()._prepare_cache_for_generation(asked, model_kwargs, *args, **kwargs)
         if model_kwargs.get("past_key_values") is not None:
             upgrade_cache(model_kwargs["past_key_values"], self.config, quantized)

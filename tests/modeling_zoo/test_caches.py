@@ -33,7 +33,7 @@ from modeling_zoo.cache_upgrade import LATENT_LAYERS, PLAIN_LAYERS, QUANTIZED_LA
 def in_place():
     """The tensors of these tests are small, and would all be concatenated: here they are written in place."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_storage, "SMALL", 0)
+        patch.setattr(cache_storage, "CONCATENATED_BYTES", 0)
         yield
 
 

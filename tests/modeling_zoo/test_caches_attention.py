@@ -20,7 +20,7 @@ from modeling_zoo.cache_quantized import (
     quantize,
 )
 from modeling_zoo.cache_sliding import SlidingLatentLayer, SlidingLayer
-from modeling_zoo.cache_storage import LEAST_ROOM, MOST_ROOM, SMALL
+from modeling_zoo.cache_storage import CONCATENATED_BYTES, MAX_SPARE, MIN_SPARE
 
 HEADS, KEY, VALUE, INDEX = 3, 5, 7, 4
 # ours, transformers' own, heads: a latent has one.
@@ -52,17 +52,17 @@ MODES = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "grad": to
 def in_place():
     """The tensors of these tests are small, and would all be concatenated: here they are written in place."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_storage, "SMALL", 0)
+        patch.setattr(cache_storage, "CONCATENATED_BYTES", 0)
         yield
 
 
 # In place from the first token on, never, and from some point of the sequence on.
-SMALLS = st.sampled_from([0, SMALL, 700])
+SMALLS = st.sampled_from([0, CONCATENATED_BYTES, 700])
 
 
 def drive(pair, operations, small):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_storage, "SMALL", small)
+        patch.setattr(cache_storage, "CONCATENATED_BYTES", small)
         for operation in operations:
             pair.do(*operation)
 
@@ -236,18 +236,18 @@ def test_growing_storage_moves_at_doublings_only(layer, heads):
 
 def test_growing_storage_reserves_a_bounded_amount():
     layer = GrowingLayer()
-    fill(layer, [5 * MOST_ROOM])
-    assert layer.store.buffers[0].storage.shape[-2] == 6 * MOST_ROOM
+    fill(layer, [5 * MAX_SPARE])
+    assert layer.store.buffers[0].storage.shape[-2] == 6 * MAX_SPARE
     fill(layer, [1] * 10)
-    assert layer.store.buffers[0].storage.shape[-2] == 6 * MOST_ROOM
+    assert layer.store.buffers[0].storage.shape[-2] == 6 * MAX_SPARE
     small = GrowingLayer()
     fill(small, [1])
-    assert small.store.buffers[0].storage.shape[-2] == 1 + LEAST_ROOM
+    assert small.store.buffers[0].storage.shape[-2] == 1 + MIN_SPARE
 
 
 def test_small_buffers_are_concatenated_and_large_ones_are_not(monkeypatch):
     """With 64 float32 channels and 2 x 3 rows, 128 KiB are 85 tokens."""
-    monkeypatch.setattr(cache_storage, "SMALL", SMALL)
+    monkeypatch.setattr(cache_storage, "CONCATENATED_BYTES", CONCATENATED_BYTES)
     layer, pointers = GrowingLayer(), []
     with torch.no_grad():
         for _ in range(300):

@@ -45,7 +45,7 @@ def make(flags):
 
 def stored(layer):
     buffers = [*layer.store.buffers, *([layer.indexer_buffer] if hasattr(layer, "indexer_buffer") else [])]
-    return sum(buffer.tail(layer._shown_length()).nbytes for buffer in buffers)
+    return sum(buffer.tail(layer._visible_length()).nbytes for buffer in buffers)
 
 
 @torch.no_grad()

@@ -203,7 +203,7 @@ def test_a_model_decodes_the_same_and_compiles_once(name):
 @pytest.mark.parametrize("small", [0, 1 << 20])
 def test_dynamic_layers_can_be_traced(small, monkeypatch):
     """Traced steps concatenate, as transformers' layers do, over what was written in place before and after."""
-    monkeypatch.setattr(cache_storage, "SMALL", small)
+    monkeypatch.setattr(cache_storage, "CONCATENATED_BYTES", small)
     kinds = [(GrowingLayer, {}), (SlidingLayer, {"sliding_window": 4}), (LatentLayer, {})]
     ours = Cache(layers=[kind(**options) for kind, options in kinds])
     plain = Cache(layers=[DynamicLayer(), DynamicSlidingWindowLayer(sliding_window=4), DynamicLayer()])
