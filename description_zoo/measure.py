@@ -191,9 +191,9 @@ def filled_cache(model, length: int, indices):
     import torch
     from transformers import DynamicCache
 
-    from modeling_zoo.attention_kv_sharing import SharedKeyValues
     from modeling_zoo.attention_sparse_indexer import SharedIndices
     from modeling_zoo.embeddings import biases_on_scores
+    from modeling_zoo.ops_kv_sharing import SharedKeyValues
 
     cache = DynamicCache(config=model.config)
     with torch.device("meta"), torch.no_grad():

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .attention_kv_sharing import SharedKeyValues
 from .attention_sparse_indexer import SharedIndices
 from .block_hyper_connections import HyperConnection
 from .block_layer import NORM_SLOTS, ZooDecoderLayer
 from .block_shared import Adapters
 from .norms import make_norm
+from .ops_kv_sharing import SharedKeyValues
 from .registry import MLPS
 
 

@@ -14,7 +14,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from configuration_zoo import ZooConfig
 
-from .attention_kv_sharing import last_query, layer_of_last_query
 from .attention_masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
 from .attention_sparse_indexer import SharedIndices
 from .block_layer import ZooDecoderLayer
@@ -25,6 +24,7 @@ from .cache_upgrade import advance_cache, pop_int8_request, prepare_cache, upgra
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
 from .mixer import TokenMixer
 from .mlp_routers import Router
+from .ops_kv_sharing import last_query, layer_of_last_query
 from .platform_backends import attention_backends, share_implementations
 from .platform_peft import lora_targets
 from .platform_pipeline import StagedModel
@@ -142,19 +142,18 @@ class ZooModel(ZooPreTrainedModel):
         attention_mask = columns_so_far(self.config, attention_mask, inputs_embeds, past_key_values)
         call = (self.config, inputs_embeds, attention_mask, past_key_values)
         position_ids, places = read_positions(*call, position_ids, **kwargs)
-        masks = attention_mask
-        if not isinstance(masks, dict):
-            # Built before a fresh cache exists: packed sequences are recognised only without one.
-            masks = build_masks(*call, places, plan=self.mask_plan)
+        # Built before a fresh cache exists: packed sequences are recognised only without one.
+        masks = attention_mask if isinstance(attention_mask, dict) else build_masks(*call, places, plan=self.mask_plan)
         if use_cache and past_key_values is None:
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
-
         kwargs = {name: carrier() for name, carrier in self.carriers.items()} | kwargs
         hidden_states = start = Backbone.embed(self, inputs_embeds, position_ids)
         rows = self.per_layer_embeddings and self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
         biases = biases_on_scores(self, inputs_embeds, masks.get(PADDING), past_key_values)
-        last_from = layer_of_last_query(self.config, logits_to_keep, masks, past_key_values, kwargs)
+        last_from = None
+        if self.config.num_kv_shared_layers:
+            last_from = layer_of_last_query(self.config, logits_to_keep, masks, past_key_values, kwargs)
         for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if index == last_from:
                 states = (hidden_states, rows, rotations, position_ids, masks, biases)
@@ -175,7 +174,8 @@ class ZooModel(ZooPreTrainedModel):
                 **parts,
                 **kwargs,
             )
-        advance_cache(past_key_values, inputs_embeds, self.layers)
+        if past_key_values is not None:
+            advance_cache(past_key_values, inputs_embeds, self.layers)
         return MoeModelOutputWithPast(Backbone.finish(self, hidden_states, inputs_embeds.dtype), past_key_values)
 
 

@@ -1,0 +1,72 @@
+"""Keys and values that one layer of a forward leaves for later ones, and what need not be computed in those."""
+
+import torch
+
+from .ops_attention_bands import mask_rows
+
+
+class SharedKeyValues:
+    """Keys and values `[B, K, S, d]` that layers of one forward pass on to later ones, by layer.
+
+    Made anew for each forward: a window's cache holds fewer keys than the first queries of a prompt see, so they cannot
+    be read back from there.
+    """
+
+    def __init__(self):
+        self.states = {}
+
+    def put(self, layer_idx: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        self.states[layer_idx] = key, value, torch.is_grad_enabled()
+
+    def of(self, layer_idx: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """What layer `layer_idx` left; raises ValueError where it has not run, or ran without the gradient that is
+        wanted now."""
+        if layer_idx not in self.states:
+            raise ValueError(f"Layer {layer_idx} has left no keys and values: it runs before those that share them.")
+        key, value, recorded = self.states[layer_idx]
+        if torch.is_grad_enabled() and not recorded:
+            raise ValueError(
+                "num_kv_shared_layers passes keys and values from layer to layer, so gradient checkpointing needs "
+                "use_reentrant=False."
+            )
+        return key.to(device), value.to(device)
+
+
+# What a caller may ask for that holds every query.
+RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits")
+
+
+def layer_of_last_query(config, logits_to_keep, masks: dict, past_key_values, kwargs: dict) -> int | None:
+    """The first sharing layer if all queries but the last can be left out from there on, else None.
+
+    They can where one logit is wanted and no record of the others: what a sharing layer computes is not cached. A mask
+    that is not there says causal, which over a cache of fixed size would show keys that are not there yet.
+    """
+    wanted = isinstance(logits_to_keep, int) and logits_to_keep == 1
+    if not (wanted and config.num_kv_shared_layers) or torch.is_grad_enabled():
+        return None
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return None
+    recorded = any(kwargs.get(name, getattr(config, name, False)) for name in RECORDS)
+    fixed = getattr(past_key_values, "is_compileable", False)
+    if recorded or (fixed and any(mask is None for mask in masks.values())):
+        return None
+    return config.first_sharing_layer
+
+
+def last_query(hidden_states, rows, rotations: dict, position_ids, masks: dict, biases: dict) -> tuple:
+    """Residual stream `[B, T, ...]`, rows per layer, rotations, positions, masks and biases of the last query alone."""
+    length, device = hidden_states.shape[1], hidden_states.device
+    last = slice(length - 1, length)
+
+    def of_mask(mask):
+        return mask if mask is None or getattr(mask, "ndim", 4) == 2 else mask_rows(mask, last, None, device)
+
+    return (
+        hidden_states[:, last],
+        None if rows is None else rows[:, last],
+        {name: tuple(table[:, last] for table in tables[:2]) for name, tables in rotations.items()},
+        position_ids[:, last],
+        {name: of_mask(mask) for name, mask in masks.items()},
+        {name: bias[..., -1:, :] for name, bias in biases.items()},
+    )
