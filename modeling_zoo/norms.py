@@ -93,8 +93,8 @@ PROJECTION_NORMS = {"rms_norm": ProjectionRMSNorm, "layer_norm": ProjectionLayer
 
 
 def make_norm(config, size: int, cast_input: bool = False) -> Norm:
-    """The norm of the residual stream over `size` channels; `cast_input` for one that reads a stream kept in
-    float32."""
+    """The norm of the residual stream over `size` channels; `cast_input` for one that reads a stream kept in float32
+    (residual_in_fp32)."""
     return NORMS[config.norm_type](
         size,
         config.norm_eps,
@@ -109,8 +109,8 @@ def make_norm(config, size: int, cast_input: bool = False) -> Norm:
 def make_qk_norm(config, num_heads: int) -> Norm | nn.Identity:
     """The norm of queries or keys `[..., num_heads, head_dim]`, Identity where the config has none.
 
-    `qk_norm_scope="full"` normalises all heads together (OLMo 2). Of the same type as the stream's norm, it shares that
-    norm's offset and cast order.
+    `qk_norm_scope="full"` normalises all heads together (OLMo 2). Of the same type as the residual stream's norm, it
+    shares that norm's offset and cast order.
     """
     if config.qk_norm is None:
         return nn.Identity()

@@ -78,12 +78,12 @@ def apply_rotary(
     else:
         partner, cos, sin = ROTATE[interleave], tables[0].unsqueeze(2), tables[1].unsqueeze(2)
     width = cos.shape[-1]
-    turning, rest = (x, None) if whole or width == x.shape[-1] else (x[..., :width], x[..., width:])
+    rotary, rest = (x, None) if whole or width == x.shape[-1] else (x[..., :width], x[..., width:])
     if upcast:
-        turning = turning.float()
+        rotary = rotary.float()
     # No branch on a dtype: vLLM reads attention from a symbolic trace, which a question to a tensor ends.
-    turned = (turning * cos + partner(turning) * sin).to(x.dtype)
-    return turned if rest is None else torch.cat((turned, rest), dim=-1)
+    rotated = (rotary * cos + partner(rotary) * sin).to(x.dtype)
+    return rotated if rest is None else torch.cat((rotated, rest), dim=-1)
 
 
 def share_tables(cos: torch.Tensor, sin: torch.Tensor, interleave: bool) -> tuple[torch.Tensor, ...]:

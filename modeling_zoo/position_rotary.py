@@ -85,26 +85,25 @@ class Rotations(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.names, tables, distinct = [], {}, []
+        self.names, tables, contents = [], {}, {}
         for layer_idx, layer in enumerate(config.per_layer_config):
-            name, made = layer.rope_table_of(layer_idx), None
+            name, table = layer.rope_table_of(layer_idx), None
             if name is not None and layer_idx in config.softmax_layers:
-                settings = self._settings(layer, layer_idx, name)
-                made = next((known for known, same in distinct if same == (name, settings)), None)
-                if made is None:
-                    made = f"{name}_{layer_idx}" if name in tables else name
-                    tables[made] = RotaryEmbedding(*settings)
-                    distinct.append((made, (name, settings)))
-            self.names.append(made)
+                content = name, self._arguments(layer, layer_idx, name)
+                table = next((known for known, other in contents.items() if other == content), None)
+                if table is None:
+                    table = f"{name}_{layer_idx}" if name in tables else name
+                    tables[table], contents[table] = RotaryEmbedding(*content[1]), content
+            self.names.append(table)
         common = config.outside_layers()
         for name in common.rope_tables:
             # Parameters that no layer uses: the module still answers for them.
             if name not in tables:
-                tables[name] = RotaryEmbedding(*self._settings(common, (config.softmax_layers or [0])[0], name))
+                tables[name] = RotaryEmbedding(*self._arguments(common, (config.softmax_layers or [0])[0], name))
         self.tables = nn.ModuleDict(tables)
 
     @staticmethod
-    def _settings(layer, layer_idx, name):
+    def _arguments(layer, layer_idx, name):
         """The arguments of the `RotaryEmbedding` called `name` in layer `layer_idx`; `layer` is that layer's config."""
         longest = layer.max_position_embeddings
         settings = RopeSettings(
