@@ -7,11 +7,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from layer_pairs import Pair, SideBySide, latent_layers, variants
 from random_models import randomize
-from references_latent import latent_row
+from references_latent import attention_calls, latent_row
 from samples import every
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
+from conversion.families.shared_latent import YARN
 from modeling_zoo import ZooForCausalLM, ZooModel, attention_latent
 from modeling_zoo.cache_upgrade import upgrade_cache
 
@@ -22,11 +23,6 @@ WIDTHS = {
 }  # fmt: skip
 MODEL = {"vocab_size": 31, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 64}
 DEFAULT = {"rope_type": "default", "rope_theta": 100.0}
-YARN = {
-    "rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0,
-    "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 0.9,
-}  # fmt: skip
-MISTRAL_ROPE = YARN | {"llama_4_scaling_beta": 0.3, "partial_rotary_factor": 10 / 22}
 INTERLEAVED = {"rope_interleave": True}
 UNRANKED = {"q_lora_rank": None}
 VARIANTS = [
@@ -133,22 +129,6 @@ def real(hidden):
     return torch.cat((hidden[0, FIRST:], hidden[1]))
 
 
-def attention_calls(model):
-    """(mixer, input, output) of each attention in one forward over two rows, the first left-padded."""
-    calls = []
-
-    def record(module, args, kwargs, output):
-        calls.append((module, (args or (kwargs["hidden_states"],))[0], output[0]))
-
-    hooks = [layer.self_attn.register_forward_hook(record, with_kwargs=True) for layer in model.layers]
-    tokens, mask = inputs()
-    with torch.no_grad():
-        model(tokens, attention_mask=mask, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return calls
-
-
 @torch.no_grad()
 def in_steps(model, steps, cache=None):
     """The last hidden states `[B, T, D]` of a sequence taken in steps over a cache."""
@@ -168,7 +148,7 @@ def in_steps(model, steps, cache=None):
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
     table = getattr(model.position_bias, "relative_attention_bias", None)
-    calls = attention_calls(model)
+    calls = attention_calls(model, *inputs())
     assert [module.layer_idx for module, _, _ in calls] == [0, 1]
     for module, given, found in calls:
         parameters = module.state_dict()

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from layer_pairs import Pair
 from random_models import randomize
-from references_latent import chosen, latent_row, project, scale_of
+from references_latent import attention_calls, chosen, latent_row, project, scale_of
 from samples import every
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,10 +24,6 @@ WIDTHS = {
     "qk_rope_head_dim": 10, "v_head_dim": 14, "index_topk": 8, "index_n_heads": 24, "index_head_dim": 18,
 }  # fmt: skip
 MODEL = {"vocab_size": 31, "intermediate_size": 24, "max_position_embeddings": 64}
-YARN = {
-    "rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0,
-    "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 0.9,
-}  # fmt: skip
 DEFAULT = {"rope_type": "default", "rope_theta": 100.0}
 # In the second, layers share what one indexer chose.
 PAIRS = [("deepseek_v32", {}), ("glm_moe_dsa", {"attention_bias": True})]
@@ -166,27 +162,12 @@ def real(hidden, first=FIRST):
     return torch.cat((hidden[0, first:], hidden[1]))
 
 
-def attention_calls(model):
-    calls = []
-
-    def record(module, args, kwargs, output):
-        calls.append((module, (args or (kwargs["hidden_states"],))[0], output[0]))
-
-    hooks = [layer.self_attn.register_forward_hook(record, with_kwargs=True) for layer in model.layers]
-    tokens, mask = tokens_and_mask(TOKENS, FIRST)
-    with torch.no_grad():
-        model(tokens, attention_mask=mask, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return calls
-
-
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_slow_reference(case):
     model = make(CASES[case])
     selections = [None, None]
-    for module, given, found in attention_calls(model):
+    for module, given, found in attention_calls(model, *tokens_and_mask(TOKENS, FIRST)):
         parameters = module.state_dict()
         for row, first in enumerate((FIRST, 0)):
             shared = selections[row] if module.layer_idx and CASES[case].get("indexer_types") else None
@@ -494,7 +475,7 @@ def test_the_loss_is_the_divergence_from_attention(backend, warmup, monkeypatch)
     monkeypatch.setattr("modeling_zoo.train_indexer.TRAINING_BLOCK", 4)
     changes = {"indexer_loss_coef": 3.0, "indexer_warmup": warmup}
     model = make(changes, backend, ZooForCausalLM)
-    calls = attention_calls(model.model)
+    calls = attention_calls(model.model, *tokens_and_mask(TOKENS, FIRST))
     tokens, mask = tokens_and_mask(TOKENS, FIRST)
     model.train()
     loss = model(tokens, attention_mask=mask, labels=tokens).loss

@@ -108,3 +108,18 @@ def latent_row(parameters, x, config, layer, first=0, table=None, selection=None
         output = gated(parameters, torch.stack(heads), x[q], gate, config)
         rows.append(linear(parameters, "o_proj", output.flatten()))
     return torch.stack(rows), selection
+
+
+@torch.no_grad()
+def attention_calls(model, tokens, mask):
+    """(mixer, input, output) of each attention of a body in one forward."""
+    calls = []
+
+    def record(module, args, kwargs, output):
+        calls.append((module, (args or (kwargs["hidden_states"],))[0], output[0]))
+
+    hooks = [layer.self_attn.register_forward_hook(record, with_kwargs=True) for layer in model.layers]
+    model(tokens, attention_mask=mask, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return calls
