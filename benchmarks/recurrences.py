@@ -9,9 +9,9 @@ The same random inputs for both, turns alternate, medians count, and the largest
 printed. transformers' side is what its models run without the kernels of flash-linear-attention and mamba-ssm: the
 chunked functions for a prompt (of Kimi Linear for KDA, in chunks of 64; of Mamba-2 for SSD, in chunks of 256), the
 recurrent ones for a token. A step is what a layer does with its state for one token: take it from its cache, length one
-for queries and keys, recurrence, put it back; a turn is 16 tokens, one after the other. zoo lets the writes of single
-tokens wait in its cache, as RecurrentMixer.recur does, and passes over the state with all of them every 16 tokens: each
-turn contains one such pass.
+for queries and keys, recurrence, put it back; a turn is 16 tokens, one after the other. zoo defers the writes of single
+tokens, as RecurrentCacheView.recur does, and passes over the state with all of them every 16 tokens: each turn contains
+one such pass.
 Memory is what a prompt of twice as many tokens needs, against that of the prompt.
 """
 
@@ -37,11 +37,11 @@ from benchmarks.measuring import difference, in_turns, peak_memory
 from benchmarks.models import pair
 from benchmarks.recurrence_results import RESULTS, show, write
 from modeling_zoo.cache_recurrent import RecurrentLayer
+from modeling_zoo.cache_recurrent_view import RecurrentCacheView
 from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.ops_recurrence import delta_rule
 from modeling_zoo.ops_recurrence_decode import SLOTS
 from modeling_zoo.ops_state_space import state_space_duality
-from modeling_zoo.recurrent_memory import Memory
 
 HEADS, WIDTH = 16, 128
 STRONG, MILD = 1.3, 0.03  # mean of the logarithm of the decay per token
@@ -143,7 +143,7 @@ def delta_step(module_function: Callable, decay: float, per_channel: bool = Fals
             return output
 
         def zoo(inputs) -> torch.Tensor:
-            return delta_rule(*inputs, Memory(cache, 0).delayed_state(), normalize=True)[0]
+            return delta_rule(*inputs, RecurrentCacheView(cache, 0).deferred_state(), normalize=True)[0]
 
         ours = [(token.pop("pair"), None, token["value"], token["beta"], token["g"]) for token in tokens]
         return {"transformers": each(transformers, tokens), "zoo": each(zoo, ours)}
@@ -189,7 +189,9 @@ def duality_step(options) -> dict[str, Callable]:
 
     def zoo(token) -> torch.Tensor:
         x, time_step, write, read = token.values()
-        return state_space_duality(x, time_step, rates, write, read, skip, Memory(cache, 0).delayed_state())[0]
+        return state_space_duality(
+            x, time_step, rates, write, read, skip, RecurrentCacheView(cache, 0).deferred_state()
+        )[0]
 
     return {"transformers": each(transformers, split_tokens(inputs)), "zoo": each(zoo, split_tokens(inputs))}
 

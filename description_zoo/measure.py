@@ -175,15 +175,15 @@ def cache_sizes(model) -> list[tuple[int, int, int]]:
 
 def waiting_bytes(layer, cache, index: int) -> int:
     """Bytes in which writes of single tokens wait beside a layer's state: see modeling_zoo/ops_recurrence_decode.py."""
-    from modeling_zoo.ops_recurrence_decode import DelayedState
+    from modeling_zoo.ops_recurrence_decode import DeferredState
     from modeling_zoo.recurrent_linear import DeltaAttention
 
-    mixer = next((part for part in layer.modules() if getattr(part, "delays_writes", False)), None)
+    mixer = next((part for part in layer.modules() if getattr(part, "can_defer", False)), None)
     if mixer is None:
         return 0
-    delayed = DelayedState(cache.layers[index].recurrent_states[0])
-    delayed.lay_out(mixer.settings.num_key_heads, delta=isinstance(mixer, DeltaAttention))
-    return delayed.room
+    deferred = DeferredState(cache.layers[index].recurrent_states[0])
+    deferred.allocate(mixer.settings.num_key_heads, delta=isinstance(mixer, DeltaAttention))
+    return deferred.workspace_bytes
 
 
 def filled_cache(model, length: int, indices):

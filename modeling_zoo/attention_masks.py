@@ -26,7 +26,8 @@ from transformers.masking_utils import (
 )
 
 from .ops_attention import compact_mask, trim_padding_mask
-from .recurrent_packing import create_recurrent_mask, packed_sequences, within_sequences
+from .ops_packing import packed_sequences, within_sequences
+from .recurrent_rows import create_recurrent_mask
 
 
 def create_full_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):

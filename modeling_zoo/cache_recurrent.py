@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import LinearAttentionLayer
 
-from .ops_recurrence_decode import DelayedState
+from .ops_recurrence_decode import DeferredState
 
 
 class RecordedStep(NamedTuple):
@@ -26,7 +26,7 @@ class RecurrentLayer(LinearAttentionLayer):
     - `crop` while recording restores the state exactly, from what each update leaves behind: the state before it, and
       the `replay(state, n)` that the mixer passes to redo its first n tokens. Where that is missing, it raises;
     - a state keeps the dtype the mixer hands over; with gradients enabled nothing is overwritten in place;
-    - a mixer can let the writes of single tokens wait (`delayed_state`); whoever asks for `recurrent_states` gets them
+    - a mixer can let the writes of single tokens wait (`deferred_state`); whoever asks for `recurrent_states` gets them
       complete. A tensor taken from there is complete until the next such token.
     """
 
@@ -34,35 +34,35 @@ class RecurrentLayer(LinearAttentionLayer):
     is_sliding = None
 
     def __init__(self, number_of_states=1, **kwargs):
-        self.delayed = {}
+        self.deferred = {}
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
         self.replayable = True
         self._forget_steps()
 
     @property
     def recurrent_states(self):
-        for delayed in self.delayed.values():
-            delayed.settle()
+        for deferred in self.deferred.values():
+            deferred.flush()
         return self._recurrent_states
 
     @recurrent_states.setter
     def recurrent_states(self, states):
         self._recurrent_states = states
 
-    def delayed_state(self, state_idx=0):
+    def deferred_state(self, state_idx=0):
         """The state `[B, H, K, V]` with room for writes beside it; None for one that the plain step has to update."""
-        state, delayed = self._recurrent_states[state_idx], self.delayed.get(state_idx)
+        state, deferred = self._recurrent_states[state_idx], self.deferred.get(state_idx)
         # Another tensor may have been put in its place.
-        if delayed is None or delayed.state is not state:
+        if deferred is None or deferred.state is not state:
             if state.device.type != "cpu" or state.requires_grad or not state.is_contiguous():
                 return None
-            delayed = self.delayed[state_idx] = DelayedState(state)
-        return delayed
+            deferred = self.deferred[state_idx] = DeferredState(state)
+        return deferred
 
     def __getstate__(self):
         """For copies and files: complete states, without the room beside them."""
         states = self.recurrent_states
-        return self.__dict__ | {"_recurrent_states": states, "delayed": {}}
+        return self.__dict__ | {"_recurrent_states": states, "deferred": {}}
 
     def _forget_steps(self):
         """Nothing recorded can be taken back any more."""

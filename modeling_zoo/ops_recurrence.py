@@ -7,7 +7,7 @@ H a multiple of H' (consecutive heads share a key head);
 beta `[B, L, H]`; log_decay (g <= 0) `[B, L, H]` per head or `[B, L, H, K]` per channel, or None for no decay;
 state `[B, H, K, V]`, float32 (float64 for float64 inputs), None for zeros. All arithmetic is in the dtype of the state.
 Both functions return (output `[B, L, H, V]` in the dtype of the state, state). A single token with a state updates that
-state in place when gradients are off; the state can then also be a DelayedState. `packed`: rows hold several sequences
+state in place when gradients are off; the state can then also be a DeferredState. `packed`: rows hold several sequences
 (PackedSequences, without a state), each of which starts from zeros; the state returned is that of the last of a row.
 """
 
@@ -16,11 +16,11 @@ from itertools import repeat
 import torch
 import torch.nn.functional as F
 
+from .ops_packing import PackedSequences
 from .ops_recurrence_chunked import additive_chunks, delta_chunks, from_chunks, to_chunks
-from .ops_recurrence_decode import DelayedState
+from .ops_recurrence_decode import DeferredState
 from .ops_recurrence_fla import has_kernels, run_kernel
 from .ops_recurrence_steps import L2_EPSILON, additive_step, delta_step
-from .recurrent_packing import PackedSequences
 
 # Chunks are worked off in segments of so many tokens: bounded intermediate memory, and better use of CPU caches.
 SEGMENT = 512
@@ -60,7 +60,7 @@ def delta_rule(
     attention (Moonshot 2025) with one per channel. `normalize`: q and k to length 1 first. scale: K ** -0.5.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if isinstance(state, DelayedState):
+    if isinstance(state, DeferredState):
         inputs = (query, key, value, beta, log_decay)
         return state.step(*inputs, delta=True, scale=scale, normalize=normalize), state
     query, key = query.unbind(2) if key is None else (query, key)
@@ -94,7 +94,7 @@ def linear_attention(
     constant one, Mamba-2 (Dao and Gu 2024) with one per head, gated linear attention (Yang et al. 2023) per channel.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if isinstance(state, DelayedState):
+    if isinstance(state, DeferredState):
         return state.step(query, key, value, beta, log_decay, delta=False, scale=scale), state
     query, key = query.unbind(2) if key is None else (query, key)
     if has_kernels(query.device):

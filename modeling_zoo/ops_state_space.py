@@ -10,8 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .ops_packing import PackedSequences
 from .ops_recurrence import linear_attention, state_dtype
-from .recurrent_packing import PackedSequences
 
 # Numbers of state that a selective scan holds at once, over all the tokens of a segment.
 SCAN_BUDGET = 1 << 21
@@ -48,73 +48,82 @@ def diagonal_scan(decay: torch.Tensor, write: torch.Tensor, state: torch.Tensor)
 def state_space_duality(
     inputs: torch.Tensor,
     time_step: torch.Tensor,
-    transition: torch.Tensor,
-    write: torch.Tensor,
-    read: torch.Tensor,
-    skip: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
     state: torch.Tensor | None = None,
     packed: PackedSequences | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S <- e**(Δ A) S + Δ B xᵀ, y = Sᵀ C + D x: linear attention with queries C, keys B, beta Δ (Mamba-2).
 
-    inputs x `[B, L, H, P]`; time_step Δ `[B, L, H]`; transition A < 0 and skip D `[H]`; write B, read C
-    `[B, L, groups, N]`; state `[B, H, N, P]`. Dao and Gu 2024, "Transformers are SSMs", §6.
+    inputs x `[B, L, H, P]`; time_step Δ `[B, L, H]`; A < 0 and D `[H]`; B and C `[B, L, groups, N]`; state
+    `[B, H, N, P]`. Dao and Gu 2024, "Transformers are SSMs", §6.
     """
     time_step = time_step.to(state_dtype(time_step, inputs))
-    arguments = (read, write, inputs, time_step, time_step * transition, state)
+    arguments = (C, B, inputs, time_step, time_step * A, state)
     output, state = linear_attention(*arguments, scale=1.0, packed=packed)
-    return torch.addcmul(output, inputs, skip.unsqueeze(-1)), state
+    return torch.addcmul(output, inputs, D.unsqueeze(-1)), state
 
 
 def selective_scan(
     inputs: torch.Tensor,
     time_step: torch.Tensor,
-    transition: torch.Tensor,
-    write: torch.Tensor,
-    read: torch.Tensor,
-    skip: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
     state: torch.Tensor | None = None,
     packed: PackedSequences | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_nc <- e**(Δ_c A_cn) S_nc + Δ_c x_c B_n, y_c = Σ_n S_nc C_n + D_c x_c (Mamba).
 
-    inputs x, time_step Δ `[B, L, C]`; transition A < 0 `[C, N]`; write B, read C `[B, L, N]`; skip D `[C]`; state
-    `[B, N, C]`. Gu and Dao 2023, algorithm 2.
+    inputs x, time_step Δ `[B, L, C]`; A < 0 `[C, N]`; B and C `[B, L, N]`; D `[C]`; state `[B, N, C]`.
+    Gu and Dao 2023, algorithm 2.
     """
     dtype = state_dtype(inputs, time_step)
     batch, length, channels = inputs.shape
-    rates = transition.to(dtype).T.contiguous()
+    rates = A.to(dtype).T.contiguous()
     if state is None:
         state = rates.new_zeros(batch, *rates.shape)
-    inputs, time_step, write, read = (states.to(dtype) for states in (inputs, time_step, write, read))
+    inputs, time_step, B, C = (states.to(dtype) for states in (inputs, time_step, B, C))
     written = time_step * inputs
     if length == 1 and not torch.is_grad_enabled():
         state.mul_((time_step * rates).exp())
-        state.baddbmm_(write.transpose(1, 2), written)
-        return torch.bmm(read, state) + skip * inputs, state
+        state.baddbmm_(B.transpose(1, 2), written)
+        return torch.bmm(C, state) + D * inputs, state
     if packed is not None:
         # After an endless step nothing is left, whatever the rate: e**(-∞ A) = 0.
         time_step = time_step.masked_fill(packed.starts.unsqueeze(-1), torch.finfo(dtype).max)
     segment = max(1, SCAN_BUDGET // (batch * rates.numel()))
     outputs = []
     for step, new, key, query in zip(
-        *(states.split(segment, dim=1) for states in (time_step, written, write, read)), strict=True
+        *(states.split(segment, dim=1) for states in (time_step, written, B, C)), strict=True
     ):
         decay = (step.unsqueeze(2) * rates).exp()
         states = _scan_rows(decay, new.unsqueeze(2) * key.unsqueeze(3), state)
         state = states[:, -1]
         outputs.append((query.unsqueeze(2) @ states).squeeze(2))
-    return torch.cat(outputs, dim=1) + skip * inputs, state
+    return torch.cat(outputs, dim=1) + D * inputs, state
 
 
-def grouped_selective_scan(inputs, time_step, transition, write, read, skip, state=None, packed=None):
-    """`selective_scan` with own B and C for each of G groups of channels: write, read `[B, L, G, N]` (Zamba)."""
-    groups = write.shape[2]
+def grouped_selective_scan(
+    inputs: torch.Tensor,
+    time_step: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    state: torch.Tensor | None = None,
+    packed: PackedSequences | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`selective_scan` with a B and a C for each of G groups of channels: B and C `[B, L, G, N]` (Zamba)."""
+    groups = B.shape[2]
     if groups == 1:
-        return selective_scan(inputs, time_step, transition, write.squeeze(2), read.squeeze(2), skip, state, packed)
+        return selective_scan(inputs, time_step, A, B.squeeze(2), C.squeeze(2), D, state, packed)
     channels = [states.chunk(groups, dim=-1) for states in (inputs, time_step)]
     states = [None] * groups if state is None else state.chunk(groups, dim=-1)
-    own = (transition.chunk(groups), write.unbind(2), read.unbind(2), skip.chunk(groups), states)
+    own = (A.chunk(groups), B.unbind(2), C.unbind(2), D.chunk(groups), states)
     results = [selective_scan(*part, packed) for part in zip(*channels, *own, strict=True)]
     return tuple(torch.cat(parts, dim=-1) for parts in zip(*results, strict=True))
 

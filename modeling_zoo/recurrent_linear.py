@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .cache_recurrent_view import RecurrentCacheView
 from .ops_recurrence import delta_rule, linear_attention
 from .recurrent_convolution import make_convolution
 from .recurrent_decays import DECAYS, constant_slopes
 from .recurrent_gated_norm import make_output_norm
 from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps, make_projection
+from .recurrent_rows import TokenRows
 
 
 def elu_plus_one(x):
@@ -31,7 +33,7 @@ class LinearAttention(RecurrentMixer):
     """
 
     has_beta = False
-    delays_writes = True
+    can_defer = True
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
@@ -68,7 +70,7 @@ class LinearAttention(RecurrentMixer):
         self.dt_bias = nn.Parameter(torch.zeros(width, dtype=dtype))
         self.A_log = nn.Parameter(torch.zeros(self.heads, dtype=dtype)) if settings.decay != "log_sigmoid" else None
 
-    def computed_buffers(self):
+    def computed_buffers(self) -> dict[str, torch.Tensor]:
         """Rates that are not learned; no checkpoint has them."""
         if self.settings.decay != "constant":
             return {}
@@ -85,7 +87,7 @@ class LinearAttention(RecurrentMixer):
             initialize_rates(self.A_log)
             initialize_time_steps(self.dt_bias, self.settings)
 
-    def log_decay(self, hidden_states):
+    def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """g `[B, T, H]` or `[B, T, H, K]`, float32; None for no decay."""
         if self.settings.decay == "constant":
             return -self.slopes.expand(*hidden_states.shape[:2], self.heads)
@@ -99,8 +101,8 @@ class LinearAttention(RecurrentMixer):
         log_decay = self.decay(projected, rate, bias, self.settings)
         return log_decay.to(hidden_states.dtype) if self.settings.decay_dtype == "activation" else log_decay
 
-    def beta(self, hidden_states, rows):
-        """What a write is multiplied with, `[B, T, H]`; None for 1."""
+    def beta(self, hidden_states: torch.Tensor, rows: TokenRows) -> torch.Tensor | None:
+        """The strength of a write, `[B, T, H]`, 0 where there is no token; None for 1."""
         if rows.valid is None:
             return None
         return rows.valid.unsqueeze(-1).expand(-1, -1, self.heads).float()
@@ -109,18 +111,18 @@ class LinearAttention(RecurrentMixer):
         scale = self.settings.attention_multiplier
         return linear_attention(query, key, value, beta, log_decay, state, scale=scale, packed=packed)
 
-    def mix(self, hidden_states, memory, rows):
+    def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
         settings = self.settings
         projected = [proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        mixed = self.conv1d(torch.cat(projected, dim=-1), memory, rows)
+        mixed = self.conv1d(torch.cat(projected, dim=-1), cache, rows)
         pair, value = mixed.split([2 * self.key_dim, self.value_dim], dim=-1)
         # Queries and keys.
         pair = self.feature_map(pair.view(*pair.shape[:2], 2, -1, settings.key_head_dim))
         value = value.view(*value.shape[:2], self.heads, settings.value_head_dim)
         log_decay = self.log_decay(hidden_states)
-        log_decay = None if log_decay is None else rows.silence(log_decay)
+        log_decay = None if log_decay is None else rows.mask_padding(log_decay)
         beta = self.beta(hidden_states, rows)
-        output = self.recur(memory, rows, self.recurrence, pair, None, value, beta, log_decay)
+        output = cache.recur(self.recurrence, (pair, None, value, beta, log_decay), rows.packed, self.can_defer)
         gate = self.g_proj(hidden_states) if settings.output_gate != "none" else None
         return self.o_proj(self.o_norm(output.flatten(-2).to(hidden_states.dtype), gate))
 
@@ -134,9 +136,9 @@ class DeltaAttention(LinearAttention):
 
     has_beta = True
 
-    def beta(self, hidden_states, rows):
+    def beta(self, hidden_states: torch.Tensor, rows: TokenRows) -> torch.Tensor:
         beta = self.b_proj(hidden_states).sigmoid()
-        return rows.silence(beta * 2.0 if self.settings.allow_neg_eigval else beta)
+        return rows.mask_padding(beta * 2.0 if self.settings.allow_neg_eigval else beta)
 
     def recurrence(self, query, key, value, beta, log_decay, state, packed):
         scale, normalize = self.settings.attention_multiplier, self.settings.qk_norm == "l2"

@@ -1,66 +1,47 @@
-"""What every recurrent mixer shares: rows without padding before it, a place in the cache, initial decays."""
+"""What every recurrent mixer shares: rows without padding, its view of the cache, initial decays."""
 
 import math
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.utils.generic import maybe_autocast
 
+from .cache_recurrent_view import RecurrentCacheView
 from .mixer import TokenMixer
-from .recurrent_memory import Memory
-from .recurrent_rows import arrange
+from .recurrent_rows import TokenRows, unpad
 
 
 class RecurrentMixer(TokenMixer):
-    """x `[B, L, D]` -> rows of tokens -> `mix` -> `[B, L, D]`.
+    """x `[B, T, D]` -> unpad -> `mix` -> pad -> `[B, T, D]`.
 
-    A subclass computes `mix(hidden_states [B, T, D], memory, rows)`; what it must do at places of a row without a token
-    is only to leave its state alone there, and to forget it where `rows.packed` has a start. Exact for any padding,
-    packed sequences, and any split of a sequence into forwards over a cache. `attention_mask` is what
-    `create_recurrent_mask` makes.
+    A subclass computes `mix(hidden_states, cache, rows)` in the layout `rows`: where it holds no token the state has to
+    stay as it is, and where `rows.packed` has a start the state before is forgotten. Exact for any padding, packed
+    sequences, and any split of a sequence into forwards over a cache. `attention_mask` is what `create_recurrent_mask`
+    makes.
+
+    `settings` are the `linear_*` and `time_step_*` fields of this layer without `linear_` in front; which of them a
+    mechanism reads is the table LINEAR_MECHANISMS of the config.
     """
 
-    # Whether `recurrence` takes a DelayedState for a single token.
-    delays_writes = False
+    # Whether `recurrence` takes a DeferredState for a single token.
+    can_defer = False
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
         self.settings = config.linear_settings(layer_idx)
 
-    def forward(self, hidden_states, *, attention_mask=None, past_key_values=None, position_ids=None, **kwargs):
-        memory = Memory(past_key_values, self.layer_idx)
-        rows = arrange(hidden_states, attention_mask, memory).with_positions(position_ids)
-        output = self.mix(rows.pack(hidden_states), memory, rows)
-        return rows.unpack(output), None
+    def forward(
+        self, hidden_states: torch.Tensor, *, attention_mask=None, past_key_values=None, position_ids=None, **kwargs
+    ) -> tuple[torch.Tensor, None]:
+        cache = RecurrentCacheView(past_key_values, self.layer_idx)
+        hidden_states, rows = unpad(hidden_states, attention_mask, cache, position_ids)
+        return rows.pad(self.mix(hidden_states, cache, rows)), None
 
-    def mix(self, hidden_states, memory, rows):
+    def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
         raise NotImplementedError
 
-    def recur(self, memory, rows, recurrence, *inputs):
-        """`recurrence(*inputs, state, packed)` -> (output, state) from the state in the cache on; stores the new one.
 
-        The inputs are `[B, T, ...]`, or None but for the first; a rollback redoes the first tokens of them. States keep
-        their own dtype under autocast, which would round them for every product.
-        """
-        device = inputs[0].device.type
-        delayed = memory.delayed_state() if self.delays_writes and inputs[0].shape[1] == 1 else None
-        with maybe_autocast(device_type=device, enabled=False):
-            output, state = recurrence(*inputs, memory.state() if delayed is None else delayed, rows.packed)
-        if delayed is not None:
-            return output
-
-        def replay(before, tokens):
-            # A recurrence may write into the state it is given.
-            before = None if before is None else before.clone()
-            with maybe_autocast(device_type=device, enabled=False):
-                return recurrence(*[None if x is None else x[:, :tokens] for x in inputs], before, None)[1]
-
-        memory.store_state(state, replay, output.shape[1])
-        return output
-
-
-def make_projection(inputs, outputs, rank=None, bias=False):
+def make_projection(inputs: int, outputs: int, rank: int | None = None, bias: bool = False) -> nn.Module:
     """A linear map, through `rank` channels where that is set."""
     if rank is None:
         return nn.Linear(inputs, outputs, bias=bias)
@@ -68,14 +49,14 @@ def make_projection(inputs, outputs, rank=None, bias=False):
 
 
 @torch.no_grad()
-def initialize_rates(rates, largest=16.0):
+def initialize_rates(rates: torch.Tensor, largest: float = 16.0) -> None:
     """A_log: rates spread evenly between 1 and `largest`."""
     init.uniform_(rates, 1.0, largest)
     init.copy_(rates, rates.log())
 
 
 @torch.no_grad()
-def initialize_time_steps(bias, settings):
+def initialize_time_steps(bias: torch.Tensor, settings) -> None:
     """dt_bias: softplus of it is spread between time_step_min and time_step_max on a logarithmic scale."""
     low, high = math.log(settings.time_step_min), math.log(settings.time_step_max)
     init.uniform_(bias, low, high)

@@ -3,7 +3,7 @@
 A recurrence runs over whatever stands in its row, so padding inside or behind a sequence would leak into its state.
 Here tokens are moved together before the mixer and back after it.
 
-    mask      0 0 1 1 1      left padding, nothing cached: nothing moves, `valid` silences the zeros
+    mask      0 0 1 1 1      left padding, nothing cached: nothing moves, the padding is masked (`valid`)
               1 1 0 1 0      anything else: tokens move to the left of their row
     packed    x . . x .      nothing moves: the state is forgotten at each start
 """
@@ -11,16 +11,19 @@ Here tokens are moved together before the mixer and back after it.
 from typing import NamedTuple
 
 import torch
+from transformers.masking_utils import create_recurrent_attention_mask
 
-from .ops_dispatch import is_traced
-from .recurrent_packing import PackedSequences
+from .cache_recurrent_view import RecurrentCacheView
+from .ops_packing import PackedSequences, is_left_padded, packed_sequences
 
 
 class TokenRows(NamedTuple):
-    """A layout of B·T tokens in B rows: `index` and `inverse` `[B, T]` count the other side's tokens, rows end to end.
+    """Where the tokens of a batch stand while a recurrence runs over them.
 
-    `valid` `[B, T]` says where a row holds a token, None for everywhere. `positions` `[B, T]` are those of the tokens,
-    where they are known. `packed` tells where rows hold several sequences.
+    `index` `[B, T]`: for each place of the new layout the number of the token that moves there, rows end to end;
+    `inverse` the same for the way back; both None where nothing moves. `valid` `[B, T]`: where the new layout holds a
+    token, None for everywhere. `positions` `[B, T]` of the tokens, where they are known. `packed`: where rows hold
+    several sequences.
     """
 
     valid: torch.Tensor | None = None
@@ -29,34 +32,35 @@ class TokenRows(NamedTuple):
     positions: torch.Tensor | None = None
     packed: PackedSequences | None = None
 
-    def pack(self, states):
-        """`[B, T, ...]`, tokens moved into their rows."""
+    def unpad(self, states: torch.Tensor) -> torch.Tensor:
+        """`[B, T, ...]`, each row's tokens moved together."""
         return states if self.index is None else states.flatten(0, 1)[self.index]
 
-    def unpack(self, states):
-        """`[B, T, ...]`, tokens moved back."""
+    def pad(self, states: torch.Tensor) -> torch.Tensor:
+        """`[B, T, ...]`, tokens moved back to where `unpad` found them."""
         return states if self.inverse is None else states.flatten(0, 1)[self.inverse]
 
-    def silence(self, states, value=0.0):
+    def mask_padding(self, states: torch.Tensor, value: float = 0.0) -> torch.Tensor:
         """`[B, T, ...]` with `value` where there is no token."""
         if self.valid is None:
             return states
         return states.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (states.dim() - 2)), value)
 
     @property
-    def moved(self):
+    def moved(self) -> bool:
+        """Whether tokens stand elsewhere than in the input."""
         return self.index is not None
 
-    def with_positions(self, position_ids):
-        """The same layout, with positions `[B, T]` or `[1, T]` of the tokens; others (three per token) are left out."""
+    def with_positions(self, position_ids: torch.Tensor | None) -> "TokenRows":
+        """The same layout with its tokens' positions `[B, T]` or `[1, T]`; three per token (pictures) are left out."""
         if position_ids is None or position_ids.dim() != 2:
             return self
         if self.index is not None:
             position_ids = position_ids.expand(self.inverse.shape)
-        return self._replace(positions=self.pack(position_ids))
+        return self._replace(positions=self.unpad(position_ids))
 
-    def first(self, states, has_history):
-        """Where a sequence starts, `[B, T]` of the rows `states` `[B, T, ...]`."""
+    def first(self, states: torch.Tensor, has_history: bool) -> torch.Tensor:
+        """Where a sequence starts, `[B, T]` for `states` `[B, T, ...]` of this layout."""
         if self.positions is not None:
             return self.positions == 0
         if self.packed is not None:
@@ -69,30 +73,48 @@ class TokenRows(NamedTuple):
         return first & (not has_history)
 
 
-def rows_of_mask(mask, has_history):
+def create_recurrent_mask(
+    config, inputs_embeds, attention_mask, past_key_values=None, position_ids=None, **kwargs
+) -> torch.Tensor | PackedSequences | None:
+    """Of the layers with a state: a padding mask `[B, T]`, `PackedSequences`, or None for T tokens of one sequence.
+
+    Sequences are packed where transformers' masks for attention say so: without a mask and without a cache only.
+    """
+    if attention_mask is None and past_key_values is None:
+        return packed_sequences(position_ids, inputs_embeds.shape[0])
+    return create_recurrent_attention_mask(config, inputs_embeds, attention_mask, past_key_values)
+
+
+def rows_of_mask(mask: torch.Tensor, has_history: bool) -> TokenRows:
     """The layout for a padding mask `[B, T]` (1 for a token) of the tokens at hand."""
     mask = mask.bool()
-    readable = not is_traced() and mask.device.type != "meta"
-    if not has_history and readable and bool((mask[:, 1:] >= mask[:, :-1]).all()):
+    if not has_history and is_left_padded(mask):
         return TokenRows(valid=mask)
-    length = mask.shape[1]
     order = torch.argsort(~mask, dim=1, stable=True)
-    first = torch.arange(len(mask), device=mask.device).unsqueeze(1) * length
-    return TokenRows(mask.gather(1, order), first + order, first + torch.argsort(order, dim=1))
+    row_start = torch.arange(len(mask), device=mask.device).unsqueeze(1) * mask.shape[1]
+    return TokenRows(mask.gather(1, order), row_start + order, row_start + torch.argsort(order, dim=1))
 
 
-def arrange(hidden_states, attention_mask, memory):
-    """The rows for `hidden_states` `[B, T, D]` under what `create_recurrent_mask` makes; ValueError for what a cache
-    that records its past could not take back."""
+def unpad(
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | PackedSequences | None,
+    cache: RecurrentCacheView,
+    position_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, TokenRows]:
+    """(`hidden_states` `[B, T, D]` without padding inside or behind its sequences, the layout, whose `pad` undoes it).
+
+    `attention_mask` is what `create_recurrent_mask` makes. Raises ValueError for a layout that a cache which records
+    its past could not take back.
+    """
     if attention_mask is None:
-        return TokenRows()
-    if isinstance(attention_mask, PackedSequences):
+        rows = TokenRows()
+    elif isinstance(attention_mask, PackedSequences):
         rows = TokenRows(packed=attention_mask)
     else:
-        rows = rows_of_mask(attention_mask[:, -hidden_states.shape[1] :], memory.has_history)
-    if memory.recording and (rows.moved or rows.packed is not None):
+        rows = rows_of_mask(attention_mask[:, -hidden_states.shape[1] :], cache.has_history)
+    if cache.recording and (rows.moved or rows.packed is not None):
         raise ValueError(
             "Padding after or between the tokens of a sequence, or packed sequences, cannot be recorded for a rollback "
             "of a recurrent layer (assisted generation): pad on the left."
         )
-    return rows
+    return rows.unpad(hidden_states), rows.with_positions(position_ids)

@@ -7,11 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .cache_recurrent_view import RecurrentCacheView
 from .norms import RMSNorm
 from .ops_state_space import gated_linear_unit, grouped_selective_scan, state_space_duality
 from .recurrent_convolution import make_convolution
 from .recurrent_gated_norm import make_output_norm
 from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps
+from .recurrent_rows import TokenRows
 
 
 class StateSpaceDuality(RecurrentMixer):
@@ -22,7 +24,7 @@ class StateSpaceDuality(RecurrentMixer):
     z, x, B, C, Δ (Falcon-H1; muP).
     """
 
-    delays_writes = True
+    can_defer = True
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
@@ -42,7 +44,7 @@ class StateSpaceDuality(RecurrentMixer):
         for name, values in self.computed_buffers().items():
             self.register_buffer(name, values, persistent=False)
 
-    def computed_buffers(self):
+    def computed_buffers(self) -> dict[str, torch.Tensor]:
         """The multipliers, spread over their sections; no checkpoint has them."""
         if self.settings.section_multipliers is None:
             return {}
@@ -56,7 +58,7 @@ class StateSpaceDuality(RecurrentMixer):
         for name, values in self.computed_buffers().items():
             init.copy_(getattr(self, name), values)
 
-    def project(self, hidden_states):
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`[B, T, D]` -> z, [x|B|C] and Δ."""
         settings = self.settings
         if settings.in_multiplier is not None:
@@ -66,28 +68,29 @@ class StateSpaceDuality(RecurrentMixer):
             projected = projected * self.section_scale.to(projected.dtype)
         return projected.split([self.gate_width, self.inner + 2 * self.states, self.heads], dim=-1)
 
-    def time_step(self, projected):
+    def time_step(self, projected: torch.Tensor) -> torch.Tensor:
+        """Δ = softplus(projected + dt_bias) within `time_step_limit`, `[B, T, H]`."""
         low, high = self.settings.time_step_limit or (None, None)
         steps = F.softplus(projected + self.dt_bias.to(projected.dtype))
         return steps if low is None and high is None else steps.clamp(min=low, max=high)
 
-    def recurrence(self, inputs, time_step, write, read, state, packed):
-        transition = -torch.exp(self.A_log.float())
-        return state_space_duality(inputs, time_step, transition, write, read, self.D.float(), state, packed)
+    def recurrence(self, inputs, time_step, B, C, state, packed):
+        A = -torch.exp(self.A_log.float())
+        return state_space_duality(inputs, time_step, A, B, C, self.D.float(), state, packed)
 
-    def mix(self, hidden_states, memory, rows):
+    def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
         settings = self.settings
         gate, mixed, time_step = self.project(hidden_states)
-        inputs, write, read = self.conv1d(mixed, memory, rows).split([self.inner, self.states, self.states], dim=-1)
+        inputs, B, C = self.conv1d(mixed, cache, rows).split([self.inner, self.states, self.states], dim=-1)
         inputs = inputs.unflatten(-1, (-1, settings.value_head_dim))
-        write, read = (states.unflatten(-1, (-1, settings.key_head_dim)) for states in (write, read))
-        time_step = rows.silence(self.time_step(time_step))
-        output = self.recur(memory, rows, self.recurrence, inputs, time_step, write, read)
+        B, C = (states.unflatten(-1, (-1, settings.key_head_dim)) for states in (B, C))
+        time_step = rows.mask_padding(self.time_step(time_step))
+        output = cache.recur(self.recurrence, (inputs, time_step, B, C), rows.packed, self.can_defer)
         output = self.o_proj(self.o_norm(output.flatten(-2), gate).to(hidden_states.dtype))
         return output if settings.out_multiplier is None else output * settings.out_multiplier
 
 
-def make_step_norm(settings, size):
+def make_step_norm(settings, size: int) -> nn.Module:
     """The norm on Δ, B or C of a selective scan: none, with a weight (Jamba) or without (Falcon-Mamba)."""
     if settings.step_norm == "none":
         return nn.Identity()
@@ -114,7 +117,7 @@ class GroupedLinear(nn.Module):
         return output if self.bias is None else output + self.bias
 
 
-def make_grouped_linear(groups, inputs, outputs, bias=False):
+def make_grouped_linear(groups: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
     """A linear map for each group of channels, a plain one for a single group."""
     plain = groups == 1
     return nn.Linear(inputs, outputs, bias=bias) if plain else GroupedLinear(groups, inputs, outputs, bias)
@@ -155,18 +158,18 @@ class SelectiveScan(RecurrentMixer):
         init.uniform_(self.dt_proj.weight, -bound, bound)
         initialize_time_steps(self.dt_proj.bias, self.settings)
 
-    def recurrence(self, inputs, time_step, write, read, state, packed):
-        transition = -torch.exp(self.A_log.float())
-        return grouped_selective_scan(inputs, time_step, transition, write, read, self.D.float(), state, packed)
+    def recurrence(self, inputs, time_step, B, C, state, packed):
+        A = -torch.exp(self.A_log.float())
+        return grouped_selective_scan(inputs, time_step, A, B, C, self.D.float(), state, packed)
 
-    def mix(self, hidden_states, memory, rows):
+    def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
         inputs, gate = self.in_proj(hidden_states).split([self.inner, self.gate_width], dim=-1)
-        inputs = self.conv1d(inputs, memory, rows)
+        inputs = self.conv1d(inputs, cache, rows)
         grouped = inputs.unflatten(-1, (self.groups, -1))
-        time_step, write, read = self.x_proj(grouped).split(self.split_sizes, dim=-1)
-        time_step = rows.silence(F.softplus(self.dt_proj(self.dt_norm(time_step)).flatten(-2)))
-        write, read = self.b_norm(write), self.c_norm(read)
-        output = self.recur(memory, rows, self.recurrence, inputs, time_step, write, read)
+        time_step, B, C = self.x_proj(grouped).split(self.split_sizes, dim=-1)
+        time_step = rows.mask_padding(F.softplus(self.dt_proj(self.dt_norm(time_step)).flatten(-2)))
+        B, C = self.b_norm(B), self.c_norm(C)
+        output = cache.recur(self.recurrence, (inputs, time_step, B, C), rows.packed)
         return self.o_proj(self.o_norm(output, gate).to(hidden_states.dtype))
 
 
@@ -219,13 +222,13 @@ class GatedLinearUnit(RecurrentMixer):
     def recurrence(self, inputs, log_decay, first, valid, state, packed):
         return gated_linear_unit(inputs, log_decay, state, first, valid, packed)
 
-    def mix(self, hidden_states, memory, rows):
-        inputs = self.conv1d(self.in_proj(hidden_states), memory, rows)
+    def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
+        inputs = self.conv1d(self.in_proj(hidden_states), cache, rows)
         openness = torch.sigmoid(self.recurrence_gate(inputs))
         log_decay = -self.decay_scale * openness * F.softplus(self.recurrent_param)
         gated = inputs * torch.sigmoid(self.input_gate(inputs))
-        first = rows.first(inputs, memory.has_history)
-        output = self.recur(memory, rows, self.recurrence, gated, log_decay, first, rows.valid)
+        first = rows.first(inputs, cache.has_history)
+        output = cache.recur(self.recurrence, (gated, log_decay, first, rows.valid), rows.packed)
         gate = None if self.g_proj is None else self.g_proj(hidden_states)
         return self.o_proj(self.o_norm(output.to(hidden_states.dtype), gate))
 
@@ -240,6 +243,6 @@ class ShortConvolutionMixer(RecurrentMixer):
         self.conv1d = make_convolution(settings, hidden)
         self.o_proj = nn.Linear(hidden, hidden, bias=settings.bias)
 
-    def mix(self, hidden_states, memory, rows):
-        before, after, inputs = self.in_proj(hidden_states).chunk(3, dim=-1)
-        return self.o_proj(after * self.conv1d(before * inputs, memory, rows))
+    def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
+        B, C, inputs = self.in_proj(hidden_states).chunk(3, dim=-1)
+        return self.o_proj(C * self.conv1d(B * inputs, cache, rows))

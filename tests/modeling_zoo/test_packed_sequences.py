@@ -17,7 +17,7 @@ from versions import older_than
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
-from modeling_zoo.recurrent_packing import packed_sequences
+from modeling_zoo.ops_packing import packed_sequences
 
 # Across the chunks of 32 tokens that recurrences work in, down to fewer tokens than a convolution has taps.
 LENGTHS = (70, 5, 1, 130, 3, 47)

@@ -10,10 +10,10 @@ from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
 from modeling_zoo import ops_recurrence_fla
+from modeling_zoo.ops_convolution import causal_convolution, convolve_window
+from modeling_zoo.ops_packing import packed_sequences
 from modeling_zoo.ops_recurrence import delta_rule, linear_attention
 from modeling_zoo.ops_state_space import diagonal_scan, gated_linear_unit, selective_scan, state_space_duality
-from modeling_zoo.recurrent_convolution import causal_convolution, convolve_one
-from modeling_zoo.recurrent_packing import packed_sequences
 
 # Around one chunk of 32, and past a segment of 512.
 LENGTHS = (1, 5, 32, 77, 530)
@@ -268,7 +268,7 @@ def test_the_convolution_of_one_token(taps):
     window = torch.cat([before[..., 1:], inputs.transpose(1, 2)], dim=-1)
     for offset in (None, bias):
         expected = reference.causal_convolution(inputs, weight, offset, before)
-        assert error(convolve_one(window, weight, offset), expected) < 1e-6
+        assert error(convolve_window(window, weight, offset), expected) < 1e-6
 
 
 # -- kernels -------------------------------------------------------------------------------------------------------

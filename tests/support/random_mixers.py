@@ -6,7 +6,7 @@ from transformers import DynamicCache
 from configuration_zoo import ZooConfig
 from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.embeddings import read_positions
-from modeling_zoo.recurrent_packing import create_recurrent_mask
+from modeling_zoo.recurrent_rows import create_recurrent_mask
 from modeling_zoo.registry import make_mixers
 
 WIDTH = 20

@@ -14,11 +14,11 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_g
 
 from description_zoo.measure import held_bytes
 from modeling_zoo.ops_recurrence import delta_rule, linear_attention
-from modeling_zoo.ops_recurrence_decode import SLOTS, DelayedState
+from modeling_zoo.ops_recurrence_decode import SLOTS, DeferredState
 
 # Two full sets of waiting writes and a part of a third.
 LENGTH = 2 * SLOTS + 5
-DELAYING = [name for name in VARIANTS if getattr(mixer_of(name), "delays_writes", False)]
+DEFERRING = [name for name in VARIANTS if getattr(mixer_of(name), "can_defer", False)]
 
 
 def token(inputs, t):
@@ -27,11 +27,11 @@ def token(inputs, t):
 
 @torch.no_grad()
 def steps(recurrence, inputs, state, **options):
-    """The recurrence one token at a time over a delayed state: outputs, the state behind them."""
-    delayed = DelayedState(state.clone())
-    outputs = [recurrence(*token(inputs, t), delayed, **options)[0] for t in range(inputs[2].shape[1])]
-    delayed.settle()
-    return torch.cat(outputs, dim=1), delayed.state
+    """The recurrence one token at a time over a deferred state: outputs, the state behind them."""
+    deferred = DeferredState(state.clone())
+    outputs = [recurrence(*token(inputs, t), deferred, **options)[0] for t in range(inputs[2].shape[1])]
+    deferred.flush()
+    return torch.cat(outputs, dim=1), deferred.state
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -113,26 +113,26 @@ def test_the_state_is_not_read_with_subnormal_numbers():
     """Whatever the decay; it would be several times slower."""
     for strength in (0.5, 6.0, 9.0, 30.0):
         query, key, value, beta, _, state = matrix_inputs(SLOTS - 1, "head", key_heads=6)
-        delayed = DelayedState(state)
+        deferred = DeferredState(state)
         for t in range(SLOTS - 1):
             decay = torch.full((2, 1, 6), -strength)
-            delta_rule(*token((query, key, value, beta), t), decay, delayed, normalize=True)
-            small = delayed.decayed.abs() < torch.finfo(torch.float32).tiny
-            assert not (small & (delayed.decayed != 0)).any()
-        delayed.settle()
-        assert delayed.state.isfinite().all()
+            delta_rule(*token((query, key, value, beta), t), decay, deferred, normalize=True)
+            small = deferred.decayed.abs() < torch.finfo(torch.float32).tiny
+            assert not (small & (deferred.decayed != 0)).any()
+        deferred.flush()
+        assert deferred.state.isfinite().all()
 
 
 # -- in a cache ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=DELAYING)
+@pytest.fixture(params=DEFERRING)
 def mixer(request):
     return mixer_of(request.param)
 
 
 def waiting(cache):
-    return {index: delayed.count for index, delayed in cache.layers[0].delayed.items()}
+    return {index: deferred.count for index, deferred in cache.layers[0].deferred.items()}
 
 
 def decode(mixer, x, cache):

@@ -1,0 +1,54 @@
+"""Depthwise causal convolutions of a few taps, over whole sequences and for one token."""
+
+import torch
+import torch.nn.functional as F
+
+from .ops_packing import PackedSequences
+
+
+def causal_convolution(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    window: torch.Tensor | None = None,
+    packed: PackedSequences | None = None,
+) -> torch.Tensor:
+    """y_t = Σ_j weight_j ∘ x_(t - K + 1 + j) + bias: x `[B, L, C]`, weight `[C, K]`, window `[B, C, K]`; in float32.
+
+    K products over the whole sequence: on a CPU several times faster than torch's grouped convolution, and without its
+    transposes. The window holds the inputs before the first one, None for zeros. `packed`: where rows hold several
+    sequences (PackedSequences), before the first input of each stand zeros too.
+    """
+    taps, length = weight.shape[1], inputs.shape[1]
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    if window is None:
+        line = F.pad(inputs, (0, 0, taps - 1, 0))
+    else:
+        line = torch.cat([window[..., 1:].transpose(1, 2).to(inputs.dtype), inputs], dim=1)
+    line, (first, *weights) = line.to(dtype), weight.to(dtype).unbind(1)
+    output = _within(line[:, :length] * first, taps - 1, packed)
+    for tap, scale in enumerate(weights, start=1):
+        states = line[:, tap : tap + length]
+        if packed is None:
+            output = output.addcmul_(states, scale)
+        else:
+            output = output.add_(_within(states * scale, taps - 1 - tap, packed))
+    return output if bias is None else output.add_(bias.to(dtype))
+
+
+def _within(products, distance, packed):
+    """Products `[B, L, C]` with inputs `distance` tokens back; those of another sequence are zeroed in place."""
+    if packed is None or not distance:
+        return products
+    return products.masked_fill_((packed.places < distance).unsqueeze(-1), 0.0)
+
+
+def convolve_window(window: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Σ_j weight_j ∘ x_j + bias for one token, `[B, 1, C]`: window `[B, C, K]`, which ends with it; in float32."""
+    dtype = torch.promote_types(window.dtype, torch.float32)
+    first, *inputs = window.to(dtype).unbind(-1)
+    scale, *weights = weight.to(dtype).unbind(-1)
+    output = first * scale
+    for one, scale in zip(inputs, weights, strict=True):
+        output = output.addcmul_(one, scale)
+    return (output if bias is None else output.add_(bias.to(dtype))).unsqueeze(1)
