@@ -106,6 +106,7 @@ def their_sparse_layers(model: nn.Module) -> list[nn.Module]:
 def sparse_layers(pair: Pair) -> list[tuple[nn.Module, SparseMLP]]:
     """(theirs, ours) of every layer with experts."""
     ours = [module for module in pair.ours.modules() if isinstance(module, SparseMLP)]
+    assert ours
     return list(zip(their_sparse_layers(pair.theirs), ours, strict=True))
 
 
@@ -161,9 +162,8 @@ class SideBySide:
         self.outputs[index, side] = output[0] if isinstance(output, tuple) else output
 
     def _replace(self, index, module, args, kwargs):
-        return (
-            ((self.given[index], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": self.given[index]})
-        )
+        given = self.given[index]
+        return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
 
     @torch.no_grad()
     def run(self, tokens, start=0, stop=None, mask=None, use_cache=True, rows=2) -> list[tuple[Tensor, Tensor]]:
