@@ -56,6 +56,8 @@ def _of_attention(layer):
     grouped = "grouped_query" in layer.attentions
     return _asked({
         "attention_sinks": layer.attention_sinks,
+        # The engine puts its own norm, with one weight for all heads, in the place of every RMS norm.
+        "qk_norm_weight": grouped and layer.qk_norm == "rms_norm" and layer.qk_norm_weight == "per_head",
         "v_head_dim": grouped and layer.v_head_dim not in (None, layer.head_dim),
     })  # fmt: skip
 

@@ -16,6 +16,8 @@ LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attentio
 SERVED = [
     {},
     {"qk_norm": "rms_norm", "attn_output_gate": "query", "block_type": "sandwich_norm"},
+    {"qk_norm": "rms_norm", "qk_norm_scope": "full"},
+    {"qk_norm": "layer_norm", "qk_norm_weight": "per_head"},
     {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 4},
     {**EXPERTS, "n_shared_experts": 1, "shared_expert_gate": True},
     LATENT,
@@ -28,6 +30,7 @@ REFUSED = [
     ("position_embedding_type", {"position_embedding_type": "alibi"}),
     ("attention_sinks", {"attention_sinks": "all"}),
     ("v_head_dim", {"v_head_dim": 10}),
+    ("qk_norm_weight", {"qk_norm": "rms_norm", "qk_norm_weight": "per_head"}),
     ("hidden_act", {**EXPERTS, "hidden_act": "gelu"}),
     ("expert_bias", {**EXPERTS, "expert_bias": True}),
     ("swiglu_limit", {**EXPERTS, "swiglu_limit": 3.0}),
