@@ -1,4 +1,4 @@
-"""Softmax attention: heads, reach, norms on queries and keys, gates, caps."""
+"""Softmax attention: heads, windows, norms on queries and keys, gates, caps."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ NO_MIXER_LAYERS = ("moe",)
 LAYER_TYPES = SOFTMAX_LAYERS + RECURRENT_LAYERS + HYBRID_LAYERS + NO_MIXER_LAYERS
 
 # The words whose layers see a number of tokens -> the field with that number.
-REACH_FIELDS = {
+WINDOW_FIELDS = {
     "sliding_attention": "sliding_window",
     "hybrid_sliding": "sliding_window",
     "chunked_attention": "attention_chunk_size",
@@ -136,11 +136,11 @@ class AttentionFields:
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}."
             )
-        self._validate_reach()
+        self._validate_patterns()
         self._validate_qk_norm()
         self._validate_values()
 
-    def _validate_reach(self):
+    def _validate_patterns(self):
         sparse = [p for p in self.sparse_attention_pattern or () if p != "none"]
         if sparse and self.sparse_attention_stride is None:
             raise ValueError("sparse_attention_pattern needs sparse_attention_stride, which is not set.")
@@ -161,14 +161,14 @@ class AttentionFields:
         if self.use_bidirectional_attention and any(word not in two_sided for word in self.layer_types):
             raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
 
-    def validate_reach(self):
-        for reach in dict.fromkeys(REACH_FIELDS.values()):
-            words = [word for word, field in REACH_FIELDS.items() if field == reach]
+    def validate_windows(self):
+        for name in dict.fromkeys(WINDOW_FIELDS.values()):
+            words = [word for word, field in WINDOW_FIELDS.items() if field == name]
             used = any(word in words for word in self.layer_types)
-            refuse_unless(self.outside_layers(), used, f"a layer of layer_types that is one of {words}", (reach,))
+            refuse_unless(self.outside_layers(), used, f"a layer of layer_types that is one of {words}", (name,))
         layers = zip(self.layer_types, self.attention_types, self.per_layer_config, strict=False)
         for index, (word, mechanism, layer) in enumerate(layers):
-            field = REACH_FIELDS.get(word)
+            field = WINDOW_FIELDS.get(word)
             if field is not None and getattr(layer, field) is None:
                 raise ValueError(f"layer_types[{index}]={word!r} needs {field}, which is not set.")
             if word not in (*RECURRENT_LAYERS, *NO_MIXER_LAYERS) and mechanism is None:

@@ -166,9 +166,9 @@ class PerLayerFields:
         whole = {index: fields for index, fields in whole.items() if fields}
         if not whole:
             return
-        reach = [{**vars(self), **whole.get(index, {})} for index in range(self.num_hidden_layers)]
+        completed = [{**vars(self), **whole.get(index, {})} for index in range(self.num_hidden_layers)]
         # transformers' caches take the word of a layer, its check of such configs one of these fields.
-        for index, layer in enumerate(reach):
+        for index, layer in enumerate(completed):
             if layer["sliding_window"] is not None and layer["attention_chunk_size"] is not None:
                 chunked = self.layer_types[index] == "chunked_attention"
                 unread = "sliding_window" if chunked else "attention_chunk_size"

@@ -22,11 +22,11 @@ from .ops_rotary import apply_rotary
 class Clamp(nn.Module):
     """x clamped to [-limit, limit] (MPT, OLMo)."""
 
-    def __init__(self, limit):
+    def __init__(self, limit: float):
         super().__init__()
         self.limit = limit
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.clamp(min=-self.limit, max=self.limit)
 
 
@@ -39,7 +39,7 @@ class QueryTemperature(nn.Module):
         self.scale, self.floor = config.attn_scale, config.floor_scale
         self.offset = config.attn_temperature_offset
 
-    def forward(self, query, position_ids):
+    def forward(self, query: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         steps = torch.floor((position_ids.float() + self.offset) / self.floor)
         temperature = 1 + self.scale * torch.log1p(steps)
         return (query * temperature[..., None, None]).to(query.dtype)
@@ -140,6 +140,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         shared_key_values=None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # project → norm and rotate → cache → attend → gate → o_proj
         query, gate = self.queries(hidden_states, position_embeddings, position_ids)
         key, value = self.update_cache(hidden_states, position_embeddings, past_key_values, shared_key_values)
         attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)

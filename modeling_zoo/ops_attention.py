@@ -117,8 +117,17 @@ def backend_kwargs(module: nn.Module, **kwargs) -> dict:
 
 
 def fast_form(
-    backend, query, key, attention_mask, dropout=0.0, position_bias=None, cache=None, softcap=None, s_aux=None, **others
-):
+    backend: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask,
+    dropout: float = 0.0,
+    position_bias=None,
+    cache=None,
+    softcap: float | None = None,
+    s_aux=None,
+    **others,
+) -> Callable | None:
     """The function below that computes what `backend` would, and faster; None where there is none.
 
     On a CPU transformers reads the keys once per query head where there is one query, and beside a mask it repeats them
@@ -203,7 +212,7 @@ def compact_mask(
     that layer's. `inputs_embeds` is `[B, T, D]`; a padding mask `[B, S]` can be part of a rule, a ready mask cannot.
     """
     flat = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
-    # A traced graph would be bound to how a comparison of sizes comes out.
+    # Asked before the sizes: in a traced graph a comparison of them would become a condition of the graph.
     if layer_type in BANDED_LAYERS and config._attn_implementation == "sdpa" and flat and not is_traced():
         if inputs_embeds.shape[1] == 1:
             if needs_no_mask(layer_type, window, layer_idx, attention_mask, past_key_values):

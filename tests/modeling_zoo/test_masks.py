@@ -134,7 +134,7 @@ def test_long_prompts_in_bands_see_the_same(backend):
 
 
 def test_layers_that_see_the_same_share_a_mask():
-    """One mask for each distinct reach, whatever else differs between layers."""
+    """One mask for each distinct window, whatever else differs between layers."""
     layers = [(SLIDING, 4), (SLIDING, 7), (SLIDING, 4), (FULL, None), ("hybrid_sliding", 7)]
     names = [rule.name for rule in make(layers).model.mask_plan]
     assert names == ["sliding_attention 4", "sliding_attention 7", "full_attention", "linear_attention"]
