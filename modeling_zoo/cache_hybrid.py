@@ -1,5 +1,7 @@
 """Cache layers of blocks that hold a recurrent state and an attention cache side by side."""
 
+from collections.abc import Callable
+
 from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
@@ -12,14 +14,47 @@ from .cache_recurrent import RecurrentLayer
 from .cache_sliding import SlidingLayer
 
 
+def of_attention(name: str) -> property:
+    """A property of the attention layer."""
+    return property(lambda layer: getattr(layer.attention, name))
+
+
+def by_attention(name: str) -> Callable:
+    """A method that the attention layer carries out."""
+
+    def call(layer, *args, **kwargs):
+        return getattr(layer.attention, name)(*args, **kwargs)
+
+    return call
+
+
+def by_both(name: str) -> Callable:
+    """A method that both halves carry out."""
+
+    def call(layer, *args, **kwargs):
+        getattr(RecurrentLayer, name)(layer, *args, **kwargs)
+        getattr(layer.attention, name)(*args, **kwargs)
+
+    return call
+
+
 class HybridLayer(RecurrentLayer):
-    """A recurrent layer that owns an attention layer, `attention`, and hands it all that concerns keys and values.
+    """A recurrent layer that owns an attention layer, `attention`, for keys and values; lengths and masks are its.
 
     The classes below also derive from transformers' hybrid layers, for its `isinstance` questions alone: every method
-    of theirs is overridden here. Lengths and masks are the attention layer's.
+    of theirs is overridden here.
     """
 
     attention_class = None
+    keys, values = of_attention("keys"), of_attention("values")
+    is_sliding, is_initialized = of_attention("is_sliding"), of_attention("is_initialized")
+    update = by_attention("update")
+    get_mask_sizes = by_attention("get_mask_sizes")
+    get_seq_length, get_max_length = by_attention("get_seq_length"), by_attention("get_max_length")
+    reorder_cache = by_both("reorder_cache")
+    batch_repeat_interleave = by_both("batch_repeat_interleave")
+    batch_select_indices = by_both("batch_select_indices")
+    offload, prefetch, reset = by_both("offload"), by_both("prefetch"), by_both("reset")
 
     def __init__(self, *args, number_of_states=1, **kwargs):
         self.attention = self.attention_class(*args, **kwargs)
@@ -31,23 +66,7 @@ class HybridLayer(RecurrentLayer):
         return getattr(self.attention, name)
 
     @property
-    def keys(self):
-        return self.attention.keys
-
-    @property
-    def values(self):
-        return self.attention.values
-
-    @property
-    def is_sliding(self):
-        return self.attention.is_sliding
-
-    @property
-    def is_initialized(self):
-        return self.attention.is_initialized
-
-    @property
-    def record_past(self):
+    def record_past(self) -> bool:
         return self._record_past
 
     @record_past.setter
@@ -56,59 +75,23 @@ class HybridLayer(RecurrentLayer):
         if hasattr(self.attention, "record_past"):
             self.attention.record_past = value
 
-    def activate_past_recording(self):
+    def activate_past_recording(self) -> None:
         if hasattr(self.attention, "activate_past_recording"):
             self.attention.activate_past_recording()
         RecurrentLayer.activate_past_recording(self)
 
-    def lazy_initialization(self, *args, **kwargs):
+    def lazy_initialization(self, *args, **kwargs) -> None:
         """Two positional arguments are keys and values, keywords are recurrent states: as transformers calls it."""
         if args:
             self.attention.lazy_initialization(*args)
         else:
             RecurrentLayer.lazy_initialization(self, **kwargs)
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        return self.attention.update(key_states, value_states, *args, **kwargs)
-
-    def get_mask_sizes(self, query_length):
-        return self.attention.get_mask_sizes(query_length)
-
-    def get_seq_length(self):
-        return self.attention.get_seq_length()
-
-    def get_max_length(self):
-        return self.attention.get_max_length()
-
-    def crop(self, tokens_to_remove):
-        """As either half; where one of them raises, neither is changed."""
+    def crop(self, tokens_to_remove: int) -> None:
+        """As both halves do; where one of them raises, neither is changed."""
         planned = self.plan(tokens_to_remove)
         self.attention.crop(tokens_to_remove)
         self.commit(planned)
-
-    def reorder_cache(self, beam_idx):
-        RecurrentLayer.reorder_cache(self, beam_idx)
-        self.attention.reorder_cache(beam_idx)
-
-    def batch_repeat_interleave(self, repeats):
-        RecurrentLayer.batch_repeat_interleave(self, repeats)
-        self.attention.batch_repeat_interleave(repeats)
-
-    def batch_select_indices(self, indices):
-        RecurrentLayer.batch_select_indices(self, indices)
-        self.attention.batch_select_indices(indices)
-
-    def offload(self):
-        RecurrentLayer.offload(self)
-        self.attention.offload()
-
-    def prefetch(self):
-        RecurrentLayer.prefetch(self)
-        self.attention.prefetch()
-
-    def reset(self):
-        RecurrentLayer.reset(self)
-        self.attention.reset()
 
 
 class RecurrentAndGrowingLayer(HybridLayer, LinearAttentionAndFullAttentionLayer):

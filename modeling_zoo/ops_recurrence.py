@@ -18,9 +18,8 @@ import torch.nn.functional as F
 
 from .ops_packing import PackedSequences
 from .ops_recurrence_chunked import additive_chunks, delta_chunks, from_chunks, to_chunks
-from .ops_recurrence_decode import DeferredState
+from .ops_recurrence_decode import L2_EPSILON, DeferredState, additive_step, delta_step
 from .ops_recurrence_fla import has_kernels, run_kernel
-from .ops_recurrence_steps import L2_EPSILON, additive_step, delta_step
 
 # Chunks are worked off in segments of so many tokens: bounded intermediate memory, and better use of CPU caches.
 SEGMENT = 512
