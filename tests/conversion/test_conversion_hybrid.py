@@ -161,7 +161,7 @@ def test_the_cache_holds_what_inspect_says(variant):
 
 
 def bytes_beside_state(layer):
-    """Bytes of all memory that delayed states reach, but for the states and single numbers."""
+    """Bytes of all memory that deferred states reach, but for the states and single numbers."""
     found = {}
 
     def visit(part):
@@ -171,10 +171,10 @@ def bytes_beside_state(layer):
             for inner in part:
                 visit(inner)
 
-    for delayed in getattr(layer, "delayed", {}).values():
+    for deferred in getattr(layer, "deferred", {}).values():
         singles = ("floor", "scale_tensor", "shortest")
-        visit([part for name, part in vars(delayed).items() if name not in singles])
-        found.pop(delayed.state.data_ptr())
+        visit([part for name, part in vars(deferred).items() if name not in singles])
+        found.pop(deferred.state.data_ptr())
     return sum(found.values())
 
 
