@@ -175,3 +175,15 @@ class IndexedLayer(GrowingLayer, DynamicIndexedLayer):
 
 class IndexedLatentLayer(IndexedLayer, LatentLayer):
     """Sparse latent attention: latent, rope key and indexer keys."""
+
+
+def refuse_keys_per_head(cache, layer_idx: int) -> None:
+    """Raises ValueError where layer `layer_idx` of a latent model's cache was filled with keys and values per head."""
+    layers = getattr(cache, "layers", ())
+    keys = getattr(layers[layer_idx], "keys", None) if layer_idx < len(layers) else None
+    if isinstance(keys, torch.Tensor) and keys.dim() == 4 and keys.shape[1] != 1:
+        raise ValueError(
+            f"Layer {layer_idx} of the cache holds keys of {keys.shape[1]} heads, but latent attention caches one "
+            "latent for all of them. Prefix tuning, which writes keys and values per head, cannot be used with "
+            "attention_type='latent': use prompt tuning or LoRA."
+        )

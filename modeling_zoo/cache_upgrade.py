@@ -76,7 +76,7 @@ QUANTIZED_LAYERS = {
 }
 
 # Layer types that keep keys and values and nothing else: what a cache made without a config has.
-KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 # The name of the quantised layers in `cache_config`.
 INT8_BACKEND = "int8"
 
@@ -121,10 +121,11 @@ def upgrade_cache(cache: Cache | None, config, quantized: bool = False) -> Cache
 
 
 def prepare_cache(cache: Cache | None, config) -> None:
-    """Makes a caller's own cache fit for layers without keys, in place, before its first token.
+    """Makes a caller's own cache fit for layers that keep something else than keys and values, in place, before its
+    first token.
 
-    `DynamicCache()` has no layers yet and would give each of them keys; one made from a config has nobody who counts
-    tokens where no layer has keys.
+    `DynamicCache()` has no layers yet and would give each of them keys and values; one made from a config has nobody
+    who counts tokens where no layer has keys.
     """
     layers = getattr(cache, "layers", None)
     counted = not isinstance(layers, list) or any(isinstance(layer, CacheLayerMixin) for layer in layers)

@@ -31,7 +31,7 @@ from .platform_pipeline import StagedModel
 from .platform_saving import SavedFolder
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
 from .platform_vllm import served_by
-from .train_indexer import add_indexer_loss, wants_indexer_loss
+from .train_indexer import add_indexer_loss, should_add_indexer_loss
 from .train_init import InitialWeights
 from .train_loss import logits_and_loss, share_of_batch
 from .train_router_loss import add_router_losses, should_add_router_losses
@@ -227,8 +227,8 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
         balance = should_add_router_losses(self, labels, record)
-        guide = wants_indexer_loss(self, labels)
-        if guide:
+        learns = should_add_indexer_loss(self, labels)
+        if learns:
             kwargs["shared_indices"] = SharedIndices()
         outputs = self.model(
             input_ids=input_ids,
@@ -242,7 +242,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, chunk_size, kwargs)
-        if guide:
+        if learns:
             share = share_of_batch(labels, kwargs)
             loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"], share)
         aux_loss = None

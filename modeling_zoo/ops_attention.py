@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .ops_attention_bands import BandMask, band_mask, banded_attention
-from .ops_attention_triton import seen_by_one, split_decode, wants_kernels
+from .ops_attention_triton import decode_mask, split_decode, use_triton
 from .ops_dispatch import is_traced
 
 # Queries of a banded mask that are computed together. More of them share a read of their keys, fewer compute less that
@@ -138,7 +138,7 @@ def fast_form(
         return None
     on_cpu, grouped = query.device.type == "cpu", key.shape[1] < query.shape[1]
     if query.shape[2] == 1:
-        if wants_kernels(query):
+        if use_triton(query):
             return triton_decode
         return gqa_decode if on_cpu and grouped else None
     if not (on_cpu and grouped and isinstance(attention_mask, torch.Tensor)) or torch.is_grad_enabled():
@@ -183,7 +183,7 @@ def triton_decode(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
 ) -> torch.Tensor:
     """`gqa_decode` by the kernel for one decoded token, unless the mask differs from head to head or has numbers."""
-    visible, fits = seen_by_one(attention_mask)
+    visible, fits = decode_mask(attention_mask)
     if not fits:
         return gqa_decode(query, key, value, attention_mask, scaling)
     batch, heads, _, width = query.shape

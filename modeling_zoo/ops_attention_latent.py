@@ -1,212 +1,292 @@
-"""Attention whose keys and values are linear maps of one latent that all heads share.
+"""Latent attention over ready queries and cached latents: `latent_attention`, which the mixer calls.
 
-Head h has key [U_h l, r] and value V_h l for a latent l `[c]` and a rope key r. Since q · (U_h l) = (U_hᵀ q) · l, the
-maps can move from the keys to the query and from the values to the output: then all heads read one key [l, r] and one
-value l. Expanded or absorbed, the result is the same (DeepSeek-V2, arXiv 2405.04434, §2.1.2); the cost is not.
+Its two forms come first, side by side; then which of them costs less; then how each runs where the plain way would
+take too long or too much memory.
 """
+
+import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from .ops_attention_triton import seen_by_one, split_decode, wants_kernels
+from .ops_attention import attention
+from .ops_attention_multi_query import multi_query_attention
+from .ops_effective_weight import basis_weight, direct_weight, is_linear_map
+from .ops_head_maps import absorb_query, up_project_output
+from .ops_linear import linear
 
-# Keys per pass of the streamed form, so that its float32 copy of them stays in a core's cache; scores held at once by
-# the plain form; keys up to which the fused form is the fastest on a CPU.
-STREAM_KEYS = 512
-MOST_SCORES = 2**26
-FUSED_KEYS = 1024
+# Numbers of expanded keys and values held at once, where nothing has to keep them.
+MOST_EXPANDED = 2**26
 # Multiplications that take as long as copying one number of a gathered latent; numbers up to which that is not counted.
 GATHER_COST, CHEAPLY_GATHERED = 64, 2**24
 
+# -- the two forms -----------------------------------------------------------------------------------------------------
 
-def absorption_pays(queries, keys, heads, kv_heads, rank, nope, rope, value, basis_rows=0, pairs=None):
+
+def expanded(
+    query: tuple[torch.Tensor, torch.Tensor], up_projected: torch.Tensor, rope_key: torch.Tensor, attend: Callable
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """softmax([q, q_r] [U l, r]ᵀ) V l: every head has keys and values of its own → `[B, T, H, v]`, weights or None.
+
+    Queries `[B, H, T, n]` and `[B, H, T, r]`, U l and V l of each key-value head `[B, K, S, n + v]`, rope key
+    `[B, 1, S, r]`; `attend(query, key, value)` is attention.
+    """
+    key, value = keys_and_values(up_projected, rope_key, query[0].shape[-1])
+    return attend(torch.cat(query, dim=-1), key, value)
+
+
+def absorbed(
+    query: tuple[torch.Tensor, torch.Tensor],
+    maps: torch.Tensor,
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    attend: Callable,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """V softmax([Uᵀ q, q_r] [l, r]ᵀ) l: all heads read one key and one value → `[B, T, H, v]`, weights or None.
+
+    Queries as above, U and V of each key-value head `[K, n + v, c]`, latent `[B, 1, S, c]`, rope key `[B, 1, S, r]`;
+    `attend(query, latent, rope_key)` is attention with the latent as the value, `[B, H, T, c]`.
+    """
+    nope, rope = query
+    context, weights = attend((absorb_query(nope, maps), rope), latent, rope_key)
+    return up_project_output(context, maps, maps.shape[1] - nope.shape[-1]).transpose(1, 2), weights
+
+
+def keys_and_values(
+    up_projected: torch.Tensor, rope_key: torch.Tensor, key_width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """U l and V l `[B, K, S, n + v]`, r `[B, 1, S, r]` → keys [U l, r] `[B, K, S, n + r]`, values `[B, K, S, v]`."""
+    key, value = up_projected.tensor_split((key_width,), dim=-1)
+    if rope_key.shape[-1]:
+        key = torch.cat((key, rope_key.expand(-1, key.shape[1], -1, -1)), dim=-1)
+    return key, value
+
+
+# -- which form --------------------------------------------------------------------------------------------------------
+
+
+def latent_attention(
+    module: nn.Module,
+    query: tuple[torch.Tensor, torch.Tensor],
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    attention_mask,
+    past_key_values=None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Queries `[B, H, T, n]` and `[B, H, T, r]`, latents `[B, 1, S, c]`, rope keys `[B, 1, S, r]` → (`[B, T, H, v]`,
+    weights `[B, H, T, S]` or None), by the form that multiplies less.
+
+    `kv_b_proj` of `module` holds U and V; mask and `kwargs` as for `ops_attention.attention`.
+    """
+    maps = absorbable_maps(module, query[0], latent, attention_mask, past_key_values)
+    if maps is None:
+        attend = partial(attend_heads, module, attention_mask=attention_mask, **kwargs)
+        return attend_expanded(module, query, latent, rope_key, attend, kwargs.get("position_bias"))
+    attend = partial(attend_latents, module, attention_mask, past_key_values, **kwargs)
+    return absorbed(query, maps, latent, rope_key, attend)
+
+
+def absorbable_maps(
+    module: nn.Module, query: torch.Tensor, latent: torch.Tensor, attention_mask, past_key_values
+) -> torch.Tensor | None:
+    """U and V `[K, n + v, c]` where absorbing them is possible and cheaper, else None."""
+    queries, keys = query.shape[2], latent.shape[2]
+    if past_key_values is None or keys <= queries or (module.training and module.attention_dropout):
+        return None
+    masked = isinstance(attention_mask, torch.Tensor)
+    # Without a mask, several queries rely on the backend's own idea of what is causal.
+    readable = (masked and attention_mask.dim() == 4) or (queries == 1 and (masked or attention_mask is None))
+    return maps_if_cheaper(module, query, latent) if readable else None
+
+
+def maps_if_cheaper(
+    module: nn.Module, query: torch.Tensor, latent: torch.Tensor, pairs: tuple[int, int] | None = None
+) -> torch.Tensor | None:
+    """U and V `[K, n + v, c]`; None where kv_b is no plain matrix or absorbing it costs more than it saves."""
+    weight = direct_weight(module.kv_b_proj)
+    if weight is None and not is_linear_map(module.kv_b_proj):
+        return None
+    batch, heads, queries, _ = query.shape
+    basis_rows = module.rank / batch if weight is None else 0
+    kv_heads = heads // module.num_key_value_groups
+    sizes = (heads, kv_heads, module.rank, module.nope, module.rope, module.value_width)
+    if not absorbed_is_cheaper(queries, latent.shape[2], *sizes, basis_rows, pairs):
+        return None
+    weight = basis_weight(module.kv_b_proj, module.rank, latent) if weight is None else weight
+    return weight.unflatten(0, (-1, module.nope + module.value_width))
+
+
+def absorbed_is_cheaper(
+    queries: int,
+    keys: int,
+    heads: int,
+    kv_heads: int,
+    rank: int,
+    nope: int,
+    rope: int,
+    value: int,
+    basis_rows: float = 0,
+    pairs: tuple[int, int] | None = None,
+) -> bool:
     """Whether the absorbed form of `queries` over `keys` multiplies less than the expanded one.
 
-    `basis_rows` counts the rows that go through the up-projection before its matrix is known; `pairs` the pairs of
-    query and key that each form, expanded and absorbed, computes (None: all of them in both). With pairs, the queries
-    gather the latents of theirs, a copy that all heads share.
+    `basis_rows` counts the rows that go through kv_b before its matrix is known. `pairs` are the pairs of query and key
+    that each form, expanded and absorbed, computes (None: all of them in both); with them each query gathers latents
+    of its own, a copy that all heads share.
     """
     in_expanded, in_absorbed = pairs or (queries * keys, queries * keys)
     per_row = kv_heads * rank * (nope + value)
-    expanded = keys * per_row + in_expanded * heads * (nope + rope + value)
+    cost_expanded = keys * per_row + in_expanded * heads * (nope + rope + value)
     per_pair = heads * (2 * rank + rope)
     if pairs is not None and in_absorbed * (rank + rope) > CHEAPLY_GATHERED:
         per_pair += GATHER_COST * (rank + rope)
-    absorbed = (queries * heads // kv_heads + basis_rows) * per_row + in_absorbed * per_pair
-    return absorbed < expanded
+    cost_absorbed = (queries * heads // kv_heads + basis_rows) * per_row + in_absorbed * per_pair
+    return cost_absorbed < cost_expanded
 
 
-def per_head(states, weight):
-    """states_h · W_h, `[B, H, T, i]` and `[K, i, o]` → `[B, H, T, o]`; H / K heads in a row share a matrix."""
-    batch, heads, length, width = states.shape
-    if batch == 1:
-        return torch.bmm(states.reshape(weight.shape[0], -1, width), weight).view(1, heads, length, -1)
-    groups = (batch, weight.shape[0], -1, length)
-    rows = states.reshape(*groups, width).transpose(0, 1).reshape(weight.shape[0], -1, width)
-    mapped = torch.bmm(rows, weight).view(weight.shape[0], batch, -1, length, weight.shape[-1])
-    return mapped.transpose(0, 1).reshape(batch, heads, length, -1)
+# -- expanded: a few heads at a time, widths made equal ----------------------------------------------------------------
 
 
-def copies_slices(maps):
-    """Whether a batched product with a slice of `maps` would copy it first: low precision on a CPU."""
-    return maps.device.type == "cpu" and maps.dtype in (torch.bfloat16, torch.float16) and maps.is_contiguous()
+def attend_expanded(
+    module: nn.Module,
+    query: tuple[torch.Tensor, torch.Tensor],
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    attend: Callable,
+    position_bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`expanded` by `attend(query, key, value)`, of so many heads at once as memory bounds."""
+    per_head_width = module.nope + module.value_width
+    weight = chunkable_weight(module, latent) if position_bias is None else None
+    if weight is None:
+        return expanded(query, split_heads(module.kv_b_proj(latent), per_head_width), rope_key, attend)
+    batch, _, keys, _ = latent.shape
+    step = max(1, MOST_EXPANDED // (batch * keys * (per_head_width + module.rope)))
+    output = latent.new_empty(query[0].shape[0], query[0].shape[2], query[0].shape[1], module.value_width)
+    step_rows, step_heads = step * per_head_width, step * module.num_key_value_groups
+    some_heads = (part.split(step_heads, dim=1) for part in query)
+    for rows, *part, target in zip(weight.split(step_rows), *some_heads, output.split(step_heads, dim=2), strict=True):
+        target.copy_(expanded(part, split_heads(linear(latent, rows), per_head_width), rope_key, attend)[0])
+    return output, None
 
 
-def into_latent(query, maps, nope):
-    """U_hᵀ q_h, `[B, H, T, n]` and maps [U; V] `[K, n + v, c]` → `[B, H, T, c]`."""
-    if copies_slices(maps) and query.shape[0] * query.shape[2] == 1:
-        # Twice the products, half the bytes.
-        return per_head(F.pad(query, (0, maps.shape[1] - nope)), maps)
-    return per_head(query, maps[:, :nope])
+def split_heads(up_projected: torch.Tensor, width: int) -> torch.Tensor:
+    """`[B, 1, S, K · width]` → `[B, K, S, width]`."""
+    return up_projected.squeeze(1).unflatten(-1, (-1, width)).transpose(1, 2)
 
 
-def out_of_latent(context, maps, nope):
-    """V_h c_h, `[B, H, T, c]` and maps [U; V] `[K, n + v, c]` → `[B, H, T, v]`."""
-    if copies_slices(maps) and context.shape[0] * context.shape[2] <= 4:
-        return per_head(context, maps.transpose(1, 2))[..., nope:]
-    return per_head(context, maps[:, nope:].transpose(1, 2))
+def chunkable_weight(module: nn.Module, latent: torch.Tensor) -> torch.Tensor | None:
+    """kv_b's matrix where its heads can be expanded a few at a time and are too many for once, else None.
 
-
-def shaped_scores(scores, mask=None, position_bias=None, softcap=None):
-    """cap(scores) + bias, and the least number where a boolean mask is False, `[B, H, T, S]`; a mask of numbers is
-    added."""
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if position_bias is not None:
-        scores = scores + position_bias
-    if mask is None:
-        return scores
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
-
-
-def shared_key_attention(queries, keys, rank, scaling, sinks=None, upcast=False, **shape):
-    """softmax(Σ q kᵀ · scaling) l over keys that all heads share → (`[B, H, T, c]`, weights `[B, H, T, S]`).
-
-    Queries `[B, H, T, d_i]` and keys `[B, S, d_i]` may come in parts side by side; the value l is the first `rank`
-    columns of the first key. Heads and queries are rows of one product, so nothing is repeated. `sinks` `[H]` and
-    `shape` as in the plain form of attention.
+    Gradients keep every head's keys and values in any case; the plain backend shows the weights of all heads.
     """
-    batch, heads, length, _ = queries[0].shape
-    dtype, value = queries[0].dtype, keys[0][..., :rank]
-    scores = None
-    for query, key in zip(queries, keys, strict=True):
-        rows, columns = query.reshape(batch, heads * length, -1), key.transpose(1, 2)
-        if upcast:
-            rows, columns = rows.float(), columns.float()
-        scores = torch.bmm(rows, columns) if scores is None else torch.baddbmm(scores, rows, columns)
-    scores = shaped_scores(scores.view(batch, heads, length, -1) * scaling, **shape)
-    if sinks is not None:
-        column = sinks.view(1, -1, 1, 1).expand(batch, -1, length, 1)
-        scores = torch.cat((scores, column.to(scores.dtype)), dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
-    weights = weights if sinks is None else weights[..., :-1]
-    context = torch.bmm(weights.reshape(batch, heads * length, -1), value)
-    return context.view(batch, heads, length, rank), weights
+    if torch.is_grad_enabled() or module.config._attn_implementation != "sdpa" or torch.compiler.is_compiling():
+        return None
+    per_head_width = module.nope + module.value_width
+    weight = direct_weight(module.kv_b_proj)
+    if weight is None or weight.dtype != latent.dtype:
+        return None
+    size = latent.shape[0] * latent.shape[2] * (per_head_width + module.rope)
+    return weight if size * weight.shape[0] // per_head_width > MOST_EXPANDED else None
 
 
-def streams(key):
-    """Whether `key` is better read in chunks lifted to float32: where a CPU has no units for its dtype, products in it
-    are emulated."""
-    if key.device.type != "cpu" or key.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
-    has_units = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    return not (key.dtype == torch.bfloat16 and has_units())
+def attend_heads(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`attention`, with the narrower of keys and values filled up with zeros where the fused kernel needs one width.
 
-
-def streamed_attention(queries, keys, rank, scaling, sinks=None, **shape):
-    """`shared_key_attention` in one pass over the keys with a running maximum, in float32 → `[B, H, T, c]`.
-
-    (Milakov & Gimelshein 2018, arXiv 1805.02867.) The chunk that is lifted to float32 serves as key and as value.
+    On a CPU, unequal widths send `scaled_dot_product_attention` to a form that holds all scores at once.
     """
-    batch, heads, length, _ = queries[0].shape
-    dtype, total = queries[0].dtype, keys[0].shape[1]
-    rows = torch.cat(queries, dim=-1).float().flatten(1, 2) * scaling
-    lifted = rows.new_empty(batch, min(STREAM_KEYS, total), rows.shape[-1])
-    highest, mass, context = _start(rows, heads, length, rank, sinks)
-    for start in range(0, total, STREAM_KEYS):
-        chunk = lifted[:, : min(STREAM_KEYS, total - start)]
-        for part, key in zip(chunk.split([key.shape[-1] for key in keys], dim=-1), keys, strict=True):
-            part.copy_(key[:, start : start + STREAM_KEYS])
-        here = {name: _columns(part, start, chunk.shape[1], total) for name, part in shape.items()}
-        scores = torch.bmm(rows, chunk.transpose(1, 2)).view(batch, heads, length, -1)
-        scores = shaped_scores(scores, **here).flatten(1, 2)
-        peak = torch.maximum(highest, scores.amax(dim=-1, keepdim=True))
-        weights = scores.sub_(peak).exp_()
-        fade = highest.sub_(peak).exp_()
-        mass = mass.mul_(fade).add_(weights.sum(dim=-1, keepdim=True))
-        context = context.mul_(fade).baddbmm_(weights, chunk[..., :rank])
-        highest = peak
-    return (context / mass).to(dtype).view(batch, heads, length, rank)
+    width = value.shape[-1]
+    missing = query.shape[-1] - width
+    on_cpu = query.device.type == "cpu" and module.config._attn_implementation == "sdpa"
+    if missing and query.shape[2] > 1 and on_cpu:
+        if missing > 0:
+            value = F.pad(value, (0, missing))
+        else:
+            query, key = F.pad(query, (0, -missing)), F.pad(key, (0, -missing))
+    attn_output, weights = attention(module, query, key, value, attention_mask, **kwargs)
+    return attn_output[..., :width], weights
 
 
-def _start(rows, heads, length, rank, sinks):
-    """Running maximum, mass and context `[B, H · T, ...]` before the first key: nothing, or the sinks' own logits."""
-    shape = (*rows.shape[:2], 1)
-    if sinks is None:
-        highest, mass = rows.new_full(shape, torch.finfo(rows.dtype).min), rows.new_zeros(shape)
-    else:
-        highest = sinks.float().view(1, heads, 1, 1).expand(rows.shape[0], -1, length, -1).reshape(shape).clone()
-        mass = rows.new_ones(shape)
-    return highest, mass, rows.new_zeros(*rows.shape[:2], rank)
+# -- absorbed: by the forms of this package, or by a backend of somebody else ------------------------------------------
 
 
-def _columns(part, start, count, total):
-    """The columns of a chunk of what is laid over the scores, `[..., S]`; anything else unchanged."""
-    per_key = isinstance(part, torch.Tensor) and part.shape[-1] == total
-    return part[..., start : start + count] if per_key else part
+def attend_latents(
+    module: nn.Module,
+    attention_mask,
+    past_key_values,
+    query: tuple[torch.Tensor, torch.Tensor],
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Queries `[B, H, T, c]` and `[B, H, T, r]` over all latents → (`[B, H, T, c]`, weights or None).
 
-
-def fuses(query, keys, mask=None, sinks=None, upcast=False, softcap=None, position_bias=None):
-    """Whether one query `[B, H, 1, d]` over these few keys is a case for torch's own kernel on a CPU."""
-    plain = sinks is None and softcap is None and position_bias is None and not upcast
-    few = query.shape[2] == 1 and keys[0].shape[1] <= FUSED_KEYS
-    return plain and few and query.device.type == "cpu"
-
-
-def fused_attention(queries, keys, rank, scaling, mask=None):
-    """`shared_key_attention` of one query per head → `[B, H, 1, c]`: heads are the queries, the whole key its value.
-
-    The kernel wants values as wide as keys; what the rope part adds is cut off.
+    transformers' sdpa repeats a shared key for every head, and no flash kernel takes one this wide.
     """
-    query, key = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1) for parts in (queries, keys))
-    key = key.unsqueeze(1)
-    context = F.scaled_dot_product_attention(query.transpose(1, 2), key, key, attn_mask=mask, scale=scaling)
-    return context[..., :rank].transpose(1, 2)
+    backend = module.config._attn_implementation
+    if backend not in ("eager", "sdpa") and "flash" not in backend:
+        kwargs |= {} if position_bias is None else {"position_bias": position_bias}
+        return attend_backend(module, query, latent, rope_key, attention_mask, **kwargs)
+    if module.sliding_window is not None and "flash" in backend:
+        # Flash backends are given a window in place of a mask, and padding `[B, S]`.
+        latent, rope_key = (part[:, :, -module.sliding_window :] for part in (latent, rope_key))
+    if attention_mask is not None and attention_mask.dim() == 2:
+        attention_mask = attention_mask[:, None, None, -latent.shape[2] :].bool()
+    keys = cached_latents(latent, rope_key, past_key_values, module.layer_idx)
+    shape = {"mask": attention_mask, "position_bias": position_bias}
+    return read_latents(module, query, keys, want_weights=backend == "eager", **shape)
 
 
-# What the decode kernel does not compute.
-SPECIAL = ("sinks", "softcap", "position_bias")
+def read_latents(
+    module: nn.Module, query: tuple[torch.Tensor, torch.Tensor], keys: tuple[torch.Tensor, ...], **options
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`multi_query_attention` with the scale, cap and sinks of `module` over `cached_latents`."""
+    query = (torch.cat(query, dim=-1),) if len(keys) == 1 else query
+    return multi_query_attention(
+        query,
+        keys,
+        module.rank,
+        module.scaling,
+        softcap=module.softcap,
+        sinks=module.sink_logits,
+        upcast=module.upcast,
+        **options,
+    )
 
 
-def read_shared_keys(queries, keys, rank, scaling, upcast=False, want_weights=False, **options):
-    """The form of `shared_key_attention` that suits the device → (`[B, H, T, c]`, weights or None), in blocks of
-    queries where the scores would be too many."""
-    visible, plain = seen_by_one(options.get("mask"))
-    plain = plain and not (upcast or want_weights) and not any(options.get(name) is not None for name in SPECIAL)
-    if plain and len(keys) == 1 and queries[0].shape[2] == 1 and wants_kernels(keys[0]):
-        key = keys[0].unsqueeze(1)
-        context = split_decode(queries[0].transpose(1, 2), key, key[..., :rank], scaling, visible=visible)
-        return context.transpose(1, 2), None
-    if want_weights:
-        return shared_key_attention(queries, keys, rank, scaling, upcast=upcast, **options)
-    if fuses(queries[0], keys, upcast=upcast, **options):
-        return fused_attention(queries, keys, rank, scaling, options.get("mask")), None
-    if streams(keys[0]):
-        return streamed_attention(queries, keys, rank, scaling, **options), None
-    batch, heads, length, _ = queries[0].shape
-    most = max(1, MOST_SCORES // (batch * heads * keys[0].shape[1]))
-    contexts = []
-    for start in range(0, length, most):
-        block = slice(start, start + most)
-        here = dict(options)
-        for name in ("mask", "position_bias"):
-            part = options.get(name)
-            if part is not None and part.shape[-2] == length:
-                here[name] = part[..., block, :]
-        parts = [query[:, :, block] for query in queries]
-        contexts.append(shared_key_attention(parts, keys, rank, scaling, upcast=upcast, **here)[0])
-    return contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=2), None
+def cached_latents(
+    latent: torch.Tensor, rope_key: torch.Tensor, past_key_values, layer_idx: int
+) -> tuple[torch.Tensor, ...]:
+    """What all heads read: `[B, S, c + r]` where the cache holds both side by side or there is no rope key, else
+    `[B, S, c]` and `[B, S, r]`."""
+    layers = getattr(past_key_values, "layers", ())
+    whole = getattr(layers[layer_idx], "latent_and_rope", None) if layer_idx < len(layers) else None
+    if whole is not None and whole.shape[2] == latent.shape[2]:
+        return (whole[:, 0],)
+    return tuple(part[:, 0] for part in (latent, rope_key) if part.shape[-1])
+
+
+def attend_backend(
+    module: nn.Module,
+    query: tuple[torch.Tensor, torch.Tensor],
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    attention_mask,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same by a registered backend, as multi-query attention: one key-value head, keys c + r wide, values c wide.
+
+    A backend reads from the layer how many heads share a key: all of them in this shallow copy of it.
+    """
+    multi_query = copy.copy(module)
+    multi_query.num_key_value_groups = query[0].shape[1]
+    key = torch.cat((latent, rope_key), dim=-1)
+    context, weights = attention(multi_query, torch.cat(query, dim=-1), key, latent, attention_mask, **kwargs)
+    return context.transpose(1, 2), weights

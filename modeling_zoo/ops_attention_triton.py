@@ -72,13 +72,13 @@ if triton is not None:
         tl.store(mixed + place[:, None] * VALUE + wide[None, :], mix, mask=kept)
 
 
-def wants_kernels(states):
+def use_triton(states):
     """Whether decoding over `states` is to use the kernel: asked for, there, and on a device it is written for."""
     able = triton is not None and states.device.type == "cuda" and not torch.is_grad_enabled()
     return able and os.environ.get("ZOO_TRITON") == "1"
 
 
-def seen_by_one(mask):
+def decode_mask(mask):
     """The booleans `[B, S]` of a mask `[B, 1, 1, S]` or None, and whether that is what it is."""
     if mask is None:
         return None, True

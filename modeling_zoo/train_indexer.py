@@ -1,76 +1,97 @@
-"""How an indexer learns: its scores follow where attention itself looks."""
+"""How an indexer learns: the softmax of its scores follows the attention of the layer it chooses for."""
+
+from functools import partial
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .ops_attention import repeat_kv
-from .ops_attention_bands import mask_rows
-from .ops_attention_latent import shaped_scores
-from .ops_attention_sparse import causal_keys, chosen_keys, divergence, visible_keys
+from .ops_attention_indexer import visible_keys
+from .ops_attention_multi_query import shape_scores
+from .ops_attention_sparse import chosen_keys
 
 # Queries whose distributions over all keys are held at once.
 TRAINING_BLOCK = 128
 
 
-def wants_indexer_loss(model, labels):
+def should_add_indexer_loss(model: nn.Module, labels: torch.Tensor | None) -> bool:
     """Whether this forward of `model` is to add the loss of its indexers."""
-    return labels is not None and model.training and torch.is_grad_enabled() and bool(model.config.indexer_loss_coef)
+    return labels is not None and is_learning(model)
 
 
-def add_indexer_loss(loss, config, shared_indices, share):
-    """`loss` plus indexer_loss_coef · the mean over the layers with an indexer, times the `share` of the accumulated
-    batch that is here: each part's mean counts by its targets."""
+def is_learning(module: nn.Module) -> bool:
+    """Whether indexers are trained in this forward of a model or a layer."""
+    return module.training and torch.is_grad_enabled() and bool(module.config.indexer_loss_coef)
+
+
+def add_indexer_loss(loss: torch.Tensor, config, shared_indices, share: torch.Tensor | float) -> torch.Tensor:
+    """`loss` plus indexer_loss_coef times the mean loss of the layers with an indexer.
+
+    `share` is the share of the targets of an accumulated batch that this forward has, by which its mean counts.
+    """
     return loss + config.indexer_loss_coef * (shared_indices.mean_loss().to(loss.device) * share)
 
 
-def indexer_loss(mixer, query, latent, rope_key, attention_mask, inputs, positions):
+def record_indexer_loss(
+    mixer: nn.Module, query, latent, rope_key, attention_mask, inputs, positions, shared_indices
+) -> None:
+    """Puts the loss of the indexer of `mixer` into `shared_indices`, where there is one and it is learning."""
+    if mixer.indexer is not None and shared_indices is not None and is_learning(mixer):
+        loss = indexer_loss(mixer, query, latent, rope_key, attention_mask, inputs, positions)
+        shared_indices.losses[mixer.layer_idx] = loss
+
+
+def indexer_loss(
+    mixer: nn.Module,
+    query: tuple[torch.Tensor, torch.Tensor],
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    attention_mask,
+    inputs,
+    positions: torch.Tensor | None,
+) -> torch.Tensor:
     """Mean over tokens of KL(attention summed over heads ‖ softmax of the index scores), a scalar (DeepSeek-V3.2,
     arXiv 2512.02556, §2.1.1).
 
     Over all visible keys without `positions` `[B, T, k]` (dense warm-up), else over the chosen ones. Its gradient
-    reaches the indexer alone. In blocks of queries, computed again for the gradient. Raises ValueError where this
-    process has some of the heads only.
+    reaches the indexer alone. Distributions are made for a block of queries at a time, and again for the gradient.
+    Raises ValueError where this process has some of the heads only.
     """
-    if hasattr(mixer.kv_b_proj.weight, "to_local") and mixer.kv_b_proj.weight.placements[0].is_shard():
-        raise ValueError(
-            f"indexer_loss_coef={mixer.config.indexer_loss_coef} compares the indexer with the attention of all heads, "
-            "which tensor parallelism splits over processes: set indexer_loss_coef=0, or train with FSDP."
-        )
+    refuse_split_heads(mixer)
     with torch.no_grad():
         query = torch.cat(query, dim=-1)
         key = repeat_kv(mixer.expand(latent, rope_key)[0], mixer.num_key_value_groups)
-    hidden_states, compressed, position_embeddings = inputs
-    inputs = hidden_states.detach(), compressed.detach(), position_embeddings
-    index_key = mixer.indexer.keys(inputs[0], position_embeddings)
+    inputs = inputs._replace(hidden_states=inputs.hidden_states.detach(), query_source=inputs.query_source.detach())
+    index_key = mixer.indexer.keys(inputs)
     length, keys = query.shape[2], key.shape[2]
     total, tokens = 0.0, 0.0
     for start in range(0, length, TRAINING_BLOCK):
         block = slice(start, min(start + TRAINING_BLOCK, length))
-        seen = seen_keys(attention_mask, block, keys, query.device)
+        visible = visible_keys(attention_mask, block, keys, query.device)
         # A token that does not see itself is padding.
-        real = seen[:, 0].diagonal(offset=keys - length + start, dim1=-2, dim2=-1)
+        real = visible[:, 0].diagonal(offset=keys - length + start, dim1=-2, dim2=-1)
         if positions is not None:
-            seen = seen & chosen_keys(positions[:, block], keys)
-        target = attention_target(mixer, query[:, :, block], key, seen)
-        arguments = (inputs, index_key, block, target, seen[:, 0])
-        rows = checkpoint(block_divergence, mixer.indexer, *arguments, use_reentrant=False)
+            visible = visible & chosen_keys(positions[:, block], keys)
+        target = attention_target(mixer, query[:, :, block], key, visible)
+        scores = partial(mixer.indexer.scores, inputs, block=block)
+        rows = checkpoint(_block_divergence, scores, index_key, target, visible[:, 0], use_reentrant=False)
         total = total + (rows * real).sum()
         tokens = tokens + real.expand_as(rows).sum()
     return total / tokens.clamp(min=1)
 
 
-def seen_keys(attention_mask, block, keys, device):
-    """The keys that the queries in `block` may see, `[B or 1, 1, t, S]`, as booleans."""
-    if attention_mask is None:
-        return causal_keys(block.start, block.stop, keys, device)
-    return visible_keys(mask_rows(attention_mask, block, keys, device))
+def _block_divergence(scores, index_key, target, visible):
+    found = scores(index_key)
+    return divergence(target, found.masked_fill(~visible, torch.finfo(found.dtype).min))
 
 
 @torch.no_grad()
-def attention_target(mixer, query, key, seen):
-    """Attention `[B, H, t, S]` of the mixer over the seen keys, summed over heads and normed to one, `[B, t, S]`."""
+def attention_target(mixer: nn.Module, query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """What the mixer's attention gives to each visible key, summed over heads and normed to one: `[B, H, t, d]`,
+    `[B, H, S, d]`, `[B, 1, t, S]` → `[B, t, S]`."""
     scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * mixer.scaling
-    scores = shaped_scores(scores, mask=seen, softcap=mixer.softcap)
+    scores = shape_scores(scores, mask=visible, softcap=mixer.softcap)
     if mixer.sink_logits is not None:
         sinks = mixer.sink_logits.float().view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat((scores, sinks), dim=-1)
@@ -78,7 +99,17 @@ def attention_target(mixer, query, key, seen):
     return summed / summed.sum(dim=-1, keepdim=True)
 
 
-def block_divergence(indexer, inputs, index_key, block, target, seen):
-    """The divergence of each query in `block`, `[B, t]`."""
-    scores = indexer.scores(inputs, index_key, block)
-    return divergence(target, scores.masked_fill(~seen, torch.finfo(scores.dtype).min))
+def divergence(target: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """KL(target ‖ softmax(scores)) of each row, `[B, T, S]` twice → `[B, T]`."""
+    entropy = torch.special.xlogy(target, target).sum(dim=-1)
+    return entropy - (target * torch.log_softmax(scores, dim=-1)).sum(dim=-1)
+
+
+def refuse_split_heads(mixer: nn.Module) -> None:
+    """Raises ValueError where tensor parallelism has given this process some of the heads only."""
+    weight = mixer.kv_b_proj.weight
+    if hasattr(weight, "to_local") and weight.placements[0].is_shard():
+        raise ValueError(
+            f"indexer_loss_coef={mixer.config.indexer_loss_coef} compares the indexer with the attention of all heads, "
+            "which tensor parallelism splits over processes: set indexer_loss_coef=0, or train with FSDP."
+        )

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM, attention_latent, attention_sparse, ops_attention
+from modeling_zoo import ZooForCausalLM, ops_attention, ops_attention_latent, ops_attention_sparse
 from modeling_zoo.attention_masks import build_masks
 from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.ops_attention_bands import BandMask
@@ -296,17 +296,16 @@ INDEXED = LATENT | {
 @pytest.mark.parametrize("flags", [LATENT, LATENT | {"num_key_value_heads": 3}, INDEXED])
 def test_heads_expanded_a_few_at_a_time(flags, padding, monkeypatch):
     """The last group of heads is smaller than the others."""
-    monkeypatch.setattr(attention_latent, "MOST_EXPANDED", 4 * 2 * 23 * 24)
+    monkeypatch.setattr(ops_attention_latent, "MOST_EXPANDED", 4 * 2 * 23 * 24)
     expanded = []
-    real = attention_latent.LatentAttention.per_head
+    real = ops_attention_latent.expanded
 
-    def watched(self, *args, **kwargs):
-        key, value = real(self, *args, **kwargs)
-        expanded.append(key.shape[1])
-        return key, value
+    def watched(query, up_projected, *args):
+        expanded.append(up_projected.shape[1])
+        return real(query, up_projected, *args)
 
-    monkeypatch.setattr(attention_latent.LatentAttention, "per_head", watched)
-    monkeypatch.setattr(attention_sparse.IndexedAttention, "gatherable", lambda *args, **kwargs: None)
+    monkeypatch.setattr(ops_attention_latent, "expanded", watched)
+    monkeypatch.setattr(ops_attention_sparse, "gatherable_maps", lambda *args: None)
     compare(flags, 23, padding)
     groups = [3] if flags.get("num_key_value_heads") == 3 else [4, 2]
     assert expanded == [sum(groups)] * 2 + groups * 2

@@ -11,7 +11,7 @@ from places import ROOT, SUPPORT
 from test_decode_costs import make
 from transformers import DynamicCache
 
-from modeling_zoo import attention_sparse, ops_attention, ops_attention_latent, ops_attention_triton
+from modeling_zoo import ops_attention, ops_attention_multi_query, ops_attention_sparse, ops_attention_triton
 from modeling_zoo.cache_upgrade import upgrade_cache
 
 
@@ -48,9 +48,9 @@ def test_every_case_of_the_worker_is_looked_at(errors):
 def test_nobody_gets_it_unasked(monkeypatch):
     states = torch.zeros(1)
     with torch.no_grad():
-        assert not ops_attention_triton.wants_kernels(states)
+        assert not ops_attention_triton.use_triton(states)
         monkeypatch.setenv("ZOO_TRITON", "1")
-        assert not ops_attention_triton.wants_kernels(states)
+        assert not ops_attention_triton.use_triton(states)
 
 
 # -- where it is called ------------------------------------------------------------------------------------------------
@@ -88,8 +88,8 @@ def test_it_is_called_with_what_the_layers_hold(case, padding, monkeypatch):
 
     expected = run()
     calls.clear()
-    for module in (ops_attention, ops_attention_latent, attention_sparse):
-        monkeypatch.setattr(module, "wants_kernels", lambda states: True)
+    for module in (ops_attention, ops_attention_multi_query, ops_attention_sparse):
+        monkeypatch.setattr(module, "use_triton", lambda states: True)
         monkeypatch.setattr(module, "split_decode", plain)
     torch.testing.assert_close(run(), expected, rtol=1e-4, atol=1e-4)
     # A prompt whose chosen keys are gathered is one row per query.

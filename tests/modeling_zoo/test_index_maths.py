@@ -3,16 +3,10 @@
 import pytest
 import torch
 
-from modeling_zoo import ops_attention_sparse
-from modeling_zoo.ops_attention_sparse import (
-    causal_keys,
-    chosen_keys,
-    divergence,
-    index_scores,
-    take_rows,
-    top_positions,
-    visible_keys,
-)
+from modeling_zoo import ops_attention_indexer
+from modeling_zoo.ops_attention_indexer import index_scores, top_positions, visible_keys
+from modeling_zoo.ops_attention_sparse import chosen_keys, take_rows
+from modeling_zoo.train_indexer import divergence
 
 
 def random(*shape, seed=7):
@@ -21,7 +15,7 @@ def random(*shape, seed=7):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_index_scores_equal_the_definition_in_float32(dtype, monkeypatch):
-    monkeypatch.setattr(ops_attention_sparse, "SCORED_KEYS", 300)
+    monkeypatch.setattr(ops_attention_indexer, "SCORED_KEYS", 300)
     query, key, weights = random(2, 3, 5, 8).to(dtype), random(2, 700, 8, seed=8).to(dtype), random(2, 3, 5, seed=9)
     products = torch.einsum("bthd,bsd->bths", query.double(), key.double()).clamp(min=0)
     expected = torch.einsum("bths,bth->bts", products, weights.double())
@@ -72,9 +66,13 @@ def test_chosen_keys_and_masks():
     positions = torch.tensor([[[0, 3], [5, 1]]], dtype=torch.int32)
     found = chosen_keys(positions, 4)
     assert found.tolist() == [[[[True, False, False, True], [False, True, False, False]]]]
-    assert causal_keys(1, 3, 4, None)[0, 0].tolist() == [[True, True, False, False], [True, True, True, False]]
+    block = slice(1, 3)
+    causal = [[True, True, False, False], [True, True, True, False]]
+    assert visible_keys(None, block, 4, None)[0, 0].tolist() == causal
     lowest = torch.finfo(torch.float).min
-    assert visible_keys(torch.tensor([0.0, -3.0, lowest, -torch.inf])).tolist() == [True, True, False, False]
+    numbers = torch.tensor([[lowest] * 4, [0.0, -3.0, lowest, -torch.inf], [0.0] * 4])[None, None]
+    assert visible_keys(numbers, block, 4, None)[0, 0].tolist() == [causal[0], [True] * 4]
+    assert visible_keys(numbers == 0, block, 3, None)[0, 0].tolist() == [[True, False, False], [True] * 3]
 
 
 def test_divergence_equals_torchs():

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
 from conversion.families.shared_latent import YARN
-from modeling_zoo import ZooForCausalLM, ZooModel, attention_latent
+from modeling_zoo import ZooForCausalLM, ZooModel, ops_attention_latent
 from modeling_zoo.cache_upgrade import upgrade_cache
 
 # Odd and mutually different, so that no two sizes can be swapped unseen.
@@ -190,15 +190,15 @@ def test_steps_over_a_cache_equal_one_pass(case, steps):
 def forced(monkeypatch, absorbed):
     """Takes the choice of the form away from its cost; returns the list of forms that ran."""
     ran = []
-    monkeypatch.setattr(attention_latent, "absorption_pays", lambda *sizes: absorbed)
+    monkeypatch.setattr(ops_attention_latent, "absorbed_is_cheaper", lambda *sizes: absorbed)
     for form in ("expanded", "absorbed"):
-        plain = getattr(attention_latent.LatentAttention, form)
+        plain = getattr(ops_attention_latent, form)
 
-        def counted(self, *args, form=form, plain=plain, **kwargs):
+        def counted(*args, form=form, plain=plain):
             ran.append(form)
-            return plain(self, *args, **kwargs)
+            return plain(*args)
 
-        monkeypatch.setattr(attention_latent.LatentAttention, form, counted)
+        monkeypatch.setattr(ops_attention_latent, form, counted)
     return ran
 
 
@@ -240,7 +240,7 @@ def test_a_decoded_token_reads_latents_only(monkeypatch):
     tokens, _ = inputs()
     with torch.no_grad():
         model(tokens[:, :9], past_key_values=cache)
-        monkeypatch.setattr(attention_latent.LatentAttention, "per_head", lambda *args: pytest.fail("expanded"))
+        monkeypatch.setattr(ops_attention_latent, "expanded", lambda *args: pytest.fail("expanded"))
         model(tokens[:, 9:10], past_key_values=cache)
         model(tokens[:, 10:13], past_key_values=cache)
 

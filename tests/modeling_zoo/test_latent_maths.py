@@ -3,14 +3,9 @@
 import pytest
 import torch
 
-from modeling_zoo.ops_attention_latent import (
-    absorption_pays,
-    into_latent,
-    out_of_latent,
-    read_shared_keys,
-    shared_key_attention,
-    streamed_attention,
-)
+from modeling_zoo.ops_attention_latent import absorbed_is_cheaper
+from modeling_zoo.ops_attention_multi_query import multi_query_attention, plain_multi_query, streamed_multi_query
+from modeling_zoo.ops_head_maps import absorb_query, up_project_output
 
 
 def relative_error(found, expected):
@@ -22,13 +17,13 @@ SHAPES = {"heads": 128, "kv_heads": 128, "rank": 512, "nope": 128, "rope": 64, "
 
 def test_the_cheaper_form_is_chosen():
     """Multiply-adds of DeepSeek-V3's shapes: few queries absorb, about 170 and more expand; a token always absorbs."""
-    assert all(absorption_pays(1, keys, **SHAPES) for keys in (2, 300, 65536))
-    assert absorption_pays(150, 65536, **SHAPES)
-    assert not absorption_pays(190, 65536, **SHAPES)
-    assert not absorption_pays(400, 400, **SHAPES)
+    assert all(absorbed_is_cheaper(1, keys, **SHAPES) for keys in (2, 300, 65536))
+    assert absorbed_is_cheaper(150, 65536, **SHAPES)
+    assert not absorbed_is_cheaper(190, 65536, **SHAPES)
+    assert not absorbed_is_cheaper(400, 400, **SHAPES)
     # Behind an adapter the matrix first has to be found, which costs as much as expanding 512 keys.
-    assert not absorption_pays(1, 500, **SHAPES, basis_rows=512)
-    assert absorption_pays(1, 600, **SHAPES, basis_rows=512)
+    assert not absorbed_is_cheaper(1, 500, **SHAPES, basis_rows=512)
+    assert absorbed_is_cheaper(1, 600, **SHAPES, basis_rows=512)
 
 
 def test_what_is_gathered_is_counted():
@@ -36,7 +31,7 @@ def test_what_is_gathered_is_counted():
     few = SHAPES | {"heads": 2, "kv_heads": 2}
 
     def pays(queries, keys, shapes):
-        return absorption_pays(queries, keys, **shapes, pairs=(queries * keys // 2, queries * min(2048, keys)))
+        return absorbed_is_cheaper(queries, keys, **shapes, pairs=(queries * keys // 2, queries * min(2048, keys)))
 
     assert pays(1, 65536, few) and pays(8, 65536, few)
     assert not pays(16384, 16384, few) and not pays(16384, 16384, SHAPES)
@@ -79,12 +74,12 @@ def test_streamed_and_plain_reading_equal_the_definition(options, dtype):
     tolerance = 2e-6 if dtype == torch.float32 else 8e-3
     whole = (torch.cat(keys, dim=-1),)
     with torch.no_grad():
-        assert relative_error(streamed_attention(queries, keys, 12, 0.2, **shape), expected) < tolerance
+        assert relative_error(streamed_multi_query(queries, keys, 12, 0.2, **shape), expected) < tolerance
         joined = (torch.cat(queries, dim=-1),)
-        assert relative_error(streamed_attention(joined, whole, 12, 0.2, **shape), expected) < tolerance
+        assert relative_error(streamed_multi_query(joined, whole, 12, 0.2, **shape), expected) < tolerance
         if dtype == torch.float32:
             for some, other in ((queries, keys), (joined, whole)):
-                assert relative_error(shared_key_attention(some, other, 12, 0.2, **shape)[0], expected) < tolerance
+                assert relative_error(plain_multi_query(some, other, 12, 0.2, **shape)[0], expected) < tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,13 +90,13 @@ def test_few_keys_are_read_by_the_fused_kernel(dtype, masked, monkeypatch):
     if masked:
         mask[..., 0] = True
     expected = plainly(queries, keys, 12, 0.2, mask=mask)
-    for form in ("shared_key_attention", "streamed_attention"):
+    for form in ("plain_multi_query", "streamed_multi_query"):
         monkeypatch.setattr(
-            f"modeling_zoo.ops_attention_latent.{form}", lambda *args, **kwargs: pytest.fail("not fused")
+            f"modeling_zoo.ops_attention_multi_query.{form}", lambda *args, **kwargs: pytest.fail("not fused")
         )
     with torch.no_grad():
         for parts in ((queries, keys), ((torch.cat(queries, dim=-1),), (torch.cat(keys, dim=-1),))):
-            found, _ = read_shared_keys(*parts, 12, 0.2, mask=mask)
+            found, _ = multi_query_attention(*parts, 12, 0.2, mask=mask)
             assert found.shape == (2, 4, 1, 12)
             assert relative_error(found, expected) < (2e-6 if dtype == torch.float32 else 8e-3)
 
@@ -110,15 +105,15 @@ def test_streaming_leaves_the_sinks_alone():
     queries, keys, shape = shared_case(length=1)
     sinks = shape["sinks"].clone()
     with torch.no_grad():
-        streamed_attention(tuple(q[:1] for q in queries), tuple(k[:1] for k in keys), 12, 0.2, sinks=shape["sinks"])
+        streamed_multi_query(tuple(q[:1] for q in queries), tuple(k[:1] for k in keys), 12, 0.2, sinks=shape["sinks"])
     assert torch.equal(shape["sinks"], sinks)
 
 
 def test_reading_in_blocks_of_queries_changes_nothing(monkeypatch):
     queries, keys, shape = shared_case(length=7)
-    expected = shared_key_attention(queries, keys, 12, 0.2, **shape)[0]
-    monkeypatch.setattr("modeling_zoo.ops_attention_latent.MOST_SCORES", 2 * 2 * 4 * 1100)
-    found, weights = read_shared_keys(queries, keys, 12, 0.2, **shape)
+    expected = plain_multi_query(queries, keys, 12, 0.2, **shape)[0]
+    monkeypatch.setattr("modeling_zoo.ops_attention_multi_query.MOST_SCORES", 2 * 2 * 4 * 1100)
+    found, weights = multi_query_attention(queries, keys, 12, 0.2, **shape)
     assert weights is None
     assert relative_error(found, expected) < 1e-6
 
@@ -138,6 +133,6 @@ def test_the_maps_of_each_head_go_to_its_own_rows(dtype, batch, length, transpos
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     with torch.no_grad():
         expected = torch.einsum("bhtn,hnc->bhtc", query.double(), up_key)
-        assert relative_error(into_latent(query, maps, 4), expected) < tolerance
+        assert relative_error(absorb_query(query, maps), expected) < tolerance
         expected = torch.einsum("bhtc,hvc->bhtv", context.double(), up_value)
-        assert relative_error(out_of_latent(context, maps, 4), expected) < tolerance
+        assert relative_error(up_project_output(context, maps, 7), expected) < tolerance

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
-from modeling_zoo import ZooForCausalLM, ZooModel, attention_sparse, attention_sparse_indexer
-from modeling_zoo.attention_sparse import IndexedAttention
+from modeling_zoo import ZooForCausalLM, ZooModel, ops_attention_indexer, ops_attention_latent, ops_attention_sparse
+from modeling_zoo.attention_sparse_indexer import SharedIndices
 from modeling_zoo.cache_upgrade import upgrade_cache
 
 WIDTHS = {
@@ -146,7 +146,6 @@ CASES = {
     },
     "gate": {"attn_output_gate": "query"},
     "capped_sinks": {"attention_sinks": "all", "attn_logit_softcapping": 1.1, "attn_output_gate": "headwise"},
-    "alibi": NO_ROPE | {"position_embedding_type": "alibi"},
 }  # fmt: skip
 TOKENS, FIRST = 13, 3
 
@@ -198,17 +197,17 @@ def in_steps(model, steps, padded=FIRST, cache=None):
 def forced(patch, form):
     """Lets one form read wherever it can; returns the forms that ran."""
     ran = []
-    for name in ("gathered", "masked", "absorbed", "expanded"):
-        plain = getattr(IndexedAttention, name)
+    for name in ("gathered", "masked"):
+        plain = getattr(ops_attention_sparse, f"{name}_attention")
 
-        def counted(self, *args, name=name, plain=plain, **kwargs):
+        def counted(*args, name=name, plain=plain, **kwargs):
             ran.append(name)
-            return plain(self, *args, **kwargs)
+            return plain(*args, **kwargs)
 
-        patch.setattr(IndexedAttention, name, counted)
+        patch.setattr(ops_attention_sparse, f"{name}_attention", counted)
     if form != "gathered":
-        patch.setattr(IndexedAttention, "gatherable", lambda *args, **kwargs: None)
-    patch.setattr("modeling_zoo.attention_latent.absorption_pays", lambda *sizes: form != "expanded")
+        patch.setattr(ops_attention_sparse, "gatherable_maps", lambda *args: None)
+    patch.setattr(ops_attention_latent, "absorbed_is_cheaper", lambda *sizes: form != "expanded")
     return ran
 
 
@@ -226,8 +225,8 @@ def test_gathering_equals_masking(case, padded, monkeypatch):
         with monkeypatch.context() as patch:
             ran = forced(patch, form)
             found[form] = in_steps(model, (7, 1, 3, 1, 1), padded)
-        assert ("gathered" in ran) is (form == "gathered" and case != "alibi")
-        assert ("masked" in ran) is (form != "gathered" or case == "alibi")
+        assert ("gathered" in ran) is (form == "gathered")
+        assert ("masked" in ran) is (form != "gathered")
         with torch.no_grad():
             tokens, mask = tokens_and_mask(TOKENS, padded)
             arguments = {"attention_mask": mask} if padded else {}
@@ -244,9 +243,9 @@ def test_blocks_of_queries_change_nothing(backend, monkeypatch):
             with monkeypatch.context() as patch:
                 forced(patch, form)
                 expected = in_steps(model, (11, 2), padded)
-                patch.setattr(attention_sparse_indexer, "QUERY_BLOCK", 3)
-                patch.setattr(attention_sparse, "READING_BLOCK", 4)
-                patch.setattr(attention_sparse, "MOST_GATHERED", 2 * 5 * 30 * 2)
+                patch.setattr(ops_attention_indexer, "QUERY_BLOCK", 3)
+                patch.setattr(ops_attention_sparse, "READING_BLOCK", 4)
+                patch.setattr(ops_attention_sparse, "MOST_GATHERED", 2 * 5 * 30 * 2)
                 assert relative_error(in_steps(model, (11, 2), padded), expected) < 2e-6
 
 
@@ -320,8 +319,8 @@ def test_a_token_costs_its_index_scan_and_k_keys():
 
 @pytest.mark.parametrize("indexed", [True, False])
 def test_a_prompt_takes_memory_in_proportion_to_its_length(indexed, monkeypatch):
-    monkeypatch.setattr(attention_sparse_indexer, "QUERY_BLOCK", 16)
-    monkeypatch.setattr(attention_sparse, "READING_BLOCK", 16)
+    monkeypatch.setattr(ops_attention_indexer, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(ops_attention_sparse, "READING_BLOCK", 16)
     changes = {"max_position_embeddings": 1024, "vocab_size": 300}
     model = make(changes | ({} if indexed else DENSE), "sdpa")
     largest = []
@@ -414,7 +413,7 @@ def test_a_shared_layer_needs_the_choice():
     with pytest.raises(ValueError, match="Layer 1 has no indexer and was given no shared_indices"):
         mixer(states, position_embeddings=rotation)
     with pytest.raises(ValueError, match="The indexer of layer 0 has not chosen in this forward"):
-        mixer(states, position_embeddings=rotation, shared_indices=attention_sparse_indexer.SharedIndices())
+        mixer(states, position_embeddings=rotation, shared_indices=SharedIndices())
 
 
 # -- training the indexer ----------------------------------------------------------------------------------------------
@@ -496,7 +495,7 @@ def test_the_loss_is_the_divergence_from_attention(backend, warmup, monkeypatch)
 def test_the_loss_reaches_the_indexer_alone_and_lowers_the_divergence():
     model = make({"indexer_loss_coef": 1.0}, "sdpa", ZooForCausalLM).train()
     tokens, _ = tokens_and_mask(TOKENS, 0)
-    shared = attention_sparse_indexer.SharedIndices()
+    shared = SharedIndices()
     model.model(tokens, shared_indices=shared, use_cache=False)
     shared.mean_loss().backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -505,7 +504,7 @@ def test_the_loss_reaches_the_indexer_alone_and_lowers_the_divergence():
     losses = []
     for _ in range(20):
         optimizer.zero_grad()
-        shared = attention_sparse_indexer.SharedIndices()
+        shared = SharedIndices()
         model.model(tokens, shared_indices=shared, use_cache=False)
         losses.append(shared.mean_loss())
         losses[-1].backward()

@@ -1,0 +1,83 @@
+"""Which keys a query reads in sparse attention: scores of all keys, and the positions of the best."""
+
+from collections.abc import Callable
+
+import torch
+
+from .ops_attention_bands import mask_rows, num_visible_keys
+
+# Queries scored together: what is held at once grows with the keys, not with their square.
+QUERY_BLOCK = 128
+# Keys scored at once, at most, and products held at once.
+SCORED_KEYS, MOST_PRODUCTS = 4096, 2**22
+
+
+def index_scores(query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Σ_h w_h · relu(q_h · k) in float32, `[B, T, h, d]`, `[B, S, d]`, `[B, T, h]` → `[B, T, S]` (DeepSeek-V3.2,
+    arXiv 2512.02556, eq. 1)."""
+    batch, length, heads, _ = query.shape
+    rows, weights = query.float().flatten(1, 2), weights.float().unsqueeze(2)
+
+    def score(part):
+        products = torch.relu(torch.bmm(rows, part.float().transpose(1, 2)))
+        return torch.matmul(weights, products.view(batch, length, heads, -1)).squeeze(2)
+
+    if torch.is_grad_enabled():
+        return score(key)
+    step = max(256, min(SCORED_KEYS, MOST_PRODUCTS // (batch * length * heads)))
+    return torch.cat([score(part) for part in key.split(step, dim=1)], dim=-1)
+
+
+def top_positions(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Positions of the `count` largest float32 scores, `[..., S]` → `[..., count]`, in no order; of equal ones the
+    earlier.
+
+    Where relu leaves zeros whole rows are equal, and a plain top-k would take any of them. Here score and position are
+    one integer: the bits of the score in the order of its value, then the distance from the end.
+    """
+    length = scores.shape[-1]
+    bits = (scores.float() + 0.0).view(torch.int32)
+    ranked = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    from_end = torch.arange(length - 1, -1, -1, device=scores.device)
+    return ((ranked << 32) + from_end).topk(count, dim=-1, sorted=False).indices
+
+
+def select_keys(scores: Callable, key: torch.Tensor, count: int, queries: int, attention_mask) -> torch.Tensor | None:
+    """Positions `[B, T, k]`, small integers, of the `count` keys of `[B, S, d]` that each of `queries` queries scores
+    highest; None where there are no more keys than that.
+
+    `scores(key, block)` gives `[B, t, S]` for a slice of the queries. Where fewer keys are visible, some positions are
+    of hidden ones. No mask means causal from the first key on.
+    """
+    causal = attention_mask is None and queries > 1
+    if causal:
+        key = key[:, :queries]
+    if key.shape[1] <= count:
+        return None
+    selected = []
+    for start in range(0, queries, QUERY_BLOCK):
+        block = slice(start, min(start + QUERY_BLOCK, queries))
+        visible = num_visible_keys(attention_mask, block, key.shape[1], causal)
+        selected.append(_select_in_block(scores, key[:, :visible], count, block, attention_mask, causal))
+    return selected[0] if len(selected) == 1 else torch.cat(selected, dim=1)
+
+
+def _select_in_block(scores, key, count, block, attention_mask, causal):
+    batch, keys, _ = key.shape
+    if keys <= count:
+        everything = torch.arange(count, dtype=torch.int32, device=key.device)
+        return everything.expand(batch, block.stop - block.start, -1)
+    found = scores(key, block)
+    if causal or attention_mask is not None:
+        found = found.masked_fill(~visible_keys(attention_mask, block, keys, key.device)[:, 0], -torch.inf)
+    return top_positions(found, count).int()
+
+
+def visible_keys(attention_mask, block: slice, keys: int, device) -> torch.Tensor:
+    """Whether the queries in `block` may see a key, `[B or 1, 1, t, keys]`, of a mask of booleans, of numbers to add,
+    or by a rule; None means causal, queries and keys counted from the same token."""
+    if attention_mask is None:
+        queries = torch.arange(block.start, block.stop, device=device)
+        return (queries[:, None] >= torch.arange(keys, device=device))[None, None]
+    mask = mask_rows(attention_mask, block, keys, device)
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
