@@ -20,15 +20,19 @@ AUTO_MAP = {
 FILES = tuple(f"{name}.py" for name in TARGETS)
 
 
+DOCSTRING = """{says}
+
+One of the two files that `zoo export` makes of zoo's packages: the files named in its headings, joined in the order in
+which they are read. `zoo export FOLDER --check` says whether they are as they were made.
+"""
+
+
 def code_of(config) -> dict[str, str]:
-    """{file name: text} of the two files."""
+    """{file name: text} of the two files, always the same for a version of the packages."""
     texts, files = {}, sources()
     for target in TARGETS:
-        pieces, bindings = [], set()
-        for name in reading_order(files, target):
-            pieces += files[name].pieces
-        seen, kept = set(), []
-        for piece in pieces:
+        bindings, seen, kept = set(), set(), []
+        for piece in [piece for name in reading_order(files, target) for piece in files[name].pieces]:
             if piece.text in seen:
                 # The same line in several files, such as a logger.
                 continue
@@ -40,8 +44,15 @@ def code_of(config) -> dict[str, str]:
                     bindings.add(found)
                 elif found is not None and files[found[0]].package != target:
                     bindings.add(Binding(f".{files[found[0]].package}", found[1], found[1]))
-        texts[f"{target}.py"] = joined(f"{target} of zoo.", bindings, kept)
+        says = files[target].docstring.split("\n")[0]
+        texts[f"{target}.py"] = joined(DOCSTRING.format(says=says), bindings, kept, files)
     return texts
+
+
+def differing(config, folder) -> list[str]:
+    """The files of a folder whose text is not what these packages write for its config, or that are missing."""
+    paths = {Path(folder) / name: text for name, text in code_of(config).items()}
+    return [path.name for path, text in paths.items() if not path.is_file() or path.read_bytes() != text.encode()]
 
 
 def export_code(config, folder):

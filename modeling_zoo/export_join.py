@@ -84,13 +84,23 @@ def is_block(piece: Piece) -> bool:
 def blank_lines(before: Piece, piece: Piece) -> int:
     if is_block(before) or is_block(piece):
         return 2
-    return min(piece.gap, 2) if before.module == piece.module and piece.index == before.index + 1 else 1
+    return min(piece.gap, 2) if piece.index == before.index + 1 else 1
 
 
-def joined(docstring: str, bindings: set[Binding], pieces: list[Piece]) -> str:
+def heading(source: Source) -> list[str]:
+    """What a file of the package says of itself, above what comes from it."""
+    rule = f"# -- {source.name} "
+    return [rule + "-" * (WIDTH - 2 - len(rule)), *(f"# {line}".rstrip() for line in source.docstring.split("\n"))]
+
+
+def joined(docstring: str, bindings: set[Binding], pieces: list[Piece], sources: dict[str, Source]) -> str:
     """The text of a file."""
     lines = [f'"""{docstring}"""', "", *import_lines(bindings)]
     for before, piece in zip([None, *pieces], pieces, strict=False):
-        count = (2 if is_block(piece) else 1) if before is None else blank_lines(before, piece)
+        if before is None or before.module != piece.module:
+            lines += ["", "", *heading(sources[piece.module])]
+            count = 2 if is_block(piece) else 1
+        else:
+            count = blank_lines(before, piece)
         lines += [""] * count + piece.text.split("\n")
     return "\n".join(lines) + "\n"

@@ -80,6 +80,7 @@ class Source:
 
     name: str
     package: str
+    docstring: str
     pieces: list[Piece]
     imports: dict[str, Binding]
 
@@ -87,8 +88,8 @@ class Source:
 def read_source(path: Path) -> Source:
     """The pieces of one file."""
     text = path.read_text(encoding="utf-8")
-    lines, pieces, imports, end = text.splitlines(), [], {}, 0
-    for index, tree in enumerate(ast.parse(text).body):
+    lines, pieces, imports, end, whole = text.splitlines(), [], {}, 0, ast.parse(text)
+    for index, tree in enumerate(whole.body):
         start = min([tree.lineno, *(d.lineno for d in getattr(tree, "decorator_list", ()))]) - 1
         above = lines[end:start]
         gap = next((count for count, line in enumerate(above) if line.strip()), len(above))
@@ -100,7 +101,7 @@ def read_source(path: Path) -> Source:
         elif not (isinstance(tree, ast.Expr) and isinstance(tree.value, ast.Constant)):
             pieces.append(Piece(path.stem, index, "\n".join(lines[end + gap : tree.end_lineno]), gap))
         end = tree.end_lineno
-    return Source(path.stem, path.parent.name, pieces, imports)
+    return Source(path.stem, path.parent.name, ast.get_docstring(whole) or "", pieces, imports)
 
 
 @cache

@@ -7,6 +7,7 @@ import typer
 
 from conversion.command import convert, run
 
+from .export import export
 from .generate import generate
 from .inspect import inspect
 from .presets import presets
@@ -38,7 +39,7 @@ def options(
     pass
 
 
-for command in (convert, generate, inspect, verify, presets, push):
+for command in (convert, export, generate, inspect, verify, presets, push):
     app.command()(command)
 
 

@@ -1,0 +1,112 @@
+"""The two files of code in a model folder: `zoo export`, and that they are the same model as the installed package."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from places import ROOT
+from random_models import build, randomize, their_class_config
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from conversion import family_of, load
+from conversion.engine.registry import known_families
+from modeling_zoo import ZooConfig, ZooForCausalLM
+from modeling_zoo.export import AUTO_MAP, FILES, code_of
+from zoo.cli.main import main
+
+TINY = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = ZooForCausalLM(ZooConfig(**TINY))
+    randomize(model)
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def remote(folder):
+    """The model of a folder by the folder's own code, although zoo is installed, as `AutoModelForCausalLM` makes it."""
+    names = {"AutoConfig": "configuration_zoo.ZooConfig", "AutoModelForCausalLM": "modeling_zoo.ZooForCausalLM"}
+    config, model = (get_class_from_dynamic_module(name, str(folder)) for name in names.values())
+    assert model is not ZooForCausalLM and model.__module__.startswith("transformers_modules.")
+    for auto_class, own in zip(names, (config, model), strict=True):
+        own.register_for_auto_class(auto_class)
+    return model.from_pretrained(folder, config=config.from_pretrained(folder)).eval()
+
+
+@pytest.fixture
+def zoo(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_folder_holds_two_files_of_code(folder):
+    assert sorted(path.name for path in folder.glob("*.py")) == sorted(FILES)
+
+
+def test_a_copy_that_is_saved_again_holds_the_same_two(folder, tmp_path):
+    remote(folder).save_pretrained(tmp_path / "again")
+    assert sorted(path.name for path in (tmp_path / "again").glob("*.py")) == sorted(FILES)
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_files_are_formatted(folder):
+    command = [sys.executable, "-m", "ruff", "format", "--check", "--config", ROOT / "pyproject.toml"]
+    done = subprocess.run([*command, *(folder / name for name in FILES)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_another_process_writes_the_same_bytes():
+    code = "from modeling_zoo.export import code_of; import sys; sys.stdout.write(chr(0).join(code_of(None).values()))"
+    texts = []
+    for seed in ("1", "2"):
+        environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+        texts.append(done.stdout.decode())
+    assert texts == ["\0".join(code_of(None).values())] * 2
+
+
+def test_check_finds_a_change_and_export_puts_it_right(zoo, folder):
+    assert zoo("export", folder, "--check")[0] == 0
+    path = folder / "modeling_zoo.py"
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b"import torch\n", b"import torch \n", 1))
+    code, _, err = zoo("export", folder, "--check")
+    assert code == 1 and "modeling_zoo.py is not what" in err and err.count("\n") == 1
+    (folder / "configuration_zoo.py").unlink()
+    assert "configuration_zoo.py and modeling_zoo.py are not what" in zoo("export", folder, "--check")[2]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {}}))
+    assert zoo("export", folder)[0] == 0 and path.read_bytes() == text
+    assert json.loads((folder / "config.json").read_text()) == config | {"auto_map": AUTO_MAP}
+    assert zoo("export", folder, "--check")[0] == 0
+
+
+def test_a_folder_of_another_kind_is_sent_to_convert(zoo, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    code, _, err = zoo("export", tmp_path)
+    assert code == 1 and "zoo convert" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
+
+
+@pytest.mark.sampled(15)
+@pytest.mark.parametrize("name", [name for name in known_families() if family_of(name).tiny])
+def test_the_code_of_a_folder_is_the_model_of_the_package(name, tmp_path):
+    family = family_of(name)
+    build(their_class_config(name, family, family.tiny[0]), family).save_pretrained(tmp_path / "theirs")
+    ours = load(tmp_path / "theirs").eval()
+    ours.save_pretrained(tmp_path / "zoo")
+    copy = remote(tmp_path / "zoo")
+    assert list(copy.state_dict()) == list(ours.state_dict())
+    tokens = torch.randint(1, 60, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(copy(tokens).logits, ours(tokens).logits)

@@ -1,0 +1,50 @@
+"""zoo export FOLDER [--check]: the code in a model folder, written anew or compared."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import UserError
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A zoo folder: one with a config.json of model_type zoo.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if the code is not what this zoo would write.")
+    ] = False,
+) -> None:
+    """Write the two files of code that a folder needs to load with trust_remote_code=True, or compare them."""
+    import json
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: name a model folder.")
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from error
+    kind = held.get("model_type") if isinstance(held, dict) else None
+    if kind != "zoo":
+        raise UserError(
+            f"{folder} holds a model of type {kind!r}: `zoo convert {folder} TARGET` makes a zoo folder of it."
+        )
+
+    from configuration_zoo import ZooConfig
+    from modeling_zoo.export import AUTO_MAP, FILES, differing, export_code
+
+    config = ZooConfig.from_pretrained(folder)
+    other = differing(config, folder)
+    if check:
+        if other:
+            raise UserError(
+                f"{folder}: {' and '.join(other)} {'is' if len(other) == 1 else 'are'} not what this version of zoo "
+                f"writes: `zoo export {folder}` writes it anew."
+            )
+        typer.echo(f"{' and '.join(FILES)} are as this version of zoo writes them.")
+        return
+    export_code(config, folder)
+    if held.get("auto_map") != AUTO_MAP:
+        text = json.dumps(held | {"auto_map": AUTO_MAP}, indent=2, sort_keys=True) + "\n"
+        path.write_text(text, encoding="utf-8")
+    typer.echo(f"{' and '.join(other)} written." if other else "Nothing to write: the code is as it should be.")
