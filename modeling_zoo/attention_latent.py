@@ -135,5 +135,5 @@ class LatentAttention(SoftmaxAttention):
     def expand(self, latent, rope_key):
         """Keys `[B, K, S, n + r]` and values `[B, K, S, v]` of all key-value heads."""
         up_projected = split_heads(self.kv_b_proj(latent), self.nope + self.value_width)
-        key, value = keys_and_values(up_projected, rope_key, self.nope)
+        key, value = keys_and_values(up_projected, rope_key if self.rope else None, self.nope)
         return key, value

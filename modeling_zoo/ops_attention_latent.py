@@ -27,12 +27,15 @@ GATHER_COST, CHEAPLY_GATHERED = 64, 2**24
 
 
 def expanded(
-    query: tuple[torch.Tensor, torch.Tensor], up_projected: torch.Tensor, rope_key: torch.Tensor, attend: Callable
+    query: tuple[torch.Tensor, torch.Tensor],
+    up_projected: torch.Tensor,
+    rope_key: torch.Tensor | None,
+    attend: Callable,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """softmax([q, q_r] [U l, r]ᵀ) V l: every head has keys and values of its own → `[B, T, H, v]`, weights or None.
 
     Queries `[B, H, T, n]` and `[B, H, T, r]`, U l and V l of each key-value head `[B, K, S, n + v]`, rope key
-    `[B, 1, S, r]`; `attend(query, key, value)` is attention.
+    `[B, 1, S, r]` or None; `attend(query, key, value)` is attention.
     """
     key, value = keys_and_values(up_projected, rope_key, query[0].shape[-1])
     return attend(torch.cat(query, dim=-1), key, value)
@@ -56,11 +59,11 @@ def absorbed(
 
 
 def keys_and_values(
-    up_projected: torch.Tensor, rope_key: torch.Tensor, key_width: int
+    up_projected: torch.Tensor, rope_key: torch.Tensor | None, key_width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """U l and V l `[B, K, S, n + v]`, r `[B, 1, S, r]` → keys [U l, r] `[B, K, S, n + r]`, values `[B, K, S, v]`."""
     key, value = up_projected.tensor_split((key_width,), dim=-1)
-    if rope_key.shape[-1]:
+    if rope_key is not None:
         key = torch.cat((key, rope_key.expand(-1, key.shape[1], -1, -1)), dim=-1)
     return key, value
 
@@ -162,6 +165,7 @@ def attend_expanded(
     """`expanded` by `attend(query, key, value)`, of so many heads at once as memory bounds."""
     per_head_width = module.nope + module.value_width
     weight = chunkable_weight(module, latent) if position_bias is None else None
+    rope_key = rope_key if module.rope else None
     if weight is None:
         return expanded(query, split_heads(module.kv_b_proj(latent), per_head_width), rope_key, attend)
     batch, _, keys, _ = latent.shape

@@ -141,9 +141,11 @@ class ServedLatent:
         **kwargs,
     ):
         refuse_in_latent_engine(self)
-        low_rank = self.q_a_proj(hidden_states) if self.ranked else hidden_states
+        # The engine merges these two only where neither result may be their input under another name.
+        low_rank = self.q_a_proj(hidden_states) if self.ranked else None
         joint = self.kv_a_proj_with_mqa(hidden_states)
-        query, gate, latent, rope_key, _ = self.split(low_rank, joint, position_embeddings, position_ids)
+        source = low_rank if self.ranked else hidden_states
+        query, gate, latent, rope_key, _ = self.split(source, joint, position_embeddings, position_ids)
         latent, rope_key = self.update_cache(latent, rope_key, past_key_values)
         query, (key, value) = torch.cat(query, dim=-1), self.expand(latent, rope_key)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
