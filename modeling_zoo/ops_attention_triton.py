@@ -2,7 +2,8 @@
 
 Latent attention in absorbed form is one key head whose value is the key's first columns, sparse attention the same over
 chosen rows, sliding attention a few key heads over a window: one kernel for all three. It is optional: without triton,
-or unless the environment asks for it with ZOO_TRITON=1, plain torch computes the same.
+or unless the environment asks for it with ZOO_TRITON=1, plain torch computes the same (`gqa_decode`,
+`plain_multi_query`, `read_gathered`).
 """
 
 import os
@@ -72,13 +73,13 @@ if triton is not None:
         tl.store(mixed + place[:, None] * VALUE + wide[None, :], mix, mask=kept)
 
 
-def use_triton(states):
+def use_triton(states: torch.Tensor) -> bool:
     """Whether decoding over `states` is to use the kernel: asked for, there, and on a device it is written for."""
     able = triton is not None and states.device.type == "cuda" and not torch.is_grad_enabled()
     return able and os.environ.get("ZOO_TRITON") == "1"
 
 
-def decode_mask(mask):
+def decode_mask(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, bool]:
     """The booleans `[B, S]` of a mask `[B, 1, 1, S]` or None, and whether that is what it is."""
     if mask is None:
         return None, True
@@ -86,7 +87,15 @@ def decode_mask(mask):
     return (mask[:, 0, 0], True) if fits else (None, False)
 
 
-def split_decode(query, key, value, scaling, positions=None, visible=None, splits=None):
+def split_decode(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    positions: torch.Tensor | None = None,
+    visible: torch.Tensor | None = None,
+    splits: int | None = None,
+) -> torch.Tensor:
     """softmax(q kᵀ · scaling) v of one token, `[B, K, G, d]`, `[B, K, S, d]`, `[B, K, S, v]` → `[B, K, G, v]`.
 
     The last axis of each lies together in memory. `positions` `[B, k]` reads those keys alone; `visible`, booleans
