@@ -273,7 +273,7 @@ def make_block(config, layer_idx):
     return BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
 
 
-def carriers(config):
+def make_cross_layer_state(config):
     """{name: class} of the objects in which layers of one forward leave something for later ones, made anew for each
     forward."""
     needed = {
@@ -281,4 +281,4 @@ def carriers(config):
         "shortcuts": (Shortcuts, "shortcut" in config.block_types),
         "shared_key_values": (SharedKeyValues, config.num_kv_shared_layers),
     }
-    return {name: carrier for name, (carrier, wanted) in needed.items() if wanted}
+    return {name: kind for name, (kind, wanted) in needed.items() if wanted}

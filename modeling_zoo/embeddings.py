@@ -1,13 +1,12 @@
-"""From tokens to the stream: the table, what scales and shifts it, and the positions of a call."""
+"""Both ends of the model: from tokens to the residual stream, from there to logits; and the positions of a call."""
 
 import torch
 from torch import nn
 
 from .block_hyper_connections import StreamHead
 from .norms import make_norm
-from .ops_dispatch import is_traced
+from .ops_dispatch import refuse_empty
 from .ops_packing import places_behind, starts_of_lengths
-from .platform_pipeline import ends_elsewhere, starts_elsewhere
 from .position_rotary import Rotations
 from .position_tables import ADDED_POSITIONS, POSITION_BIASES, NoPositions
 
@@ -37,64 +36,74 @@ def make_width_projection(config, inputs, outputs):
 
 
 class Backbone:
-    """The parts of a ZooModel around its layers; they live on the model itself, under the names tools look for."""
+    """What stands around the layers of a ZooModel, as its mixin: tokens → residual stream, and that → output."""
 
-    @staticmethod
-    def build(model, config):
-        model.rotary_emb = Rotations(config)
+    def build_ends(self, config):
+        """The modules before and after the layers, under the names tools look for."""
+        self.rotary_emb = Rotations(config)
         config, width = config.outside_layers(), config.hidden_size
-        model.embed_tokens = make_embedding(config)
-        model.project_in = make_width_projection(config, config.output_width, width)
-        model.embed_positions = ADDED_POSITIONS[config.position_embedding_type](config)
-        model.embed_norm = make_norm(config, width) if config.embedding_norm else nn.Identity()
-        model.embed_dropout = nn.Dropout(config.embedding_dropout)
+        self.embed_tokens = make_embedding(config)
+        self.project_in = make_width_projection(config, config.output_width, width)
+        self.embed_positions = ADDED_POSITIONS[config.position_embedding_type](config)
+        self.embed_norm = make_norm(config, width) if config.embedding_norm else nn.Identity()
+        self.embed_dropout = nn.Dropout(config.embedding_dropout)
         bias = POSITION_BIASES.get(config.position_embedding_type)
-        model.position_bias = bias(config) if bias is not None else None
-        model.hc_head = StreamHead(config) if config.hc_mult is not None else None
-        model.norm = make_norm(config, width) if config.final_norm else nn.Identity()
-        model.project_out = make_width_projection(config, width, config.output_width)
+        self.position_bias = bias(config) if bias is not None else None
+        self.hc_head = StreamHead(config) if config.hc_mult is not None else None
+        self.norm = make_norm(config, width) if config.final_norm else nn.Identity()
+        self.project_out = make_width_projection(config, width, config.output_width)
         # A call of a module that does nothing takes as long as a small operation: what is not there is left out.
         scaled = config.embedding_multiplier != 1.0 and not config.embedding_multiplier_in_weight_dtype
-        model.backbone = {
-            "multiplier": config.embedding_multiplier if scaled else None,
-            "narrow": config.embedding_size is not None,
-            "placed": not isinstance(model.embed_positions, NoPositions),
-            "normed": config.embedding_norm,
-            "float32": config.residual_in_fp32,
-        }
+        self.embedding_multiplier = config.embedding_multiplier if scaled else None
+        self.has_projections = config.embedding_size is not None
+        self.adds_positions = not isinstance(self.embed_positions, NoPositions)
+        self.has_embedding_norm, self.residual_in_fp32 = config.embedding_norm, config.residual_in_fp32
 
-    @staticmethod
-    def embed(model, inputs_embeds, position_ids):
-        """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, or `[B, T, N, D]`, where
-        the stream or the streams start; what comes from another stage of a pipeline has all that."""
-        if starts_elsewhere(model):
-            return inputs_embeds.float() if model.backbone["float32"] else inputs_embeds
-        has, hidden_states = model.backbone, inputs_embeds
-        if has["multiplier"] is not None:
-            hidden_states = hidden_states * has["multiplier"]
-        if has["narrow"]:
-            hidden_states = model.project_in(hidden_states)
-        if has["placed"]:
-            hidden_states = hidden_states + model.embed_positions(position_ids, hidden_states)
-        if has["normed"]:
-            hidden_states = model.embed_norm(hidden_states)
-        if model.training:
-            hidden_states = model.embed_dropout(hidden_states)
-        if model.hc_head is not None:
-            hidden_states = model.hc_head.spread(hidden_states)
-        return hidden_states.float() if has["float32"] else hidden_states
+    def embed(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, or `[B, T, N, D]`, where the
+        residual stream or streams start."""
+        hidden_states = inputs_embeds
+        if self.embedding_multiplier is not None:
+            hidden_states = hidden_states * self.embedding_multiplier
+        if self.has_projections:
+            hidden_states = self.project_in(hidden_states)
+        if self.adds_positions:
+            hidden_states = hidden_states + self.embed_positions(position_ids, hidden_states)
+        if self.has_embedding_norm:
+            hidden_states = self.embed_norm(hidden_states)
+        if self.training:
+            hidden_states = self.embed_dropout(hidden_states)
+        if self.hc_head is not None:
+            hidden_states = self.hc_head.spread(hidden_states)
+        return self.as_residual(hidden_states)
 
-    @staticmethod
-    def finish(model, hidden_states, dtype):
-        """Norm → projection, `[B, T, D]` → `[B, T, E]`, in the dtype of what was embedded; nothing in the middle of a
-        pipeline."""
-        if ends_elsewhere(model):
-            return hidden_states
-        if model.hc_head is not None:
-            hidden_states = model.hc_head(hidden_states)
-        normed = model.norm(hidden_states)
-        normed = normed.to(dtype) if model.backbone["float32"] else normed
-        return model.project_out(normed) if model.backbone["narrow"] else normed
+    def as_residual(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """In the dtype of the residual stream."""
+        return hidden_states.float() if self.residual_in_fp32 else hidden_states
+
+    def finish(self, hidden_states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Norm → projection, `[B, T, D]` → `[B, T, E]`, in the dtype of what was embedded."""
+        if self.hc_head is not None:
+            hidden_states = self.hc_head(hidden_states)
+        normed = self.norm(hidden_states)
+        normed = normed.to(dtype) if self.residual_in_fp32 else normed
+        return self.project_out(normed) if self.has_projections else normed
+
+
+def shape_logits(logits: torch.Tensor, config) -> torch.Tensor:
+    """logits / logits_scaling → cap · tanh(· / cap) → suppressed tokens at the smallest number, `[..., V]`.
+
+    (Granite; Gemma 2; Chameleon's image tokens.)
+    """
+    if config.logits_scaling != 1.0:
+        logits = logits / config.logits_scaling
+    if config.final_logit_softcapping is not None:
+        cap = config.final_logit_softcapping
+        logits = torch.tanh(logits / cap) * cap
+    if config.suppressed_token_ids:
+        ids = torch.tensor(config.suppressed_token_ids, device=logits.device)
+        logits = logits.index_fill(-1, ids, torch.finfo(logits.dtype).min)
+    return logits
 
 
 def embeddings_of(model, input_ids, inputs_embeds):
@@ -102,11 +111,7 @@ def embeddings_of(model, input_ids, inputs_embeds):
     if (input_ids is None) ^ (inputs_embeds is not None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
     given = input_ids if inputs_embeds is None else inputs_embeds
-    if not is_traced() and 0 in given.shape[:2]:
-        raise ValueError(
-            f"{'input_ids' if inputs_embeds is None else 'inputs_embeds'} of shape {tuple(given.shape)} hold no token: "
-            "give at least one row of at least one token."
-        )
+    refuse_empty("input_ids" if inputs_embeds is None else "inputs_embeds", given)
     return model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
 

@@ -19,15 +19,15 @@ from .attention_sparse_indexer import SharedIndices
 from .block_layer import ZooDecoderLayer
 from .block_per_layer_input import PerLayerEmbeddings, resize_rows
 from .block_shared import SharedBlocks
-from .block_topologies import BLOCKS, carriers, make_block
+from .block_topologies import BLOCKS, make_block, make_cross_layer_state
 from .cache_upgrade import advance_cache, pop_int8_request, prepare_cache, upgrade_cache
-from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions
+from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions, shape_logits
 from .mixer import TokenMixer
 from .mlp_routers import Router
 from .ops_kv_sharing import last_query, layer_of_last_query
 from .platform_backends import attention_backends, share_implementations
 from .platform_peft import lora_targets
-from .platform_pipeline import StagedModel
+from .platform_pipeline import StagedModel, refuse_uncut
 from .platform_saving import SavedFolder
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
 from .platform_vllm import served_by
@@ -100,14 +100,14 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         return build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids)
 
 
-class ZooModel(ZooPreTrainedModel):
+class ZooModel(Backbone, ZooPreTrainedModel):
     """Tokens `[B, T]` → hidden states `[B, T, D]`: embed → positions → blocks → norm."""
 
     def __init__(self, config):
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        Backbone.build(self, config)
+        self.build_ends(config)
         self.per_layer_embeddings = (
             PerLayerEmbeddings(config.outside_layers()) if config.hidden_size_per_layer_input else None
         )
@@ -117,10 +117,19 @@ class ZooModel(ZooPreTrainedModel):
         self.mask_keys = mask_names(config)
         self.keyed_layers = keyed_layers(config, self.mask_keys)
         self.mask_plan = mask_plan(config, self.mask_keys)
-        self.carriers = carriers(config)
+        self.cross_layer_state = make_cross_layer_state(config)
+        self.shares_keys = bool(config.num_kv_shared_layers)
         self.rope_keys = self.rotary_emb.names
         self.gradient_checkpointing = False
         self.post_init()
+
+    def stage_ends(self) -> tuple[bool, bool]:
+        """Whether the first and the last layer are here: in a pipeline those of other processes are Identities, and
+        what comes in as `inputs_embeds` is the residual stream."""
+        starts_here, ends_here = (not isinstance(self.layers[end], nn.Identity) for end in (0, -1))
+        if not (starts_here and ends_here):
+            refuse_uncut(self.config)
+        return starts_here, ends_here
 
     @merge_with_config_defaults
     @capture_outputs
@@ -146,13 +155,16 @@ class ZooModel(ZooPreTrainedModel):
         masks = attention_mask if isinstance(attention_mask, dict) else build_masks(*call, places, plan=self.mask_plan)
         if use_cache and past_key_values is None:
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
-        kwargs = {name: carrier() for name, carrier in self.carriers.items()} | kwargs
-        hidden_states = start = Backbone.embed(self, inputs_embeds, position_ids)
+
+        kwargs = {name: state() for name, state in self.cross_layer_state.items()} | kwargs
+        starts_here, ends_here = self.stage_ends()
+        start = self.embed(inputs_embeds, position_ids) if starts_here else self.as_residual(inputs_embeds)
+        hidden_states = start
         rows = self.per_layer_embeddings and self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
         biases = biases_on_scores(self, inputs_embeds, masks.get(PADDING), past_key_values)
         last_from = None
-        if self.config.num_kv_shared_layers:
+        if self.shares_keys:
             last_from = layer_of_last_query(self.config, logits_to_keep, masks, past_key_values, kwargs)
         for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if index == last_from:
@@ -176,7 +188,9 @@ class ZooModel(ZooPreTrainedModel):
             )
         if past_key_values is not None:
             advance_cache(past_key_values, inputs_embeds, self.layers)
-        return MoeModelOutputWithPast(Backbone.finish(self, hidden_states, inputs_embeds.dtype), past_key_values)
+        if ends_here:
+            hidden_states = self.finish(hidden_states, inputs_embeds.dtype)
+        return MoeModelOutputWithPast(hidden_states, past_key_values)
 
 
 class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
@@ -226,8 +240,9 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
     ) -> MoeCausalLMOutputWithPast:
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
-        balance = should_add_router_losses(self, labels, record)
-        learns = should_add_indexer_loss(self, labels)
+        # What is added to the loss is asked for before the forward that has to record it.
+        balance = labels is not None and should_add_router_losses(self, labels, record)
+        learns = labels is not None and should_add_indexer_loss(self, labels)
         if learns:
             kwargs["shared_indices"] = SharedIndices()
         outputs = self.model(
@@ -241,11 +256,15 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep if labels is None else 0,
             **kwargs,
         )
-        logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, chunk_size, kwargs)
+        hidden_states, loss, aux_loss = outputs.last_hidden_state, None, None
+        if labels is None:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = shape_logits(self.lm_head(hidden_states[:, keep, :]), self.config)
+        else:
+            logits, loss = logits_and_loss(self, hidden_states, labels, logits_to_keep, chunk_size, kwargs)
         if learns:
             share = share_of_batch(labels, kwargs)
             loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"], share)
-        aux_loss = None
         if balance:
             loss, aux_loss = add_router_losses(loss, self, outputs.router_logits, attention_mask, labels, kwargs)
         return MoeCausalLMOutputWithPast(

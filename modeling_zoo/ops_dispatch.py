@@ -13,6 +13,14 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def refuse_empty(name: str, given: torch.Tensor) -> None:
+    """Raises ValueError for tokens or embeddings `[B, T, ...]` of no row or no token; a traced graph asks nothing."""
+    if not is_traced() and 0 in given.shape[:2]:
+        raise ValueError(
+            f"{name} of shape {tuple(given.shape)} hold no token: give at least one row of at least one token."
+        )
+
+
 def has_values(x: torch.Tensor) -> bool:
     """Whether a decision may depend on the numbers in `x`: not in a traced graph, not on the meta device."""
     return x.device.type != "meta" and not is_traced()
@@ -20,7 +28,8 @@ def has_values(x: torch.Tensor) -> bool:
 
 def is_eager_cpu_inference(x: torch.Tensor) -> bool:
     """Whether `x` is computed on a CPU, at once, with no gradient recorded."""
-    return not torch.is_grad_enabled() and x.device.type == "cpu" and not is_traced()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not (traced or torch.is_grad_enabled()) and x.device.type == "cpu"
 
 
 def is_emulated(dtype: torch.dtype) -> bool:

@@ -17,24 +17,14 @@ def is_elsewhere(layer):
     return isinstance(layer, nn.Identity)
 
 
-def starts_elsewhere(model):
-    """Whether the stream comes from another stage; raises ValueError for a model that cannot be cut between layers."""
-    return is_elsewhere(model.layers[0]) and _check(model.config)
-
-
-def ends_elsewhere(model):
-    """Whether the stream goes on in another stage; raises ValueError for a model that cannot be cut between layers."""
-    return is_elsewhere(model.layers[-1]) and _check(model.config)
-
-
-def _check(config):
+def refuse_uncut(config) -> None:
+    """Raises ValueError for a model that cannot be cut between layers."""
     for field in UNCUT:
         if getattr(config, field):
             raise ValueError(
                 f"pp_size cuts between layers, which {field}={getattr(config, field)} does not allow: "
                 "use tp_size or fsdp_size."
             )
-    return True
 
 
 def count_elsewhere(cache, hidden_states, layers):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from .embeddings_head import shape_logits
+from .embeddings import shape_logits
 from .ops_effective_weight import has_hooks
 
 IGNORED = -100
@@ -23,21 +23,20 @@ IGNORED = -100
 def logits_and_loss(
     model,
     hidden_states: torch.Tensor,
-    labels: torch.Tensor | None,
+    labels: torch.Tensor,
     logits_to_keep: int | torch.Tensor,
     chunk_size: int | None,
     kwargs: dict,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Hidden states `[B, T, D]` → logits (`[B, T or kept, V]`, or None under a chunked loss that keeps none), loss or
-    None.
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Hidden states `[B, T, D]` → logits (`[B, T or kept, V]`, or None under a chunked loss that keeps none), loss.
 
     `kwargs` are those of the call: `num_items_in_batch`, `shift_labels` and `ignore_index` count. Raises ValueError for
     a chunked loss on a model with a loss function of the caller's own, and for one with logits over FSDP2.
     """
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-    if labels is None or not chunk_size or not model.training:
+    if not chunk_size or not model.training:
         logits = shape_logits(model.lm_head(hidden_states[:, keep, :]), model.config)
-        return logits, None if labels is None else whole_loss(model, logits, labels, kwargs)
+        return logits, whole_loss(model, logits, labels, kwargs)
     if model.loss_function is not ForCausalLMLoss:
         raise ValueError(
             f"loss_chunk_size={chunk_size} computes the loss itself and would not call the loss_function that this "
