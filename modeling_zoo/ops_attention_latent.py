@@ -4,7 +4,6 @@ Its two forms come first, side by side; then which of them costs less; then how 
 take too long or too much memory.
 """
 
-import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .ops_attention import attention
-from .ops_attention_multi_query import multi_query_attention
+from .ops_attention_multi_query import MultiQueryLayer, multi_query_attention
 from .ops_effective_weight import basis_weight, direct_weight, is_linear_map
 from .ops_head_maps import absorb_query, up_project_output
 from .ops_linear import linear
@@ -285,12 +284,8 @@ def attend_backend(
     attention_mask,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The same by a registered backend, as multi-query attention: one key-value head, keys c + r wide, values c wide.
-
-    A backend reads from the layer how many heads share a key: all of them in this shallow copy of it.
-    """
-    multi_query = copy.copy(module)
-    multi_query.num_key_value_groups = query[0].shape[1]
+    """The same by a registered backend: one key-value head, keys c + r wide, values c wide."""
+    layer = MultiQueryLayer(module, query[0].shape[1])
     key = torch.cat((latent, rope_key), dim=-1)
-    context, weights = attention(multi_query, torch.cat(query, dim=-1), key, latent, attention_mask, **kwargs)
+    context, weights = attention(layer, torch.cat(query, dim=-1), key, latent, attention_mask, **kwargs)
     return context.transpose(1, 2), weights

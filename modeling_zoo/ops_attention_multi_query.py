@@ -5,6 +5,7 @@ The plain form comes first, then what chooses a form, then the faster ones, each
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .ops_attention_triton import decode_mask, split_decode, use_triton
 from .ops_dispatch import use_fp32_gemm
@@ -182,3 +183,16 @@ def _columns(part, start, count, total):
     """The columns of a chunk of what is added to the scores, `[..., S]`; anything else unchanged."""
     per_key = isinstance(part, torch.Tensor) and part.shape[-1] == total
     return part[..., start : start + count] if per_key else part
+
+
+class MultiQueryLayer:
+    """A layer for a backend, which asks it how many heads share a key: all of them. All else is the layer's own.
+
+    A shallow copy of the module would say the same, but could not be compiled into one graph.
+    """
+
+    def __init__(self, module: nn.Module, heads: int):
+        self.module, self.num_key_value_groups = module, heads
+
+    def __getattr__(self, name: str):
+        return getattr(self.module, name)
