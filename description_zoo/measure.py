@@ -193,7 +193,7 @@ def filled_cache(model, length: int, indices):
 
     from modeling_zoo.attention_sparse_indexer import SharedIndices
     from modeling_zoo.embeddings import biases_on_scores
-    from modeling_zoo.ops_kv_sharing import SharedKeyValues
+    from modeling_zoo.ops_cross_layer import SharedKeyValues
 
     cache = DynamicCache(config=model.config)
     with torch.device("meta"), torch.no_grad():

@@ -18,7 +18,7 @@ from .block_hyper_connections import HyperConnection
 from .block_layer import NORM_SLOTS, ZooDecoderLayer
 from .block_shared import Adapters
 from .norms import make_norm
-from .ops_kv_sharing import SharedKeyValues
+from .ops_cross_layer import SharedKeyValues, Shortcuts
 from .registry import MLPS
 
 
@@ -178,35 +178,6 @@ class MlpOnlyLayer(ZooDecoderLayer):
 
     def join(self, hidden_states, **context):
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
-
-
-class Shortcuts:
-    """What the experts of a layer give to the next one, by layer.
-
-    Made anew for each forward and handed to every layer, so that a layer recomputed for its gradient finds it again.
-    """
-
-    def __init__(self):
-        self.outputs = {}
-
-    def put(self, layer_idx, output):
-        self.outputs[layer_idx] = output, torch.is_grad_enabled()
-
-    def take(self, layer_idx):
-        """What layer `layer_idx` left `[B, T, D]`, None if nothing; raises ValueError where it ran without the gradient
-        that is wanted now."""
-        if layer_idx not in self.outputs:
-            return None
-        output, recorded = self.outputs[layer_idx]
-        if not torch.is_grad_enabled():
-            # Nobody asks again, unless for a gradient.
-            self.outputs[layer_idx] = None, False
-        elif not recorded:
-            raise ValueError(
-                "block_type 'shortcut' passes what experts give from layer to layer, so gradient checkpointing needs "
-                "use_reentrant=False."
-            )
-        return output
 
 
 class ShortcutLayer(ZooDecoderLayer):

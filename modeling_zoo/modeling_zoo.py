@@ -24,7 +24,7 @@ from .cache_upgrade import advance_cache, pop_int8_request, prepare_cache, upgra
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions, shape_logits
 from .mixer import TokenMixer
 from .mlp_routers import Router
-from .ops_kv_sharing import last_query, layer_of_last_query
+from .ops_cross_layer import last_query, layer_of_last_query
 from .platform_backends import attention_backends, share_implementations
 from .platform_peft import lora_targets
 from .platform_pipeline import StagedModel, refuse_uncut

@@ -83,6 +83,56 @@ def test_every_file_of_the_model_begins_with_the_word_of_its_room():
     assert {name for name in names if name.partition("_")[0] not in ROOMS} == set()
 
 
+# Mathematics, which looks at no machine: what is faster somewhere is behind a function of ops_*, what bends to another
+# library in platform_*.
+CONCEPTS = ("attention", "recurrent", "mlp", "position", "block", "norms", "embeddings", "mixer")
+CONCEPT_FILES = [path for path in sources("modeling_zoo") if path.stem.partition("_")[0] in CONCEPTS]
+OF_THE_MACHINE = {
+    "_attn_implementation", "_pp_stage", "environ", "has_kernels", "is_autocast_enabled", "is_compiling", "is_cuda",
+    "is_eager_cpu_inference", "is_emulated", "is_exporting", "is_grad_enabled", "is_inference_mode_enabled",
+    "is_traced", "is_tracing", "use_fp32_gemm",
+}  # fmt: skip
+CLASS_BUDGET, METHOD_BUDGET = 150, 14
+
+
+def questions_to_the_machine(tree):
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", getattr(node, "id", None))
+        of_device = name == "type" and isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("device")
+        if name in OF_THE_MACHINE or of_device:
+            yield f"{node.lineno}: {ast.unparse(node)}"
+    for line, word in code_words(tree):
+        if "vllm" in word.lower():
+            yield f"{line}: {word}"
+
+
+@pytest.mark.parametrize("path", CONCEPT_FILES, ids=identify)
+def test_a_concept_asks_nothing_about_the_machine(path):
+    assert list(questions_to_the_machine(tree_of(path))) == []
+
+
+def test_a_question_to_the_machine_would_be_found():
+    code = "if x.device.type == 'cpu' and not torch.is_grad_enabled(): pass\nbackend.startswith('vllm')\nx.device\n"
+    assert len(list(questions_to_the_machine(ast.parse(code)))) == 3
+
+
+@pytest.mark.parametrize("path", CONCEPT_FILES, ids=identify)
+def test_the_class_of_a_concept_reads_on_two_screens(path):
+    classes = [node for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
+    lines = {node.name: node.end_lineno - node.lineno + 1 for node in classes}
+    methods = {node.name: sum(isinstance(part, ast.FunctionDef) for part in node.body) for node in classes}
+    assert {name: count for name, count in lines.items() if count > CLASS_BUDGET} == {}
+    assert {name: count for name, count in methods.items() if count > METHOD_BUDGET} == {}
+
+
+def test_operations_and_caches_know_no_concept():
+    """ops_*, cache_* <- concepts <- modeling_zoo.py; a platform file may be asked from anywhere."""
+    for path in sources("modeling_zoo"):
+        if path.stem.partition("_")[0] in ("ops", "cache"):
+            rooms = {name.partition("_")[0] for name in relative_imports(path)}
+            assert rooms <= {"ops", "cache", "platform"}, identify(path)
+
+
 @pytest.mark.parametrize("package", SHIPPED)
 def test_shipped_packages_are_flat(package):
     folders = [path.name for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"]

@@ -1,4 +1,4 @@
-"""Keys and values that one layer of a forward leaves for later ones, and what need not be computed in those."""
+"""What one layer of a forward leaves for later ones, and what need not be computed in those."""
 
 import torch
 
@@ -30,6 +30,35 @@ class SharedKeyValues:
                 "use_reentrant=False."
             )
         return key.to(device), value.to(device)
+
+
+class Shortcuts:
+    """What the experts of a layer give to the next one, by layer.
+
+    Made anew for each forward and handed to every layer, so that a layer recomputed for its gradient finds it again.
+    """
+
+    def __init__(self):
+        self.outputs = {}
+
+    def put(self, layer_idx: int, output: torch.Tensor) -> None:
+        self.outputs[layer_idx] = output, torch.is_grad_enabled()
+
+    def take(self, layer_idx: int) -> torch.Tensor | None:
+        """What layer `layer_idx` left `[B, T, D]`, None if nothing; raises ValueError where it ran without the gradient
+        that is wanted now."""
+        if layer_idx not in self.outputs:
+            return None
+        output, recorded = self.outputs[layer_idx]
+        if not torch.is_grad_enabled():
+            # Nobody asks again, unless for a gradient.
+            self.outputs[layer_idx] = None, False
+        elif not recorded:
+            raise ValueError(
+                "block_type 'shortcut' passes what experts give from layer to layer, so gradient checkpointing needs "
+                "use_reentrant=False."
+            )
+        return output
 
 
 # What a caller may ask for that holds every query.

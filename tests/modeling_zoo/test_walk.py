@@ -1,0 +1,76 @@
+"""How far a reader walks: the files a plain forward enters, what it asks in vain, the rooms that read a flag."""
+
+import ast
+import sys
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from places import ROOT
+from transformers import PreTrainedConfig
+
+import modeling_zoo
+from configuration_zoo import ZooConfig
+from modeling_zoo import ZooForCausalLM
+
+PACKAGES = [str(ROOT / name) for name in ("configuration_zoo", "modeling_zoo")]
+PLAIN = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
+MOST_FILES, MOST_NOES, MOST_ROOMS = 12, 5, 4
+# What the sizes of a whole model are, every room may ask.
+SIZES = {"hidden_size", "num_hidden_layers", "norm_eps", "head_dim"}
+
+
+def walk(forward):
+    """({file: calls of its functions}, [(file, function) that said False]) of one call."""
+    calls, noes = Counter(), []
+
+    def note(frame, event, value):
+        path = frame.f_code.co_filename
+        if path.startswith(tuple(PACKAGES)):
+            if event == "call":
+                calls[Path(path).stem] += 1
+            elif event == "return" and value is False:
+                noes.append((Path(path).stem, frame.f_code.co_name))
+
+    sys.setprofile(note)
+    try:
+        forward()
+    finally:
+        sys.setprofile(None)
+    return calls, noes
+
+
+def rooms_of(trees, name):
+    """The first words of the files of the model that read `config.<name>`."""
+    return {
+        stem.partition("_")[0]
+        for stem, tree in trees.items()
+        if any(isinstance(node, ast.Attribute) and node.attr == name for node in ast.walk(tree))
+    }
+
+
+@torch.no_grad()
+def test_a_plain_forward_enters_few_files_and_asks_little():
+    model = ZooForCausalLM(ZooConfig(**PLAIN)).eval()
+    tokens = torch.randint(61, (1, 9))
+    model(tokens, use_cache=False)
+    calls, noes = walk(lambda: model(tokens, use_cache=False))
+    assert {"modeling_zoo", "attention", "ops_attention", "mlp_dense"} <= set(calls)
+    assert len(calls) <= MOST_FILES, calls
+    assert len(noes) <= MOST_NOES, noes
+
+
+def test_a_question_answered_no_is_counted():
+    assert walk(modeling_zoo.ops_dispatch.is_traced) == (Counter(ops_dispatch=1), [("ops_dispatch", "is_traced")])
+
+
+def test_the_way_of_a_flag_enters_few_rooms():
+    """From the config's group of fields on: a platform file that refuses a combination counts too."""
+    folder = Path(modeling_zoo.__file__).parent
+    shipped = [path for path in folder.glob("*.py") if not path.stem.startswith(("export", "__"))]
+    trees = {path.stem: ast.parse(path.read_text()) for path in shipped}
+    found = {field.name: rooms_of(trees, field.name) for field in fields(ZooConfig) if field.name not in SIZES}
+    assert found["sliding_window"] and found["kv_lora_rank"]
+    own = set(found) - {field.name for field in fields(PreTrainedConfig)}
+    assert {name: found[name] for name in own if len(found[name]) > MOST_ROOMS} == {}
