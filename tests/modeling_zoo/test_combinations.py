@@ -38,6 +38,35 @@ def test_every_field_has_a_row():
     assert rows - known_fields() == {"per_layer_config"}
 
 
+# One axis with some twenty names, of transformers' own table: a few of them have rows.
+ACTIVATIONS = {"hidden_act", "linear_act", "linear_output_gate"}
+# Where a product is rounded: compared by value in test_half_precision.py and test_bf16.py.
+ROUNDING = {"alibi_dtype", "router_dtype", "router_weights_dtype"}
+
+
+def said(row):
+    """{(field, value)} of a row, a value being a name or a switch, whatever layer has it."""
+    layers = [row, *(row.get("per_layer_config") or {}).values()]
+    pairs = [(name, value) for layer in layers for name, value in layer.items()]
+    pairs = [(name, entry) for name, value in pairs for entry in (value if isinstance(value, list) else [value])]
+    return {(name, value) for name, value in pairs if isinstance(value, str | bool)}
+
+
+def test_every_name_that_a_field_accepts_has_a_row():
+    """Also those it has without being told: a default, and what is derived."""
+    found, missing = set(), {}
+    for row in [row for group, rows in ROWS.items() if group != "stray" for row in rows]:
+        config = ZooConfig(**{**SIZES, **row})
+        found |= said(row) | said({name: getattr(config.outside_layers(), name) for name in known_fields()})
+    for field in fields(ZooConfig):
+        kind = field.metadata.get("kind")
+        names = getattr(getattr(kind, "entry", kind), "names", ())
+        idle = {name for name in names if (field.name, name) not in found}
+        if idle and field.name not in ACTIVATIONS | ROUNDING:
+            missing[field.name] = sorted(idle)
+    assert missing == {}, "a new name of a field needs a row in combinations.py"
+
+
 @pytest.mark.parametrize("group", ROWS)
 def test_every_row_alone_is_accepted(group):
     for row in ROWS[group]:
