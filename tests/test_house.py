@@ -472,11 +472,34 @@ def test_ruff_finds_nothing(command):
 README_PATH = re.compile(r"`([\w./-]+(?:/|\.(?:py|md|toml|txt|json)))`")
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_paths_on_the_front_pages_exist(page):
-    paths = README_PATH.findall((ROOT / page).read_text())
-    assert len(paths) > 5
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+# Where a page may name a file without its folder, and what a page names that is in a model folder.
+FOLDERS = ("", "modeling_zoo", "configuration_zoo", "conversion/engine", "tests/modeling_zoo")
+OF_A_MODEL = {"config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "source/"}
+
+
+def missing_paths(text):
+    paths = [path for path in README_PATH.findall(text) if path not in OF_A_MODEL]
+    return [path for path in paths if not any((ROOT / folder / path).exists() for folder in FOLDERS)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_on_the_pages_exist(page):
+    text = (ROOT / page).read_text()
+    assert README_PATH.search(text)
+    assert missing_paths(text) == []
+
+
+def test_a_missing_path_would_be_found():
+    there, gone = "`modeling_zoo/attention.py`, `attention.py`, `config.json`", "`zoo/attention.py`, `gone.py`, `gone/`"
+    assert missing_paths(there) == []
+    assert missing_paths(gone) == ["zoo/attention.py", "gone.py", "gone/"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "SECURITY.md", "CHANGELOG.md"])
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
 def test_flags_on_the_front_page_are_fields():
