@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from .field_kinds import nearest
 from .field_needs import refuse_unread
+from .field_settings import SettingsAccess, described, settings_of, shortened
 from .fields_attention import AttentionFields
 from .fields_checks import check_lengths, for_each_layer
 from .fields_experts import ExpertFields
@@ -24,6 +25,7 @@ from .fields_norm import NormFields
 from .fields_per_layer import PerLayerFields, layers_of
 from .fields_per_layer_input import PerLayerInputFields
 from .fields_position import PositionFields
+from .fields_precision import PrecisionFields
 from .fields_shared_blocks import SharedBlockFields
 from .fields_training import TrainingFields
 from .first_layers import build_without_unread, first_layers
@@ -73,7 +75,9 @@ class ZooConfig(
     PerLayerInputFields,
     ExpertFields,
     MlpFields,
+    PrecisionFields,
     TrainingFields,
+    SettingsAccess,
     PerLayerFields,
     LayerMixers,
     ParallelPlans,
@@ -184,7 +188,7 @@ class ZooConfig(
 
     @classmethod
     def _names(cls) -> set[str]:
-        return {field.name for field in fields(cls)} | set(cls.attribute_map)
+        return {field.name for field in fields(cls)} | {*described(cls)} | set(cls.attribute_map)
 
     @classmethod
     def _is_refused(cls, key: str, names: set[str]) -> bool:
@@ -201,8 +205,9 @@ class ZooConfig(
         return [key for key in unknown if key not in GenerationConfig().to_dict()] if unknown else []
 
     def _apply_aliases(self, kwargs: dict) -> dict:
-        for alias in [key for key in kwargs if key in self.attribute_map]:
-            setattr(self, alias, kwargs.pop(alias))
+        keys = described(type(self))
+        for name in [key for key in kwargs if key in self.attribute_map or key in keys]:
+            setattr(self, name, kwargs.pop(name))
         return kwargs
 
     def _refuse_unknown(self, kwargs: dict) -> None:
@@ -232,6 +237,10 @@ class ZooConfig(
         self.rope_parameters = {**dict.fromkeys(self.layer_types), **tables}
         super().standardize_rope_params()
         self.rope_parameters = {key: self.rope_parameters[key] for key in tables}
+
+    def to_diff_dict(self):
+        """transformers', and of a dict of settings what differs from the defaults."""
+        return shortened(super().to_diff_dict(), settings_of(type(self)))
 
     def validate_needs(self):
         refuse_unread(self)

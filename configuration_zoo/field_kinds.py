@@ -112,7 +112,56 @@ class Record:
         pass
 
 
-Kind = Number | Choice | Flag | Items | Table | Record
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A dict whose keys are known, each described as a field is; None stands for an entry that is left out."""
+
+    keys: dict[str, dataclasses.Field]
+
+    def check(self, name: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}={value!r} must be a dict; its keys are {sorted(self.keys)}.")
+        for key, entry in value.items():
+            if key not in self.keys:
+                raise ValueError(f"{name}.{key}={entry!r} is not a key of {name}.{nearest(str(key), self.keys)}")
+            if entry is not None:
+                kind = self.keys[key].metadata["kind"]
+                check_type(kind, f"{name}.{key}", entry)
+                kind.check(f"{name}.{key}", entry)
+
+    def filled(self, value: Any) -> Any:
+        """`value` with every key: what it leaves out is the key's default."""
+        if not isinstance(value, dict | None):
+            return value
+        given = {key: entry for key, entry in (value or {}).items() if entry is not None or key not in self.keys}
+        return {key: field.default for key, field in self.keys.items()} | given
+
+    def says(self, key: str, value: Any) -> bool:
+        """Whether an entry is more than its default."""
+        return value is not None and value != self.keys[key].default
+
+
+Kind = Number | Choice | Flag | Items | Table | Record | Settings
+
+
+def check_type(kind: Kind, name: str, value: Any) -> None:
+    """Raises ValueError for an entry of another type than its kind: what the annotation of a field says of a field."""
+    if isinstance(kind, Items):
+        if not isinstance(value, list):
+            raise ValueError(f"{name}={value!r} must be a list.")
+        for index, entry in enumerate(value):
+            if entry is not None:
+                check_type(kind.entry, f"{name}[{index}]", entry)
+        return
+    types, words = {
+        Number: (int if getattr(kind, "whole", False) else (int, float), "a number"),
+        Choice: (str, "a name"),
+        Flag: (bool, "True or False"),
+    }[type(kind)]
+    if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+        whole = "a whole number" if types is int else words
+        names = f", one of {sorted(kind.names)}" if isinstance(kind, Choice) else ""
+        raise ValueError(f"{name}={value!r} must be {whole}{names}.")
 
 
 def setting(kind: Kind, default: Any, needs: str | None = None, neutral: tuple = ()) -> Any:
@@ -183,6 +232,11 @@ def flag(default: bool | None = False, **needs) -> Any:
 
 def items(entry: Number | Choice, count: int, **needs) -> Any:
     return setting(Items(entry, count=count), None, **needs)
+
+
+def settings(**keys: dataclasses.Field) -> Any:
+    """A dict of settings: `settings(norm=choice(...), ...)`."""
+    return setting(Settings(keys), None)
 
 
 def per_layer(entry: Number | Choice, default: str | None = None, **needs) -> Any:

@@ -4,8 +4,9 @@ A field says its need beside its kind: `flag(needs="softmax")`. A value other th
 reads is refused, never ignored.
 """
 
-from dataclasses import fields
 from typing import Any
+
+from .field_settings import described
 
 
 class UnreadField(ValueError):
@@ -89,23 +90,23 @@ def says_something(field, value: Any) -> bool:
 
 def is_read(config, name: str) -> bool:
     """Whether a layer of a config reads a field that says what it needs, whatever its value."""
-    need = next(field.metadata.get("needs") for field in fields(config) if field.name == name)
+    need = described(type(config))[name].metadata.get("needs")
     return need is not None and any(NEEDS[need][0](layer, index) for index, layer in enumerate(config.per_layer_config))
 
 
 def refuse_unread(config) -> None:
     """Raises UnreadField for a field whose value no layer reads."""
     layers = list(config.per_layer_config)
-    for field in fields(config):
+    for name, field in described(type(config)).items():
         need = field.metadata.get("needs")
         if need is None:
             continue
-        values = [getattr(layer, field.name) for layer in (layers if config.is_heterogeneous else [config])]
+        values = [getattr(layer, name) for layer in (layers if config.is_heterogeneous else [config])]
         said = [value for value in values if says_something(field, value)]
         if not said:
             continue
         reads, reason = NEEDS[need]
-        read = [getattr(layer, field.name) for index, layer in enumerate(layers) if reads(layer, index)]
+        read = [getattr(layer, name) for index, layer in enumerate(layers) if reads(layer, index)]
         for value in said:
             if value not in read:
-                raise UnreadField(field.name, value, reason)
+                raise UnreadField(name, value, reason)

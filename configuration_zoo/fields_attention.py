@@ -75,8 +75,6 @@ class AttentionFields:
     # Scale of the scores; None: key width ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
     attention_multiplier: float | int | None = positive(needs="softmax")
     scale_attn_by_inverse_layer_idx: bool = flag(needs="later softmax")
-    # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones always sum in float32.
-    attention_upcast: bool = flag(needs="softmax")
     # cap · tanh(score / cap) (Gemma 2); clamp of the projections to ± clip (MPT, OLMo), of queries and keys before or
     # after their norm (OLMoE).
     attn_logit_softcapping: float | int | None = positive(needs="softmax")

@@ -8,8 +8,6 @@ from .fields_checks import for_each_layer, refuse_unless, require
 SCORING_FUNCS = ("softmax", "sigmoid", "sqrtsoftplus", "sparsemixer")
 GROUP_SCORES = ("top2_sum", "max")
 GROUP_MASK_VALUES = ("-inf", "zero")
-ROUTER_DTYPES = ("activation", "float32_scores", "float32_linear", "float32_weight")
-ROUTER_WEIGHTS_DTYPES = ("activation", "float32")
 ZERO_EXPERT_TYPES = ("identity", "zero")
 SHARED_EXPERT_COMBINATIONS = ("sum", "average")
 GROUP_FIELDS = ("topk_group", "group_score", "group_mask_value")
@@ -69,10 +67,6 @@ class ExpertFields:
     use_score_correction_bias: bool | None = flag(None)
     # A learned bias of the logits.
     router_bias: bool | None = flag(None)
-    # Where float32 starts: nowhere, at the scores, at the linear map, at the stored weight.
-    router_dtype: str | None = choice(ROUTER_DTYPES)
-    # dtype of the weights the experts' outputs are multiplied with.
-    router_weights_dtype: str | None = choice(ROUTER_WEIGHTS_DTYPES)
     # Multiply the experts' input by the weight instead of their output (Llama 4).
     apply_router_weight_on_input: bool | None = flag(None)
     # RMS norm with a weight on what the router reads, times a constant; a learned factor per expert on the weights
@@ -124,8 +118,6 @@ class ExpertFields:
             ("routed_scaling_factor", 1.0),
             ("use_score_correction_bias", False),
             ("router_bias", False),
-            ("router_dtype", "float32_scores"),
-            ("router_weights_dtype", "float32"),
             ("apply_router_weight_on_input", False),
             ("router_input_norm", False),
             ("router_per_expert_scale", False),

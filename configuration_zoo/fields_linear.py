@@ -17,7 +17,7 @@ CONVOLUTION = {"linear_bias": False, "linear_conv_kernel_dim": 4, "linear_conv_b
 OUTPUT = {
     "linear_output_norm": "head",
     "linear_norm_before_gate": True,
-    "linear_norm_cast": "cast_then_scale",
+    "precision.linear_norm": "cast_then_scale",
     "linear_norm_eps": None,
     "linear_output_gate": "silu",
 }
@@ -26,7 +26,7 @@ DECAY = {
     "linear_decay": "softplus",
     "linear_decay_granularity": "head",
     "linear_decay_rank": None,
-    "linear_decay_dtype": "float32",
+    "precision.linear_decay": "float32",
     "linear_lower_bound": None,
     "linear_decay_normalizer": None,
 } | TIME_STEPS
@@ -34,14 +34,14 @@ HEADS = dict.fromkeys(
     ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 )
 ADDITIVE = CONVOLUTION | OUTPUT | HEADS | {"linear_gate_rank": None, "linear_attention_multiplier": None}
-ADDITIVE |= {"linear_feature_map": "none", "linear_float32_parameters": False}
+ADDITIVE |= {"linear_feature_map": "none", "precision.linear_float32_parameters": False}
 DELTA = ADDITIVE | {"linear_qk_norm": "l2", "linear_allow_neg_eigval": False}
 STATE_SPACE = CONVOLUTION | OUTPUT | TIME_STEPS | HEADS | {"linear_conv_bias": True, "linear_norm_before_gate": False}
 
 LINEAR_MECHANISMS = {
     "gated_delta_net": DELTA | DECAY,
     "kimi_delta_attention": DELTA | DECAY
-    | {"linear_decay_granularity": "channel", "linear_norm_cast": "float32", "linear_output_gate": "sigmoid"},
+    | {"linear_decay_granularity": "channel", "precision.linear_norm": "float32", "linear_output_gate": "sigmoid"},
     "delta_net": DELTA,
     "linear_attention": ADDITIVE,
     "gated_linear_attention": ADDITIVE | DECAY
@@ -64,14 +64,18 @@ PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name not in ("elu", "x
 CHOICES = {
     "linear_decay": ("softplus", "bounded_sigmoid", "log_sigmoid", "constant"),
     "linear_decay_granularity": ("head", "channel"),
-    "linear_decay_dtype": ("float32", "activation"),
     "linear_qk_norm": ("l2", "none"),
     "linear_feature_map": ("none", "elu_plus_one", "relu"),
     "linear_output_norm": ("head", "group", "full", "none"),
-    "linear_norm_cast": ("cast_then_scale", "float32"),
     "linear_step_norm": ("none", "rms_norm", "rms_norm_without_weight"),
     "linear_act": ("none", *PLAIN_ACTIVATIONS),
     "linear_output_gate": ("none", *PLAIN_ACTIVATIONS),
+}
+# Names of a mixer's settings that are keys of `precision`.
+SHORT = {
+    "precision.linear_norm": "norm_cast",
+    "precision.linear_decay": "decay_dtype",
+    "precision.linear_float32_parameters": "float32_parameters",
 }
 LINEAR_FIELDS = sorted({field for fields in LINEAR_MECHANISMS.values() for field in fields})
 
@@ -104,23 +108,18 @@ class LinearFields:
     # Scale of the outputs; None: linear_key_head_dim ** -0.5.
     linear_attention_multiplier: float | int | None = factor()
     # How the state forgets: see modeling_zoo/recurrent_decays.py; per head or per channel of the keys; through a narrow
-    # projection; rounded to the activations' dtype or not; the bound of bounded_sigmoid, the divisor of log_sigmoid.
+    # projection; the bound of bounded_sigmoid, the divisor of log_sigmoid.
     linear_decay: str | None = choice(CHOICES["linear_decay"])
     linear_decay_granularity: str | None = choice(CHOICES["linear_decay_granularity"])
     linear_decay_rank: int | None = size()
-    linear_decay_dtype: str | None = choice(CHOICES["linear_decay_dtype"])
     linear_lower_bound: float | int | None = number()
     linear_decay_normalizer: float | int | None = positive()
-    # The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype (Ling 3).
-    linear_float32_parameters: bool | None = flag(None)
     # Writes of strength (0, 2) instead of (0, 1): the state can flip a direction (Grazzi et al. 2024).
     linear_allow_neg_eigval: bool | None = flag(None)
-    # RMS norm of the output over each head, each group of heads, all of it, or none; before or after the gate; rounded
-    # before its weight or at the end; the gate's activation ("none": no gate) and the width its projection goes
-    # through.
+    # RMS norm of the output over each head, each group of heads, all of it, or none; before or after the gate; the
+    # gate's activation ("none": no gate) and the width its projection goes through.
     linear_output_norm: str | None = choice(CHOICES["linear_output_norm"])
     linear_norm_before_gate: bool | None = flag(None)
-    linear_norm_cast: str | None = choice(CHOICES["linear_norm_cast"])
     linear_norm_eps: float | int | None = positive()
     linear_output_gate: str | None = choice(CHOICES["linear_output_gate"])
     linear_gate_rank: int | None = size()
@@ -161,7 +160,8 @@ class LinearFields:
         named = self.linear_attention_type
         mechanism = named[layer_idx] if isinstance(named, list) else named
         values = dict.fromkeys(LINEAR_FIELDS) | self._linear_values(mechanism)
-        return SimpleNamespace(**{field.removeprefix("linear_"): value for field, value in values.items()})
+        names = {field: SHORT.get(field, field.removeprefix("linear_")) for field in values}
+        return SimpleNamespace(**{names[field]: value for field, value in values.items()})
 
     def _linear_values(self, mechanism: str) -> dict:
         defaults = LINEAR_MECHANISMS[mechanism]
@@ -264,10 +264,10 @@ class LinearFields:
                 "out: it has to be 1.0."
             )
         decay, bound = values.get("linear_decay"), values.get("linear_lower_bound")
-        if self.linear_float32_parameters and not taps and decay in (None, "constant"):
+        if self.precision["linear_float32_parameters"] and not taps and decay in (None, "constant"):
             raise ValueError(
-                "linear_float32_parameters=True needs a convolution (linear_conv_kernel_dim above 0) or a linear_decay "
-                f"that is learned, got {taps} and {decay!r}."
+                "precision.linear_float32_parameters=True needs a convolution (linear_conv_kernel_dim above 0) or a "
+                f"linear_decay that is learned, got {taps} and {decay!r}."
             )
         if (decay == "bounded_sigmoid") != (bound is not None) or (bound or -1) >= 0:
             raise ValueError(

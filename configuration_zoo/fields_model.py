@@ -16,9 +16,8 @@ class ModelFields:
     tie_word_embeddings: bool = flag()
     # Width of the embedding and head where it differs from hidden_size, with a projection at each end (OPT 350m).
     embedding_size: int | None = size()
-    # Scale of the embeddings; in the weight's dtype it belongs to the table and skips `inputs_embeds` (Gemma).
+    # Scale of the embeddings (precision.embedding_multiplier_in_weight_dtype says where it is rounded).
     embedding_multiplier: float | int = factor(1.0)
-    embedding_multiplier_in_weight_dtype: bool = flag(needs="scaled embedding")
     # Logits are divided by this (Granite), then capped: cap · tanh(logit / cap) (Gemma 2).
     logits_scaling: float | int = positive(1.0)
     final_logit_softcapping: float | int | None = positive()

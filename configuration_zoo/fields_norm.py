@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .field_kinds import Choice, choice, factor, flag, per_layer, positive
 from .fields_attention import RECURRENT_LAYERS
-from .fields_checks import check_choice, for_each_layer, refuse_unless
+from .fields_checks import for_each_layer, refuse_unless
 from .norm_types import NORM_TYPES, NORMS_WITH_BIAS
 
 BLOCK_TYPES = (
@@ -22,12 +22,6 @@ BLOCK_TYPES = (
     "shortcut",
     "hyper_connection",
 )
-PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
-PARALLEL_SUM_ORDERS = ("residual_first", "branches_first")
-# Blocks whose mixers and MLPs read the stream through a norm alone.
-PRE_NORM_BLOCKS = (
-    "pre_norm", "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only", "shared_block", "shortcut",
-)  # fmt: skip
 # Blocks whose residual is a norm's output, not the bare stream.
 WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
 SOFTMAX_FACTORS = ("full_attn_alpha_factor", "full_attn_beta_factor")
@@ -50,23 +44,10 @@ class NormFields:
     norm_bias: bool | None = flag(None)
     # The stored weight is an offset from one: y = x̂ · (1 + w) (Gemma, Nemotron).
     norm_unit_offset: bool = flag()
-    # Cast order: RMS norm "cast_then_scale" | "scale_then_cast"; layer norm "native" | "float32".
-    norm_cast: str | None = choice(
-        sorted({cast for norm in NORM_TYPES.values() for cast in norm.casts}),
-        needs="norm weight",
-        neutral=(
-            "cast_then_scale",
-            "native",
-        ),
-    )
     # Residual topology, one name for all layers or one for each (Xiong et al. 2020; Wang & Komatsuzaki 2021).
     block_type: str | list[str] = per_layer(Choice(BLOCK_TYPES), "pre_norm")
-    # What a parallel block adds first, (x + mixer) + mlp or x + (mixer + mlp) (GPT-J, NeoX); it matters below float32.
-    parallel_sum_order: str | None = choice(PARALLEL_SUM_ORDERS)
     # Scale of each sub-layer's output before it joins the stream (Granite, MiniCPM).
     residual_multiplier: float | int = factor(1.0)
-    # The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each norm (Mamba).
-    residual_in_fp32: bool = flag()
     # α and β of each sum α · residual + β · output, where the residual comes out of a norm: of layers with softmax
     # attention, of recurrent ones, of MLPs; None: 1 (DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01).
     full_attn_alpha_factor: float | int | None = positive()
@@ -84,18 +65,9 @@ class NormFields:
         norm = NORM_TYPES.get(self.norm_type)
         if norm is not None and self.norm_bias is None:
             self.norm_bias = norm.bias and self.norm_elementwise_affine
-        if norm is not None and norm.casts and self.norm_cast is None:
-            offset = self.norm_unit_offset and self.norm_elementwise_affine
-            scale_first = offset and "scale_then_cast" in norm.casts
-            self.norm_cast = "scale_then_cast" if scale_first else norm.casts[0]
-        if self.parallel_sum_order is None and any(block in PARALLEL_BLOCKS for block in self.block_types):
-            self.parallel_sum_order = PARALLEL_SUM_ORDERS[0]
 
     @for_each_layer
     def validate_norm(self):
-        check_choice(self, "norm_cast", NORM_TYPES[self.norm_type].casts)
-        parallel = any(block in PARALLEL_BLOCKS for block in self.block_types)
-        refuse_unless(self, parallel, "a parallel block_type", ("parallel_sum_order",))
         self._validate_shortcut()
         if self.norm_bias and not (self.norm_type in NORMS_WITH_BIAS and self.norm_elementwise_affine):
             raise ValueError(
@@ -104,7 +76,6 @@ class NormFields:
             )
         if self.norm_unit_offset and not self.norm_elementwise_affine:
             raise ValueError("norm_unit_offset=True needs norm_elementwise_affine=True: there is no weight to offset.")
-        self._validate_stream()
         self._validate_factors()
 
     def _validate_factors(self):
@@ -122,19 +93,6 @@ class NormFields:
         mixer = RECURRENT_FACTORS if self.layer_types[layer_idx] in RECURRENT_LAYERS else SOFTMAX_FACTORS
         values = [[getattr(self, name) for name in names] for names in (mixer, MLP_FACTORS)]
         return tuple(tuple(1 if value is None else value for value in pair) for pair in values)
-
-    def _validate_stream(self):
-        if not self.residual_in_fp32:
-            return
-        other = sorted(set(self.block_types) - set(PRE_NORM_BLOCKS))
-        if other or not self.norm_elementwise_affine:
-            raise ValueError(
-                "residual_in_fp32=True rounds the stream where a norm with a weight reads it: it needs "
-                f"norm_elementwise_affine=True and a block_type of {list(PRE_NORM_BLOCKS)}, got "
-                f"norm_elementwise_affine={self.norm_elementwise_affine}, block_type {other or self.block_type!r}."
-            )
-        if self.hidden_size_per_layer_input is not None:
-            raise ValueError("residual_in_fp32=True cannot be combined with hidden_size_per_layer_input.")
 
     def _validate_shortcut(self):
         if "shortcut" not in self.block_types:

@@ -7,21 +7,22 @@ from dataclasses import fields
 from huggingface_hub.errors import StrictDataclassError
 
 from .field_kinds import nearest
+from .field_settings import described, nested, settings_of, spread
 from .fields_attention import HYBRID_LAYERS, RECURRENT_LAYERS
 from .fields_linear import LINEAR_FIELDS
-from .fields_norm import PARALLEL_BLOCKS
+from .fields_precision import PARALLEL_BLOCKS
 from .first_layers import per_layer_names
 
 # Every field that `per_layer_config` may give a layer, by the layers that read it.
 PER_LAYER_FIELDS = {
     "any layer": (
-        "norm_type", "norm_eps", "norm_elementwise_affine", "norm_bias", "norm_unit_offset", "norm_cast",
+        "norm_type", "norm_eps", "norm_elementwise_affine", "norm_bias", "norm_unit_offset", "precision.norm",
         "residual_multiplier", "residual_dropout",
     ),
-    "a layer with a parallel block_type": ("parallel_sum_order",),
+    "a layer with a parallel block_type": ("precision.parallel_sum_order",),
     "a layer with softmax attention": (
         "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "attention_bias", "attention_out_bias",
-        "attention_multiplier", "scale_attn_by_inverse_layer_idx", "attention_upcast", "attention_dropout",
+        "attention_multiplier", "scale_attn_by_inverse_layer_idx", "precision.attention_upcast", "attention_dropout",
         "attn_logit_softcapping", "attention_sinks", "attn_output_gate",
         "attn_temperature_layers", "attn_scale", "floor_scale", "attn_temperature_offset",
         "full_attn_alpha_factor", "full_attn_beta_factor",
@@ -43,7 +44,7 @@ PER_LAYER_FIELDS = {
     "a 'sliding_attention' or 'hybrid_sliding' layer": ("sliding_window",),
     "a 'chunked_attention' layer": ("attention_chunk_size",),
     "a layer with a sparse_attention_pattern": ("sparse_attention_stride",),
-    "a layer whose queries and keys rotate": ("rope_parameters", "rope_interleave", "rope_dtype"),
+    "a layer whose queries and keys rotate": ("rope_parameters", "rope_interleave", "precision.rope"),
     "a layer with a recurrence or a convolution": (
         *LINEAR_FIELDS, "linear_attn_alpha_factor", "linear_attn_beta_factor",
     ),
@@ -56,7 +57,7 @@ PER_LAYER_FIELDS = {
         "zero_expert_type", "expert_bias", "swiglu_limit", "swiglu_alpha", "swiglu_up_offset", "scoring_func",
         "sparsemixer_jitter_eps", "score_after_topk", "norm_topk_prob", "norm_topk_eps", "norm_topk_min",
         "routed_scaling_factor", "n_group", "topk_group", "group_score", "group_mask_value",
-        "use_score_correction_bias", "router_bias", "router_dtype", "router_weights_dtype",
+        "use_score_correction_bias", "router_bias", "precision.router", "precision.router_weights",
         "apply_router_weight_on_input", "router_input_norm", "router_input_multiplier", "router_per_expert_scale",
         "router_jitter_noise", "n_shared_experts", "shared_expert_intermediate_size", "shared_expert_gate",
         "shared_expert_combination_strategy",
@@ -177,7 +178,12 @@ class PerLayerFields:
 
     def _known_fields(self, index: int, own: dict) -> dict:
         own = {self.attribute_map.get(name, name): value for name, value in own.items()}
-        known = {field.name for field in fields(self)}
+        own = spread(own, settings_of(type(self)))
+        # A dict of settings of its own says again what the model's says of the keys that all layers share.
+        for name in [name for name in own if "." in name]:
+            if own[name] is None or (name not in ALL and own[name] == getattr(self, name, None)):
+                del own[name]
+        known = {field.name for field in fields(self)} | {*described(type(self))}
         for name, value in own.items():
             says = f"per_layer_config[{index}]: {name}={value!r}"
             if name not in known:
@@ -196,7 +202,9 @@ class PerLayerFields:
     def _completed(self, index: int, own: dict, given: dict) -> dict:
         """What layer `index` has of its own, given and derived."""
         layer = copy(self)
-        vars(layer).update({name: given[name] for name in ALL if name != "rope_parameters"})
+        groups = settings_of(type(self))
+        vars(layer).update({name: given[name] for name in ALL if name != "rope_parameters" and "." not in name})
+        vars(layer).update({name: given[name] for name in groups})
         try:
             for name, value in own.items():
                 setattr(layer, name, deepcopy(value))
@@ -217,4 +225,9 @@ class PerLayerFields:
                         f"per_layer_config[{index}]: {name}={own[name]!r} does nothing in layer {index}: only "
                         f"{readers} reads it."
                     )
-        return complete
+        return self._whole_settings(complete)
+
+    def _whole_settings(self, own: dict) -> dict:
+        """Keys of dicts of settings in their dicts, which are whole: transformers knows a layer's fields, not keys."""
+        groups = {name.partition(".")[0] for name in own if "." in name}
+        return nested({group: getattr(self, group) for group in groups} | own)

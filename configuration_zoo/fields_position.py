@@ -9,8 +9,6 @@ from .fields_checks import for_each_layer, refuse_unless, require
 POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")
 ABSOLUTE_POSITIONS = ("learned", "sinusoidal")
 SINUSOID_LAYOUTS = ("interleaved", "halves", "closed_halves")
-ALIBI_DTYPES = ("float32", "bfloat16", "float16")
-ROPE_DTYPES = ("activation", "float32_trig", "float32_qk")
 # The scalings of transformers' modeling_rope_utils that a decoder can use.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 TEMPERATURE_LAYERS = ("all", "rope", "no_rope")
@@ -30,8 +28,6 @@ class PositionFields:
     rope_parameters: dict | None = setting(Table(), None, needs="rotation", neutral=(NO_SCALING,))
     # Pairs (2j, 2j+1) rotate together (GPT-J) instead of (j, j + d/2) (GPT-NeoX, Llama).
     rope_interleave: bool | None = flag(None, needs="rotation")
-    # Precision of the rotation: trig in the activation dtype | trig kept float32 | queries and keys lifted to float32.
-    rope_dtype: str | None = choice(ROPE_DTYPES, needs="rotation", neutral=("activation",))
     # One entry per layer, 1 rotates, 0 does not (NoPE: Kazemnejad et al. 2023). None: every layer rotates.
     no_rope_layers: list[int] | None = per_layer(Number(whole=True, least=0, most=1))
     # The number of the first position: rows skipped at the start of a learned table (OPT, XGLM: 2).
@@ -41,9 +37,8 @@ class PositionFields:
     sinusoid_layout: str | None = choice(SINUSOID_LAYOUTS)
     # Positions count the attended tokens when none are given, so padding takes no position (OPT).
     position_ids_from_mask: bool = flag()
-    # ALiBi (Press et al. 2022): bias times the attention scale; dtype in which slope · position is rounded (Falcon).
+    # ALiBi (Press et al. 2022): bias times the attention scale.
     alibi_scaled: bool | None = flag(None)
-    alibi_dtype: str | None = choice(ALIBI_DTYPES)
     # T5's bucketed relative bias (Raffel et al. 2020, §2.1), one table for all layers.
     relative_attention_num_buckets: int | None = size()
     relative_attention_max_distance: int | None = length()
@@ -57,7 +52,6 @@ class PositionFields:
         kind = self.position_embedding_type
         if kind == "rope":
             self.rope_interleave = bool(self.rope_interleave)
-            self.rope_dtype = self.rope_dtype or "activation"
         if kind in ABSOLUTE_POSITIONS:
             self.position_offset = self.position_offset or 0
         if kind == "sinusoidal":
@@ -73,10 +67,10 @@ class PositionFields:
     @for_each_layer
     def validate_position(self):
         kind = self.position_embedding_type
-        rope_fields = ("rope_parameters", "rope_interleave", "rope_dtype", "no_rope_layers")
+        rope_fields = ("rope_parameters", "rope_interleave", "no_rope_layers")
         refuse_unless(self, kind == "rope", "position_embedding_type='rope'", rope_fields)
         refuse_unless(self, kind == "sinusoidal", "position_embedding_type='sinusoidal'", ("sinusoid_layout",))
-        refuse_unless(self, kind == "alibi", "position_embedding_type='alibi'", ("alibi_scaled", "alibi_dtype"))
+        refuse_unless(self, kind == "alibi", "position_embedding_type='alibi'", ("alibi_scaled",))
         relative = ("relative_attention_num_buckets", "relative_attention_max_distance")
         refuse_unless(self, kind == "relative", "position_embedding_type='relative'", relative)
         absolute = ("position_offset", "position_ids_from_mask")

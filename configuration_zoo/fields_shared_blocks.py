@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .field_kinds import size
+from .field_settings import settings_of
 from .fields_checks import refuse_unless
 from .fields_linear import LINEAR_FIELDS
 
@@ -45,7 +46,12 @@ class SharedBlockFields:
             raise ValueError(f"num_mem_blocks={self.num_mem_blocks} exceeds the {len(users)} layers that share them.")
         layers = [self.per_layer_config[index] for index in users]
         # All but what a layer has beside the block.
-        alike = (self.per_layer_attributes or set()) - {*LINEAR_FIELDS, *SHARED_BLOCK_FIELDS}
+        attributes = dict.fromkeys(self.per_layer_attributes or ())
+        groups = settings_of(type(self))
+        attributes = {*attributes} - {*groups} | {
+            f"{group}.{key}" for group in attributes.keys() & groups for key in groups[group].keys
+        }
+        alike = attributes - {*LINEAR_FIELDS, *SHARED_BLOCK_FIELDS}
         for index, layer in zip(users, layers, strict=True):
             self._validate_user(index, layer)
         for field in sorted(alike):

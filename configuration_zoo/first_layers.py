@@ -55,9 +55,19 @@ def build_without_unread(build, values: dict, kept: set[str]):
             return build(values)
         except Exception as error:
             field = unread_field(error)
-            if field is None or field in kept or field not in values:
+            if field is None or field in kept or not _has(values, field):
                 raise
-            values = {name: value for name, value in values.items() if name != field}
+            group, _, key = field.partition(".")
+            kept_of_group = (
+                {name: value for name, value in (values.get(group) or {}).items() if name != key} if key else {}
+            )
+            values = {name: value for name, value in values.items() if name not in (field, group)}
+            values |= {group: kept_of_group} if key else {}
+
+
+def _has(values: dict, field: str) -> bool:
+    group, _, key = field.partition(".")
+    return field in values or (bool(key) and key in (values.get(group) or {}))
 
 
 def unread_field(error: BaseException | None) -> str | None:

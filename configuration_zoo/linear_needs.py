@@ -34,7 +34,7 @@ def has_keys(mechanism: str, values: dict) -> bool:
 # Fields -> whether a mechanism with these values reads them, and what that takes.
 LINEAR_NEEDS = {
     ("linear_norm_eps",): (has_some_norm, "a linear_output_norm or linear_step_norm other than 'none'"),
-    ("linear_norm_cast",): (has_output_norm, "a linear_output_norm other than 'none'"),
+    ("precision.linear_norm",): (has_output_norm, "a linear_output_norm other than 'none'"),
     ("linear_norm_before_gate",): (has_both, "a linear_output_norm and a linear_output_gate other than 'none'"),
     ("linear_gate_rank",): (has_output_gate, "a linear_output_gate other than 'none'"),
     TIME_STEP_FIELDS: (has_time_steps, "a linear_decay of 'softplus' or 'bounded_sigmoid'"),

@@ -53,7 +53,7 @@ class SoftmaxAttention(TokenMixer):
         self.is_causal = not config.use_bidirectional_attention
         self.attention_dropout = config.attention_dropout
         self.softcap = config.attn_logit_softcapping
-        self.scaling, self.upcast = config.attention_scaling(layer_idx), config.attention_upcast
+        self.scaling, self.upcast = config.attention_scaling(layer_idx), config.precision["attention_upcast"]
         # The mask hides what is outside the window; some backends want to know its size beside that.
         slides = config.layer_types[layer_idx] in ("sliding_attention", "hybrid_sliding")
         self.sliding_window = config.sliding_window if slides else None
@@ -111,7 +111,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         has_norm = config.has_qk_norm(layer_idx)
         self.q_norm = make_qk_norm(config, heads) if has_norm else None
         self.norm_after_rope = config.qk_norm_position == "after_rope"
-        self.rotation = {"interleave": config.rope_interleave, "upcast": config.rope_dtype == "float32_qk"}
+        self.rotation = {"interleave": config.rope_interleave, "upcast": config.precision["rope"] == "float32_qk"}
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         # Values are clamped as they are projected, queries and keys there or after their norm.
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else None

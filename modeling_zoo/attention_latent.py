@@ -54,7 +54,7 @@ class LatentAttention(SoftmaxAttention):
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         table = config.rope_tables.get(config.rope_table_of(layer_idx), {})
         whole = table.get("partial_rotary_factor", 1.0) == 1.0
-        upcast = config.rope_dtype == "float32_qk"
+        upcast = config.precision["rope"] == "float32_qk"
         self.rotation = {"interleave": config.rope_interleave, "upcast": upcast, "whole": whole}
 
     def build_queries(self, config, width: int) -> None:

@@ -37,7 +37,7 @@ class LightningIndexer(nn.Module):
         self.k_norm = LayerNorm(self.width, config.mla_norm_eps, bias=True)
         self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
         self.interleave = config.indexer_rope_interleave
-        self.rotation = {"interleave": self.interleave, "upcast": config.rope_dtype == "float32_qk"}
+        self.rotation = {"interleave": self.interleave, "upcast": config.precision["rope"] == "float32_qk"}
 
     @torch.no_grad()
     def forward(self, inputs: IndexerInputs, attention_mask, past_key_values, layer_idx: int) -> torch.Tensor | None:

@@ -121,7 +121,7 @@ class ParallelLayer(ZooDecoderLayer):
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        self.sum = PARALLEL_SUMS[config.parallel_sum_order]
+        self.sum = PARALLEL_SUMS[config.precision["parallel_sum_order"]]
 
     def join(self, hidden_states, **context):
         normed = self.attn_norm(hidden_states)

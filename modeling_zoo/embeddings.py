@@ -25,7 +25,7 @@ class ScaledEmbedding(nn.Embedding):
 def make_embedding(config):
     """The token table `[V, embedding_size or D]`."""
     size = (config.vocab_size, config.output_width, config.pad_token_id)
-    if config.embedding_multiplier_in_weight_dtype:
+    if config.precision["embedding_multiplier_in_weight_dtype"]:
         return ScaledEmbedding(*size, scale=config.embedding_multiplier)
     return nn.Embedding(*size)
 
@@ -53,11 +53,11 @@ class Backbone:
         self.norm = make_norm(config, width) if config.final_norm else nn.Identity()
         self.project_out = make_width_projection(config, width, config.output_width)
         # A call of a module that does nothing takes as long as a small operation: what is not there is left out.
-        scaled = config.embedding_multiplier != 1.0 and not config.embedding_multiplier_in_weight_dtype
+        scaled = config.embedding_multiplier != 1.0 and not config.precision["embedding_multiplier_in_weight_dtype"]
         self.embedding_multiplier = config.embedding_multiplier if scaled else None
         self.has_projections = config.embedding_size is not None
         self.adds_positions = not isinstance(self.embed_positions, NoPositions)
-        self.has_embedding_norm, self.residual_in_fp32 = config.embedding_norm, config.residual_in_fp32
+        self.has_embedding_norm, self.residual_in_fp32 = config.embedding_norm, config.precision["residual_in_fp32"]
 
     def embed(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, or `[B, T, N, D]`, where the

@@ -114,10 +114,10 @@ class Router(nn.Module):
     def __init__(self, config, layer_idx: int | None = None):
         super().__init__()
         self.num_experts, self.top_k = config.num_router_outputs, config.num_experts_per_tok
-        self.router_dtype, self.weights_dtype = config.router_dtype, config.router_weights_dtype
+        self.router_dtype, self.weights_dtype = config.precision["router"], config.precision["router_weights"]
         self.scaling = config.routed_scaling_factor
         size = config.hidden_size
-        dtype = torch.float32 if config.router_dtype == "float32_weight" else None
+        dtype = torch.float32 if config.precision["router"] == "float32_weight" else None
         self.weight = nn.Parameter(torch.empty(self.num_experts, size, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(self.num_experts, dtype=dtype)) if config.router_bias else None
         self.norm = RMSNorm(size, config.norm_eps, cast="cast_then_scale") if config.router_input_norm else None
@@ -132,7 +132,7 @@ class Router(nn.Module):
             init.ones_(self.per_expert_scale)
 
     def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[N, D]` → `[N, E]` in the dtype that `router_dtype` asks for, autocast or not."""
+        """`[N, D]` → `[N, E]` in the dtype that `precision.router` asks for, autocast or not."""
         if self.norm is not None:
             hidden_states = self.norm(hidden_states) * self.input_multiplier
         if self.router_dtype in ("activation", "float32_scores"):

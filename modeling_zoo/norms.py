@@ -101,8 +101,8 @@ def make_norm(config, size: int, cast_input: bool = False) -> Norm:
         affine=config.norm_elementwise_affine,
         bias=config.norm_bias,
         unit_offset=config.norm_unit_offset,
-        cast=config.norm_cast,
-        cast_input=cast_input and config.residual_in_fp32,
+        cast=config.precision["norm"],
+        cast_input=cast_input and config.precision["residual_in_fp32"],
     )
 
 
@@ -124,5 +124,5 @@ def make_qk_norm(config, num_heads: int) -> Norm | nn.Identity:
         affine=affine,
         bias=config.qk_norm_bias,
         unit_offset=same_type and affine and config.norm_unit_offset,
-        cast=config.norm_cast if same_type else None,
+        cast=config.precision["norm"] if same_type else None,
     )

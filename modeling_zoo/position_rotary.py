@@ -113,7 +113,7 @@ class Rotations(nn.Module):
             num_attention_heads=layer.num_attention_heads,
             max_position_embeddings=longest,
         )
-        return settings, layer.rope_interleave, layer.rope_dtype == "float32_trig"
+        return settings, layer.rope_interleave, layer.precision["rope"] == "float32_trig"
 
     @property
     def inv_freq(self) -> torch.Tensor:

@@ -83,15 +83,15 @@ class AlibiBias(nn.Module):
     """slope_h · (key position - last query position), `[B or 1, H, 1, K]` (Press et al. 2022).
 
     A shift that all keys of a row share leaves the softmax unchanged, so the query's own position need not enter; it
-    does beside sinks, which do not shift: `[B or 1, H, T, K]`. With `alibi_dtype` the slope and its product with the
-    absolute position are rounded to that dtype (Falcon). Where every token sees every other, it is -slope_h · |query
-    position - key position|, `[1, H, T, K]` (MosaicBERT).
+    does beside sinks, which do not shift: `[B or 1, H, T, K]`. With `precision.alibi` the slope and its product with
+    the absolute position are rounded to that dtype (Falcon). Where every token sees every other, it is
+    -slope_h · |query position - key position|, `[1, H, T, K]` (MosaicBERT).
     """
 
     def __init__(self, config):
         super().__init__()
         self.scale = config.key_width((config.softmax_layers or [0])[0]) ** -0.5 if config.alibi_scaled else 1.0
-        self.round_dtype = getattr(torch, config.alibi_dtype) if config.alibi_dtype else None
+        self.round_dtype = getattr(torch, config.precision["alibi"]) if config.precision["alibi"] else None
         self.two_sided = config.use_bidirectional_attention
         self.per_query = config.attention_sinks is not None
         self.num_heads = config.num_attention_heads

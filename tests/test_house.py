@@ -366,7 +366,7 @@ FIELDS_OF = {
     "MLPS": (("mlp_layer_types",), {}),
     "NORMS": (("norm_type",), {}),
     "OUTPUT_GATES": (("attn_output_gate",), {}),
-    "PARALLEL_SUMS": (("parallel_sum_order",), {"block_type": "parallel"}),
+    "PARALLEL_SUMS": (("precision.parallel_sum_order",), {"block_type": "parallel"}),
     "ADDED_POSITIONS": (("position_embedding_type",), {}),
     "RESIDUAL_INITIALIZERS": (("residual_initializer_type",), {}),
     "WAVES": (("sinusoid_layout",), {"position_embedding_type": "sinusoidal"}),

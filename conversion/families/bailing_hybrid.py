@@ -20,8 +20,8 @@ def derive(theirs):
     bounded = theirs.kda_safe_gate
     return fields | {
         "linear_decay": "bounded_sigmoid" if bounded else "softplus",
-        "linear_lower_bound": theirs.kda_lower_bound if bounded else None, "linear_decay_dtype": "activation",
-        "linear_float32_parameters": True,
+        "linear_lower_bound": theirs.kda_lower_bound if bounded else None, "precision.linear_decay": "activation",
+        "precision.linear_float32_parameters": True,
     }  # fmt: skip
 
 

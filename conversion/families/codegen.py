@@ -11,7 +11,7 @@ TINY = TINY_GPT2 | {"n_head": 8, "n_embd": 48, "rotary_dim": 4}
 
 FAMILY = Family(
     fields=GPT2_FIELDS,
-    fixed=FIXED | {"rope_dtype": "float32_trig"},
+    fixed=FIXED | {"precision.rope": "float32_trig"},
     derive=derive,
     restore=restore,
     rules=[*RULES, Rule("transformer.h.{i}.attn.qkv_proj.{w}", [Q, V, K], QVK)],

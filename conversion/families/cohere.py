@@ -6,8 +6,8 @@ from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 FIELDS = {name: ours for name, ours in LLAMA_FIELDS.items() if name != "rms_norm_eps"}
 FIELDS |= {"layer_norm_eps": "norm_eps", "attention_bias": "attention_bias"}
 FIXED = {
-    "norm_type": "layer_norm", "norm_bias": False, "norm_cast": "float32", "block_type": "parallel",
-    "rope_interleave": True, "rope_dtype": "float32_qk",
+    "norm_type": "layer_norm", "norm_bias": False, "precision.norm": "float32", "block_type": "parallel",
+    "rope_interleave": True, "precision.rope": "float32_qk",
 }  # fmt: skip
 QK_NORM = {"qk_norm": "layer_norm", "qk_norm_weight": "per_head"}
 

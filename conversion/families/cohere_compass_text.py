@@ -21,7 +21,7 @@ def restore(ours):
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 FAMILY = Family(
     fields=FIELDS,
-    fixed=FIXED | {"rope_interleave": False, "rope_dtype": "activation"},
+    fixed=FIXED | {"rope_interleave": False, "precision.rope": "activation"},
     derive=derive,
     restore=restore,
     rules=LLAMA_RULES,

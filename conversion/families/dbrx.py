@@ -59,7 +59,7 @@ FAMILY = Family(
     fields={name: name for name in [*COMMON_FIELDS, "output_router_logits"] if name not in ABSENT}
     | {"resid_pdrop": "residual_dropout", "emb_pdrop": "embedding_dropout"},
     fixed={"norm_type": "layer_norm", "norm_bias": False, "norm_eps": 1e-5}
-    | {"router_dtype": "activation", "router_weights_dtype": "activation"},
+    | {"precision.router": "activation", "precision.router_weights": "activation"},
     prepare=prepare,
     derive=derive,
     restore=restore,

@@ -30,7 +30,8 @@ FAMILY = Family(
     # transformers never renormalises, whatever norm_topk_prob says.
     fixed=LATENT
     | {
-        "rope_interleave": True, "rope_dtype": "float32_qk", "router_dtype": "float32_linear", "norm_topk_prob": False,
+        "rope_interleave": True, "precision.rope": "float32_qk", "precision.router": "float32_linear",
+        "norm_topk_prob": False,
     },
     derive=derive,
     restore=restore,

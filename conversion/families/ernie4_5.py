@@ -7,7 +7,7 @@ FIELDS = {name: ours for name, ours in LLAMA_FIELDS.items() if name != "attentio
 
 FAMILY = Family(
     fields=FIELDS | {"use_bias": "attention_bias"},
-    fixed={"rope_interleave": True, "rope_dtype": "float32_trig"},
+    fixed={"rope_interleave": True, "precision.rope": "float32_trig"},
     derive=lambda theirs: {"rope_parameters": rope(theirs), "mlp_bias": theirs.use_bias},
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},
     rules=LLAMA_RULES,

@@ -39,8 +39,8 @@ FAMILY = Family(
     },
     fixed=ERNIE.fixed
     | {
-        "use_score_correction_bias": True, "norm_topk_eps": 0.0, "router_dtype": "float32_weight",
-        "router_weights_dtype": "activation",
+        "use_score_correction_bias": True, "norm_topk_eps": 0.0, "precision.router": "float32_weight",
+        "precision.router_weights": "activation",
     },
     derive=derive,
     restore=restore,

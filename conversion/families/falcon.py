@@ -6,7 +6,7 @@ from ..errors import ConversionError
 from .bloom import FAMILY as BLOOM
 from .shared_gpt import GPT_FIELDS, PLAIN, TINY_PLAIN
 
-ALIBI = {"position_embedding_type": "alibi", "alibi_scaled": True, "alibi_dtype": "bfloat16"}
+ALIBI = {"position_embedding_type": "alibi", "alibi_scaled": True, "precision.alibi": "bfloat16"}
 TWO_NORMS = {"ln_attn": "attn_norm", "ln_mlp": "mlp_norm"}
 GROUPED = {"num_kv_heads": 2, "new_decoder_architecture": True, "bias": True, "ffn_hidden_size": 80}
 
@@ -22,7 +22,7 @@ def derive(theirs):
     block = "parallel_two_norms" if new and norms != 1 else "parallel"
     if not theirs.parallel_attn and not new:
         block = "pre_norm"
-    order = {} if block == "pre_norm" else {"parallel_sum_order": "branches_first"}
+    order = {} if block == "pre_norm" else {"precision.parallel_sum_order": "branches_first"}
     positions = ALIBI if theirs.alibi else {"rope_parameters": rope(theirs)}
     layout = {"num_key_value_heads": theirs.num_kv_heads if new else kv_heads, "block_type": block}
     return layout | {"mlp_bias": theirs.bias} | order | positions

@@ -54,7 +54,7 @@ FAMILY = Family(
     fields=with_fields({"rms_norm_eps": "norm_eps", "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"})
     | SSD_FIELDS
     | MULTIPLIERS,
-    fixed={"linear_attention_type": "mamba2", "linear_norm_cast": "float32"},
+    fixed={"linear_attention_type": "mamba2", "precision.linear_norm": "float32"},
     derive=derive,
     restore=restore,
     rules=[

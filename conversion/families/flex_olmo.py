@@ -11,7 +11,7 @@ from .shared_experts import normed
 FAMILY = replace(
     OLMOE,
     fields={name: ours for name, ours in FIELDS.items() if name != "clip_qkv"},
-    fixed=OLMO2.fixed | {"router_weights_dtype": "activation"},
+    fixed=OLMO2.fixed | {"precision.router_weights": "activation"},
     derive=lambda theirs: OLMO2.derive(theirs) | normed(theirs),
     rules=[*expert_rules(), *OLMO2.rules],
     tiny=[

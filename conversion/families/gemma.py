@@ -6,7 +6,7 @@ from ..engine.family import Family, restore_rope, rope
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 FIELDS = LLAMA_FIELDS | {"attention_bias": "attention_bias"}
-FIXED = {"norm_unit_offset": True, "embedding_multiplier_in_weight_dtype": True}
+FIXED = {"norm_unit_offset": True, "precision.embedding_multiplier_in_weight_dtype": True}
 
 
 def derive(theirs):

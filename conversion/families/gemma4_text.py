@@ -59,8 +59,9 @@ FAMILY = Family(
     fields={name: ours for name, ours in GEMMA2.items() if name not in PER_LAYER}
     | {"num_kv_shared_layers": "num_kv_shared_layers"},
     fixed={
-        "block_type": "scaled_sandwich_norm", "norm_cast": "scale_then_cast", "qk_norm": "rms_norm", "value_norm": True,
-        "attention_multiplier": 1.0, "embedding_multiplier_in_weight_dtype": True,
+        "block_type": "scaled_sandwich_norm", "precision.norm": "scale_then_cast", "qk_norm": "rms_norm",
+        "value_norm": True,
+        "attention_multiplier": 1.0, "precision.embedding_multiplier_in_weight_dtype": True,
     },
     derive=derive,
     restore=restore,

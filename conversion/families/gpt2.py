@@ -25,7 +25,7 @@ FAMILY = Family(
     fields=GPT2_FIELDS
     | {
         "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
-        "reorder_and_upcast_attn": "attention_upcast",
+        "reorder_and_upcast_attn": "precision.attention_upcast",
     },
     fixed=BIASED | {"position_embedding_type": "learned"},
     derive=derive,

@@ -29,7 +29,8 @@ FAMILY = Family(
     },
     fixed=BIASED
     | {
-        "attention_bias": False, "attention_out_bias": True, "attention_multiplier": 1.0, "attention_upcast": True,
+        "attention_bias": False, "attention_out_bias": True, "attention_multiplier": 1.0,
+        "precision.attention_upcast": True,
         "position_embedding_type": "learned",
     },
     derive=derive,

@@ -4,7 +4,7 @@ from ..engine.family import Family, restore_rope, rope
 from ..engine.rules import Drop, Rule, renames
 from .shared_gpt import GPT_FIELDS, PLAIN, TINY_PLAIN, grouped_qkv
 
-PARALLEL = {"block_type": "parallel_two_norms", "parallel_sum_order": "branches_first"}
+PARALLEL = {"block_type": "parallel_two_norms", "precision.parallel_sum_order": "branches_first"}
 TINY = TINY_PLAIN | {"intermediate_size": 80, "max_position_embeddings": 64, "rotary_pct": 0.5}
 
 

@@ -19,8 +19,8 @@ FAMILY = Family(
         "swiglu_alpha": "swiglu_alpha",
     },
     fixed={
-        "norm_cast": "scale_then_cast", "attention_sinks": "all", "score_after_topk": True, "router_bias": True,
-        "router_dtype": "activation", "router_weights_dtype": "activation", "expert_bias": True,
+        "precision.norm": "scale_then_cast", "attention_sinks": "all", "score_after_topk": True, "router_bias": True,
+        "precision.router": "activation", "precision.router_weights": "activation", "expert_bias": True,
         "swiglu_up_offset": 1.0,
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs),

@@ -5,8 +5,8 @@ from ..engine.rules import Drop, renames
 from .shared_gpt import GPT2_FIELDS, PLAIN, TINY_GPT2, rotary_factor
 
 FIXED = PLAIN | {
-    "mlp_bias": True, "lm_head_bias": True, "block_type": "parallel", "parallel_sum_order": "branches_first",
-    "rope_interleave": True, "attention_upcast": True,
+    "mlp_bias": True, "lm_head_bias": True, "block_type": "parallel", "precision.parallel_sum_order": "branches_first",
+    "rope_interleave": True, "precision.attention_upcast": True,
 }  # fmt: skip
 
 

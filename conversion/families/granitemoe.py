@@ -31,7 +31,7 @@ FAMILY = Family(
     | MOE_FIELDS
     | AUX_LOSS
     | {"num_local_experts": "num_experts"},
-    fixed={"score_after_topk": True, "router_weights_dtype": "activation"},
+    fixed={"score_after_topk": True, "precision.router_weights": "activation"},
     derive=derive,
     restore=restore,
     rules=RULES,

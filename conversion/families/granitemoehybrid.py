@@ -27,7 +27,7 @@ def derive(theirs):
     if not theirs.num_local_experts:
         return fields | {"intermediate_size": width}
     fields |= {ours: getattr(theirs, name) for name, ours in ROUTED.items()}
-    fields |= {"score_after_topk": True, "router_weights_dtype": "activation"}
+    fields |= {"score_after_topk": True, "precision.router_weights": "activation"}
     return fields | {"shared_expert_intermediate_size": width}
 
 

@@ -5,7 +5,7 @@ from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
-    fixed={"attention_out_bias": False, "norm_cast": "scale_then_cast", "rope_interleave": True},
+    fixed={"attention_out_bias": False, "precision.norm": "scale_then_cast", "rope_interleave": True},
     derive=lambda theirs: {"rope_parameters": rope(theirs)},
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},
     rules=LLAMA_RULES,

@@ -34,7 +34,7 @@ def derive(theirs):
     sparse = [selected and theirs.num_experts > 1 for selected in periodic(theirs, "expert", count)]
     if any(sparse):
         fields |= {"mlp_layer_types": ["sparse" if one else "dense" for one in sparse]}
-        fields |= {"norm_topk_prob": False, "router_weights_dtype": "activation"}
+        fields |= {"norm_topk_prob": False, "precision.router_weights": "activation"}
         fields |= {name: getattr(theirs, name) for name in EXPERTS}
     return fields
 

@@ -22,8 +22,8 @@ def derive(theirs):
 FAMILY = Family(
     fields=FIELDS | {name: name for name in NAMES} | {"use_expert_bias": "use_score_correction_bias"},
     fixed={
-        "qk_norm": "rms_norm", "scoring_func": "sigmoid", "router_dtype": "activation",
-        "router_weights_dtype": "activation",
+        "qk_norm": "rms_norm", "scoring_func": "sigmoid", "precision.router": "activation",
+        "precision.router_weights": "activation",
     },
     derive=derive,
     restore=lambda ours: restore_convolutions(ours) | {"num_dense_layers": leading_dense(ours)},

@@ -59,8 +59,8 @@ FAMILY = Family(
         "attention_bias": "attention_bias",
     },
     fixed={
-        "rope_interleave": True, "rope_dtype": "float32_trig", "scoring_func": "sigmoid", "score_after_topk": True,
-        "norm_topk_prob": False, "router_weights_dtype": "activation", "apply_router_weight_on_input": True,
+        "rope_interleave": True, "precision.rope": "float32_trig", "scoring_func": "sigmoid", "score_after_topk": True,
+        "norm_topk_prob": False, "precision.router_weights": "activation", "apply_router_weight_on_input": True,
     },
     derive=derive,
     restore=restore,

@@ -51,7 +51,7 @@ FAMILY = Family(
     fixed=LATENT
     | {
         "block_type": "shortcut", "rope_interleave": True, "mla_scale_q_lora": True, "mla_scale_kv_lora": True,
-        "use_score_correction_bias": True, "norm_topk_prob": False, "router_dtype": "float32_linear",
+        "use_score_correction_bias": True, "norm_topk_prob": False, "precision.router": "float32_linear",
     },
     derive=derive,
     restore=restore,

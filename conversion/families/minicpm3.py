@@ -30,7 +30,7 @@ def restore(ours):
 
 FAMILY = Family(
     fields=LATENT_FIELDS | {"mlp_bias": "mlp_bias", "scale_emb": "embedding_multiplier"},
-    fixed=LATENT | {"embedding_multiplier_in_weight_dtype": True},
+    fixed=LATENT | {"precision.embedding_multiplier_in_weight_dtype": True},
     derive=derive,
     restore=restore,
     rules=LLAMA_RULES,

@@ -29,7 +29,8 @@ def restore(ours):
 ROPE = YARN | {BETA: 0.3, "max_position_embeddings": 64}
 FAMILY = Family(
     fields=V3_FIELDS | {"rope_interleave": "rope_interleave"},
-    fixed=LATENT | {"router_dtype": "activation", "router_weights_dtype": "activation", "group_mask_value": "zero"},
+    fixed=LATENT | {"precision.router": "activation", "precision.router_weights": "activation",
+                    "group_mask_value": "zero"},
     derive=derive,
     restore=restore,
     rules=[Rule(FUSED, FUSED), *V3_RULES],

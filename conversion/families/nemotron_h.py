@@ -59,7 +59,7 @@ FAMILY = Family(
     fields=with_fields(
         {"layer_norm_epsilon": "norm_eps", "mlp_hidden_act": "hidden_act", "mlp_bias": "mlp_bias"}, ["hidden_act"]
     ),
-    fixed={"position_embedding_type": "none", "norm_cast": "scale_then_cast", "gated_mlp": False},
+    fixed={"position_embedding_type": "none", "precision.norm": "scale_then_cast", "gated_mlp": False},
     derive=derive, restore=restore,
     rules=[
         *PURE_NAMES, *MTP_HEADS, *SINGLE_NORMS,

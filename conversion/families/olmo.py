@@ -8,8 +8,8 @@ FIELDS = {name: ours for name, ours in LLAMA_FIELDS.items() if name != "rms_norm
 FAMILY = Family(
     fields=FIELDS | {"attention_bias": "attention_bias", "clip_qkv": "clip_qkv"},
     fixed={
-        "norm_type": "layer_norm", "norm_elementwise_affine": False, "norm_eps": 1e-5, "norm_cast": "native",
-        "rope_dtype": "float32_trig",
+        "norm_type": "layer_norm", "norm_elementwise_affine": False, "norm_eps": 1e-5, "precision.norm": "native",
+        "precision.rope": "float32_trig",
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs)},
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},

@@ -12,7 +12,7 @@ RULES = [
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias"},
     fixed={
-        "block_type": "output_norm", "norm_cast": "scale_then_cast", "rope_dtype": "float32_trig",
+        "block_type": "output_norm", "precision.norm": "scale_then_cast", "precision.rope": "float32_trig",
         "qk_norm": "rms_norm", "qk_norm_scope": "full",
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs)},

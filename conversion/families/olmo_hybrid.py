@@ -34,7 +34,7 @@ def derive(theirs):
         "block_type": [BLOCKS[word] for word in theirs.layer_types],
         "position_embedding_type": "rope" if rotates else "none",
         "rope_parameters": rotation if rotates else None,
-        "rope_dtype": "float32_trig" if rotates else None,
+        "precision.rope": "float32_trig" if rotates else None,
     }
 
 
@@ -54,7 +54,7 @@ TINY = tiny(**TINY_DELTA | {"head_dim": ..., "pad_token_id": 0})
 
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias"},
-    fixed={"norm_cast": "scale_then_cast", "qk_norm": "rms_norm", "qk_norm_scope": "full"},
+    fixed={"precision.norm": "scale_then_cast", "qk_norm": "rms_norm", "qk_norm_scope": "full"},
     derive=derive,
     restore=restore,
     rules=[

@@ -15,7 +15,7 @@ def derive(theirs):
 FAMILY = Family(
     fields=COMMON_FIELDS
     | {"layer_norm_eps": "norm_eps", "resid_pdrop": "residual_dropout", "embd_pdrop": "embedding_dropout"},
-    fixed=BIASED | {"lm_head_bias": True, "block_type": "parallel", "parallel_sum_order": "branches_first"},
+    fixed=BIASED | {"lm_head_bias": True, "block_type": "parallel", "precision.parallel_sum_order": "branches_first"},
     derive=derive,
     restore=lambda ours: {"rope_parameters": restore_rope(ours), "qk_layernorm": ours.qk_norm is not None},
     rules=[

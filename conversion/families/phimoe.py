@@ -52,7 +52,7 @@ FAMILY = Family(
     },
     fixed={
         "norm_type": "layer_norm", "scoring_func": "sparsemixer", "num_experts_per_tok": 2,
-        "router_dtype": "activation", "router_weights_dtype": "activation",
+        "precision.router": "activation", "precision.router_weights": "activation",
     },
     derive=derive,
     restore=restore,

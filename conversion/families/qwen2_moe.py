@@ -20,7 +20,7 @@ FAMILY = Family(
         "qkv_bias": "attention_bias", "num_experts": "num_experts", "moe_intermediate_size": "moe_intermediate_size",
         "norm_topk_prob": "norm_topk_prob", "shared_expert_intermediate_size": "shared_expert_intermediate_size",
     },
-    fixed={"attention_out_bias": False, "router_weights_dtype": "activation", "shared_expert_gate": True},
+    fixed={"attention_out_bias": False, "precision.router_weights": "activation", "shared_expert_gate": True},
     derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs) | stepped(theirs) | normed(theirs),
     restore=restore,
     rules=[*renames(SHARED), *QWEN_MOE_RULES],

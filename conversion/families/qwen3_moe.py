@@ -18,7 +18,7 @@ FAMILY = Family(
             "attention_bias", "num_experts", "moe_intermediate_size", "norm_topk_prob", "sliding_window",
         )
     },
-    fixed={"qk_norm": "rms_norm", "router_weights_dtype": "activation"},
+    fixed={"qk_norm": "rms_norm", "precision.router_weights": "activation"},
     derive=lambda theirs: {"rope_parameters": rope(theirs)} | stepped(theirs) | normed(theirs),
     restore=restore,
     rules=QWEN_MOE_RULES,

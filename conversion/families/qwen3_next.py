@@ -43,7 +43,7 @@ FAMILY = Family(
         )
     },
     fixed=GATED_HYBRID
-    | {"router_weights_dtype": "activation", "shared_expert_gate": True},
+    | {"precision.router_weights": "activation", "shared_expert_gate": True},
     derive=lambda theirs: gated_hybrid(theirs) | stepped(theirs) | normed(theirs),
     restore=lambda ours: restore_gated_hybrid(ours) | restore_stepped(ours),
     rules=[

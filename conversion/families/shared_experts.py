@@ -11,7 +11,7 @@ MOE_FIELDS = LLAMA_FIELDS | {
 AUX_LOSS = {"router_aux_loss_coef": "router_aux_loss_coef"}
 
 # Sigmoid scores with a selection bias, all in float32 (DeepSeek-V3 and its many heirs).
-SIGMOID_ROUTER = {"scoring_func": "sigmoid", "use_score_correction_bias": True, "router_dtype": "float32_linear"}
+SIGMOID_ROUTER = {"scoring_func": "sigmoid", "use_score_correction_bias": True, "precision.router": "float32_linear"}
 SIGMOID_NAMES = ("moe_intermediate_size", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")
 SIGMOID_FIELDS = MOE_FIELDS | {name: name for name in SIGMOID_NAMES}
 

@@ -17,9 +17,9 @@ PURE_FIELDS = {
     name: name
     for name in (
         "vocab_size", "hidden_size", "num_hidden_layers", "initializer_range", "tie_word_embeddings", "use_cache",
-        "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "residual_in_fp32",
+        "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
     )
-} | {"layer_norm_epsilon": "norm_eps"}  # fmt: skip
+} | {"layer_norm_epsilon": "norm_eps", "residual_in_fp32": "precision.residual_in_fp32"}  # fmt: skip
 PURE_FIXED = {"block_type": "mixer_only", "position_embedding_type": "none"}
 
 # Their names of a Mamba-2 mixer's fields -> ours, in the files that share the spelling.

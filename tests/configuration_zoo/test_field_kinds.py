@@ -2,6 +2,7 @@
 
 import logging as log
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -10,9 +11,12 @@ from transformers.utils import logging
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Table
+from configuration_zoo.field_settings import described
 
 THEIRS = {field.name for field in fields(PreTrainedConfig)}
-OWN = [field for field in fields(ZooConfig) if field.name not in THEIRS]
+# Keys of a dict of settings are fields of their own.
+NAMED = {name: field for name, field in described(ZooConfig).items() if name not in THEIRS}
+OWN = [SimpleNamespace(name=name, metadata=field.metadata) for name, field in NAMED.items()]
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 NAN, INFINITY = float("nan"), float("inf")
 

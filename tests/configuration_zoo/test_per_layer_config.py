@@ -1,7 +1,6 @@
 """Layers that differ in a number: every field that may differ works and is exact, every other one is refused."""
 
 from copy import deepcopy
-from dataclasses import fields
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from samples import only
 from ways_to_run import TOKENS, check_cached, check_generated, check_padded, check_saved
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.field_settings import described
 from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS
 from modeling_zoo import ZooForCausalLM
 
@@ -48,10 +48,10 @@ CASES = {
     "norm_elementwise_affine": (PLAIN, {"norm_elementwise_affine": False}),
     "norm_bias": ({"norm_type": "layer_norm"}, {"norm_bias": False}),
     "norm_unit_offset": (PLAIN, {"norm_unit_offset": True}),
-    "norm_cast": (PLAIN, {"norm_cast": "scale_then_cast"}),
+    "precision.norm": (PLAIN, {"precision.norm": "scale_then_cast"}),
     "residual_multiplier": (PLAIN, {"residual_multiplier": 0.7}),
     "residual_dropout": (PLAIN, {"residual_dropout": 0.2}),
-    "parallel_sum_order": ({"block_type": "parallel"}, {"parallel_sum_order": "branches_first"}),
+    "precision.parallel_sum_order": ({"block_type": "parallel"}, {"precision.parallel_sum_order": "branches_first"}),
     "num_attention_heads": (PLAIN, {"num_attention_heads": 4}),
     "num_key_value_heads": (PLAIN, {"num_key_value_heads": 3}),
     "head_dim": (PLAIN, {"head_dim": 8}),
@@ -60,7 +60,7 @@ CASES = {
     "attention_out_bias": (PLAIN, {"attention_out_bias": True}),
     "attention_multiplier": (PLAIN, {"attention_multiplier": 0.1}),
     "scale_attn_by_inverse_layer_idx": (PLAIN, {"scale_attn_by_inverse_layer_idx": True}),
-    "attention_upcast": (PLAIN, {"attention_upcast": True}),
+    "precision.attention_upcast": (PLAIN, {"precision.attention_upcast": True}),
     "attention_dropout": (PLAIN, {"attention_dropout": 0.2}),
     "attn_logit_softcapping": (PLAIN, {"attn_logit_softcapping": 2.0}),
     "attention_sinks": (PLAIN, {"attention_sinks": "all"}),
@@ -118,7 +118,7 @@ CASES = {
     ),
     "rope_parameters": (PLAIN, {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
     "rope_interleave": (PLAIN, {"rope_interleave": True}),
-    "rope_dtype": (PLAIN, {"rope_dtype": "float32_trig"}),
+    "precision.rope": (PLAIN, {"precision.rope": "float32_trig"}),
     "linear_num_key_heads": (linear("gated_delta_net"), {"linear_num_key_heads": 4}),
     "linear_num_value_heads": (linear("gated_delta_net"), {"linear_num_value_heads": 6}),
     "linear_key_head_dim": (linear("gated_delta_net"), {"linear_key_head_dim": 7}),
@@ -133,17 +133,17 @@ CASES = {
     "linear_decay": (linear("gated_delta_net"), {"linear_decay": "bounded_sigmoid", "linear_lower_bound": -3.0}),
     "linear_decay_granularity": (linear("gated_delta_net"), {"linear_decay_granularity": "channel"}),
     "linear_decay_rank": (linear("kimi_delta_attention"), {"linear_decay_rank": 3}),
-    "linear_decay_dtype": (linear("gated_delta_net"), {"linear_decay_dtype": "activation"}),
+    "precision.linear_decay": (linear("gated_delta_net"), {"precision.linear_decay": "activation"}),
     "linear_lower_bound": (
         linear("gated_delta_net", linear_decay="bounded_sigmoid", linear_lower_bound=-3.0),
         {"linear_lower_bound": -1.0},
     ),
     "linear_decay_normalizer": (linear("gated_linear_attention"), {"linear_decay_normalizer": 3.0}),
-    "linear_float32_parameters": (linear("gated_delta_net"), {"linear_float32_parameters": True}),
+    "precision.linear_float32_parameters": (linear("gated_delta_net"), {"precision.linear_float32_parameters": True}),
     "linear_allow_neg_eigval": (linear("gated_delta_net"), {"linear_allow_neg_eigval": True}),
     "linear_output_norm": (linear("gated_delta_net"), {"linear_output_norm": "full"}),
     "linear_norm_before_gate": (linear("gated_delta_net"), {"linear_norm_before_gate": False}),
-    "linear_norm_cast": (linear("gated_delta_net"), {"linear_norm_cast": "float32"}),
+    "precision.linear_norm": (linear("gated_delta_net"), {"precision.linear_norm": "float32"}),
     "linear_norm_eps": (linear("gated_delta_net"), {"linear_norm_eps": 0.1}),
     "linear_output_gate": (linear("gated_delta_net"), {"linear_output_gate": "sigmoid"}),
     "linear_gate_rank": (linear("gated_delta_net"), {"linear_gate_rank": 3}),
@@ -192,8 +192,8 @@ CASES = {
     "group_mask_value": (GROUPS, {"group_mask_value": "zero"}),
     "use_score_correction_bias": (EXPERTS, {"use_score_correction_bias": True}),
     "router_bias": (EXPERTS, {"router_bias": True}),
-    "router_dtype": (EXPERTS, {"router_dtype": "float32_weight"}),
-    "router_weights_dtype": (EXPERTS, {"router_weights_dtype": "activation"}),
+    "precision.router": (EXPERTS, {"precision.router": "float32_weight"}),
+    "precision.router_weights": (EXPERTS, {"precision.router_weights": "activation"}),
     "apply_router_weight_on_input": (EXPERTS, {"apply_router_weight_on_input": True}),
     "router_input_norm": (EXPERTS, {"router_input_norm": True}),
     "router_input_multiplier": ({**EXPERTS, "router_input_norm": True}, {"router_input_multiplier": 0.5}),
@@ -290,15 +290,18 @@ def another(field):
     return {"other": 3} if "dict" in str(field.type) else 3
 
 
-NOT_PER_LAYER = [field for field in fields(ZooConfig) if field.name not in CASES and not field.name.startswith("_")]
+NOT_PER_LAYER = {
+    name: field for name, field in described(ZooConfig).items() if name not in CASES and not name.startswith("_")
+}
 
 
-@pytest.mark.parametrize("field", NOT_PER_LAYER, ids=lambda field: field.name)
-def test_every_other_field_is_refused_by_name(field):
-    value = another(field)
-    says = refusal(per_layer_config={1: {field.name: value}})
-    assert says.startswith(f"per_layer_config[1]: {field.name}={value!r} ")
-    assert "for the whole model" in says or f"give {field.name} a list" in says
+@pytest.mark.parametrize("name", NOT_PER_LAYER)
+def test_every_other_field_is_refused_by_name(name):
+    field = NOT_PER_LAYER[name]
+    value = field.metadata["kind"].names[0] if "." in name and field.default is None else another(field)
+    says = refusal(per_layer_config={1: {name: value}})
+    assert says.startswith(f"per_layer_config[1]: {name}={value!r} ")
+    assert "for the whole model" in says or f"give {name} a list" in says
 
 
 @pytest.mark.parametrize(

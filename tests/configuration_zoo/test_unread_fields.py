@@ -25,11 +25,11 @@ WHOLE_MODEL = {
 }  # fmt: skip
 # A bound that these tokens need not reach, or a count that a given width makes unnecessary.
 UNSEEN = {
-    "alibi_dtype", "clip_qkv", "group_mask_value", "initializer_cutoff", "n_shared_experts", "norm_topk_min",
+    "precision.alibi", "clip_qkv", "group_mask_value", "initializer_cutoff", "n_shared_experts", "norm_topk_min",
     "swiglu_limit", "time_step_floor", "time_step_limit",
 }  # fmt: skip
 # It says in words what is so anyway: all layers rotate, nothing is scaled, the mixer computes in float32.
-TRUE_ANYWAY = {"linear_norm_cast", "qk_norm_layers", "scale_attn_by_mscale"}
+TRUE_ANYWAY = {"precision.linear_norm", "qk_norm_layers", "scale_attn_by_mscale"}
 # The indexer does not select while it warms up, nor with as many keys as there are tokens.
 LATER = {"index_topk"}
 SAME_FUNCTION = {"swish": "silu", "linear": "none", "gelu": "gelu_python"}
@@ -211,8 +211,8 @@ REFUSED = {
     "no_rope_layers": (
         {"layer_types": [*LINEAR[:2], "full_attention"], "linear_attention_type": "delta_net"}, [0, 0, 1],
     ),
-    "norm_cast": (LACKING["no norm weights"], "scale_then_cast"),
-    "embedding_multiplier_in_weight_dtype": ({}, True),
+    "precision.norm": (LACKING["no norm weights"], "scale_then_cast"),
+    "precision.embedding_multiplier_in_weight_dtype": ({}, True),
 }  # fmt: skip
 
 

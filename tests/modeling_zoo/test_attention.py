@@ -45,8 +45,8 @@ CASES = {
         "rope_interleave": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.75},
     },
-    "lifted_rotation": {"rope_dtype": "float32_qk"},
-    "float32_angles": {"rope_dtype": "float32_trig"},
+    "lifted_rotation": {"precision.rope": "float32_qk"},
+    "float32_angles": {"precision.rope": "float32_trig"},
     "no_rope_layer": {"no_rope_layers": [0, 1]},
     "alibi": NO_ROPE | {"position_embedding_type": "alibi"},
     "scaled_alibi": NO_ROPE | {"position_embedding_type": "alibi", "alibi_scaled": True},
@@ -91,7 +91,7 @@ CASES = {
     "multiplier": {"attention_multiplier": 0.11},
     "inverse_layer": {"scale_attn_by_inverse_layer_idx": True},
     "inverse_layer_multiplier": {"scale_attn_by_inverse_layer_idx": True, "attention_multiplier": 2},
-    "lifted_scores": {"attention_upcast": True},
+    "lifted_scores": {"precision.attention_upcast": True},
     "temperature": TEMPERATURE | {"attn_temperature_layers": "all"},
     "temperature_where_it_turns": TEMPERATURE | {"attn_temperature_layers": "rope"},
     "temperature_where_not": TEMPERATURE | {"attn_temperature_layers": "no_rope"},
@@ -106,7 +106,7 @@ CASES = {
     | {
         "attn_temperature_layers": "all", "attention_sinks": "all", "attn_logit_softcapping": 2.0, "clip_qkv": 1.5,
         "attn_output_gate": "headwise", "attention_bias": True, "attention_multiplier": 0.3,
-        "scale_attn_by_inverse_layer_idx": True, "attention_upcast": True,
+        "scale_attn_by_inverse_layer_idx": True, "precision.attention_upcast": True,
     },
 }  # fmt: skip
 PADDED, LENGTH = 3, 10

@@ -23,7 +23,7 @@ NORMS = {
     "rms_bare": {"norm_elementwise_affine": False},
     "layer": {"norm_type": "layer_norm", "norm_eps": 1e-3},
     "layer_offset": {"norm_type": "layer_norm", "norm_unit_offset": True},
-    "layer_without_bias": {"norm_type": "layer_norm", "norm_bias": False, "norm_cast": "float32"},
+    "layer_without_bias": {"norm_type": "layer_norm", "norm_bias": False, "precision.norm": "float32"},
     "layer_bare": {"norm_type": "layer_norm", "norm_elementwise_affine": False},
 }
 
@@ -192,7 +192,7 @@ def test_every_name_of_the_config_has_a_class_and_the_other_way_round():
 @pytest.mark.parametrize("order", ["residual_first", "branches_first"])
 def test_order_of_the_parallel_sum(order):
     """In bfloat16 (x + f) + g and x + (f + g) round differently: the one asked for is the one computed."""
-    layer = make(block_type="parallel", parallel_sum_order=order).bfloat16().layers[0]
+    layer = make(block_type="parallel", precision={"parallel_sum_order": order}).bfloat16().layers[0]
     x = (torch.randn(2, 9, 20) * 3).bfloat16()
     with torch.no_grad():
         angles = torch.ones(1, 9, 4)

@@ -1,7 +1,6 @@
 """Every combination of flags is refused by name or works in every way a model is used. There is no third outcome."""
 
 import os
-from dataclasses import fields
 
 import pytest
 import torch
@@ -14,13 +13,14 @@ from random_models import randomize
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.field_settings import described, settings_of, spread
 from modeling_zoo import ZooForCausalLM
 
 EXAMPLES = int(os.environ.get("ZOO_COMBINATIONS", "3"))
 
 
 def known_fields():
-    return {field.name for field in fields(ZooConfig) if not field.name.startswith("_")}
+    return {name for name in described(ZooConfig) if not name.startswith("_")}
 
 
 @st.composite
@@ -33,7 +33,8 @@ def flags(draw, mixer):
 
 
 def test_every_field_has_a_row():
-    rows = {name for group in ROWS.values() for row in group for name in row}
+    groups = settings_of(ZooConfig)
+    rows = {name for group in ROWS.values() for row in group for name in spread(row, groups)}
     assert known_fields() - rows - NOT_CONCEPTS == set(), "a new flag needs a row in combinations.py"
     assert rows - known_fields() == {"per_layer_config"}
 
@@ -41,7 +42,7 @@ def test_every_field_has_a_row():
 # One axis with some twenty names, of transformers' own table: a few of them have rows.
 ACTIVATIONS = {"hidden_act", "linear_act", "linear_output_gate"}
 # Where a product is rounded: compared by value in test_half_precision.py and test_bf16.py.
-ROUNDING = {"alibi_dtype", "router_dtype", "router_weights_dtype"}
+ROUNDING = {"precision.alibi", "precision.router", "precision.router_weights"}
 
 
 def said(row):
@@ -58,12 +59,12 @@ def test_every_name_that_a_field_accepts_has_a_row():
     for row in [row for group, rows in ROWS.items() if group != "stray" for row in rows]:
         config = ZooConfig(**{**SIZES, **row})
         found |= said(row) | said({name: getattr(config.outside_layers(), name) for name in known_fields()})
-    for field in fields(ZooConfig):
+    for field_name, field in described(ZooConfig).items():
         kind = field.metadata.get("kind")
         names = getattr(getattr(kind, "entry", kind), "names", ())
-        idle = {name for name in names if (field.name, name) not in found}
-        if idle and field.name not in ACTIVATIONS | ROUNDING:
-            missing[field.name] = sorted(idle)
+        idle = {name for name in names if (field_name, name) not in found}
+        if idle and field_name not in ACTIVATIONS | ROUNDING:
+            missing[field_name] = sorted(idle)
     assert missing == {}, "a new name of a field needs a row in combinations.py"
 
 

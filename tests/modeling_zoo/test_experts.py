@@ -46,8 +46,8 @@ def deepseek_v4(dtype=None):
     both = {"routed_scaling_factor": 1.5, "swiglu_limit": 0.5}
     config = DeepseekV4Config(hidden_size=D, **sizes, **both, experts_implementation="eager")
     theirs = modeling_deepseek_v4.DeepseekV4SparseMoeBlock(config, config.mlp_layer_types.index("moe"))
-    router = {"scoring_func": "sqrtsoftplus", "use_score_correction_bias": True, "router_dtype": "activation"}
-    ours = zoo_config(**router, router_weights_dtype="activation", n_shared_experts=1, **both)
+    router = {"scoring_func": "sqrtsoftplus", "use_score_correction_bias": True, "precision.router": "activation"}
+    ours = zoo_config(**router, precision={"router_weights": "activation"}, n_shared_experts=1, **both)
     pair = Alone(randomize(theirs), SparseMLP(ours, 0))
     for layer in (pair.theirs, pair.ours) if dtype is not None else ():
         lower(layer, "e_score_correction_bias", dtype)
@@ -215,7 +215,11 @@ LAYERS = {
     "weight_on_input_latent": {"apply_router_weight_on_input": True, "moe_latent_size": 20, "scoring_func": "sigmoid"},
     "sparsemixer": {"scoring_func": "sparsemixer", "sparsemixer_jitter_eps": 0.4, "n_shared_experts": 1},
     "one_expert": {"num_experts": 1, "num_experts_per_tok": 1, "scoring_func": "sigmoid", "norm_topk_prob": False},
-    "all_experts": {"num_experts_per_tok": E, "router_dtype": "float32_weight", "router_weights_dtype": "activation"},
+    "all_experts": {
+        "num_experts_per_tok": E,
+        "precision.router": "float32_weight",
+        "precision.router_weights": "activation",
+    },
 }
 
 
@@ -257,7 +261,7 @@ def test_implementations_agree_in_output_and_gradient(name):
 )
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_bfloat16_is_float32_up_to_rounding(name, implementation):
-    flags = LAYERS[name] | {"router_dtype": "float32_linear"}
+    flags = LAYERS[name] | {"precision.router": "float32_linear"}
     layer = randomize(SparseMLP(zoo_config(implementation, **flags), 0)).eval()
     for tensor in layer.state_dict().values():
         tensor.copy_(tensor.bfloat16())
@@ -283,7 +287,7 @@ EXACTNESS = {torch.float64: 1e-6, torch.float32: 2e-6, torch.float16: 2**-8, tor
 def test_any_width_in_any_dtype_equals_the_slow_reference(name, widths, dtype):
     """One token and many, with a gradient and without."""
     hidden, width = widths
-    flags = LAYERS[name] | {"hidden_size": hidden, "moe_intermediate_size": width, "router_dtype": "float32_linear"}
+    flags = LAYERS[name] | {"hidden_size": hidden, "moe_intermediate_size": width, "precision.router": "float32_linear"}
     latent = {"moe_latent_size": hidden - 3} if "moe_latent_size" in LAYERS[name] else {}
     layer = randomize(SparseMLP(zoo_config("grouped_mm", head_dim=8, **flags | latent), 0)).eval()
     for tensor in layer.state_dict().values():
@@ -401,7 +405,7 @@ def test_the_loop_in_float32_equals_the_slow_reference(name, float32_loops):
 
 @pytest.mark.parametrize("name", ["gated", "gated_biases", "plain", "clamped", "identity_groups_gate"])
 def test_experts_in_float32_are_the_grouped_ones_up_to_rounding(name, float32_loops):
-    flags = LAYERS[name] | {"router_dtype": "float32_linear"}
+    flags = LAYERS[name] | {"precision.router": "float32_linear"}
     layer = randomize(SparseMLP(zoo_config("grouped_mm", **flags), 0)).eval()
     for tensor in layer.state_dict().values():
         tensor.copy_(tensor.bfloat16())

@@ -69,7 +69,7 @@ CASES = {
     "plain": {},
     "one_query_projection": UNRANKED,
     "interleaved": INTERLEAVED,
-    "lifted_rotation": {"rope_dtype": "float32_qk"},
+    "lifted_rotation": {"precision.rope": "float32_qk"},
     "scaled_latents": {"mla_scale_q_lora": True, "mla_scale_kv_lora": True},
     "shared_value_heads": {"num_key_value_heads": 2},
     "one_key_value_head": {"num_key_value_heads": 1, "attn_output_gate": "query"},
@@ -100,7 +100,7 @@ CASES = {
         "relative_attention_max_distance": 9,
     },
     "multiplier": {"attention_multiplier": 0.11, "scale_attn_by_inverse_layer_idx": True},
-    "lifted_scores": {"attention_upcast": True},
+    "lifted_scores": {"precision.attention_upcast": True},
     "everything": SLIDING | TEMPERATURE
     | {
         "attn_temperature_layers": "all", "attention_sinks": "all", "attn_logit_softcapping": 2.0,

@@ -154,7 +154,10 @@ def test_hybrid_layer_is_the_sum_of_its_parts():
         ({"linear_conv_kernel_dim": -1}, "too small"),
         ({"linear_attention_type": "short_conv", "linear_conv_kernel_dim": 0}, "too small"),
         ({"linear_attention_type": "mamba2", "time_step_limit": [0.1]}, "must have 2 entries"),
-        ({"linear_attention_type": "lightning_attention", "linear_float32_parameters": True}, "needs a convolution"),
+        (
+            {"linear_attention_type": "lightning_attention", "precision.linear_float32_parameters": True},
+            "needs a convolution",
+        ),
         ({"attention_in_multiplier": 2.0}, "only means something with a layer of layer_types"),
         ({"linear_gate_rank": 0}, "must be greater than 0"),
     ],
@@ -174,7 +177,7 @@ def test_a_config_says_everything_and_resolves_once(variant):
 
 
 def test_parameters_that_stay_float32():
-    fields = {"linear_decay_rank": 3, "linear_float32_parameters": True}
+    fields = {"linear_decay_rank": 3, "precision.linear_float32_parameters": True}
     model = ZooForCausalLM._from_config(zoo_config("kimi_delta_attention", fields), dtype=torch.bfloat16)
     kept = {name.split("linear_attn.")[-1] for name, x in model.named_parameters() if x.dtype == torch.float32}
     assert kept == {"conv1d.weight", "A_log", "dt_bias"}

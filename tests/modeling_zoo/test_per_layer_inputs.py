@@ -59,7 +59,9 @@ def test_rows_and_what_a_layer_makes_of_them():
 
 # Refused together with several streams, or a stream of another dtype.
 ONE_STREAM = [
-    row for row in ROWS["block"] if row.get("block_type") != "hyper_connection" and "residual_in_fp32" not in row
+    row
+    for row in ROWS["block"]
+    if row.get("block_type") != "hyper_connection" and "precision.residual_in_fp32" not in row
 ]
 
 

@@ -18,7 +18,7 @@ MODELS = {
     "learned positions": {"position_embedding_type": "learned"},
     "narrow embedding": {"embedding_size": 20},
     "biases": {"position_embedding_type": "alibi"},
-    "float32 stream": {"residual_in_fp32": True},
+    "float32 stream": {"precision.residual_in_fp32": True},
     "sliding": {"layer_types": [SLIDING, FULL] * 2, "sliding_window": 4},
     "latent": LATENT,
     "experts": {**EXPERTS, "mlp_layer_types": ["dense", "sparse"] * 2},

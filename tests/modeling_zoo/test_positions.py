@@ -173,7 +173,7 @@ def test_the_rounded_and_scaled_bias_is_falcon_s(length, dtype):
     """In bfloat16 a position above 256 is no longer its own; only the absolute position rounds as theirs does."""
     mask = torch.ones(2, length, dtype=torch.long)
     mask[0, :7] = 0
-    bias = AlibiBias(config_of("alibi", alibi_scaled=True, alibi_dtype="bfloat16"))
+    bias = AlibiBias(config_of("alibi", alibi_scaled=True, precision={"alibi": "bfloat16"}))
     slots = torch.arange(length)
     ours = bias(torch.empty(0, dtype=dtype), slots, slots, mask)
     theirs = build_falcon_alibi(mask, HEADS, dtype).view(2, HEADS, 1, -1) / 8**0.5
@@ -295,7 +295,7 @@ def test_attention_is_t5_s_decoder_attention(seen):
         ("none", {"position_ids_from_mask": True}, "position_ids_from_mask"),
         ("sinusoidal", {"relative_attention_num_buckets": 8}, "relative_attention_num_buckets"),
         ("relative", {"relative_attention_num_buckets": 2}, "relative_attention_num_buckets"),
-        ("alibi", {"alibi_dtype": "int8"}, "alibi_dtype"),
+        ("alibi", {"precision.alibi": "int8"}, "precision.alibi"),
         ("alibi", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters"),
         ("learnt", {}, "Did you mean 'learned'"),
         ("relative", {"layer_types": ["conv"] * 2, "linear_attention_type": "short_conv"}, "softmax attention layer"),

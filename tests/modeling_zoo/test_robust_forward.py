@@ -69,11 +69,11 @@ def logits_match(found, wanted):
 
 @pytest.mark.sampled(17)
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("wide", [False, True], ids=["", "residual_in_fp32"])
+@pytest.mark.parametrize("wide", [False, True], ids=["", "precision.residual_in_fp32"])
 @pytest.mark.parametrize("norm", named(ROWS["norm"]))
 @pytest.mark.parametrize("block", named(ROWS["block"]))
 def test_every_norm_in_every_block_in_every_dtype(block, norm, wide, dtype):
-    model, tokens = model_of({**block, **norm, "residual_in_fp32": wide}), some_tokens()
+    model, tokens = model_of({**block, **norm, "precision.residual_in_fp32": wide}), some_tokens()
     if model is None:
         return
     for parameter in model.parameters():

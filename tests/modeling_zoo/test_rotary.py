@@ -200,8 +200,8 @@ def theirs_by(name, x, cos, sin):
 
 ROUNDINGS = {
     "llama": ({}, False, 1.0),
-    "olmo": ({"rope_dtype": "float32_trig"}, False, 1.0),
-    "cohere": ({"rope_dtype": "float32_qk", "rope_interleave": True}, True, 1.0),
+    "olmo": ({"precision.rope": "float32_trig"}, False, 1.0),
+    "cohere": ({"precision.rope": "float32_qk", "rope_interleave": True}, True, 1.0),
     "glm": ({"rope_interleave": True}, True, 0.5),
 }
 
@@ -213,7 +213,7 @@ def test_rounds_as_the_original_does(name):
     x, positions = torch.randn(2, 9, 3, HEAD).to(torch.bfloat16), positions_up_to(9)
     cos, sin = Rotations(config)(x, positions)
     assert cos.dtype == (torch.float32 if name == "olmo" else torch.bfloat16)
-    found = apply_rotary(x, (cos, sin), interleave, upcast=config.rope_dtype == "float32_qk")
+    found = apply_rotary(x, (cos, sin), interleave, upcast=config.precision["rope"] == "float32_qk")
     if name == "glm":
         # It spreads the angles itself.
         cos, sin = (torch.cat((angles[..., 0::2], angles[..., 0::2]), -1) for angles in (cos, sin))
@@ -232,12 +232,12 @@ def test_pairs_are_gpt_j_s():
 
 
 @pytest.mark.parametrize("interleave", [False, True], ids=["halves", "pairs"])
-@pytest.mark.parametrize("fields", [{}, {"rope_dtype": "float32_trig"}, {"rope_dtype": "float32_qk"}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"precision.rope": "float32_trig"}, {"precision.rope": "float32_qk"}], ids=str)
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_the_turn_that_layers_share_is_the_turn_to_the_last_bit(interleave, fields, share):
     table = {"rope_type": "default", "partial_rotary_factor": share}
     rotations = Rotations(config_of(table, rope_interleave=interleave, **fields))
-    upcast, positions = fields.get("rope_dtype") == "float32_qk", positions_up_to(9)
+    upcast, positions = fields.get("precision.rope") == "float32_qk", positions_up_to(9)
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, 9, 3, HEAD).to(dtype)
         plain = rotations.tables_at(x, positions)["default"]

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from random_experts import D, E, K, randomize, zoo_config
 from transformers.models.phimoe.modeling_phimoe import sparsemixer as their_sparsemixer
 
-from configuration_zoo import ZooConfig, fields_experts
+from configuration_zoo import ZooConfig, fields_experts, fields_precision
 from modeling_zoo.mlp_routers import (
     GROUP_MASK_VALUES,
     GROUP_SCORES,
@@ -91,13 +91,13 @@ def test_groups_outside_the_best_are_masked_and_no_others():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("router_dtype", fields_experts.ROUTER_DTYPES)
-@pytest.mark.parametrize("weights_dtype", fields_experts.ROUTER_WEIGHTS_DTYPES)
+@pytest.mark.parametrize("router_dtype", fields_precision.ROUTER_DTYPES)
+@pytest.mark.parametrize("weights_dtype", fields_precision.ROUTER_WEIGHTS_DTYPES)
 def test_router_dtypes(router_dtype, weights_dtype, dtype):
     torch.set_default_dtype(dtype)
     try:
         _, router = router_of(
-            router_dtype=router_dtype, router_weights_dtype=weights_dtype, use_score_correction_bias=True
+            precision={"router": router_dtype, "router_weights": weights_dtype}, use_score_correction_bias=True
         )
     finally:
         torch.set_default_dtype(torch.float32)
@@ -110,7 +110,9 @@ def test_router_dtypes(router_dtype, weights_dtype, dtype):
 
 def test_scores_are_float32_unless_the_flag_says_activation():
     tokens = torch.randn(64, D).bfloat16()
-    routers = {dtype: router_of(router_dtype=dtype)[1] for dtype in ("activation", "float32_scores", "float32_linear")}
+    routers = {
+        dtype: router_of(precision={"router": dtype})[1] for dtype in ("activation", "float32_scores", "float32_linear")
+    }
     state = routers["activation"].state_dict()
     for router in routers.values():
         router.load_state_dict(state)
@@ -122,7 +124,7 @@ def test_scores_are_float32_unless_the_flag_says_activation():
 
 
 def test_autocast_does_not_lower_a_float32_router():
-    _, router = router_of(router_dtype="float32_linear", router_bias=True)
+    _, router = router_of(precision={"router": "float32_linear"}, router_bias=True)
     tokens = torch.randn(16, D)
     wanted = router(tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -133,7 +135,7 @@ def test_autocast_does_not_lower_a_float32_router():
 
 def test_routers_run_on_the_meta_device():
     with torch.device("meta"):
-        router = ROUTERS["sigmoid"](zoo_config(scoring_func="sigmoid", router_dtype="float32_linear"))
+        router = ROUTERS["sigmoid"](zoo_config(scoring_func="sigmoid", precision={"router": "float32_linear"}))
         shapes = [tuple(output.shape) for output in router(torch.empty(5, D))]
     assert shapes == [(5, E), (5, K), (5, K)]
 
@@ -206,8 +208,8 @@ REFUSED = [
     ({**MOE, "num_experts_per_tok": 13}, "num_experts_per_tok=13 must not exceed the 12 experts"),
     ({**MOE, "num_experts": 0}, "num_experts=0 must be greater than 0"),
     ({**MOE, "scoring_func": "sigmod"}, "Did you mean 'sigmoid'"),
-    ({**MOE, "router_dtype": "fp32"}, "router_dtype='fp32' is not one of"),
-    ({**MOE, "router_weights_dtype": "bf16"}, "router_weights_dtype='bf16' is not one of"),
+    ({**MOE, "precision.router": "fp32"}, "precision.router='fp32' is not one of"),
+    ({**MOE, "precision.router_weights": "bf16"}, "precision.router_weights='bf16' is not one of"),
     ({**MOE, "topk_group": 1}, "topk_group=1 only means something with n_group"),
     ({**MOE, "n_group": 4}, "n_group needs topk_group"),
     ({**MOE, "n_group": 5, "topk_group": 1}, "n_group=5 must divide the 12 experts"),

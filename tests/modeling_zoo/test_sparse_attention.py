@@ -133,7 +133,7 @@ CASES = {
     "shared": {"indexer_types": ["full", "shared"]},
     "interleaved": {"rope_interleave": True},
     "indexer_interleaved": {"indexer_rope_interleave": True},
-    "both_interleaved": {"rope_interleave": True, "indexer_rope_interleave": True, "rope_dtype": "float32_qk"},
+    "both_interleaved": {"rope_interleave": True, "indexer_rope_interleave": True, "precision.rope": "float32_qk"},
     "indexer_as_wide_as_the_rotation": {"index_head_dim": 10, "indexer_rope_interleave": True},
     "one_query_projection": {"q_lora_rank": None},
     "one_layer_dense": {"layer_types": ["full_attention", "indexed_attention"]},

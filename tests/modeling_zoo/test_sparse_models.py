@@ -15,7 +15,7 @@ KINDS = {
     "softmax": {"n_shared_experts": 1},
     "biased_groups": {
         **{"scoring_func": "sigmoid", "use_score_correction_bias": True, "n_group": 4, "topk_group": 2},
-        "router_dtype": "float32_linear",
+        "precision.router": "float32_linear",
     },
     "after_topk_biases": {"score_after_topk": True, "router_bias": True, "expert_bias": True, "swiglu_limit": 1.0},
     "identity": {"zero_expert_num": 5, "scoring_func": "softmax", "norm_topk_prob": False},
@@ -90,7 +90,7 @@ def test_saving_and_loading_changes_nothing(flags, tmp_path):
 
 
 def test_what_steers_the_router_stays_float32_in_a_bfloat16_model(tmp_path):
-    flags = KINDS["biased_groups"] | {"router_dtype": "float32_weight"}
+    flags = KINDS["biased_groups"] | {"precision.router": "float32_weight"}
     model = model_of(**flags)
     model.save_pretrained(tmp_path)
     again = ZooForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)

@@ -179,7 +179,7 @@ def test_a_multiplier_without_use_is_refused(fields, message):
 def test_a_stream_in_float32_is_rounded_at_every_norm_only():
     """As one would write it: x in float32, every norm and mixer in bfloat16."""
     fields = {"num_hidden_layers": 4, "linear_attention_type": "mamba2", "layer_types": ["linear_attention"] * 4}
-    model = random_model(torch.bfloat16, **fields, block_type="mixer_only", residual_in_fp32=True)
+    model = random_model(torch.bfloat16, **fields, block_type="mixer_only", precision={"residual_in_fp32": True})
     plain = random_model(torch.bfloat16, **fields, block_type="mixer_only")
     plain.load_state_dict(model.state_dict())
     tokens = torch.randint(1, 101, (2, 9))
@@ -202,7 +202,7 @@ def test_in_bfloat16_the_stream_is_nearer_to_transformers_with_it(tmp_path):
     tokens = torch.randint(1, 101, (2, 13))
     expected = Mamba2ForCausalLM.from_pretrained(tmp_path)(tokens).logits
     ours, raw = load(tmp_path), json.loads((tmp_path / "config.json").read_text())
-    plain = ZooForCausalLM(import_config(raw, residual_in_fp32=False)).bfloat16().eval()
+    plain = ZooForCausalLM(import_config(raw, precision={"residual_in_fp32": False})).bfloat16().eval()
     plain.load_state_dict(ours.state_dict())
     with_it, without = ((model(tokens).logits.float() - expected).abs().mean() for model in (ours, plain))
     assert with_it < without
@@ -212,8 +212,10 @@ def test_in_bfloat16_the_stream_is_nearer_to_transformers_with_it(tmp_path):
     "fields", [{"block_type": "post_norm"}, {"norm_elementwise_affine": False}, {"hidden_size_per_layer_input": 4}]
 )
 def test_a_stream_in_float32_needs_norms_that_round(fields):
-    with pytest.raises((StrictDataclassError, ValueError), match="residual_in_fp32=True"):
-        ZooConfig(hidden_size=24, num_attention_heads=6, num_hidden_layers=2, residual_in_fp32=True, **fields)
+    with pytest.raises((StrictDataclassError, ValueError), match="precision.residual_in_fp32=True"):
+        ZooConfig(
+            hidden_size=24, num_attention_heads=6, num_hidden_layers=2, precision={"residual_in_fp32": True}, **fields
+        )
 
 
 # -- files as their makers write them ------------------------------------------------------------------------------

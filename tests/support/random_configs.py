@@ -5,13 +5,13 @@ that another "needs" is given, of two that contradict each other one goes. What 
 """
 
 import re
-from dataclasses import fields
 
 from huggingface_hub.errors import StrictDataclassError
 from random_fields import KINDS, draw_value
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_kinds import Choice, Items
+from configuration_zoo.field_settings import described, settings_of
 
 # How large a model is that runs in no time; everything else is drawn.
 SIZES = {
@@ -22,7 +22,7 @@ SIZES = {
     "intermediate_size": (10, 16, 24),
     "max_position_embeddings": (32, 64),
 }
-DEFAULTS = {field.name: field.default for field in fields(ZooConfig)}
+DEFAULTS = {name: field.default for name, field in described(ZooConfig).items()}
 # What chooses a concept: one of some names for each layer, or a name where a model cannot do without.
 SELECTORS = {
     name
@@ -30,12 +30,12 @@ SELECTORS = {
     if (isinstance(kind, Items) and kind.per_layer) or (isinstance(kind, Choice) and DEFAULTS[name] is not None)
 }
 FREE = sorted(set(KINDS) - set(SIZES) - {"source_config", "use_cache", "rope_parameters"})
-# The fields that stand together in one file.
+# The fields that stand together in one file, or keys in one dict.
 GROUPS = {
     group.__name__: set(vars(group).get("__annotations__", ())) & set(FREE)
     for group in ZooConfig.__mro__
     if set(vars(group).get("__annotations__", ())) & set(FREE)
-}
+} | {group: {f"{group}.{key}" for key in kind.keys} & set(FREE) for group, kind in settings_of(ZooConfig).items()}
 # The tables of transformers' rotations, which are one field to zoo.
 ROTATIONS = (
     {"rope_type": "default", "rope_theta": 50.0},
@@ -74,7 +74,11 @@ def try_config(chosen):
 
 def named_in(sentence):
     """The fields a sentence names, in its order."""
-    return [word for word in dict.fromkeys(re.findall(r"\w+", sentence)) if word in KINDS or word == "per_layer_config"]
+    return [
+        word
+        for word in dict.fromkeys(re.findall(r"\w+(?:\.\w+)?", sentence))
+        if word in KINDS or word == "per_layer_config"
+    ]
 
 
 def repair(chosen, sentence, rng):

@@ -6,9 +6,11 @@ from transformers import PreTrainedConfig
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_kinds import Choice, Flag, Items, Number
+from configuration_zoo.field_settings import described
 
 THEIRS = {field.name for field in fields(PreTrainedConfig)}
-KINDS = {field.name: field.metadata["kind"] for field in fields(ZooConfig) if field.name not in THEIRS}
+# Keys of a dict of settings are fields of their own.
+KINDS = {name: field.metadata["kind"] for name, field in described(ZooConfig).items() if name not in THEIRS}
 WHOLE = (1, 2, 3, 4, 6, 8, 0)
 REAL = (0.3, 0.5, 0.05, 1.7, 4, -0.7)
 

@@ -1,0 +1,80 @@
+"""Fields that are dicts of settings, each key with a kind, a default and a need of its own, like a field.
+
+A key is named `precision.norm` wherever a field is named by its name: in messages, in checks, in `getattr` and
+`setattr` of a config. Model code reads `config.precision["norm"]`; every key is there.
+"""
+
+from dataclasses import Field, fields
+from typing import Any
+
+from .field_kinds import Settings
+
+
+def settings_of(config_class) -> dict[str, Settings]:
+    """{field: its kind} of the fields that are dicts of settings."""
+    kinds = {field.name: field.metadata.get("kind") for field in fields(config_class)}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, Settings)}
+
+
+def described(config_class) -> dict[str, Field]:
+    """{name: field} of everything that can be set by itself: keys stand in the place of the dict they are in."""
+    found = {}
+    for field in fields(config_class):
+        kind = field.metadata.get("kind")
+        keys = kind.keys if isinstance(kind, Settings) else None
+        found |= {field.name: field} if keys is None else {f"{field.name}.{key}": one for key, one in keys.items()}
+    return found
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """`{"precision.norm": x}` as `{"precision": {"norm": x}}`, beside what that dict already has."""
+    found = {name: value for name, value in values.items() if "." not in name}
+    for name in values:
+        group, _, key = name.partition(".")
+        if key:
+            found[group] = {**(found.get(group) or {}), key: values[name]}
+    return found
+
+
+def spread(values: dict[str, Any], groups: dict[str, Settings]) -> dict[str, Any]:
+    """The inverse of `nested`; a dict of settings that is no dict stays, to be refused."""
+    found = {}
+    for name, value in values.items():
+        if name in groups and isinstance(value, dict):
+            found |= {f"{name}.{key}": entry for key, entry in value.items()}
+        elif name not in groups or value is not None:
+            found[name] = value
+    return found
+
+
+def shortened(values: dict[str, Any], groups: dict[str, Settings]) -> dict[str, Any]:
+    """`values` with no key of a dict of settings that says its default, and no dict without a key."""
+    found = dict(values)
+    for name, kind in groups.items():
+        if isinstance(found.get(name), dict):
+            said = {key: value for key, value in found[name].items() if key not in kind.keys or kind.says(key, value)}
+            found[name] = said
+            if not said:
+                del found[name]
+    return found
+
+
+class SettingsAccess:
+    """Every dict of settings has all of its keys; `getattr(config, "precision.norm")` is one of them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        group, _, key = name.partition(".")
+        if key:
+            name, value = group, {**getattr(self, group), key: value}
+        field = type(self).__dataclass_fields__.get(name)
+        kind = field.metadata.get("kind") if field is not None else None
+        super().__setattr__(name, kind.filled(value) if isinstance(kind, Settings) else value)
+
+    def __getattr__(self, name: str) -> Any:
+        group, _, key = name.partition(".")
+        if not key:
+            return super().__getattribute__(name)
+        try:
+            return getattr(self, group)[key]
+        except KeyError as error:
+            raise AttributeError(f"{type(self).__name__} has no {name}.") from error
