@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from .field_kinds import nearest
 from .field_needs import refuse_unread
-from .field_settings import SettingsAccess, described, settings_of, shortened
+from .field_settings import SettingsAccess, add_key_properties, described, settings_of, shortened
 from .fields_attention import AttentionFields
 from .fields_checks import check_lengths, for_each_layer
 from .fields_experts import ExpertFields
@@ -271,3 +271,6 @@ class ZooConfig(
         """Puts the card of the installed package where transformers has left an empty one before an upload."""
         if (replace_empty_card := self._installed("replace_empty_card")) is not None:
             replace_empty_card(folder, self)
+
+
+add_key_properties(ZooConfig)

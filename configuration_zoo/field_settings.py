@@ -70,11 +70,12 @@ class SettingsAccess:
         kind = field.metadata.get("kind") if field is not None else None
         super().__setattr__(name, kind.filled(value) if isinstance(kind, Settings) else value)
 
-    def __getattr__(self, name: str) -> Any:
-        group, _, key = name.partition(".")
-        if not key:
-            return super().__getattribute__(name)
-        try:
-            return getattr(self, group)[key]
-        except KeyError as error:
-            raise AttributeError(f"{type(self).__name__} has no {name}.") from error
+
+def add_key_properties(config_class) -> None:
+    """Makes every key of a dict of settings a property of the class under its own name, for whoever reads fields by
+    name."""
+    for group, kind in settings_of(config_class).items():
+        for key in kind.keys:
+            setattr(
+                config_class, f"{group}.{key}", property(lambda self, group=group, key=key: getattr(self, group)[key])
+            )

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_needs import UnreadField, is_read
+from configuration_zoo.field_settings import settings_of, spread
 from description_zoo.architecture import architecture
 from description_zoo.heads import CAUSAL, HEADS, head_of_own
 
@@ -41,6 +42,7 @@ _OLD_WORDS = {"deepseek_sparse_attention": "indexed_attention"}
 
 def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
     """config.json of any known family (or zoo's own) -> ZooConfig; `overrides` are ZooConfig fields."""
+    overrides = spread(overrides, settings_of(ZooConfig))
     if raw.get("model_type") == OWN_TYPE:
         return _named(raw, lambda keys: _build(keys | overrides, OWN_TYPE))
     model_type = model_type_of(raw)

@@ -19,6 +19,8 @@ PLAIN = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidd
 MOST_FILES, MOST_NOES, MOST_ROOMS = 12, 5, 4
 # What the sizes of a whole model are, every room may ask.
 SIZES = {"hidden_size", "num_hidden_layers", "norm_eps", "head_dim"}
+# A dict of settings that have a concept each: no key has more than one room.
+SETTINGS = {"precision"}
 
 
 def walk(forward):
@@ -70,7 +72,9 @@ def test_the_way_of_a_flag_enters_few_rooms():
     folder = Path(modeling_zoo.__file__).parent
     shipped = [path for path in folder.glob("*.py") if not path.stem.startswith(("export", "__"))]
     trees = {path.stem: ast.parse(path.read_text()) for path in shipped}
-    found = {field.name: rooms_of(trees, field.name) for field in fields(ZooConfig) if field.name not in SIZES}
+    found = {
+        field.name: rooms_of(trees, field.name) for field in fields(ZooConfig) if field.name not in SIZES | SETTINGS
+    }
     assert found["sliding_window"] and found["kv_lora_rank"]
     own = set(found) - {field.name for field in fields(PreTrainedConfig)}
     assert {name: found[name] for name in own if len(found[name]) > MOST_ROOMS} == {}
