@@ -9,9 +9,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .config_file import about_unknown, completed, written
 from .field_kinds import nearest
 from .field_needs import refuse_unread
-from .field_settings import SettingsAccess, add_key_properties, described, settings_of, shortened
+from .field_settings import SettingsAccess, add_key_properties, described
 from .fields_attention import AttentionFields
 from .fields_checks import check_lengths, for_each_layer
 from .fields_experts import ExpertFields
@@ -58,6 +59,7 @@ PLATFORM_KEYS = (
     "torch_dtype",
     "torchscript",
     "use_bfloat16",
+    "zoo_version",
 )
 
 
@@ -107,6 +109,7 @@ class ZooConfig(
     }
 
     def __post_init__(self, **kwargs):
+        kwargs.pop("zoo_version", None)
         kwargs = self._apply_aliases(kwargs)
         self._refuse_unknown(kwargs)
         check_lengths(self)
@@ -142,7 +145,7 @@ class ZooConfig(
         before, depth = config_dict.get("num_hidden_layers"), given.get("num_hidden_layers")
         fewer = isinstance(before, int) and isinstance(depth, int) and 0 < depth < before
         if fewer:
-            config_dict = first_layers(cls, config_dict, before, depth)
+            config_dict = first_layers(cls, completed(cls, config_dict), before, depth)
         config_dict = {**config_dict, **given}
         unknown = [key for key in cls._unknown(config_dict) if not cls._is_refused(key, names)]
         notes = {key: config_dict.pop(key) for key in unknown}
@@ -151,10 +154,9 @@ class ZooConfig(
             return super(ZooConfig, cls).from_dict(values, **kwargs)
 
         returned = build_without_unread(build, config_dict, set(given)) if fewer else build(config_dict)
+        for sentence in about_unknown(notes, config_dict.get("zoo_version")):
+            logger.warning(sentence)
         for key, value in notes.items():
-            logger.warning(
-                f"config.json has {key}={value!r}, which is not a field of ZooConfig: kept, but it does nothing."
-            )
             setattr(returned[0] if isinstance(returned, tuple) else returned, key, value)
         return returned
 
@@ -239,8 +241,8 @@ class ZooConfig(
         self.rope_parameters = {key: self.rope_parameters[key] for key in tables}
 
     def to_diff_dict(self):
-        """transformers', and of a dict of settings what differs from the defaults."""
-        return shortened(super().to_diff_dict(), settings_of(type(self)))
+        """What config.json and `repr` show: what differs and cannot be derived (config_file.py), and zoo's version."""
+        return written(self, super().to_diff_dict())
 
     def validate_needs(self):
         refuse_unread(self)

@@ -136,10 +136,6 @@ class Settings:
         given = {key: entry for key, entry in (value or {}).items() if entry is not None or key not in self.keys}
         return {key: field.default for key, field in self.keys.items()} | given
 
-    def says(self, key: str, value: Any) -> bool:
-        """Whether an entry is more than its default."""
-        return value is not None and value != self.keys[key].default
-
 
 Kind = Number | Choice | Flag | Items | Table | Record | Settings
 

@@ -47,18 +47,6 @@ def spread(values: dict[str, Any], groups: dict[str, Settings]) -> dict[str, Any
     return found
 
 
-def shortened(values: dict[str, Any], groups: dict[str, Settings]) -> dict[str, Any]:
-    """`values` with no key of a dict of settings that says its default, and no dict without a key."""
-    found = dict(values)
-    for name, kind in groups.items():
-        if isinstance(found.get(name), dict):
-            said = {key: value for key, value in found[name].items() if key not in kind.keys or kind.says(key, value)}
-            found[name] = said
-            if not said:
-                del found[name]
-    return found
-
-
 class SettingsAccess:
     """Every dict of settings has all of its keys; `getattr(config, "precision.norm")` is one of them."""
 

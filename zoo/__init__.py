@@ -12,6 +12,7 @@ Importing this package loads neither torch nor transformers; the first use of a 
 from importlib import import_module
 
 _HOME = {
+    "__version__": ("configuration_zoo.version", "__version__"),
     "Config": ("configuration_zoo", "ZooConfig"),
     "ConversionError": ("conversion", "ConversionError"),
     "convert": ("conversion", "convert"),
@@ -22,10 +23,6 @@ __all__ = ["Config", "ConversionError", "__version__", "convert", "inspect", "lo
 
 
 def __getattr__(name: str):
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("modeling-zoo")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     package, attribute = _HOME[name]

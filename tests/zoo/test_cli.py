@@ -311,7 +311,7 @@ def test_wrong_input_is_one_sentence_and_an_exit_code(zoo, converted, tmp_path, 
     [
         ({"norm_type": "rms_nrom"}, ("norm_type='rms_nrom'", "Did you mean 'rms_norm'?")),
         ({"hiden_size": 64}, ("hiden_size", "Did you mean 'hidden_size'?")),
-        ({"sliding_window": 8}, ("sliding_window",)),
+        ({"index_topk": 8}, ("index_topk",)),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

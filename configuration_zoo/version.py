@@ -1,0 +1,3 @@
+"""The version of zoo, which every config.json that it writes names."""
+
+__version__ = "0.1.0"
