@@ -13,6 +13,7 @@ from .config_file import about_unknown, completed, written
 from .field_kinds import nearest
 from .field_needs import refuse_unread
 from .field_settings import SettingsAccess, add_key_properties, described
+from .field_words import repeat_patterns, takes_words
 from .fields_attention import AttentionFields
 from .fields_checks import check_lengths, for_each_layer
 from .fields_experts import ExpertFields
@@ -32,6 +33,7 @@ from .fields_training import TrainingFields
 from .first_layers import build_without_unread, first_layers
 from .layer_mixers import LayerMixers
 from .layer_words import teach_layer_words
+from .other_words import FIELD_WORDS
 from .parallel_plans import ParallelPlans
 from .rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
 
@@ -63,6 +65,7 @@ PLATFORM_KEYS = (
 )
 
 
+@takes_words
 @strict
 class ZooConfig(
     ModelFields,
@@ -112,6 +115,7 @@ class ZooConfig(
         kwargs.pop("zoo_version", None)
         kwargs = self._apply_aliases(kwargs)
         self._refuse_unknown(kwargs)
+        repeat_patterns(self)
         check_lengths(self)
         layers = layers_of(kwargs.pop("per_layer_config", None), self.num_hidden_layers)
         given = dict(vars(self))
@@ -194,10 +198,10 @@ class ZooConfig(
 
     @classmethod
     def _is_refused(cls, key: str, names: set[str]) -> bool:
-        """Whether an unknown key of a file looks misspelt, or names what the config derives from its fields."""
+        """Whether an unknown key of a file looks misspelt, is another word for a field, or is derived from fields."""
         derived = getattr(cls, key, None)
         computed = isinstance(derived, property) and derived.fset is None
-        return computed or bool(get_close_matches(key, names, cutoff=MISSPELT))
+        return computed or key in FIELD_WORDS or bool(get_close_matches(key, names, cutoff=MISSPELT))
 
     @classmethod
     def _unknown(cls, given: dict) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from .other_words import answer
+
 # No matrix of a model is wider, and no text longer: what is more is a slip that would ask for all memory there is.
 WIDEST = 2**24
 LONGEST = 2**31 - 1
@@ -18,8 +20,11 @@ DEEPEST = 4096
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
-    matches = get_close_matches(name, list(known), n=1)
+    """What another word is called here (other_words.py), else `" Did you mean 'x'?"` for the closest name, else ""."""
+    known = list(known)
+    if says := answer(name, known):
+        return f" {says[0].upper()}{says[1:]}."
+    matches = get_close_matches(name, known, n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
