@@ -46,6 +46,8 @@ class AttentionFields:
 
     # The mechanism of softmax attention, one name for all layers or one for each (None for a layer without).
     attention_type: str | list[str | None] = per_layer(Choice(ATTENTION_TYPES), "grouped_query", needs="softmax")
+    # Heads of the queries, those of the keys and values (a divisor; None: as many), and the width of one (None:
+    # hidden_size / num_attention_heads).
     num_attention_heads: int = size(32)
     num_key_value_heads: int | None = size()
     head_dim: int | None = size()
@@ -95,6 +97,7 @@ class AttentionFields:
     # sigmoid gate on the attention output before o_proj (Qiu et al. 2025), per channel from a q_proj that is
     # twice as wide ("query"), or from a g_proj of its own, per channel ("elementwise") or per head ("headwise").
     attn_output_gate: str | None = choice(OUTPUT_GATES, needs="softmax")
+    # Dropout on the weights of attention, in training.
     attention_dropout: float | int = probability(needs="softmax")
 
     def resolve_attention(self):

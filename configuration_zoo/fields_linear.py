@@ -88,7 +88,7 @@ class LinearFields:
     mechanism. `linear_settings` is what a mixer reads.
     """
 
-    # A name of LINEAR_MECHANISMS for all of these layers, or one per layer.
+    # The recurrence or convolution, one name for all layers that have one or one per layer.
     linear_attention_type: str | list[str | None] | None = per_layer(Choice(tuple(LINEAR_MECHANISMS)))
     # Heads of queries and keys, heads of values (a multiple), their widths. Of a state space model: groups, heads,
     # states, channels of a head; of a gated unit: -, blocks, -, channels of a block.

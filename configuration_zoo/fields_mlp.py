@@ -19,11 +19,13 @@ WIDTH_MULTIPLE = 64
 class MlpFields:
     """Feed-forward layers: plain down(act(up x)) or gated down(act(gate x) · up x) (Shazeer 2020)."""
 
+    # down(act(gate x) · up x) instead of down(act(up x)).
     gated_mlp: bool = flag(True, needs="mlp")
     # transformers' names; "linear" with a gate is the bilinear GLU, "sigmoid" the original GLU.
     hidden_act: str = choice(ACTIVATIONS, "silu", needs="mlp")
     # Inner width; None: 4 · hidden_size plain, 8/3 · hidden_size rounded up to 64 gated (equal parameters, ibid. §2).
     intermediate_size: int | None = size()
+    # Biases of an MLP's projections.
     mlp_bias: bool = flag(needs="plain mlp")
     # Factors on the gate before its activation and on the output (Falcon-H1; muP).
     mlp_multipliers: list[float | int] | None = items(Number(), 2, needs="mlp")

@@ -10,9 +10,13 @@ from .fields_checks import for_each_layer
 class ModelFields:
     """Vocabulary, width, depth; what happens between tokens and stream at both ends."""
 
+    # Tokens in the table.
     vocab_size: int = size(32000)
+    # Width of the residual stream.
     hidden_size: int = size(4096)
+    # Depth.
     num_hidden_layers: int = depth(32)
+    # The head's matrix is the token table.
     tie_word_embeddings: bool = flag()
     # Width of the embedding and head where it differs from hidden_size, with a projection at each end (OPT 350m).
     embedding_size: int | None = size()
@@ -21,14 +25,18 @@ class ModelFields:
     # Logits are divided by this (Granite), then capped: cap · tanh(logit / cap) (Gemma 2).
     logits_scaling: float | int = positive(1.0)
     final_logit_softcapping: float | int | None = positive()
+    # A learned bias of the logits.
     lm_head_bias: bool = flag()
     # Tokens that can never be produced: their logits become the smallest number (Chameleon).
     suppressed_token_ids: list[int] | None = setting(Items(Number(whole=True)), None)
     # Dropout on the embeddings and on each sub-layer's output.
     embedding_dropout: float | int = probability()
     residual_dropout: float | int = probability()
+    # Standard deviation of a new matrix, where initializer_type does not say otherwise.
     initializer_range: float | int = positive(0.02)
+    # Whether a forward returns its cache, as in transformers.
     use_cache: bool = flag(True)
+    # Tokens that fill a batch, begin a text and end it (one or several).
     pad_token_id: int | None = number(whole=True)
     bos_token_id: int | list[int] | None = setting(Items(Number(whole=True)), None)
     eos_token_id: int | list[int] | None = setting(Items(Number(whole=True)), None)

@@ -37,6 +37,7 @@ class NormFields:
 
     # The norm of the residual stream: "rms_norm" (Zhang & Sennrich 2019) or "layer_norm" (Ba et al. 2016).
     norm_type: str = choice(NORM_TYPES, "rms_norm")
+    # Added to the mean square (or the variance) so that nothing is divided by zero.
     norm_eps: float | int = positive(1e-6)
     # Learned scale; without it the norm has no parameters at all (OLMo, nanochat).
     norm_elementwise_affine: bool = flag(True)

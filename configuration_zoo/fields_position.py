@@ -22,6 +22,7 @@ class PositionFields:
 
     # "transformer_xl": each layer scores distances with projections of its own (Dai et al. 2019, §3.3).
     position_embedding_type: str = choice(POSITION_EMBEDDINGS, "rope")
+    # How long a text may be: rows of a learned table, and what scaled rotations are scaled by.
     max_position_embeddings: int = length(4096)
     # transformers' dict: rope_type, rope_theta, partial_rotary_factor, factor ...; flat, or one dict per layer type,
     # where None means no rotation (Su et al. 2021; scalings: transformers' modeling_rope_utils).

@@ -47,7 +47,7 @@ def test_help_loads_neither_torch_nor_transformers():
 def test_every_subcommand_explains_itself(zoo):
     code, overview, _ = zoo("--help")
     assert code == 0
-    for command in ("convert", "export", "generate", "inspect", "verify", "presets"):
+    for command in ("convert", "export", "flags", "generate", "inspect", "verify", "presets"):
         assert command in overview
         code, out, err = zoo(command, "--help")
         assert (code, err) == (0, "") and f"Usage: zoo {command}" in out

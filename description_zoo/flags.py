@@ -1,0 +1,125 @@
+"""Every field of the config in words: kind, default, what it takes and needs, and what its source says of it."""
+
+import ast
+import inspect
+import io
+import tokenize
+from dataclasses import MISSING, Field
+from typing import Any, get_args
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Table, nearest
+from configuration_zoo.field_needs import NEEDS
+from configuration_zoo.field_settings import described
+from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS
+
+
+def flags() -> dict[str, dict[str, Any]]:
+    """{name: facts} of every field, in the order of the groups: see `facts`."""
+    fields, found = described(ZooConfig), {}
+    for group in ZooConfig.__mro__:
+        if group.__module__.startswith("configuration_zoo.fields_"):
+            for name, meaning in meanings(group).items():
+                if name in fields:
+                    found[name] = facts(name, fields[name], group, meaning)
+    return found
+
+
+def flag(name: str) -> dict[str, Any]:
+    """The facts of one field, by its name or one that transformers gives it; raises ValueError for any other."""
+    found = flags()
+    name = ZooConfig.attribute_map.get(name, name)
+    if name not in found:
+        raise ValueError(f"There is no flag {name!r}.{nearest(name, found)}")
+    return found[name]
+
+
+def facts(name: str, field: Field, group: type, meaning: str) -> dict[str, Any]:
+    """What can be said of a field: JSON values alone."""
+    kind, need = field.metadata.get("kind"), field.metadata.get("needs")
+    return {
+        "name": name,
+        "group": group.__name__.removesuffix("Fields"),
+        "about": inspect.getdoc(group).split("\n")[0],
+        "default": None if field.default is MISSING else field.default,
+        "takes": f"{takes(kind.entry)}, or {takes(kind)}" if _one_or_list(field) else takes(kind),
+        "allowed": list(getattr(getattr(kind, "entry", kind), "names", ())) or None,
+        "needs": NEEDS[need][1] if need else None,
+        "by_layer": by_layer(name, kind),
+        "meaning": meaning,
+        "source": f"configuration_zoo/{group.__module__.rpartition('.')[2]}.py",
+    }
+
+
+def _one_or_list(field: Field) -> bool:
+    """Whether a field takes what an entry of its list is."""
+    return isinstance(field.metadata.get("kind"), Items) and bool({str, int} & {*get_args(field.type)})
+
+
+def takes(kind) -> str:
+    """What values a kind is."""
+    match kind:
+        case Number():
+            return _number(kind)
+        case Choice():
+            return "a name"
+        case Flag():
+            return "true or false"
+        case Items(per_layer=True):
+            return f"a list with {takes(kind.entry)} for each layer"
+        case Items(count=None):
+            return f"a list, each entry {takes(kind.entry)}"
+        case Items():
+            return f"a list of {kind.count}, each {takes(kind.entry)}"
+        case Record():
+            return "a table that is kept and not read"
+        case Table():
+            return "a table"
+    return "a value"
+
+
+def _number(kind: Number) -> str:
+    bounds = {"above": kind.above, "at least": kind.least, "below": kind.below, "at most": kind.most}
+    # The largest sizes that are taken guard against slips; nobody asks for them.
+    said = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None and bound < 2**12]
+    said += ["not 0"] if kind.nonzero else []
+    return " ".join(["a whole number" if kind.whole else "a number", " and ".join(said)]).strip()
+
+
+def by_layer(name: str, kind) -> str:
+    """Whether a field may differ from layer to layer, and how that is said."""
+    if getattr(kind, "per_layer", False):
+        return "a list with one entry for each layer"
+    readers = [reader for reader, names in PER_LAYER_FIELDS.items() if name in names]
+    return f"per_layer_config, for {readers[0]}" if readers else "no: one for the model"
+
+
+def meanings(group: type) -> dict[str, str]:
+    """{field: the comment above it, or above the fields it stands with}, from the source of its group.
+
+    Where no comment stands above, the docstring of the group says what there is.
+    """
+    source = inspect.getsource(group)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {
+        token.start[0]: token.string.removeprefix("#").strip()
+        for token in tokens
+        if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#")
+    }
+    found, said = {}, ""
+    for name, line in _declared(ast.parse(source).body[0]):
+        above = []
+        while (number := line - len(above) - 1) in comments:
+            above.insert(0, comments[number])
+        said = " ".join(above) or said
+        found[name] = said or inspect.getdoc(group).split("\n\n")[0]
+    return found
+
+
+def _declared(group: ast.ClassDef):
+    """(name, line) of the fields of a class and of the keys of its dicts of settings, as they stand."""
+    for node in group.body:
+        if isinstance(node, ast.AnnAssign):
+            yield node.target.id, node.lineno
+            if isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "settings":
+                yield from ((f"{node.target.id}.{key.arg}", key.value.lineno) for key in node.value.keywords)

@@ -1,0 +1,79 @@
+"""`zoo flags`: every field of a config with its kind, its place and what its source says of it."""
+
+import json
+from dataclasses import fields
+
+import pytest
+from transformers import PreTrainedConfig
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.field_settings import described
+from description_zoo.flags import flag, flags, meanings
+from zoo.cli.flags import in_words, show
+
+OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)}
+
+
+def test_every_field_is_there_and_has_a_meaning():
+    found = flags()
+    assert found.keys() <= described(ZooConfig).keys()
+    assert described(ZooConfig).keys() - found.keys() <= OF_TRANSFORMERS
+    assert [name for name, facts in found.items() if len(facts["meaning"]) < 6] == []
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_field_in_facts():
+    facts = flag("sliding_window")
+    assert facts["takes"] == "a whole number above 0" and facts["default"] is None and facts["group"] == "Attention"
+    assert facts["by_layer"].startswith("per_layer_config, for a 'sliding_attention'")
+    assert facts["meaning"].startswith("A token sees itself and window - 1 before it")
+    assert flag("rms_norm_eps")["name"] == "norm_eps"
+    assert flag("precision.rope")["allowed"] == ["activation", "float32_trig", "float32_qk"]
+    assert flag("hidden_size")["by_layer"].startswith("no")
+    assert flag("layer_types")["by_layer"] == "a list with one entry for each layer"
+    assert flag("layer_types")["takes"] == "a list with a name for each layer"
+    assert flag("block_type")["takes"] == "a name, or a list with a name for each layer"
+    assert flag("eos_token_id")["takes"].startswith("a whole number, or a list")
+    assert "softmax attention" in flag("attention_sinks")["needs"]
+
+
+class Sample:
+    """What stands where no comment is.
+
+    More.
+    """
+
+    first: int = 1
+    # One line,
+    # and another.
+    second: int = 2
+    third: int = 3  # beside it
+
+    # Far from it.
+
+    fourth: int = 4
+
+
+def test_a_meaning_is_the_comment_above():
+    assert meanings(Sample) == {
+        "first": "What stands where no comment is.",
+        "second": "One line, and another.",
+        "third": "One line, and another.",
+        "fourth": "One line, and another.",
+    }
+
+
+def test_words_fit_a_page(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    for facts in flags().values():
+        assert max(map(len, in_words(facts).splitlines())) <= 100
+    show(flags())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= 100
+    assert sum(name in line for line in lines for name in ("hidden_act", "precision.rope")) == 2
+
+
+@pytest.mark.parametrize("name, says", [("d_ff", "Use intermediate_size."), ("slidng_window", "Did you mean 'sliding")])
+def test_a_name_that_is_none_is_answered(name, says):
+    with pytest.raises(ValueError, match=f"There is no flag '{name}'. {says}"):
+        flag(name)
