@@ -4,6 +4,8 @@ Not shipped itself. A folder holds two files, `configuration_zoo.py` and `modeli
 two packages (export_source.py, export_join.py).
 """
 
+import os
+from functools import cache
 from pathlib import Path
 
 from .export_join import joined, reading_order, resolve
@@ -18,8 +20,6 @@ AUTO_MAP = {
     "AutoModelForQuestionAnswering": "modeling_zoo.ZooForQuestionAnswering",
 }
 FILES = tuple(f"{name}.py" for name in TARGETS)
-
-
 DOCSTRING = """{says}
 
 One of the two files that `zoo export` makes of zoo's packages: the files named in its headings, joined in the order in
@@ -27,7 +27,8 @@ which they are read. `zoo export FOLDER --check` says whether they are as they w
 """
 
 
-def code_of(config) -> dict[str, str]:
+@cache
+def code() -> dict[str, str]:
     """{file name: text} of the two files, always the same for a version of the packages."""
     texts, files = {}, sources()
     for target in TARGETS:
@@ -49,16 +50,23 @@ def code_of(config) -> dict[str, str]:
     return texts
 
 
-def differing(config, folder) -> list[str]:
-    """The files of a folder whose text is not what these packages write for its config, or that are missing."""
-    paths = {Path(folder) / name: text for name, text in code_of(config).items()}
+def differing(folder: str | Path) -> list[str]:
+    """The files of a folder whose text is not what these packages write, or that are missing."""
+    paths = {Path(folder) / name: text for name, text in code().items()}
     return [path.name for path, text in paths.items() if not path.is_file() or path.read_bytes() != text.encode()]
 
 
-def export_code(config, folder):
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all; a link in its place is replaced, not followed."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def export_code(config, folder: str | Path) -> None:
     """Writes the code into `folder` and the complete `auto_map` into `config`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in code_of(config).items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name, text in code().items():
+        replace_text(folder / name, text)
     config.auto_map = dict(AUTO_MAP)

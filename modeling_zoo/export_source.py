@@ -34,7 +34,7 @@ class Binding:
 
 @dataclass
 class Piece:
-    """One statement at the top of a file with the comments above it: text that is kept or left out as a whole."""
+    """One statement at the top of a file with the comments above it."""
 
     module: str
     index: int
@@ -46,18 +46,9 @@ class Piece:
     needs: frozenset[str] = field(init=False)
 
     def __post_init__(self):
-        self.read()
-
-    def read(self) -> None:
-        """Takes the text in: after every change of it."""
         (self.tree,) = ast.parse(self.text).body
         table = symtable.symtable(self.text, self.module, "exec")
         self.defines, self.needs = tuple(defined(table)), frozenset(global_names(table))
-
-    @property
-    def acts(self) -> bool:
-        """Whether it does something instead of defining something."""
-        return not self.defines
 
 
 def defined(table: symtable.SymbolTable) -> list[str]:

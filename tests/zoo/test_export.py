@@ -13,7 +13,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from conversion import family_of, load
 from conversion.engine.registry import known_families
 from modeling_zoo import ZooConfig, ZooForCausalLM
-from modeling_zoo.export import AUTO_MAP, FILES, code_of
+from modeling_zoo.export import AUTO_MAP, FILES, code
 from zoo.cli.main import main
 
 TINY = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -66,13 +66,13 @@ def test_the_files_are_formatted(folder):
 
 
 def test_another_process_writes_the_same_bytes():
-    code = "from modeling_zoo.export import code_of; import sys; sys.stdout.write(chr(0).join(code_of(None).values()))"
+    program = "from modeling_zoo.export import code; import sys; sys.stdout.write(chr(0).join(code().values()))"
     texts = []
     for seed in ("1", "2"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
         texts.append(done.stdout.decode())
-    assert texts == ["\0".join(code_of(None).values())] * 2
+    assert texts == ["\0".join(code().values())] * 2
 
 
 def test_check_finds_a_change_and_export_puts_it_right(zoo, folder):
@@ -80,8 +80,8 @@ def test_check_finds_a_change_and_export_puts_it_right(zoo, folder):
     path = folder / "modeling_zoo.py"
     text = path.read_bytes()
     path.write_bytes(text.replace(b"import torch\n", b"import torch \n", 1))
-    code, _, err = zoo("export", folder, "--check")
-    assert code == 1 and "modeling_zoo.py is not what" in err and err.count("\n") == 1
+    status, _, err = zoo("export", folder, "--check")
+    assert status == 1 and "modeling_zoo.py is not what" in err and err.count("\n") == 1
     (folder / "configuration_zoo.py").unlink()
     assert "configuration_zoo.py and modeling_zoo.py are not what" in zoo("export", folder, "--check")[2]
     config = json.loads((folder / "config.json").read_text())
@@ -93,9 +93,28 @@ def test_check_finds_a_change_and_export_puts_it_right(zoo, folder):
 
 def test_a_folder_of_another_kind_is_sent_to_convert(zoo, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    code, _, err = zoo("export", tmp_path)
-    assert code == 1 and "zoo convert" in err and err.count("\n") == 1
+    status, _, err = zoo("export", tmp_path)
+    assert status == 1 and "zoo convert" in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
+
+
+def test_a_link_is_replaced_and_not_followed(folder, tmp_path):
+    kept = tmp_path / "kept.py"
+    kept.write_text("# mine\n")
+    for name in FILES:
+        (folder / name).unlink()
+        (folder / name).symlink_to(kept)
+    ZooConfig(**TINY).save_pretrained(folder)
+    assert kept.read_text() == "# mine\n"
+    assert {name: (folder / name).read_text() for name in FILES} == code()
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_config_that_is_not_the_folders_own_is_refused(zoo, folder, tmp_path):
+    (folder / "config.json").rename(tmp_path / "config.json")
+    (folder / "config.json").symlink_to(tmp_path / "config.json")
+    status, _, err = zoo("export", folder)
+    assert status == 1 and "config.json" in err and err.count("\n") == 1
 
 
 @pytest.mark.sampled(15)

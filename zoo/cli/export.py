@@ -17,24 +17,18 @@ def export(
     """Write the two files of code that a folder needs to load with trust_remote_code=True, or compare them."""
     import json
 
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} has no config.json: name a model folder.")
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from error
-    kind = held.get("model_type") if isinstance(held, dict) else None
-    if kind != "zoo":
+    from .loading import MODEL_TYPE, read_config
+
+    held = read_config(folder)
+    if (kind := held.get("model_type")) != MODEL_TYPE:
         raise UserError(
             f"{folder} holds a model of type {kind!r}: `zoo convert {folder} TARGET` makes a zoo folder of it."
         )
 
     from configuration_zoo import ZooConfig
-    from modeling_zoo.export import AUTO_MAP, FILES, differing, export_code
+    from modeling_zoo.export import AUTO_MAP, FILES, differing, export_code, replace_text
 
-    config = ZooConfig.from_pretrained(folder)
-    other = differing(config, folder)
+    config, other = ZooConfig.from_pretrained(folder), differing(folder)
     if check:
         if other:
             raise UserError(
@@ -46,5 +40,5 @@ def export(
     export_code(config, folder)
     if held.get("auto_map") != AUTO_MAP:
         text = json.dumps(held | {"auto_map": AUTO_MAP}, indent=2, sort_keys=True) + "\n"
-        path.write_text(text, encoding="utf-8")
+        replace_text(folder / "config.json", text)
     typer.echo(f"{' and '.join(other)} written." if other else "Nothing to write: the code is as it should be.")
