@@ -11,18 +11,22 @@ class ConversionError(ValueError):
     """The source or the target is wrong; the message names what, and says what is allowed or what to do."""
 
 
-def one_line(error: BaseException) -> str:
-    """The sentence inside an error, without the wrapping of validators."""
+def innermost(error: BaseException) -> BaseException:
+    """What a validator wrapped; any other error itself."""
     while type(error).__module__.startswith("huggingface_hub.errors") and error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split()).removesuffix(".") + "."
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """The sentence inside an error, without the wrapping of validators."""
+    return " ".join(str(innermost(error)).split()).removesuffix(".") + "."
 
 
 def sentence(error: BaseException) -> str:
     """The innermost message of a validation error, else the message itself, on one line, without what only a debugger
     reads."""
-    while type(error).__module__.startswith("huggingface_hub.errors") and error.__cause__ is not None:
-        error = error.__cause__
+    error = innermost(error)
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     message = message.partition("\nException raised from")[0].replace("trust_remote_code=True", "--trust-remote-code")
     return on_one_line(message) or type(error).__name__
