@@ -91,9 +91,9 @@ class ZooConfig(
     """A decoder, described by one name or number per concept.
 
     Each group of fields stands in its own file (`fields_<concept>.py`) with meaning, source and checks. What is left
-    at None is derived from the rest and written out in full to config.json. A bad value, a contradiction or a name that
-    does not exist raises at construction (`huggingface_hub.errors.StrictDataclassError`, or ValueError) with the field,
-    the value and what is allowed.
+    at None is derived from the rest, now and when config.json is read again. A bad value, a contradiction or a name
+    that does not exist raises at construction (`huggingface_hub.errors.StrictDataclassError`, or ValueError) with the
+    field, the value and what is allowed.
     """
 
     model_type = "zoo"

@@ -5,17 +5,20 @@ A key is named `precision.norm` wherever a field is named by its name: in messag
 """
 
 from dataclasses import Field, fields
+from functools import cache
 from typing import Any
 
 from .field_kinds import Settings
 
 
+@cache
 def settings_of(config_class) -> dict[str, Settings]:
     """{field: its kind} of the fields that are dicts of settings."""
     kinds = {field.name: field.metadata.get("kind") for field in fields(config_class)}
     return {name: kind for name, kind in kinds.items() if isinstance(kind, Settings)}
 
 
+@cache
 def described(config_class) -> dict[str, Field]:
     """{name: field} of everything that can be set by itself: keys stand in the place of the dict they are in."""
     found = {}

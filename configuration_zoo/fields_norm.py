@@ -27,8 +27,6 @@ WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
 SOFTMAX_FACTORS = ("full_attn_alpha_factor", "full_attn_beta_factor")
 RECURRENT_FACTORS = ("linear_attn_alpha_factor", "linear_attn_beta_factor")
 MLP_FACTORS = ("mlp_alpha_factor", "mlp_beta_factor")
-# Where the two residual sums of a layer are one, or missing.
-SINGLE_BRANCH_BLOCKS = ("mixer_only", "mlp_only")
 
 
 @dataclass(kw_only=True, repr=False)
