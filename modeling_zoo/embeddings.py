@@ -158,16 +158,11 @@ def read_positions(
     return position_ids, places
 
 
-# transformers' words for layers that have no keys.
-WITHOUT_KEYS = ("linear_attention", "conv", "moe", "mlp")
-
-
 def keyed_layers(config, mask_keys):
     """{mask names: a layer whose cache holds the keys they are about}, for the mask names of all layers."""
     layers = {}
-    for index, key in enumerate(mask_keys):
-        if config.layer_types[index] not in WITHOUT_KEYS:
-            layers.setdefault(key, config.kv_source_of(index))
+    for index in config.softmax_layers:
+        layers.setdefault(mask_keys[index], config.kv_source_of(index))
     return layers
 
 

@@ -31,7 +31,7 @@ from .platform_pipeline import StagedModel, refuse_uncut
 from .platform_saving import SavedFolder
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
 from .platform_vllm import served_by
-from .train_indexer import add_indexer_loss, should_add_indexer_loss
+from .train_indexer import add_indexer_loss, is_learning
 from .train_init import InitialWeights
 from .train_loss import logits_and_loss, share_of_batch
 from .train_router_loss import add_router_losses, should_add_router_losses
@@ -241,8 +241,8 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
         # What is added to the loss is asked for before the forward that has to record it.
-        balance = labels is not None and should_add_router_losses(self, labels, record)
-        learns = labels is not None and should_add_indexer_loss(self, labels)
+        balance = labels is not None and should_add_router_losses(self, record)
+        learns = labels is not None and is_learning(self)
         if learns:
             kwargs["shared_indices"] = SharedIndices()
         outputs = self.model(

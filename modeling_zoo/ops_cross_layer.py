@@ -66,13 +66,13 @@ RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
 def layer_of_last_query(config, logits_to_keep, masks: dict, past_key_values, kwargs: dict) -> int | None:
-    """The first sharing layer if all queries but the last can be left out from there on, else None.
+    """The first sharing layer of a model that has some, if all queries but the last can be left out from there on.
 
     They can where one logit is wanted and no record of the others: what a sharing layer computes is not cached. A mask
     that is not there says causal, which over a cache of fixed size would show keys that are not there yet.
     """
     wanted = isinstance(logits_to_keep, int) and logits_to_keep == 1
-    if not (wanted and config.num_kv_shared_layers) or torch.is_grad_enabled():
+    if not wanted or torch.is_grad_enabled():
         return None
     if config._attn_implementation not in ("sdpa", "eager"):
         return None

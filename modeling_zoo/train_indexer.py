@@ -15,11 +15,6 @@ from .ops_attention_sparse import chosen_keys
 TRAINING_BLOCK = 128
 
 
-def should_add_indexer_loss(model: nn.Module, labels: torch.Tensor | None) -> bool:
-    """Whether this forward of `model` is to add the loss of its indexers."""
-    return labels is not None and is_learning(model)
-
-
 def is_learning(module: nn.Module) -> bool:
     """Whether indexers are trained in this forward of a model or a layer."""
     return module.training and torch.is_grad_enabled() and bool(module.config.indexer_loss_coef)

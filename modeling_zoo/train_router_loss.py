@@ -106,11 +106,11 @@ def router_losses(
     return RouterLosses(total, aux_loss, z_loss)
 
 
-def should_add_router_losses(model, labels: torch.Tensor | None, record: bool | None) -> bool:
-    """Whether a call with `labels` adds them: as `record` (output_router_logits) says; where that is None, in training
+def should_add_router_losses(model, record: bool | None) -> bool:
+    """Whether a call with labels adds them: as `record` (output_router_logits) says; where that is None, in training
     if a coefficient is positive."""
     config = model.config
-    if labels is None or "sparse" not in config.mlp_layer_types:
+    if "sparse" not in config.mlp_layer_types:
         return False
     if record is not None:
         return record
