@@ -25,13 +25,13 @@ def flags() -> dict[str, dict[str, Any]]:
     return found
 
 
-def flag(name: str) -> dict[str, Any]:
-    """The facts of one field, by its name or one that transformers gives it; raises ValueError for any other."""
-    found = flags()
+def flag(name: str, every: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The facts of one field among `every`, by its name or one that transformers gives it; raises ValueError for any
+    other."""
     name = ZooConfig.attribute_map.get(name, name)
-    if name not in found:
-        raise ValueError(f"There is no flag {name!r}.{nearest(name, found)}")
-    return found[name]
+    if name not in every:
+        raise ValueError(f"There is no flag {name!r}.{nearest(name, every)}")
+    return every[name]
 
 
 def facts(name: str, field: Field, group: type, meaning: str) -> dict[str, Any]:

@@ -23,18 +23,18 @@ def test_every_field_is_there_and_has_a_meaning():
 
 
 def test_a_field_in_facts():
-    facts = flag("sliding_window")
+    facts = flag("sliding_window", flags())
     assert facts["takes"] == "a whole number above 0" and facts["default"] is None and facts["group"] == "Attention"
     assert facts["by_layer"].startswith("per_layer_config, for a 'sliding_attention'")
     assert facts["meaning"].startswith("A token sees itself and window - 1 before it")
-    assert flag("rms_norm_eps")["name"] == "norm_eps"
-    assert flag("precision.rope")["allowed"] == ["activation", "float32_trig", "float32_qk"]
-    assert flag("hidden_size")["by_layer"].startswith("no")
-    assert flag("layer_types")["by_layer"] == "a list with one entry for each layer"
-    assert flag("layer_types")["takes"] == "a list with a name for each layer"
-    assert flag("block_type")["takes"] == "a name, or a list with a name for each layer"
-    assert flag("eos_token_id")["takes"].startswith("a whole number, or a list")
-    assert "softmax attention" in flag("attention_sinks")["needs"]
+    assert flag("rms_norm_eps", flags())["name"] == "norm_eps"
+    assert flag("precision.rope", flags())["allowed"] == ["activation", "float32_trig", "float32_qk"]
+    assert flag("hidden_size", flags())["by_layer"].startswith("no")
+    assert flag("layer_types", flags())["by_layer"] == "a list with one entry for each layer"
+    assert flag("layer_types", flags())["takes"] == "a list with a name for each layer"
+    assert flag("block_type", flags())["takes"] == "a name, or a list with a name for each layer"
+    assert flag("eos_token_id", flags())["takes"].startswith("a whole number, or a list")
+    assert "softmax attention" in flag("attention_sinks", flags())["needs"]
 
 
 class Sample:
@@ -76,4 +76,4 @@ def test_words_fit_a_page(capsys, monkeypatch):
 @pytest.mark.parametrize("name, says", [("d_ff", "Use intermediate_size."), ("slidng_window", "Did you mean 'sliding")])
 def test_a_name_that_is_none_is_answered(name, says):
     with pytest.raises(ValueError, match=f"There is no flag '{name}'. {says}"):
-        flag(name)
+        flag(name, flags())

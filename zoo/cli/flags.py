@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from .errors import UserError
-
 
 def flags(
     name: Annotated[str | None, typer.Argument(help="A field of the config. Without it: all of them.")] = None,
@@ -22,10 +20,7 @@ def flags(
         # A dict of settings: all of its keys.
         every, name = keys, None
     if name is not None:
-        try:
-            facts = described.flag(name)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        facts = described.flag(name, every)
         typer.echo(json.dumps(facts) if as_json else in_words(facts))
     elif as_json:
         typer.echo(json.dumps(every))
