@@ -9,6 +9,7 @@ import torch
 from random_models import build, randomize, their_class_config
 from samples import only
 from torch import nn
+from training_rows import documents, pad_right
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -174,26 +175,6 @@ def test_dynamic_quantisation_of_torch(pair_of, name):
 # -- transformers' Trainer ---------------------------------------------------------------------------------------------
 
 
-def rows(count=8):
-    """Rows of different lengths; beginnings are no targets."""
-    generator = torch.Generator().manual_seed(1)
-    found = []
-    for index in range(count):
-        ids = torch.randint(6, 96, (5 + (index * 7) % 9,), generator=generator).tolist()
-        found.append({"input_ids": ids, "labels": [-100] * (index % 3) + ids[index % 3 :]})
-    return found
-
-
-def pad(rows):
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def fill(name, value):
-        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
-
-    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-    return {"input_ids": fill("input_ids", 0), "labels": fill("labels", -100), "attention_mask": mask}
-
-
 def trained(model, folder, evaluates=True, **arguments):
     """The losses of three steps, the last of which have seen what the first did, and that of an evaluation."""
     settings = {
@@ -202,7 +183,8 @@ def trained(model, folder, evaluates=True, **arguments):
         **{"use_cpu": True, "train_sampling_strategy": "sequential", "optim": "sgd", "max_grad_norm": 0.0},
     }
     args = TrainingArguments(output_dir=str(folder), **settings | arguments)
-    trainer = Trainer(model=model, args=args, train_dataset=rows(12), eval_dataset=rows(), data_collator=pad)
+    learned, held_out = documents(12, 5, 14, vocab_size=96), documents(8, 5, 14, vocab_size=96)
+    trainer = Trainer(model=model, args=args, train_dataset=learned, eval_dataset=held_out, data_collator=pad_right)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -9,6 +9,7 @@ from combinations import EXPERTS, FULL, HEADS, INDEXED, INDEXER, LATENT, LINEAR,
 from places import STORIES
 from random_models import randomize
 from samples import only
+from training_rows import documents, pad_right
 from transformers import (
     AutoTokenizer,
     DataCollatorWithFlattening,
@@ -65,29 +66,7 @@ def remote(model, folder):
     return model_class.from_pretrained(folder, config=config)
 
 
-def documents(count=8, shortest=3, longest=13):
-    """Rows of different lengths; prompts are no targets."""
-    generator = torch.Generator().manual_seed(1)
-    rows = []
-    for index in range(count):
-        length = shortest + (index * 7) % (longest - shortest)
-        ids = torch.randint(6, 101, (length,), generator=generator).tolist()
-        rows.append({"input_ids": ids, "labels": [-100] * (index % 3) + ids[index % 3 :]})
-    return rows
-
-
-def pad(rows):
-    """Rows of different lengths as one batch, padded on the right."""
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def fill(name, value):
-        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
-
-    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-    return {"input_ids": fill("input_ids", 0), "labels": fill("labels", -100), "attention_mask": mask}
-
-
-def fit(model, folder, rows=None, collator=pad, **arguments):
+def fit(model, folder, rows=None, collator=pad_right, **arguments):
     """The trained model and what the Trainer logged."""
     settings = {
         **{"max_steps": 2, "per_device_train_batch_size": 8, "learning_rate": 0.05, "optim": "sgd", "logging_steps": 1},
@@ -132,10 +111,10 @@ def test_every_coefficient_reaches_the_trainer_s_loss(tmp_path):
     """The first logged loss is the model's own, auxiliary terms included, and differs from the plain one."""
     rows = documents()
     number = sum(label != -100 for row in rows for label in row["labels"][1:])
-    plain = make(**EXPERTS).train()(**pad(rows), num_items_in_batch=torch.tensor(number)).loss.item()
+    plain = make(**EXPERTS).train()(**pad_right(rows), num_items_in_batch=torch.tensor(number)).loss.item()
     for flags in ({"output_z_loss_coef": 0.05}, BALANCE, ROUTER_Z):
         model = make(**EXPERTS, **flags)
-        expected = model.train()(**pad(rows), num_items_in_batch=torch.tensor(number)).loss.item()
+        expected = model.train()(**pad_right(rows), num_items_in_batch=torch.tensor(number)).loss.item()
         logged = fit(model, tmp_path)[1][0]
         assert logged == pytest.approx(expected, rel=1e-5) and abs(expected - plain) > 1e-3
 
@@ -167,7 +146,7 @@ def test_bfloat16(name, pure, tmp_path):
 def test_autocast_with_a_cache(name):
     """Steps over a cache under autocast stay as near to float32 as autocast itself is."""
     model = make(**MODELS[name]).eval()
-    inputs = pad(documents())["input_ids"][:, :10]
+    inputs = pad_right(documents())["input_ids"][:, :10]
     with torch.no_grad():
         exact = model(inputs).logits
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -205,14 +184,14 @@ def test_evaluation_and_label_smoothing_have_logits(tmp_path):
         model=make(loss_chunk_size=5, output_z_loss_coef=0.1),
         args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True),
         eval_dataset=documents(),
-        data_collator=pad,
+        data_collator=pad_right,
         compute_metrics=lambda prediction: shapes.append(prediction.predictions.shape) or {},
     )
     trainer.remove_callback(PrinterCallback)
     loss = trainer.evaluate()["eval_loss"]
     assert shapes[0][-1] == SIZES["vocab_size"]
     with torch.no_grad():
-        assert loss == pytest.approx(trainer.model.eval()(**pad(documents())).loss.item(), rel=1e-5)
+        assert loss == pytest.approx(trainer.model.eval()(**pad_right(documents())).loss.item(), rel=1e-5)
     start = make(loss_chunk_size=5)
     smooth = fit(copy.deepcopy(start), tmp_path, label_smoothing_factor=0.1)[1]
     start.config.loss_chunk_size = None
@@ -244,7 +223,7 @@ def test_accelerate_s_loop(tmp_path):
     from accelerate import Accelerator
 
     start = make(**EXPERTS, **ROUTER_Z)
-    rows = [pad(documents()[index : index + 4]) for index in (0, 4)]
+    rows = [pad_right(documents()[index : index + 4]) for index in (0, 4)]
     numbers = sum((batch["labels"][:, 1:] != -100).sum() for batch in rows)
 
     def optimizer_of(model):

@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import fields
 from pathlib import Path
 
@@ -43,13 +43,14 @@ def walk(forward):
     return calls, noes
 
 
-def rooms_of(trees, name):
-    """The first words of the files of the model that read `config.<name>`."""
-    return {
-        stem.partition("_")[0]
-        for stem, tree in trees.items()
-        if any(isinstance(node, ast.Attribute) and node.attr == name for node in ast.walk(tree))
-    }
+def rooms_by_name(paths):
+    """{attribute: the first words of the files that read it}."""
+    rooms = defaultdict(set)
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                rooms[node.attr].add(path.stem.partition("_")[0])
+    return rooms
 
 
 @torch.no_grad()
@@ -70,11 +71,8 @@ def test_a_question_answered_no_is_counted():
 def test_the_way_of_a_flag_enters_few_rooms():
     """From the config's group of fields on: a platform file that refuses a combination counts too."""
     folder = Path(modeling_zoo.__file__).parent
-    shipped = [path for path in folder.glob("*.py") if not path.stem.startswith(("export", "__"))]
-    trees = {path.stem: ast.parse(path.read_text()) for path in shipped}
-    found = {
-        field.name: rooms_of(trees, field.name) for field in fields(ZooConfig) if field.name not in SIZES | SETTINGS
-    }
+    rooms = rooms_by_name(path for path in folder.glob("*.py") if not path.stem.startswith(("export", "__")))
+    found = {field.name: rooms[field.name] for field in fields(ZooConfig) if field.name not in SIZES | SETTINGS}
     assert found["sliding_window"] and found["kv_lora_rank"]
     own = set(found) - {field.name for field in fields(PreTrainedConfig)}
     assert {name: found[name] for name in own if len(found[name]) > MOST_ROOMS} == {}
