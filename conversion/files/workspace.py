@@ -23,6 +23,8 @@ from .model_folder import is_model, strangers
 _WORK, _LOCK, _NEW, _MOVING, _OLD = ".zoo-work", "lock", "new", "moving", "old"
 # A new file system holds this from the start.
 _EMPTY_ALL_THE_SAME = {_WORK, "lost+found"}
+# How often a lock is asked for whose folder another run is just removing.
+_ATTEMPTS = 100
 _STAYS_WHERE_IT_IS = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
 
 
@@ -91,10 +93,7 @@ def _held(work: Path, target: Path) -> Iterator[None]:
     if work.is_symlink():
         raise ConversionError(f"{work} is a link, and the place where this would be built: remove it first.")
     try:
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ConversionError(f"{target} is being written by another run: wait for it, or name another.") from error
+        _acquire(lock, target)
         _heal(work, target)
         yield
     finally:
@@ -105,6 +104,20 @@ def _held(work: Path, target: Path) -> Iterator[None]:
             _heal(work, target)
             shutil.rmtree(work, ignore_errors=True)
             lock.release()
+
+
+def _acquire(lock: FileLock, target: Path) -> None:
+    """Takes the lock of a run; raises ConversionError where another has it."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            lock.acquire()
+            return
+        except Timeout as error:
+            raise ConversionError(f"{target} is being written by another run: wait for it, or name another.") from error
+        except (FileNotFoundError, FileExistsError):
+            # A run that has ended takes its folder away at this moment, with the place for the lock.
+            if attempt + 1 == _ATTEMPTS:
+                raise
 
 
 def _heal(work: Path, target: Path) -> None:

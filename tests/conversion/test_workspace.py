@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from places import ROOT, STORIES, SUPPORT
 
 from conversion import convert
@@ -120,6 +121,20 @@ def test_of_many_runs_for_one_target_one_wins_and_the_others_say_so(tmp_path):
     losers = [outcome for outcome in outcomes if isinstance(outcome, str)]
     assert all("another run" in loser or "is not empty" in loser for loser in losers) and len(losers) == 7
     assert (tmp_path / "target" / "model.safetensors").read_text() == str(winner)
+    assert content(tmp_path) == {"target", "target/config.json", "target/model.safetensors"}
+
+
+def test_a_lock_whose_folder_just_goes_away_is_asked_for_again(monkeypatch, tmp_path):
+    """The run before removes the place of the lock while this one reaches for it."""
+    acquire, gone = FileLock.acquire, [FileNotFoundError(errno.ENOENT, "gone"), FileExistsError(errno.EEXIST, "there")]
+
+    def reach(lock, *args, **kwargs):
+        if gone:
+            raise gone.pop()
+        return acquire(lock, *args, **kwargs)
+
+    monkeypatch.setattr(FileLock, "acquire", reach)
+    write(tmp_path / "target")
     assert content(tmp_path) == {"target", "target/config.json", "target/model.safetensors"}
 
 
