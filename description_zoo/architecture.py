@@ -1,12 +1,12 @@
 """Which fields of a config are the architecture: what a trained model computes."""
 
 import json
-from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.field_settings import described, settings_of, spread
 
 # Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
 NOT_ARCHITECTURE = {
@@ -18,9 +18,13 @@ NOT_ARCHITECTURE = {
 
 
 def architecture(config: ZooConfig) -> dict[str, Any]:
-    """The fields that decide what a trained model computes, as config.json has them; a switch nothing reads is off."""
-    own = set(ZooConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - NOT_ARCHITECTURE
+    """The fields that decide what a trained model computes, as config.json has them; a switch nothing reads is off.
+
+    A key of a dict of settings is a field of its own here, `precision.norm`.
+    """
+    every = described(ZooConfig)
+    own = set(every) - set(PreTrainedConfig.__dataclass_fields__) - NOT_ARCHITECTURE
     own |= {"tie_word_embeddings", "per_layer_config"}
-    content = json.loads(config.to_json_string(use_diff=False))
-    switches = {field.name for field in fields(config) if field.type == bool | None}
+    content = spread(json.loads(config.to_json_string(use_diff=False)), settings_of(ZooConfig))
+    switches = {name for name, field in every.items() if field.type == bool | None}
     return {name: value or None if name in switches else value for name, value in content.items() if name in own}

@@ -1,10 +1,10 @@
 """The model card of a zoo folder: what the config and the tensors say, nothing else."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.field_settings import described
 
 from .architecture import architecture
 from .card_origin import CARD, Origin, carried_over, front_matter, origin_of, source_note
@@ -108,7 +108,7 @@ def _differing_flags(config: ZooConfig) -> dict[str, Any]:
     # Per-layer lists follow the depth, so the defaults are those of a model of this depth.
     default = architecture(ZooConfig(num_hidden_layers=config.num_hidden_layers))
     ours = architecture(config)
-    order = [field.name for field in fields(ZooConfig) if field.name in ours]
+    order = [name for name in described(ZooConfig) if name in ours]
     return {name: ours[name] for name in order if ours[name] != default.get(name) and name not in _FRONT}
 
 
