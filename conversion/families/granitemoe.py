@@ -2,7 +2,9 @@
 
 from ..engine.family import Family
 from ..engine.rules import Rule, renames
-from .granite import FIELDS, derive, restore
+from ..errors import ConversionError
+from .granite import FIELDS, restore
+from .granite import derive as derive_dense
 from .shared_common import LLAMA_RULES
 from .shared_experts import AUX_LOSS, MOE_FIELDS, tiny_experts
 
@@ -25,6 +27,16 @@ SCALES = {
     "attention_multiplier": 0.17,
     "logits_scaling": 8.0,
 }
+
+
+def derive(theirs):
+    if not theirs.num_local_experts:
+        raise ConversionError(
+            f"num_local_experts={theirs.num_local_experts}: every layer of such a model has experts; a dense one is "
+            "a 'granite'."
+        )
+    return derive_dense(theirs)
+
 
 FAMILY = Family(
     fields={name: ours for name, ours in FIELDS.items() if name != "mlp_bias"}

@@ -57,3 +57,13 @@ def test_every_family_that_takes_a_model_computes_the_same(source, tmp_path):
         with torch.no_grad():
             found = theirs(tokens).logits
         assert (found - expected).abs().max() <= 2e-5 * expected.abs().max(), target
+
+
+def test_what_a_family_cannot_express_is_named_by_field():
+    """Also where the field is a key of a dict of settings, and where the family's class would have nothing to build."""
+    config = from_nowhere("llama", 0).config
+    with pytest.raises(ConversionError, match=r"precision\.norm='cast_then_scale' \(it would become 'native'\)"):
+        export_config(config, "gpt2")
+    for name in ("granitemoe", "granitemoeshared"):
+        with pytest.raises(ConversionError, match=f"{name} cannot express this model: num_local_experts=None"):
+            export_config(config, name)
