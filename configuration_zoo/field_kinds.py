@@ -1,7 +1,9 @@
 """What a field of the config may hold, said where it is declared and checked whenever it is set.
 
-`size(32)`, `probability()`, `choice(("a", "b"))` ... stand in the place of a dataclass default. The kind they describe
-is in the field's metadata under "kind", where the strict dataclass's own check of its type is followed by this one.
+`size(32, meaning=..., source=...)`, `choice(("a", "b"), ...)` ... stand in the place of a dataclass default. The kind
+they describe is in the field's metadata under "kind", where the strict dataclass's own check of its type is followed by
+this one; beside it stand what the field means and which paper or published implementation it is from. Those are what
+`help(ZooConfig)` and `zoo flags` print.
 """
 
 import dataclasses
@@ -165,81 +167,88 @@ def check_type(kind: Kind, name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be {whole}{names}.")
 
 
-def setting(kind: Kind, default: Any, needs: str | None = None, neutral: tuple = ()) -> Any:
+def setting(
+    kind: Kind, default: Any, *, meaning: str, source: str, needs: str | None = None, neutral: tuple = ()
+) -> Any:
     """A dataclass field whose values are None or of `kind`; a bad one is refused with the field's name.
 
-    `needs` is what a layer must have for the field to be read (field_needs.py), `neutral` what the field may say
-    besides its default where there is no such layer.
+    `meaning` says in sentences what the field does and what None stands for; `source` is a paper, a published
+    implementation, "transformers" or "own to zoo". `needs` is what a layer must have for the field to be read
+    (field_needs.py), `neutral` what the field may say besides its default where there is no such layer.
     """
 
     def validate(value: Any) -> None:
         if value is not None:
             kind.check(made.name, value)
 
-    metadata = {"kind": kind, "needs": needs, "neutral": neutral, "validator": validate}
+    metadata = {"kind": kind, "meaning": meaning, "source": source, "needs": needs, "neutral": neutral}
+    metadata["validator"] = validate
     made = dataclasses.field(default=default, metadata=metadata)
     return made
 
 
-def size(default: int | None = None, **needs) -> Any:
+def size(default: int | None = None, **says) -> Any:
     """How many rows or columns a matrix has, how many heads, layers or experts there are."""
-    return setting(Number(whole=True, above=0, most=WIDEST), default, **needs)
+    return setting(Number(whole=True, above=0, most=WIDEST), default, **says)
 
 
-def depth(default: int | None = None, **needs) -> Any:
+def depth(default: int | None = None, **says) -> Any:
     """How many layers."""
-    return setting(Number(whole=True, above=0, most=DEEPEST), default, **needs)
+    return setting(Number(whole=True, above=0, most=DEEPEST), default, **says)
 
 
-def length(default: int | None = None, **needs) -> Any:
+def length(default: int | None = None, **says) -> Any:
     """How many tokens."""
-    return setting(Number(whole=True, above=0, most=LONGEST), default, **needs)
+    return setting(Number(whole=True, above=0, most=LONGEST), default, **says)
 
 
-def count(default: int | None = None, most: int = WIDEST, **needs) -> Any:
+def count(default: int | None = None, most: int = WIDEST, **says) -> Any:
     """How many, none included."""
-    return setting(Number(whole=True, least=0, most=most), default, **needs)
+    return setting(Number(whole=True, least=0, most=most), default, **says)
 
 
-def positive(default: float | None = None, **needs) -> Any:
-    return setting(Number(above=0), default, **needs)
+def positive(default: float | None = None, **says) -> Any:
+    return setting(Number(above=0), default, **says)
 
 
-def non_negative(default: float | None = None, **needs) -> Any:
-    return setting(Number(least=0), default, **needs)
+def non_negative(default: float | None = None, **says) -> Any:
+    return setting(Number(least=0), default, **says)
 
 
-def factor(default: float | None = None, **needs) -> Any:
+def factor(default: float | None = None, **says) -> Any:
     """A number that multiplies, of either sign."""
-    return setting(Number(nonzero=True), default, **needs)
+    return setting(Number(nonzero=True), default, **says)
 
 
-def number(default: float | None = None, **bounds) -> Any:
-    return setting(Number(**bounds), default)
+def number(
+    default: float | None = None, *, meaning: str, source: str, needs: str | None = None, **bounds: float
+) -> Any:
+    """A number within bounds, which are those of `Number`."""
+    return setting(Number(**bounds), default, meaning=meaning, source=source, needs=needs)
 
 
-def probability(default: float | None = 0.0, **needs) -> Any:
+def probability(default: float | None = 0.0, **says) -> Any:
     """A rate of dropout or noise."""
-    return setting(Number(least=0, below=1), default, **needs)
+    return setting(Number(least=0, below=1), default, **says)
 
 
-def choice(names: Iterable[str], default: str | None = None, **needs) -> Any:
-    return setting(Choice(tuple(names)), default, **needs)
+def choice(names: Iterable[str], default: str | None = None, **says) -> Any:
+    return setting(Choice(tuple(names)), default, **says)
 
 
-def flag(default: bool | None = False, **needs) -> Any:
-    return setting(Flag(), default, **needs)
+def flag(default: bool | None = False, **says) -> Any:
+    return setting(Flag(), default, **says)
 
 
-def items(entry: Number | Choice, count: int, **needs) -> Any:
-    return setting(Items(entry, count=count), None, **needs)
+def items(entry: Number | Choice, count: int, **says) -> Any:
+    return setting(Items(entry, count=count), None, **says)
 
 
-def settings(**keys: dataclasses.Field) -> Any:
-    """A dict of settings: `settings(norm=choice(...), ...)`."""
-    return setting(Settings(keys), None)
+def settings(meaning: str, /, **keys: dataclasses.Field) -> Any:
+    """A dict of settings: `settings("What they are about.", norm=choice(...), ...)`; every key has its own source."""
+    return setting(Settings(keys), None, meaning=meaning, source="see its keys")
 
 
-def per_layer(entry: Number | Choice, default: str | None = None, **needs) -> Any:
+def per_layer(entry: Number | Choice, default: str | None = None, **says) -> Any:
     """One entry for each layer; where the field's type has it, one for all of them."""
-    return setting(Items(entry, per_layer=True), default, **needs)
+    return setting(Items(entry, per_layer=True), default, **says)

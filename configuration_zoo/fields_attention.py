@@ -44,61 +44,171 @@ OUTPUT_GATES = ("query", "elementwise", "headwise")
 class AttentionFields:
     """Softmax attention (Vaswani et al. 2017) with shared key-value heads (Shazeer 2019; Ainslie et al. 2023)."""
 
-    # The mechanism of softmax attention, one name for all layers or one for each (None for a layer without).
-    attention_type: str | list[str | None] = per_layer(Choice(ATTENTION_TYPES), "grouped_query", needs="softmax")
-    # Heads of the queries, those of the keys and values (a divisor; None: as many), and the width of one (None:
-    # hidden_size / num_attention_heads).
-    num_attention_heads: int = size(32)
-    num_key_value_heads: int | None = size()
-    head_dim: int | None = size()
-    # Channels of a head's value, hence of its output (MiMo-V2-Flash). None: head_dim. Latent attention always has one.
-    v_head_dim: int | None = size(needs="softmax")
-    # Factors on the values (MiMo-V2-Flash) and on the projected keys (Falcon-H1; muP) before they are cached.
-    attention_value_scale: float | int | None = factor(needs="softmax")
-    key_multiplier: float | int | None = factor(needs="softmax")
-    # RMS norm without a weight on each head's values before they are cached; values that are the projected keys, before
-    # those keys are normed and rotated (Gemma 4).
-    value_norm: bool = flag(needs="softmax")
-    attention_k_eq_v: bool = flag(needs="softmax")
-    # transformers' word for each layer: how far it sees, hence its mask and its cache.
-    layer_types: list[str] | None = per_layer(Choice(LAYER_TYPES))
-    # A token sees itself and window - 1 before it (Beltagy et al. 2020) | its own chunk. A window without layer_types
-    # is one for every layer, as in transformers' models.
-    sliding_window: int | None = length()
-    attention_chunk_size: int | None = length()
-    # Factorised patterns over a full layer (Child et al. 2019, §4.2), one name per layer, and their stride.
-    sparse_attention_pattern: str | list[str] | None = per_layer(Choice(SPARSE_PATTERNS))
-    sparse_attention_stride: int | None = length()
-    # Every token sees every other: an encoder made of a decoder.
-    use_bidirectional_attention: bool = flag(needs="softmax")
-    # Biases of q, k, v and of the output projection. None: the output follows attention_bias.
-    attention_bias: bool = flag(needs="softmax")
-    attention_out_bias: bool | None = flag(None, needs="softmax")
-    # Scale of the scores; None: key width ** -0.5. Divided by the layer's number, counted from one (GPT-2 variant).
-    attention_multiplier: float | int | None = positive(needs="softmax")
-    scale_attn_by_inverse_layer_idx: bool = flag(needs="later softmax")
-    # cap · tanh(score / cap) (Gemma 2); clamp of the projections to ± clip (MPT, OLMo), of queries and keys before or
-    # after their norm (OLMoE).
-    attn_logit_softcapping: float | int | None = positive(needs="softmax")
-    clip_qkv: float | int | None = positive(needs="softmax")
-    clip_qkv_position: str | None = choice(CLIP_POSITIONS)
-    # Norm on queries and keys (Henry et al. 2020; Dehghani et al. 2023): over a head or the whole projection; weight
-    # shared by the heads, one for each, or none; before or after the rotation; in all layers or in those that rotate
-    # (Llama 4).
-    qk_norm: str | None = choice(NORM_TYPES, needs="softmax")
-    qk_norm_scope: str | None = choice(QK_NORM_SCOPES)
-    qk_norm_weight: str | None = choice(QK_NORM_WEIGHTS)
-    qk_norm_bias: bool | None = flag(None)
-    qk_norm_position: str | None = choice(QK_NORM_POSITIONS)
-    qk_norm_layers: str | None = choice(QK_NORM_LAYERS)
-    qk_norm_eps: float | int | None = positive()
-    # One learned logit per head that takes probability and gives nothing (gpt-oss), on which layers.
-    attention_sinks: str | None = choice(ATTENTION_SINKS, needs="sinks")
-    # sigmoid gate on the attention output before o_proj (Qiu et al. 2025), per channel from a q_proj that is
-    # twice as wide ("query"), or from a g_proj of its own, per channel ("elementwise") or per head ("headwise").
-    attn_output_gate: str | None = choice(OUTPUT_GATES, needs="softmax")
-    # Dropout on the weights of attention, in training.
-    attention_dropout: float | int = probability(needs="softmax")
+    attention_type: str | list[str | None] = per_layer(
+        Choice(ATTENTION_TYPES),
+        "grouped_query",
+        needs="softmax",
+        meaning="The mechanism of softmax attention, one name for all layers or one for each (None for a layer "
+        "without).",
+        source="Ainslie et al. 2023, arXiv 2305.13245; DeepSeek-V2, arXiv 2405.04434",
+    )
+    num_attention_heads: int = size(
+        32,
+        meaning="Heads of the queries.",
+        source="Vaswani et al. 2017, §3.2.2",
+    )
+    num_key_value_heads: int | None = size(
+        meaning="Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as "
+        "many as num_attention_heads.",
+        source="Shazeer 2019, arXiv 1911.02150; Ainslie et al. 2023, arXiv 2305.13245",
+    )
+    head_dim: int | None = size(
+        meaning="Channels of a head. None: hidden_size / num_attention_heads.",
+        source="transformers",
+    )
+    v_head_dim: int | None = size(
+        needs="softmax",
+        meaning="Channels of a head's value, hence of its output; latent attention always has it. None: head_dim.",
+        source="DeepSeek-V2, arXiv 2405.04434; MiMo-V2-Flash (Xiaomi 2025)",
+    )
+    attention_value_scale: float | int | None = factor(
+        needs="softmax",
+        meaning="Factor on the values before they are cached. None: 1.",
+        source="MiMo-V2-Flash (Xiaomi 2025)",
+    )
+    key_multiplier: float | int | None = factor(
+        needs="softmax",
+        meaning="Factor on the projected keys before they are cached. None: 1.",
+        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
+    )
+    value_norm: bool = flag(
+        needs="softmax",
+        meaning="Each head's values pass an RMS norm without a weight before they are cached.",
+        source="Gemma 4's published code",
+    )
+    attention_k_eq_v: bool = flag(
+        needs="softmax",
+        meaning="The values are the projected keys, before those are normed and rotated.",
+        source="Gemma 4's published code",
+    )
+    layer_types: list[str] | None = per_layer(
+        Choice(LAYER_TYPES),
+        meaning="What transformers calls each layer: how far it sees, hence its mask and its cache. None: "
+        "sliding_attention with a sliding_window, else full_attention.",
+        source="transformers",
+    )
+    sliding_window: int | None = length(
+        meaning="A token sees itself and window - 1 before it, in the layers that slide. Without layer_types it is "
+        "one for every layer.",
+        source="Beltagy et al. 2020, arXiv 2004.05150",
+    )
+    attention_chunk_size: int | None = length(
+        meaning="A token sees what is before it in its own chunk of so many tokens, in chunked_attention layers.",
+        source="Llama 4 (Meta 2025)",
+    )
+    sparse_attention_pattern: str | list[str] | None = per_layer(
+        Choice(SPARSE_PATTERNS),
+        meaning="Factorised pattern over a full_attention layer, one name for all of them or one for each layer.",
+        source='Child et al. 2019, arXiv 1904.10509, §4.2; "banded": Brown et al. 2020, arXiv 2005.14165, §2.1',
+    )
+    sparse_attention_stride: int | None = length(
+        meaning="Stride of the factorised patterns, in tokens; the width of a band.",
+        source="Child et al. 2019, arXiv 1904.10509, §4.2",
+    )
+    use_bidirectional_attention: bool = flag(
+        needs="softmax",
+        meaning="Every token sees every other, those after it too: an encoder made of a decoder.",
+        source="Gemma 3 embeddings (EmbeddingGemma, arXiv 2509.20354); transformers' name",
+    )
+    attention_bias: bool = flag(
+        needs="softmax",
+        meaning="The projections of queries, keys and values have biases.",
+        source="transformers",
+    )
+    attention_out_bias: bool | None = flag(
+        None,
+        needs="softmax",
+        meaning="The output projection has a bias. None: as attention_bias says.",
+        source="own to zoo",
+    )
+    attention_multiplier: float | int | None = positive(
+        needs="softmax",
+        meaning="Scale of the scores. None: width of a key ** -0.5.",
+        source="Granite 3 (IBM 2024)",
+    )
+    scale_attn_by_inverse_layer_idx: bool = flag(
+        needs="later softmax",
+        meaning="Scores are divided by the layer's number, counted from one.",
+        source="Mistral-GPT-2 (Stanford CRFM 2021); transformers' GPT-2",
+    )
+    attn_logit_softcapping: float | int | None = positive(
+        needs="softmax",
+        meaning="Scores become cap · tanh(score / cap). None: no cap.",
+        source="Gemma 2, arXiv 2408.00118, §2",
+    )
+    clip_qkv: float | int | None = positive(
+        needs="softmax",
+        meaning="Projected queries, keys and values are clamped to ± this number. None: no clamp.",
+        source="MPT (MosaicML 2023); OLMo, arXiv 2402.00838",
+    )
+    clip_qkv_position: str | None = choice(
+        CLIP_POSITIONS,
+        meaning="Queries and keys are clamped before or after their norm. None: before_norm.",
+        source="OLMoE, arXiv 2409.02060",
+    )
+    qk_norm: str | None = choice(
+        NORM_TYPES,
+        needs="softmax",
+        meaning="The norm on queries and keys. None: no norm.",
+        source="Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442",
+    )
+    qk_norm_scope: str | None = choice(
+        QK_NORM_SCOPES,
+        meaning="The norm goes over each head or over the full projection. None: head.",
+        source="Qwen3, arXiv 2505.09388 (head); OLMo 2, arXiv 2501.00656 (full)",
+    )
+    qk_norm_weight: str | None = choice(
+        QK_NORM_WEIGHTS,
+        meaning="The norm's weight is shared by the heads, one for each head, or none. None: shared.",
+        source="Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)",
+    )
+    qk_norm_bias: bool | None = flag(
+        None,
+        meaning="A layer norm on queries and keys has a bias.",
+        source="Phi (Microsoft 2023); Chameleon, arXiv 2405.09818",
+    )
+    qk_norm_position: str | None = choice(
+        QK_NORM_POSITIONS,
+        meaning="The norm stands before or after the rotation. None: before_rope.",
+        source="Qwen3, arXiv 2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)",
+    )
+    qk_norm_layers: str | None = choice(
+        QK_NORM_LAYERS,
+        meaning="The norm is in all layers, or in those alone that rotate. None: all.",
+        source="Llama 4 (Meta 2025)",
+    )
+    qk_norm_eps: float | int | None = positive(
+        meaning="Epsilon of the norm on queries and keys. None: norm_eps.",
+        source="own to zoo",
+    )
+    attention_sinks: str | None = choice(
+        ATTENTION_SINKS,
+        needs="sinks",
+        meaning="One learned logit per head takes probability and gives nothing, on the layers of this word.",
+        source="gpt-oss (OpenAI 2025), arXiv 2508.10925; Xiao et al. 2023, arXiv 2309.17453",
+    )
+    attn_output_gate: str | None = choice(
+        OUTPUT_GATES,
+        needs="softmax",
+        meaning="A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as "
+        "wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate.",
+        source="Qiu et al. 2025, arXiv 2505.06708",
+    )
+    attention_dropout: float | int = probability(
+        needs="softmax",
+        meaning="Rate of dropout on the weights of attention, in training.",
+        source="Vaswani et al. 2017, as published in tensor2tensor",
+    )
 
     def resolve_attention(self):
         if self.num_key_value_heads is None:

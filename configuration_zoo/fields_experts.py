@@ -27,62 +27,159 @@ class ExpertFields:
     Used by the layers that `mlp_layer_types` calls "sparse"; all None when there is none.
     """
 
-    # E routed experts, k of them per token, each of inner width I. I is intermediate_size when left out.
-    num_experts: int | None = size()
-    num_experts_per_tok: int | None = size()
-    moe_intermediate_size: int | None = size()
-    # Width of the space the experts work in, between two projections of the layer's own (Nemotron 3); None: as wide as
-    # the layer.
-    moe_latent_size: int | None = size()
-    # Further ids of the router that cost nothing: they give the token back, or zero (MoE++, Jin et al. 2024; LongCat).
-    zero_expert_num: int | None = size()
-    zero_expert_type: str | None = choice(ZERO_EXPERT_TYPES)
+    num_experts: int | None = size(
+        meaning="How many routed experts a sparse layer has.",
+        source="Shazeer et al. 2017, arXiv 1701.06538",
+    )
+    num_experts_per_tok: int | None = size(
+        meaning="How many experts a token goes to.",
+        source="Shazeer et al. 2017, arXiv 1701.06538",
+    )
+    moe_intermediate_size: int | None = size(
+        meaning="Inner width of a routed expert. None: intermediate_size.",
+        source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, §3.1",
+    )
+    moe_latent_size: int | None = size(
+        meaning="Width of the space the experts work in, between two projections of the layer's own. None: "
+        "hidden_size.",
+        source="Nemotron 3 (NVIDIA 2025)",
+    )
+    zero_expert_num: int | None = size(
+        meaning="Further ids of the router that cost nothing. None: no such ids.",
+        source="MoE++, Jin et al. 2024, arXiv 2410.07348; LongCat-Flash, arXiv 2509.01322",
+    )
+    zero_expert_type: str | None = choice(
+        ZERO_EXPERT_TYPES,
+        meaning="A zero expert gives the token back, or zero. None: identity.",
+        source="MoE++, Jin et al. 2024, arXiv 2410.07348, §3.1; LongCat-Flash, arXiv 2509.01322",
+    )
 
-    # Biases of the expert projections. gated_mlp and hidden_act say what an expert computes, as for a dense layer.
-    expert_bias: bool | None = flag(None)
-    # act(min(gate, limit)) · (clamp(up, ±limit) + offset), with act = x · sigmoid(alpha x) if alpha is set (gpt-oss).
-    # Routed and shared experts alike.
-    swiglu_limit: float | int | None = positive()
-    swiglu_alpha: float | int | None = positive()
-    swiglu_up_offset: float | int | None = number()
+    expert_bias: bool | None = flag(
+        None,
+        meaning="The projections of the experts have biases. gated_mlp and hidden_act say what an expert computes, as "
+        "for a dense layer.",
+        source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
+    )
+    swiglu_limit: float | int | None = positive(
+        meaning="In routed and shared experts the gate is cut at this limit, the other half at ± the limit. None: "
+        "neither.",
+        source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
+    )
+    swiglu_alpha: float | int | None = positive(
+        meaning="The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act.",
+        source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
+    )
+    swiglu_up_offset: float | int | None = number(
+        meaning="Added to the half of an expert that the gate multiplies. None: 0.",
+        source="gpt-oss (OpenAI 2025), arXiv 2508.10925 (1)",
+    )
 
-    # Score of an expert: softmax (Shazeer et al. 2017), sigmoid (DeepSeek-V3), sqrt(softplus) (DeepSeek-V4), or
-    # sparsemixer's sampling and thresholds (Liu et al. 2024, arXiv 2409.12136; its threshold is 2 · jitter_eps).
-    scoring_func: str | None = choice(SCORING_FUNCS)
-    sparsemixer_jitter_eps: float | int | None = non_negative()
-    # Select on the logits, then score the selected ones only (gpt-oss, Llama 4), instead of scoring first.
-    score_after_topk: bool | None = flag(None)
-    # weights / max(sum + eps, min), then · routed_scaling_factor.
-    norm_topk_prob: bool | None = flag(None)
-    norm_topk_eps: float | int | None = non_negative()
-    norm_topk_min: float | int | None = non_negative()
-    routed_scaling_factor: float | int | None = positive()
-    # Select within the best topk_group of n_group groups of experts (DeepSeek-V2 §2.2.2; "top2_sum": DeepSeek-V3).
-    # group_mask_value is what the experts outside are set to before the selection.
-    n_group: int | None = size()
-    topk_group: int | None = size()
-    group_score: str | None = choice(GROUP_SCORES)
-    group_mask_value: str | None = choice(GROUP_MASK_VALUES)
-    # A bias per expert that counts in the selection, not in the weights (Wang et al. 2024, arXiv 2408.15664).
-    use_score_correction_bias: bool | None = flag(None)
-    # A learned bias of the logits.
-    router_bias: bool | None = flag(None)
-    # Multiply the experts' input by the weight instead of their output (Llama 4).
-    apply_router_weight_on_input: bool | None = flag(None)
-    # RMS norm with a weight on what the router reads, times a constant; a learned factor per expert on the weights
-    # (Gemma 4).
-    router_input_norm: bool | None = flag(None)
-    router_input_multiplier: float | int | None = factor()
-    router_per_expert_scale: bool | None = flag(None)
-    # In training, the layer's input is multiplied by U(1 - noise, 1 + noise) (Switch Transformer, Fedus et al. 2021).
-    router_jitter_noise: float | int | None = probability(None)
+    scoring_func: str | None = choice(
+        SCORING_FUNCS,
+        meaning="Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. "
+        "None: softmax.",
+        source="Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 (sigmoid); DeepSeek-V4 "
+        "(sqrtsoftplus); Liu et al. 2024, arXiv 2409.12136 (sparsemixer)",
+    )
+    sparsemixer_jitter_eps: float | int | None = non_negative(
+        meaning="Half of the threshold of sparsemixer. None: 0.01.",
+        source="Liu et al. 2024, arXiv 2409.12136",
+    )
+    score_after_topk: bool | None = flag(
+        None,
+        meaning="Experts are selected by their logits and the selected ones alone are scored, instead of all before.",
+        source="gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)",
+    )
+    norm_topk_prob: bool | None = flag(
+        None,
+        meaning="Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to "
+        "one as they are or scoring_func is sparsemixer.",
+        source="Lepikhin et al. 2020, GShard, arXiv 2006.16668; Mixtral, arXiv 2401.04088",
+    )
+    norm_topk_eps: float | int | None = non_negative(
+        meaning="The eps in that division. None: 1e-20.",
+        source="DeepSeek-V3's published code",
+    )
+    norm_topk_min: float | int | None = non_negative(
+        meaning="The min in that division. None: no such bound.",
+        source="Ernie 4.5's published code",
+    )
+    routed_scaling_factor: float | int | None = positive(
+        meaning="Factor on the weights of the experts, after their division. None: 1.",
+        source="DeepSeek-V2, arXiv 2405.04434",
+    )
+    n_group: int | None = size(
+        meaning="Experts are selected within the best topk_group of so many groups. None: no groups.",
+        source="DeepSeek-V2, arXiv 2405.04434, §2.2.2",
+    )
+    topk_group: int | None = size(
+        meaning="How many groups a token's experts come from.",
+        source="DeepSeek-V2, arXiv 2405.04434, §2.2.2",
+    )
+    group_score: str | None = choice(
+        GROUP_SCORES,
+        meaning="Score of a group: the sum of its two best experts, or its best one. None: top2_sum.",
+        source="DeepSeek-V3, arXiv 2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)",
+    )
+    group_mask_value: str | None = choice(
+        GROUP_MASK_VALUES,
+        meaning="What the scores of experts outside the chosen groups are set to before the selection. None: -inf.",
+        source="DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)",
+    )
+    use_score_correction_bias: bool | None = flag(
+        None,
+        meaning="A bias per expert counts in the selection, not in the weights.",
+        source="Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437",
+    )
+    router_bias: bool | None = flag(
+        None,
+        meaning="The router has a learned bias on its logits.",
+        source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
+    )
+    apply_router_weight_on_input: bool | None = flag(
+        None,
+        meaning="The weight multiplies an expert's input instead of its output.",
+        source="Llama 4 (Meta 2025)",
+    )
+    router_input_norm: bool | None = flag(
+        None,
+        meaning="What the router reads passes an RMS norm with a weight first.",
+        source="Gemma 4's published code",
+    )
+    router_input_multiplier: float | int | None = factor(
+        meaning="Constant factor on what the router reads, behind its norm. None: 1.",
+        source="Gemma 4's published code",
+    )
+    router_per_expert_scale: bool | None = flag(
+        None,
+        meaning="A learned factor per expert on the weights.",
+        source="Gemma 4's published code",
+    )
+    router_jitter_noise: float | int | None = probability(
+        None,
+        meaning="In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0.",
+        source="Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4",
+    )
 
-    # Experts that every token visits (DeepSeekMoE, Dai et al. 2024): one MLP, n · I wide unless a width is given, with
-    # an optional sigmoid gate per token (Qwen1.5-MoE), added to or averaged with the routed output.
-    n_shared_experts: int | None = count()
-    shared_expert_intermediate_size: int | None = size()
-    shared_expert_gate: bool | None = flag(None)
-    shared_expert_combination_strategy: str | None = choice(SHARED_EXPERT_COMBINATIONS)
+    n_shared_experts: int | None = count(
+        meaning="How many experts every token visits, computed as one MLP. None: 0, or 1 with a "
+        "shared_expert_intermediate_size.",
+        source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, §3.2",
+    )
+    shared_expert_intermediate_size: int | None = size(
+        meaning="Inner width of that MLP. None: n_shared_experts · moe_intermediate_size.",
+        source="Qwen1.5-MoE (Qwen 2024)",
+    )
+    shared_expert_gate: bool | None = flag(
+        None,
+        meaning="A sigmoid gate, one number per token, on the output of the shared experts.",
+        source="Qwen1.5-MoE (Qwen 2024)",
+    )
+    shared_expert_combination_strategy: str | None = choice(
+        SHARED_EXPERT_COMBINATIONS,
+        meaning="The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum.",
+        source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)",
+    )
 
     def resolve_experts(self):
         if self.mlp_layer_types is None and self.num_experts is not None:

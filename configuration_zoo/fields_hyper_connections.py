@@ -14,12 +14,21 @@ class HyperConnectionFields:
     """Hyper-connections (Zhu et al. 2024, arXiv 2409.19606), their mixing held to doubly stochastic matrices (mHC, Xie
     et al. 2025, arXiv 2512.24880; DeepSeek-V4). Chosen by block_type='hyper_connection' in all layers."""
 
-    # Streams; None: 4.
-    hc_mult: int | None = size()
-    # Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic; None: 20.
-    hc_sinkhorn_iters: int | None = number(whole=True, above=0, most=1000)
-    # Added to weights and sums so that nothing is divided by zero; None: 1e-6.
-    hc_eps: float | int | None = positive()
+    hc_mult: int | None = size(
+        meaning="How many residual streams there are. None: 4.",
+        source="Zhu et al. 2024, arXiv 2409.19606",
+    )
+    hc_sinkhorn_iters: int | None = number(
+        whole=True,
+        above=0,
+        most=1000,
+        meaning="Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.",
+        source="Xie et al. 2025, arXiv 2512.24880",
+    )
+    hc_eps: float | int | None = positive(
+        meaning="Added to weights and sums so that nothing is divided by zero. None: 1e-6.",
+        source="DeepSeek-V4's published code",
+    )
 
     def resolve_hyper_connections(self):
         if BLOCK in self.block_types:

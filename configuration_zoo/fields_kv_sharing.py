@@ -14,9 +14,12 @@ READ_ALIKE = ("sliding_window", "attention_chunk_size", "rope_parameters", "rope
 class KeyValueSharingFields:
     """Keys and values across layers (Brandon et al. 2024, arXiv 2405.12981; Gemma 3n, Gemma 4)."""
 
-    # The last so many layers have none of their own and read those of the last layer before them that has the same word
-    # in layer_types; they cache nothing.
-    num_kv_shared_layers: int = count(0)
+    num_kv_shared_layers: int = count(
+        0,
+        meaning="So many last layers have no keys and values of their own and read those of the last layer before "
+        "them that has the same word in layer_types; they cache nothing.",
+        source="Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's name",
+    )
 
     def validate_kv_sharing(self):
         shared = self.num_kv_shared_layers

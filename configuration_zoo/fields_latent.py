@@ -37,38 +37,78 @@ class LatentFields:
     The first half belongs to attention_type="latent", the second to layers called "indexed_attention".
     """
 
-    # Ranks of what keys and values are made of, which is what the cache holds, and of the queries (None: one full
-    # projection). kv_lora_rank: 4 · head_dim when left out (DeepSeek-V2, §2.1.4).
-    kv_lora_rank: int | None = size()
-    q_lora_rank: int | None = size()
-    # Channels of a head: its own part of the key, the part that rotates and that all heads share; the value's are
-    # v_head_dim. Left out: head_dim, head_dim / 2 (0 without rope), head_dim, which is hidden_size /
-    # num_attention_heads if left out as well (ibid. §2.1.4).
-    qk_nope_head_dim: int | None = size()
-    qk_rope_head_dim: int | None = count()
-    # Epsilon of the two latents' RMS norms, apart from norm_eps.
-    mla_norm_eps: float | int | None = positive()
-    # Queries · sqrt(hidden_size / q_lora_rank), latents · sqrt(hidden_size / kv_lora_rank) (LongCat-Flash,
-    # arXiv 2509.01322).
-    mla_scale_q_lora: bool | None = flag(None)
-    mla_scale_kv_lora: bool | None = flag(None)
-    # Scores · (0.1 · mscale_all_dim · ln(factor) + 1)², for a layer whose rope_parameters have an mscale_all_dim and a
-    # rope_type other than default (YaRN, arXiv 2309.00071, §3.4, as DeepSeek applies it).
-    scale_attn_by_mscale: bool | None = flag(None)
+    kv_lora_rank: int | None = size(
+        meaning="Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · "
+        "head_dim.",
+        source="DeepSeek-V2, arXiv 2405.04434, §2.1",
+    )
+    q_lora_rank: int | None = size(
+        meaning="Rank of the latent that queries are made of. None: one full projection.",
+        source="DeepSeek-V2, arXiv 2405.04434, §2.1.2",
+    )
+    qk_nope_head_dim: int | None = size(
+        meaning="Channels of a head's query and key that do not rotate. None: head_dim, or hidden_size / "
+        "num_attention_heads.",
+        source="DeepSeek-V2, arXiv 2405.04434, §2.1.3",
+    )
+    qk_rope_head_dim: int | None = count(
+        meaning="Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of "
+        "head_dim, 0 without rope.",
+        source="DeepSeek-V2, arXiv 2405.04434, §2.1.3",
+    )
+    mla_norm_eps: float | int | None = positive(
+        meaning="Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6.",
+        source="DeepSeek-V2's published code",
+    )
+    mla_scale_q_lora: bool | None = flag(
+        None,
+        meaning="Queries are multiplied by sqrt(hidden_size / q_lora_rank).",
+        source="LongCat-Flash, arXiv 2509.01322, §2.2",
+    )
+    mla_scale_kv_lora: bool | None = flag(
+        None,
+        meaning="The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank).",
+        source="LongCat-Flash, arXiv 2509.01322, §2.2",
+    )
+    scale_attn_by_mscale: bool | None = flag(
+        None,
+        meaning="Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters "
+        "have an mscale_all_dim and a rope_type other than default. None: yes, with rope.",
+        source="YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it",
+    )
 
-    # k keys for each query, chosen by index_n_heads small heads of index_head_dim channels.
-    index_topk: int | None = length()
-    index_n_heads: int | None = size()
-    index_head_dim: int | None = size()
-    # Per layer: "full" has an indexer, "shared" takes what the last one before it chose (GLM-5, arXiv 2603.12201),
-    # "none" for every other layer.
-    indexer_types: list[str] | None = per_layer(Choice(INDEXER_TYPES))
-    # How the indexer's channels pair up, which need not be rope_interleave.
-    indexer_rope_interleave: bool | None = flag(None)
-    # Training of the indexer: coefficient of KL(attention ‖ index scores), per token and layer; in warm-up attention is
-    # dense and the divergence goes over all keys, afterwards over the selected ones (DeepSeek-V3.2, §2.1.1).
-    indexer_loss_coef: float | int | None = non_negative()
-    indexer_warmup: bool | None = flag(None)
+    index_topk: int | None = length(
+        meaning="How many keys the indexer chooses for each query. None: 2048.",
+        source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
+    )
+    index_n_heads: int | None = size(
+        meaning="Heads of the indexer. None: 64.",
+        source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
+    )
+    index_head_dim: int | None = size(
+        meaning="Channels of a head of the indexer. None: 128.",
+        source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
+    )
+    indexer_types: list[str] | None = per_layer(
+        Choice(INDEXER_TYPES),
+        meaning='For each layer: "full" has an indexer, "shared" takes what the last one before it chose, "none" is '
+        'every other layer. None: "full" in every indexed layer.',
+        source="GLM-5, arXiv 2603.12201",
+    )
+    indexer_rope_interleave: bool | None = flag(
+        None,
+        meaning="Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says.",
+        source="DeepSeek-V3.2's published code",
+    )
+    indexer_loss_coef: float | int | None = non_negative(
+        meaning="Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0.",
+        source="DeepSeek-V3.2, arXiv 2512.02556, §2.1.1",
+    )
+    indexer_warmup: bool | None = flag(
+        None,
+        meaning="Attention is dense and the divergence goes over all keys, instead of over the selected ones.",
+        source="DeepSeek-V3.2, arXiv 2512.02556, §2.1.1",
+    )
 
     def resolve_latent(self):
         if "latent" in self.attentions:

@@ -88,56 +88,166 @@ class LinearFields:
     mechanism. `linear_settings` is what a mixer reads.
     """
 
-    # The recurrence or convolution, one name for all layers that have one or one per layer.
-    linear_attention_type: str | list[str | None] | None = per_layer(Choice(tuple(LINEAR_MECHANISMS)))
-    # Heads of queries and keys, heads of values (a multiple), their widths. Of a state space model: groups, heads,
-    # states, channels of a head; of a gated unit: -, blocks, -, channels of a block.
-    linear_num_key_heads: int | None = size()
-    linear_num_value_heads: int | None = size()
-    linear_key_head_dim: int | None = size()
-    linear_value_head_dim: int | None = size()
-    # Biases of the projections into and out of the mixer.
-    linear_bias: bool | None = flag(None)
-    # Taps of the causal convolution on what is projected, 0 for none; its bias; the activation behind it ("none").
-    linear_conv_kernel_dim: int | None = number(whole=True, most=WIDEST)
-    linear_conv_bias: bool | None = flag(None)
-    linear_act: str | None = choice(CHOICES["linear_act"])
-    # Queries and keys of length 1 (Yang et al. 2024, §3.4), and a map that makes them positive (Katharopoulos 2020).
-    linear_qk_norm: str | None = choice(CHOICES["linear_qk_norm"])
-    linear_feature_map: str | None = choice(CHOICES["linear_feature_map"])
-    # Scale of the outputs; None: linear_key_head_dim ** -0.5.
-    linear_attention_multiplier: float | int | None = factor()
-    # How the state forgets: see modeling_zoo/recurrent_decays.py; per head or per channel of the keys; through a narrow
-    # projection; the bound of bounded_sigmoid, the divisor of log_sigmoid.
-    linear_decay: str | None = choice(CHOICES["linear_decay"])
-    linear_decay_granularity: str | None = choice(CHOICES["linear_decay_granularity"])
-    linear_decay_rank: int | None = size()
-    linear_lower_bound: float | int | None = number()
-    linear_decay_normalizer: float | int | None = positive()
-    # Writes of strength (0, 2) instead of (0, 1): the state can flip a direction (Grazzi et al. 2024).
-    linear_allow_neg_eigval: bool | None = flag(None)
-    # RMS norm of the output over each head, each group of heads, all of it, or none; before or after the gate; the
-    # gate's activation ("none": no gate) and the width its projection goes through.
-    linear_output_norm: str | None = choice(CHOICES["linear_output_norm"])
-    linear_norm_before_gate: bool | None = flag(None)
-    linear_norm_eps: float | int | None = positive()
-    linear_output_gate: str | None = choice(CHOICES["linear_output_gate"])
-    linear_gate_rank: int | None = size()
-    # Time steps of a state space model: bounds [low, high], None for open; width of their projection and the norm on
-    # it, B and C (Mamba); range and floor of their initial values.
-    time_step_limit: list[float | int | None] | None = items(Number(least=0), 2)
-    time_step_rank: int | None = size()
-    linear_step_norm: str | None = choice(CHOICES["linear_step_norm"])
-    time_step_min: float | int | None = positive()
-    time_step_max: float | int | None = positive()
-    time_step_floor: float | int | None = positive()
-    # Factors on input, output and the sections z, x, B, C, dt of a state space model (Falcon-H1).
-    linear_in_multiplier: float | int | None = factor()
-    linear_out_multiplier: float | int | None = factor()
-    linear_section_multipliers: list[float | int] | None = items(Number(), 5)
-    # Factors on input and output of the attention beside a recurrence.
-    attention_in_multiplier: float | int | None = factor()
-    attention_out_multiplier: float | int | None = factor()
+    linear_attention_type: str | list[str | None] | None = per_layer(
+        Choice(tuple(LINEAR_MECHANISMS)),
+        meaning="The recurrence or convolution, one name for all layers that have one or one for each layer.",
+        source="arXiv 2412.06464 (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), "
+        "2006.16236 (linear_attention), 2312.06635 (gated_linear_attention), 2401.04658 (lightning_attention), "
+        "2405.21060 (mamba2), 2312.00752 (mamba), 2402.19427 (rg_lru), LFM2, Liquid AI 2025 (short_conv)",
+    )
+    linear_num_key_heads: int | None = size(
+        meaning="Heads of queries and keys; groups of a state space model; unused in a gated unit.",
+        source="Qwen3-Next (Qwen 2025); Mamba-2, arXiv 2405.21060, §8",
+    )
+    linear_num_value_heads: int | None = size(
+        meaning="Heads of values, a multiple of those of keys; heads of a state space model; blocks of a gated unit.",
+        source="Qwen3-Next (Qwen 2025); Mamba-2, arXiv 2405.21060, §8; Griffin, arXiv 2402.19427",
+    )
+    linear_key_head_dim: int | None = size(
+        meaning="Channels of a head of queries and keys; states of a state space model.",
+        source="Qwen3-Next (Qwen 2025); Mamba, arXiv 2312.00752",
+    )
+    linear_value_head_dim: int | None = size(
+        meaning="Channels of a head of values; of a head of a state space model; of a block of a gated unit.",
+        source="Qwen3-Next (Qwen 2025); Mamba-2, arXiv 2405.21060",
+    )
+    linear_bias: bool | None = flag(
+        None,
+        meaning="The projections into and out of the mixer have biases.",
+        source="Mamba's published code",
+    )
+    linear_conv_kernel_dim: int | None = number(
+        whole=True,
+        most=WIDEST,
+        meaning="Taps of the causal convolution on what is projected, 0 for none.",
+        source="Mamba, arXiv 2312.00752, §3.4; H3, arXiv 2212.14052",
+    )
+    linear_conv_bias: bool | None = flag(
+        None,
+        meaning="The convolution has a bias.",
+        source="Mamba's published code",
+    )
+    linear_act: str | None = choice(
+        CHOICES["linear_act"],
+        meaning="Activation behind the convolution.",
+        source="Mamba, arXiv 2312.00752, §3.4",
+    )
+    linear_qk_norm: str | None = choice(
+        CHOICES["linear_qk_norm"],
+        meaning="Queries and keys are brought to length 1, or not.",
+        source="Yang et al. 2024, arXiv 2406.06484, §3.4",
+    )
+    linear_feature_map: str | None = choice(
+        CHOICES["linear_feature_map"],
+        meaning="Map that makes queries and keys positive.",
+        source="Katharopoulos et al. 2020, arXiv 2006.16236, §3.2.1",
+    )
+    linear_attention_multiplier: float | int | None = factor(
+        meaning="Scale of the outputs. None: linear_key_head_dim ** -0.5.",
+        source="own to zoo",
+    )
+    linear_decay: str | None = choice(
+        CHOICES["linear_decay"],
+        meaning="How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear "
+        "attention, or a constant per head. modeling_zoo/recurrent_decays.py has the formulas.",
+        source="Mamba, arXiv 2312.00752; Yang et al. 2023, arXiv 2312.06635; Qin et al. 2024, arXiv 2401.04658",
+    )
+    linear_decay_granularity: str | None = choice(
+        CHOICES["linear_decay_granularity"],
+        meaning="The decay is one number per head or one per channel of the keys.",
+        source="Gated DeltaNet, arXiv 2412.06464 (head); Kimi Linear, arXiv 2510.26692 (channel)",
+    )
+    linear_decay_rank: int | None = size(
+        meaning="Width of the narrow projection that the decay comes through. None: one projection, without a narrow "
+        "one.",
+        source="Yang et al. 2023, arXiv 2312.06635, §4.4",
+    )
+    linear_lower_bound: float | int | None = number(
+        meaning="The bound of a bounded_sigmoid decay, below 0.",
+        source="Ling 3's published code",
+    )
+    linear_decay_normalizer: float | int | None = positive(
+        meaning="The divisor of a log_sigmoid decay. None: 16.",
+        source="Yang et al. 2023, arXiv 2312.06635, §4.4",
+    )
+    linear_allow_neg_eigval: bool | None = flag(
+        None,
+        meaning="Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction.",
+        source="Grazzi et al. 2024, arXiv 2411.12537",
+    )
+    linear_output_norm: str | None = choice(
+        CHOICES["linear_output_norm"],
+        meaning="RMS norm of the output over each head, each group of heads, all of it, or none.",
+        source="Mamba-2, arXiv 2405.21060, §7.1 (group); RetNet, arXiv 2307.08621 (head)",
+    )
+    linear_norm_before_gate: bool | None = flag(
+        None,
+        meaning="The output is normed before it is gated, instead of after.",
+        source="Mamba-2's published code (after); Gated DeltaNet's (before)",
+    )
+    linear_norm_eps: float | int | None = positive(
+        meaning="Epsilon of the norms in the mixer. None: norm_eps.",
+        source="own to zoo",
+    )
+    linear_output_gate: str | None = choice(
+        CHOICES["linear_output_gate"],
+        meaning='Activation of the gate on the output, "none" for no gate.',
+        source="Mamba, arXiv 2312.00752, §3.4; RetNet, arXiv 2307.08621",
+    )
+    linear_gate_rank: int | None = size(
+        meaning="Width of the narrow projection that the gate comes through. None: one projection, without a narrow "
+        "one.",
+        source="Kimi Linear, arXiv 2510.26692",
+    )
+    time_step_limit: list[float | int | None] | None = items(
+        Number(least=0),
+        2,
+        meaning="Bounds [low, high] of a state space model's time steps, None for open.",
+        source="Mamba-2's published code",
+    )
+    time_step_rank: int | None = size(
+        meaning="Width of the projection that the time steps come through. None: hidden_size / 16, rounded up.",
+        source="Mamba, arXiv 2312.00752, §3.6",
+    )
+    linear_step_norm: str | None = choice(
+        CHOICES["linear_step_norm"],
+        meaning="Norm on the time steps, B and C of a Mamba layer.",
+        source="Jamba, arXiv 2403.19887, §6.4; FalconMamba, arXiv 2410.05355 (without a weight)",
+    )
+    time_step_min: float | int | None = positive(
+        meaning="Least initial time step. None: 0.001.",
+        source="Mamba, arXiv 2312.00752, §3.6",
+    )
+    time_step_max: float | int | None = positive(
+        meaning="Largest initial time step. None: 0.1.",
+        source="Mamba, arXiv 2312.00752, §3.6",
+    )
+    time_step_floor: float | int | None = positive(
+        meaning="Initial time steps are raised to this number. None: 1e-4.",
+        source="Mamba's published code",
+    )
+    linear_in_multiplier: float | int | None = factor(
+        meaning="Factor on the input of a state space model. None: 1.",
+        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
+    )
+    linear_out_multiplier: float | int | None = factor(
+        meaning="Factor on the output of a state space model. None: 1.",
+        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
+    )
+    linear_section_multipliers: list[float | int] | None = items(
+        Number(),
+        5,
+        meaning="Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each.",
+        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
+    )
+    attention_in_multiplier: float | int | None = factor(
+        meaning="Factor on the input of the attention beside a recurrence. None: 1.",
+        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
+    )
+    attention_out_multiplier: float | int | None = factor(
+        meaning="Factor on the output of the attention beside a recurrence. None: 1.",
+        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
+    )
 
     def recurrent_layers(self) -> list[int]:
         """Indices of the layers with a recurrence or a short convolution."""

@@ -19,18 +19,41 @@ WIDTH_MULTIPLE = 64
 class MlpFields:
     """Feed-forward layers: plain down(act(up x)) or gated down(act(gate x) · up x) (Shazeer 2020)."""
 
-    # down(act(gate x) · up x) instead of down(act(up x)).
-    gated_mlp: bool = flag(True, needs="mlp")
-    # transformers' names; "linear" with a gate is the bilinear GLU, "sigmoid" the original GLU.
-    hidden_act: str = choice(ACTIVATIONS, "silu", needs="mlp")
-    # Inner width; None: 4 · hidden_size plain, 8/3 · hidden_size rounded up to 64 gated (equal parameters, ibid. §2).
-    intermediate_size: int | None = size()
-    # Biases of an MLP's projections.
-    mlp_bias: bool = flag(needs="plain mlp")
-    # Factors on the gate before its activation and on the output (Falcon-H1; muP).
-    mlp_multipliers: list[float | int] | None = items(Number(), 2, needs="mlp")
-    # "dense" or "sparse" (experts) for each layer.
-    mlp_layer_types: list[str] | None = per_layer(Choice(MLP_LAYER_TYPES))
+    gated_mlp: bool = flag(
+        True,
+        needs="mlp",
+        meaning="An MLP is down(act(gate x) · up x) instead of down(act(up x)).",
+        source="Shazeer 2020, arXiv 2002.05202",
+    )
+    hidden_act: str = choice(
+        ACTIVATIONS,
+        "silu",
+        needs="mlp",
+        meaning='Activation of an MLP; "linear" with a gate is the bilinear unit, "sigmoid" the first gated one.',
+        source="transformers' ACT2FN; Shazeer 2020, arXiv 2002.05202",
+    )
+    intermediate_size: int | None = size(
+        meaning="Inner width of an MLP. None: 4 · hidden_size, or with a gate 8/3 · hidden_size rounded up to 64, "
+        "which has as many parameters.",
+        source="Shazeer 2020, arXiv 2002.05202, §2",
+    )
+    mlp_bias: bool = flag(
+        needs="plain mlp",
+        meaning="The projections of an MLP have biases.",
+        source="transformers",
+    )
+    mlp_multipliers: list[float | int] | None = items(
+        Number(),
+        2,
+        needs="mlp",
+        meaning="Factors on the gate before its activation and on the output. None: 1 each.",
+        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
+    )
+    mlp_layer_types: list[str] | None = per_layer(
+        Choice(MLP_LAYER_TYPES),
+        meaning="For each layer, a dense MLP or sparse experts. None: sparse with num_experts, else dense.",
+        source="transformers",
+    )
 
     def resolve_mlp(self):
         if self.intermediate_size is None:

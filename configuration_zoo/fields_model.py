@@ -10,41 +10,103 @@ from .fields_checks import for_each_layer
 class ModelFields:
     """Vocabulary, width, depth; what happens between tokens and stream at both ends."""
 
-    # Tokens in the table.
-    vocab_size: int = size(32000)
-    # Width of the residual stream.
-    hidden_size: int = size(4096)
-    # Depth.
-    num_hidden_layers: int = depth(32)
-    # The head's matrix is the token table.
-    tie_word_embeddings: bool = flag()
-    # Width of the embedding and head where it differs from hidden_size, with a projection at each end (OPT 350m).
-    embedding_size: int | None = size()
-    # Scale of the embeddings (precision.embedding_multiplier_in_weight_dtype says where it is rounded).
-    embedding_multiplier: float | int = factor(1.0)
-    # Logits are divided by this (Granite), then capped: cap · tanh(logit / cap) (Gemma 2).
-    logits_scaling: float | int = positive(1.0)
-    final_logit_softcapping: float | int | None = positive()
-    # A learned bias of the logits.
-    lm_head_bias: bool = flag()
-    # Tokens that can never be produced: their logits become the smallest number (Chameleon).
-    suppressed_token_ids: list[int] | None = setting(Items(Number(whole=True)), None)
-    # Dropout on the embeddings and on each sub-layer's output.
-    embedding_dropout: float | int = probability()
-    residual_dropout: float | int = probability()
-    # Standard deviation of a new matrix, where initializer_type does not say otherwise.
-    initializer_range: float | int = positive(0.02)
-    # Whether a forward returns its cache, as in transformers.
-    use_cache: bool = flag(True)
-    # Tokens that fill a batch, begin a text and end it (one or several).
-    pad_token_id: int | None = number(whole=True)
-    bos_token_id: int | list[int] | None = setting(Items(Number(whole=True)), None)
-    eos_token_id: int | list[int] | None = setting(Items(Number(whole=True)), None)
-    # The config.json this model was converted from, word for word, so that the way back loses nothing.
-    source_config: dict | None = setting(Record(), None)
-    # What it held beside this model (a vision tower, layers that predict further tokens), for the way back: how many
-    # `tensors` of which names, and the `repository` and `revision` they came from.
-    source_extras: dict | None = setting(Record(), None)
+    vocab_size: int = size(
+        32000,
+        meaning="Rows of the token table: how many tokens there are.",
+        source="transformers",
+    )
+    hidden_size: int = size(
+        4096,
+        meaning="Width of the residual stream, which every layer reads and adds to.",
+        source="transformers",
+    )
+    num_hidden_layers: int = depth(
+        32,
+        meaning="How many layers the model has.",
+        source="transformers",
+    )
+    tie_word_embeddings: bool = flag(
+        meaning="The matrix of the head is the token table.",
+        source="Press & Wolf 2017, arXiv 1608.05859",
+    )
+    embedding_size: int | None = size(
+        meaning="Width of the token table and of the head where it is not hidden_size, with a projection at each end. "
+        "None: hidden_size.",
+        source="Zhang et al. 2022, OPT, arXiv 2205.01068 (the 350m model)",
+    )
+    embedding_multiplier: float | int = factor(
+        1.0,
+        meaning="Factor on the embeddings. precision.embedding_multiplier_in_weight_dtype says where the product is "
+        "rounded.",
+        source="Vaswani et al. 2017, §3.4; Granite's name",
+    )
+    logits_scaling: float | int = positive(
+        1.0,
+        meaning="Logits are divided by this number, before they are capped.",
+        source="Granite 3 (IBM 2024)",
+    )
+    final_logit_softcapping: float | int | None = positive(
+        meaning="Logits become cap · tanh(logit / cap). None: no cap.",
+        source="Gemma 2, arXiv 2408.00118, §2",
+    )
+    lm_head_bias: bool = flag(
+        meaning="The head has a learned bias on the logits.",
+        source="GPT-J (Wang & Komatsuzaki 2021)",
+    )
+    suppressed_token_ids: list[int] | None = setting(
+        Items(Number(whole=True)),
+        None,
+        meaning="Tokens that are never produced: their logits become the smallest number of the dtype.",
+        source="Chameleon, arXiv 2405.09818, as transformers runs it",
+    )
+    embedding_dropout: float | int = probability(
+        meaning="Rate of dropout on the embeddings, in training.",
+        source="Vaswani et al. 2017, §5.4",
+    )
+    residual_dropout: float | int = probability(
+        meaning="Rate of dropout on the output of each sub-layer before it joins the stream, in training.",
+        source="Vaswani et al. 2017, §5.4",
+    )
+    initializer_range: float | int = positive(
+        0.02,
+        meaning="Standard deviation of a new matrix, where initializer_type does not say otherwise.",
+        source="transformers",
+    )
+    use_cache: bool = flag(
+        True,
+        meaning="Whether a forward returns its cache.",
+        source="transformers",
+    )
+    pad_token_id: int | None = number(
+        whole=True,
+        meaning="The token that fills the rows of a batch up.",
+        source="transformers",
+    )
+    bos_token_id: int | list[int] | None = setting(
+        Items(Number(whole=True)),
+        None,
+        meaning="The token that begins a text, or several.",
+        source="transformers",
+    )
+    eos_token_id: int | list[int] | None = setting(
+        Items(Number(whole=True)),
+        None,
+        meaning="The token that ends a text, or several.",
+        source="transformers",
+    )
+    source_config: dict | None = setting(
+        Record(),
+        None,
+        meaning="The config.json this model was converted from, word for word, so that the way back loses nothing.",
+        source="own to zoo",
+    )
+    source_extras: dict | None = setting(
+        Record(),
+        None,
+        meaning="What the source held beside this model (a vision tower, layers that predict further tokens): how "
+        "many `tensors` of which names, and the `repository` and `revision` they came from.",
+        source="own to zoo",
+    )
 
     @property
     def output_width(self) -> int:

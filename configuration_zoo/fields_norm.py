@@ -33,31 +33,83 @@ MLP_FACTORS = ("mlp_alpha_factor", "mlp_beta_factor")
 class NormFields:
     """Normalisation and residual topology."""
 
-    # The norm of the residual stream: "rms_norm" (Zhang & Sennrich 2019) or "layer_norm" (Ba et al. 2016).
-    norm_type: str = choice(NORM_TYPES, "rms_norm")
-    # Added to the mean square (or the variance) so that nothing is divided by zero.
-    norm_eps: float | int = positive(1e-6)
-    # Learned scale; without it the norm has no parameters at all (OLMo, nanochat).
-    norm_elementwise_affine: bool = flag(True)
-    # Learned shift of a layer norm. None: as the norm has it by default (layer norm with, RMS norm without).
-    norm_bias: bool | None = flag(None)
-    # The stored weight is an offset from one: y = x̂ · (1 + w) (Gemma, Nemotron).
-    norm_unit_offset: bool = flag()
-    # Residual topology, one name for all layers or one for each (Xiong et al. 2020; Wang & Komatsuzaki 2021).
-    block_type: str | list[str] = per_layer(Choice(BLOCK_TYPES), "pre_norm")
-    # Scale of each sub-layer's output before it joins the stream (Granite, MiniCPM).
-    residual_multiplier: float | int = factor(1.0)
-    # α and β of each sum α · residual + β · output, where the residual comes out of a norm: of layers with softmax
-    # attention, of recurrent ones, of MLPs; None: 1 (DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01).
-    full_attn_alpha_factor: float | int | None = positive()
-    full_attn_beta_factor: float | int | None = positive()
-    linear_attn_alpha_factor: float | int | None = positive()
-    linear_attn_beta_factor: float | int | None = positive()
-    mlp_alpha_factor: float | int | None = positive()
-    mlp_beta_factor: float | int | None = positive()
-    # A norm on the embeddings (BLOOM) and the norm before the head.
-    embedding_norm: bool = flag()
-    final_norm: bool = flag(True)
+    norm_type: str = choice(
+        NORM_TYPES,
+        "rms_norm",
+        meaning="The norm of the residual stream.",
+        source="Zhang & Sennrich 2019, arXiv 1910.07467 (rms_norm); Ba et al. 2016, arXiv 1607.06450 (layer_norm)",
+    )
+    norm_eps: float | int = positive(
+        1e-6,
+        meaning="Added to the mean square, or the variance, so that nothing is divided by zero.",
+        source="transformers",
+    )
+    norm_elementwise_affine: bool = flag(
+        True,
+        meaning="The norms have a learned scale; without it they have no parameters at all.",
+        source="Ba et al. 2016, arXiv 1607.06450; without: OLMo, arXiv 2402.00838",
+    )
+    norm_bias: bool | None = flag(
+        None,
+        meaning="A layer norm has a learned shift. None: as the norm has it by default, layer norm with one, RMS norm "
+        "without.",
+        source="Ba et al. 2016, arXiv 1607.06450",
+    )
+    norm_unit_offset: bool = flag(
+        meaning="The stored weight is an offset from one: y = x̂ · (1 + w).",
+        source="Gemma, arXiv 2403.08295; Nemotron-4, arXiv 2402.16819",
+    )
+    block_type: str | list[str] = per_layer(
+        Choice(BLOCK_TYPES),
+        "pre_norm",
+        meaning="Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws "
+        "them.",
+        source="Xiong et al. 2020, arXiv 2002.04745; Wang & Komatsuzaki 2021 (parallel)",
+    )
+    residual_multiplier: float | int = factor(
+        1.0,
+        meaning="Factor on the output of each sub-layer before it joins the stream.",
+        source="MiniCPM, arXiv 2404.06395; Granite 3 (IBM 2024)",
+    )
+    full_attn_alpha_factor: float | int | None = positive(
+        meaning="The α of the sum α · residual + β · output after softmax attention, where the residual comes out of "
+        "a norm. None: 1.",
+        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+    )
+    full_attn_beta_factor: float | int | None = positive(
+        meaning="The β of the sum α · residual + β · output after softmax attention, where the residual comes out of "
+        "a norm. None: 1.",
+        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+    )
+    linear_attn_alpha_factor: float | int | None = positive(
+        meaning="The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a "
+        "norm. None: 1.",
+        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+    )
+    linear_attn_beta_factor: float | int | None = positive(
+        meaning="The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a "
+        "norm. None: 1.",
+        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+    )
+    mlp_alpha_factor: float | int | None = positive(
+        meaning="The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. "
+        "None: 1.",
+        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+    )
+    mlp_beta_factor: float | int | None = positive(
+        meaning="The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. "
+        "None: 1.",
+        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+    )
+    embedding_norm: bool = flag(
+        meaning="A norm stands on the embeddings.",
+        source="BLOOM, arXiv 2211.05100, §3.2",
+    )
+    final_norm: bool = flag(
+        True,
+        meaning="A norm stands before the head.",
+        source="Radford et al. 2019 (GPT-2), §2.3",
+    )
 
     def resolve_norm(self):
         # A misspelt type is refused after this.

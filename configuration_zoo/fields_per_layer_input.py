@@ -10,10 +10,14 @@ from .fields_checks import refuse_unless
 class PerLayerInputFields:
     """Per-layer embeddings (Gemma 3n, Gemma 4): a second, narrow table that holds a row per token and layer."""
 
-    # Channels of a layer's row.
-    hidden_size_per_layer_input: int | None = size()
-    # Tokens of that table; None: vocab_size.
-    vocab_size_per_layer_input: int | None = size()
+    hidden_size_per_layer_input: int | None = size(
+        meaning="Channels of the row that each layer has of every token in a second table. None: no such table.",
+        source="Gemma 3n (Google 2025)",
+    )
+    vocab_size_per_layer_input: int | None = size(
+        meaning="Tokens of that second table. None: vocab_size.",
+        source="Gemma 3n (Google 2025)",
+    )
 
     def resolve_per_layer_input(self):
         if self.hidden_size_per_layer_input is not None and self.vocab_size_per_layer_input is None:

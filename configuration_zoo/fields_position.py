@@ -20,34 +20,87 @@ NO_SCALING = {"rope_theta": 10000.0, "rope_type": "default"}
 class PositionFields:
     """Position information: rotary, absolute, relative, linear bias, or none."""
 
-    # "transformer_xl": each layer scores distances with projections of its own (Dai et al. 2019, §3.3).
-    position_embedding_type: str = choice(POSITION_EMBEDDINGS, "rope")
-    # How long a text may be: rows of a learned table, and what scaled rotations are scaled by.
-    max_position_embeddings: int = length(4096)
-    # transformers' dict: rope_type, rope_theta, partial_rotary_factor, factor ...; flat, or one dict per layer type,
-    # where None means no rotation (Su et al. 2021; scalings: transformers' modeling_rope_utils).
-    rope_parameters: dict | None = setting(Table(), None, needs="rotation", neutral=(NO_SCALING,))
-    # Pairs (2j, 2j+1) rotate together (GPT-J) instead of (j, j + d/2) (GPT-NeoX, Llama).
-    rope_interleave: bool | None = flag(None, needs="rotation")
-    # One entry per layer, 1 rotates, 0 does not (NoPE: Kazemnejad et al. 2023). None: every layer rotates.
-    no_rope_layers: list[int] | None = per_layer(Number(whole=True, least=0, most=1))
-    # The number of the first position: rows skipped at the start of a learned table (OPT, XGLM: 2).
-    position_offset: int | None = count(most=LONGEST)
-    # Order of the sinusoids: sine and cosine in turn (Vaswani et al. 2017) | sines before cosines (CTRL) | so, with
-    # wave lengths from 1 to 10000 inclusive (tensor2tensor, XGLM).
-    sinusoid_layout: str | None = choice(SINUSOID_LAYOUTS)
-    # Positions count the attended tokens when none are given, so padding takes no position (OPT).
-    position_ids_from_mask: bool = flag()
-    # ALiBi (Press et al. 2022): bias times the attention scale.
-    alibi_scaled: bool | None = flag(None)
-    # T5's bucketed relative bias (Raffel et al. 2020, §2.1), one table for all layers.
-    relative_attention_num_buckets: int | None = size()
-    relative_attention_max_distance: int | None = length()
-    # Query temperature 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)), on which layers.
-    attn_temperature_layers: str | None = choice(TEMPERATURE_LAYERS, needs="temperature")
-    attn_scale: float | int | None = positive()
-    floor_scale: float | int | None = positive()
-    attn_temperature_offset: int | None = count(most=LONGEST)
+    position_embedding_type: str = choice(
+        POSITION_EMBEDDINGS,
+        "rope",
+        meaning='How a model knows where a token stands. "transformer_xl": each layer scores distances with '
+        'projections of its own; "relative": T5\'s bias by bucket.',
+        source="Su et al. 2021, arXiv 2104.09864 (rope); Press et al. 2022, arXiv 2108.12409 (alibi); Dai et al. "
+        "2019, arXiv 1901.02860, §3.3; Raffel et al. 2020, arXiv 1910.10683, §2.1",
+    )
+    max_position_embeddings: int = length(
+        4096,
+        meaning="How long a text may be: rows of a learned table, and what scaled rotations are scaled by.",
+        source="transformers",
+    )
+    rope_parameters: dict | None = setting(
+        Table(),
+        None,
+        needs="rotation",
+        neutral=(NO_SCALING,),
+        meaning="The dict of transformers with rope_type, rope_theta, partial_rotary_factor, factor ...: one for all "
+        "layers, or one for each layer type, where None means no rotation.",
+        source="Su et al. 2021, arXiv 2104.09864; scalings: transformers' modeling_rope_utils",
+    )
+    rope_interleave: bool | None = flag(
+        None,
+        needs="rotation",
+        meaning="Channels (2j, 2j + 1) rotate together instead of (j, j + d/2). None: no, with rope.",
+        source="Su et al. 2021, arXiv 2104.09864 (yes; GPT-J); GPT-NeoX, arXiv 2204.06745 (no)",
+    )
+    no_rope_layers: list[int] | None = per_layer(
+        Number(whole=True, least=0, most=1),
+        meaning="One entry for each layer: 1 rotates, 0 does not. None: every layer rotates.",
+        source="Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name",
+    )
+    position_offset: int | None = count(
+        most=LONGEST,
+        meaning="The number of the first position: rows skipped at the start of a learned table. None: 0.",
+        source="fairseq's published code (2, as OPT and XGLM have it)",
+    )
+    sinusoid_layout: str | None = choice(
+        SINUSOID_LAYOUTS,
+        meaning="Order of the sinusoids: sine and cosine in turn (interleaved), sines before cosines (halves), or so "
+        "with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.",
+        source="Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858; tensor2tensor",
+    )
+    position_ids_from_mask: bool = flag(
+        meaning="Where no positions are given they count the attended tokens, so that padding takes none.",
+        source="OPT's published code",
+    )
+    alibi_scaled: bool | None = flag(
+        None,
+        meaning="The bias of ALiBi is multiplied by the attention scale.",
+        source="Falcon's published code",
+    )
+    relative_attention_num_buckets: int | None = size(
+        meaning="Buckets of the relative bias, of which there is one table for all layers. None: 32.",
+        source="Raffel et al. 2020, arXiv 1910.10683, §2.1",
+    )
+    relative_attention_max_distance: int | None = length(
+        meaning="Distance from which on all share the last bucket. None: 128.",
+        source="Raffel et al. 2020, arXiv 1910.10683, §2.1",
+    )
+    attn_temperature_layers: str | None = choice(
+        TEMPERATURE_LAYERS,
+        needs="temperature",
+        meaning="Queries are multiplied by 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)): in all "
+        "layers, in those that rotate, or in those that do not. None: nowhere.",
+        source="Nakanishi 2025, arXiv 2501.19399; Llama 4 (Meta 2025)",
+    )
+    attn_scale: float | int | None = positive(
+        meaning="Strength of the query temperature.",
+        source="Llama 4 (Meta 2025)",
+    )
+    floor_scale: float | int | None = positive(
+        meaning="How many positions a step of the query temperature lasts.",
+        source="Llama 4 (Meta 2025)",
+    )
+    attn_temperature_offset: int | None = count(
+        most=LONGEST,
+        meaning="Added to the position before the steps are counted. None: 0.",
+        source="Llama 4's published code (1); Ministral 3's (0)",
+    )
 
     def resolve_position(self):
         kind = self.position_embedding_type

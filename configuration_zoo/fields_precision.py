@@ -27,34 +27,79 @@ class PrecisionFields:
     """
 
     precision: dict | None = settings(
-        # Cast order: RMS norm "cast_then_scale" | "scale_then_cast"; layer norm "native" | "float32".
+        "Where this implementation rounds, key by key; a key that is left out is what the concept has by default.",
         norm=choice(
             sorted({cast for norm in NORM_TYPES.values() for cast in norm.casts}),
             needs="norm weight",
             neutral=tuple(norm.casts[0] for norm in NORM_TYPES.values() if norm.casts),
+            meaning="Order of casts in a norm: cast_then_scale or scale_then_cast of an RMS norm, native or float32 "
+            "of a layer norm. None: cast_then_scale, scale_then_cast with norm_unit_offset; native.",
+            source="Llama's published code (cast_then_scale); Gemma's (scale_then_cast)",
         ),
-        # Of the norm on a recurrence's output: rounded before its weight or at the end.
-        linear_norm=choice(("cast_then_scale", "float32")),
-        # A recurrence's decay is rounded to the activations' dtype or not.
-        linear_decay=choice(("float32", "activation")),
-        # The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype (Ling 3).
-        linear_float32_parameters=flag(None),
-        # Rotation: trig in the activation dtype | trig kept float32 | queries and keys computed with in float32.
-        rope=choice(ROPE_DTYPES, needs="rotation", neutral=("activation",)),
-        # dtype in which ALiBi's slope · position is rounded (Falcon).
-        alibi=choice(ALIBI_DTYPES),
-        # Where a router's float32 starts: nowhere, at the scores, at the linear map, at the stored weight.
-        router=choice(ROUTER_DTYPES),
-        # dtype of the weights the experts' outputs are multiplied with.
-        router_weights=choice(ROUTER_WEIGHTS_DTYPES),
-        # Scores of float32 queries and keys in the plain backend (GPT-Neo, GPT-J); the fused ones sum in float32.
-        attention_upcast=flag(needs="softmax"),
-        # The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each norm (Mamba).
-        residual_in_fp32=flag(),
-        # embedding_multiplier belongs to the table, in the weight's dtype, and skips `inputs_embeds` (Gemma).
-        embedding_multiplier_in_weight_dtype=flag(needs="scaled embedding"),
-        # What a parallel block adds first, (x + mixer) + mlp or x + (mixer + mlp) (GPT-J, NeoX).
-        parallel_sum_order=choice(PARALLEL_SUM_ORDERS),
+        linear_norm=choice(
+            ("cast_then_scale", "float32"),
+            meaning="The norm on a recurrence's output is rounded before its weight, or at the end. None: what the "
+            "mechanism's paper does.",
+            source="Mamba-2's published code (cast_then_scale); Falcon-H1's (float32)",
+        ),
+        linear_decay=choice(
+            ("float32", "activation"),
+            meaning="The decay of a recurrence is kept in float32, or rounded to the activations' dtype. None: "
+            "float32.",
+            source="flash-linear-attention (float32); Ling 3's published code (activation)",
+        ),
+        linear_float32_parameters=flag(
+            None,
+            meaning="The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype.",
+            source="Ling 3's published code",
+        ),
+        rope=choice(
+            ROPE_DTYPES,
+            needs="rotation",
+            neutral=("activation",),
+            meaning="Rotation: trigonometry in the activations' dtype, kept in float32, or queries and keys computed "
+            "with in float32 too. None: activation.",
+            source="the published code of Llama (activation), OLMo (float32_trig) and Cohere (float32_qk)",
+        ),
+        alibi=choice(
+            ALIBI_DTYPES,
+            meaning="The dtype in which ALiBi's slope · position is rounded. None: not at all.",
+            source="Falcon's published code (bfloat16)",
+        ),
+        router=choice(
+            ROUTER_DTYPES,
+            meaning="Where a router's float32 starts: nowhere (activation), at the scores, at the linear map, or at "
+            "the stored weight. None: float32_scores.",
+            source="the published code of gpt-oss (activation), Mixtral (float32_scores), DeepSeek-V3 "
+            "(float32_linear) and Ernie 4.5 (float32_weight)",
+        ),
+        router_weights=choice(
+            ROUTER_WEIGHTS_DTYPES,
+            meaning="The dtype of the weights that the outputs of the experts are multiplied with. None: float32.",
+            source="the published code of Qwen3-MoE (activation) and DeepSeek-V3 (float32)",
+        ),
+        attention_upcast=flag(
+            needs="softmax",
+            meaning="Scores are products of float32 queries and keys in the plain backend; the fused ones sum in "
+            "float32 anyway.",
+            source="GPT-Neo's and GPT-J's published code",
+        ),
+        residual_in_fp32=flag(
+            meaning="The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each "
+            "norm.",
+            source="Mamba's published code",
+        ),
+        embedding_multiplier_in_weight_dtype=flag(
+            needs="scaled embedding",
+            meaning="The factor embedding_multiplier belongs to the table, in the weight's dtype, and leaves "
+            "`inputs_embeds` as they are.",
+            source="Gemma's published code",
+        ),
+        parallel_sum_order=choice(
+            PARALLEL_SUM_ORDERS,
+            meaning="What a parallel block adds first: (x + mixer) + mlp, or x + (mixer + mlp). None: residual_first.",
+            source="GPT-J's and GPT-NeoX's published code",
+        ),
     )
 
     def resolve_precision(self):

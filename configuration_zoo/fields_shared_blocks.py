@@ -20,12 +20,19 @@ class SharedBlockFields:
     """Blocks of attention and MLP in front of the recurrences of some layers, the layers with block_type "shared_block"
     (Glorioso et al. 2024, Zamba, arXiv 2405.16712)."""
 
-    # How many blocks take turns over those layers.
-    num_mem_blocks: int | None = size()
-    # Ranks of what each of those layers adds to the block's queries, keys and values, and to its MLP's first projection
-    # (Zamba2, arXiv 2411.15242); None for nothing.
-    shared_attention_adapter_rank: int | None = size()
-    shared_mlp_adapter_rank: int | None = size()
+    num_mem_blocks: int | None = size(
+        meaning='How many shared blocks take turns over the layers with block_type "shared_block". None: 1.',
+        source="Glorioso et al. 2024, Zamba, arXiv 2405.16712; Zamba2's name",
+    )
+    shared_attention_adapter_rank: int | None = size(
+        meaning="Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing.",
+        source="Zamba2, arXiv 2411.15242",
+    )
+    shared_mlp_adapter_rank: int | None = size(
+        meaning="Rank of what each of those layers adds to the first projection of the shared block's MLP. None: "
+        "nothing.",
+        source="Zamba2, arXiv 2411.15242",
+    )
 
     @property
     def shared_block_layers(self) -> list[int]:

@@ -19,29 +19,57 @@ ROUTER_FIELDS = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_
 class TrainingFields:
     """Everything that only training reads. Each coefficient is a factor of a mean over the batch's target tokens."""
 
-    # Whether coef · the balance loss (Switch Transformer §2.2) and coef · the z-loss (ST-MoE, Zoph et al. 2022, eq. 5)
-    # are added to the loss. True, as in transformers: always, and router logits are returned. False, as there: never,
-    # whatever the coefficients. None: in training only, and no logits are returned.
-    output_router_logits: bool | None = flag(None)
-    # Numbers also where there is no router: trainers read them.
-    router_aux_loss_coef: float | int | None = non_negative()
-    router_z_loss_coef: float | int | None = non_negative()
-    # coef · log² Z of the vocabulary's softmax, which keeps Z near one (PaLM, Chowdhery et al. 2022, §5: 1e-4).
-    output_z_loss_coef: float | int = non_negative(0.0)
-    # Training computes the loss over this many target tokens at a time and returns no logits; None: over all at once.
-    loss_chunk_size: int | None = length()
+    output_router_logits: bool | None = flag(
+        None,
+        meaning="Whether the balance loss and the z-loss of routers are added to the loss. True: always, and router "
+        "logits are returned; False: never, whatever the coefficients; None: in training alone, and no logits are "
+        "returned.",
+        source="transformers",
+    )
+    router_aux_loss_coef: float | int | None = non_negative(
+        meaning="Factor on the loss that balances the experts. None: 0.",
+        source="Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.2",
+    )
+    router_z_loss_coef: float | int | None = non_negative(
+        meaning="Factor on the mean square of log Z of the router. None: 0.",
+        source="ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5",
+    )
+    output_z_loss_coef: float | int = non_negative(
+        0.0,
+        meaning="Factor on log² Z of the vocabulary's softmax, which keeps Z near one; PaLM has 1e-4.",
+        source="PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5",
+    )
+    loss_chunk_size: int | None = length(
+        meaning="Training computes the loss over so many target tokens at a time and returns no logits. None: over "
+        "all at once.",
+        source="own to zoo",
+    )
 
-    # Spread of a matrix: initializer_range; sqrt(2 / 5D) (Nguyen & Salazar 2019, SmallInit); 1 / sqrt(inputs) (LeCun et
-    # al. 1998; PaLM).
-    initializer_type: str = choice(INITIALIZER_TYPES, "normal")
-    # Spread of the matrices that write to the stream: as the others ("same"), theirs / sqrt(N) with N the writers of
-    # the whole stack ("depth", GPT-2 §2.3), theirs / sqrt(2 · (layer + 1)) ("layer", Zhang et al. 2019; OLMo),
-    # 2 / (layers · sqrt(D)) ("wang", GPT-J, GPT-NeoX), or "zero" (Zhang et al. 2019, Fixup).
-    residual_initializer_type: str = choice(RESIDUAL_INITIALIZER_TYPES, "same")
-    # Spread of the token table where it is another (PaLM: 1); None: initializer_range.
-    embedding_initializer_range: float | int | None = positive()
-    # Draw again what lies further out than this many times the spread (OLMo 2: 3); None: a plain normal distribution.
-    initializer_cutoff: float | int | None = positive()
+    initializer_type: str = choice(
+        INITIALIZER_TYPES,
+        "normal",
+        meaning="Spread of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) "
+        "(fan_in).",
+        source="Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv 2204.02311 (fan_in)",
+    )
+    residual_initializer_type: str = choice(
+        RESIDUAL_INITIALIZER_TYPES,
+        "same",
+        meaning="Spread of the matrices that write to the stream: as the others (same), theirs / sqrt(N) with N the "
+        "writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), "
+        "or zero.",
+        source="Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer); "
+        "GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)",
+    )
+    embedding_initializer_range: float | int | None = positive(
+        meaning="Spread of the token table where it is another; PaLM has 1. None: as initializer_type says.",
+        source="PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5",
+    )
+    initializer_cutoff: float | int | None = positive(
+        meaning="What lies further out than this many times the spread is drawn again; OLMo 2 has 3. None: a plain "
+        "normal distribution.",
+        source="OLMo 2, arXiv 2501.00656",
+    )
 
     def resolve_training(self):
         for field in ("router_aux_loss_coef", "router_z_loss_coef"):

@@ -1,9 +1,6 @@
-"""Every field of the config in words: kind, default, what it takes and needs, and what its source says of it."""
+"""Every field of the config in words: what it means, takes and needs, its default, and where it comes from."""
 
-import ast
 import inspect
-import io
-import tokenize
 from dataclasses import MISSING, Field
 from typing import Any, get_args
 
@@ -19,9 +16,8 @@ def flags() -> dict[str, dict[str, Any]]:
     fields, found = described(ZooConfig), {}
     for group in ZooConfig.__mro__:
         if group.__module__.startswith("configuration_zoo.fields_"):
-            for name, meaning in meanings(group).items():
-                if name in fields:
-                    found[name] = facts(name, fields[name], group, meaning)
+            own = inspect.get_annotations(group)
+            found |= {name: facts(name, field, group) for name, field in fields.items() if name.split(".")[0] in own}
     return found
 
 
@@ -34,7 +30,7 @@ def flag(name: str, every: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return every[name]
 
 
-def facts(name: str, field: Field, group: type, meaning: str) -> dict[str, Any]:
+def facts(name: str, field: Field, group: type) -> dict[str, Any]:
     """What can be said of a field: JSON values alone."""
     kind, need = field.metadata.get("kind"), field.metadata.get("needs")
     return {
@@ -46,8 +42,9 @@ def facts(name: str, field: Field, group: type, meaning: str) -> dict[str, Any]:
         "allowed": list(getattr(getattr(kind, "entry", kind), "names", ())) or None,
         "needs": NEEDS[need][1] if need else None,
         "by_layer": by_layer(name, kind),
-        "meaning": meaning,
-        "source": f"configuration_zoo/{group.__module__.rpartition('.')[2]}.py",
+        "meaning": field.metadata["meaning"],
+        "source": field.metadata["source"],
+        "file": f"configuration_zoo/{group.__module__.rpartition('.')[2]}.py",
     }
 
 
@@ -92,34 +89,3 @@ def by_layer(name: str, kind) -> str:
         return "a list with one entry for each layer"
     readers = [reader for reader, names in PER_LAYER_FIELDS.items() if name in names]
     return f"per_layer_config, for {readers[0]}" if readers else "no: one for the model"
-
-
-def meanings(group: type) -> dict[str, str]:
-    """{field: the comment above it, or above the fields it stands with}, from the source of its group.
-
-    Where no comment stands above, the docstring of the group says what there is.
-    """
-    source = inspect.getsource(group)
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {
-        token.start[0]: token.string.removeprefix("#").strip()
-        for token in tokens
-        if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#")
-    }
-    found, said = {}, ""
-    for name, line in _declared(ast.parse(source).body[0]):
-        above = []
-        while (number := line - len(above) - 1) in comments:
-            above.insert(0, comments[number])
-        said = " ".join(above) or said
-        found[name] = said or inspect.getdoc(group).split("\n\n")[0]
-    return found
-
-
-def _declared(group: ast.ClassDef):
-    """(name, line) of the fields of a class and of the keys of its dicts of settings, as they stand."""
-    for node in group.body:
-        if isinstance(node, ast.AnnAssign):
-            yield node.target.id, node.lineno
-            if isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "settings":
-                yield from ((f"{node.target.id}.{key.arg}", key.value.lineno) for key in node.value.keywords)

@@ -45,9 +45,17 @@ def docstrings(tree):
     return [value for value in firsts if isinstance(value, ast.Constant) and isinstance(value.value, str)]
 
 
+def prose_of_fields(tree):
+    """The string nodes that say what a field of the config means and where it is from."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    said = [word.value for call in calls for word in call.keywords if word.arg in ("meaning", "source")]
+    said += [arg for call in calls if getattr(call.func, "id", "") == "settings" for arg in call.args]
+    return [value for value in said if isinstance(value, ast.Constant)]
+
+
 def code_words(tree):
-    """(line, word) of each name and each string of the code, docstrings left out."""
-    skipped = {id(node) for node in docstrings(tree)}
+    """(line, word) of each name and each string of the code, docstrings and prose left out."""
+    skipped = {id(node) for node in (*docstrings(tree), *prose_of_fields(tree))}
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:

@@ -1,14 +1,15 @@
-"""`zoo flags`: every field of a config with its kind, its place and what its source says of it."""
+"""`zoo flags`: every field of a config with its kind, what it means and where it comes from."""
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
 from transformers import PreTrainedConfig
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.field_settings import described
-from description_zoo.flags import flag, flags, meanings
+from configuration_zoo.field_settings import described, settings_of
+from description_zoo.flags import flag, flags
 from zoo.cli.flags import in_words, show
 
 OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)}
@@ -18,15 +19,33 @@ def test_every_field_is_there_and_has_a_meaning():
     found = flags()
     assert found.keys() <= described(ZooConfig).keys()
     assert described(ZooConfig).keys() - found.keys() <= OF_TRANSFORMERS
-    assert [name for name, facts in found.items() if len(facts["meaning"]) < 6] == []
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_field_in_facts():
+# A paper or a release by number or year, or code that was published; else whose word it is.
+CITED = re.compile(r"arXiv \d{4}\.\d{5}|(19|20)\d\d|published code|^transformers$|^own to zoo$")
+
+
+@pytest.mark.parametrize("name", flags())
+def test_a_field_says_what_it_means_and_where_it_is_from(name):
+    facts = flags()[name]
+    said = facts["meaning"]
+    assert len(said.split()) >= 4 and said[0].isupper() and said.endswith("."), "a sentence, for a reader"
+    assert " | " not in said and "  " not in said
+    assert CITED.search(facts["source"])
+    assert facts["allowed"] or facts["takes"] not in ("a name", "a value")
+
+
+def test_a_dict_of_settings_says_what_it_is_about():
+    for name in settings_of(ZooConfig):
+        assert ZooConfig.__dataclass_fields__[name].metadata["meaning"].endswith(".")
+
     facts = flag("sliding_window", flags())
     assert facts["takes"] == "a whole number above 0" and facts["default"] is None and facts["group"] == "Attention"
     assert facts["by_layer"].startswith("per_layer_config, for a 'sliding_attention'")
     assert facts["meaning"].startswith("A token sees itself and window - 1 before it")
+    assert facts["source"] == "Beltagy et al. 2020, arXiv 2004.05150"
+    assert facts["file"] == "configuration_zoo/fields_attention.py"
     assert flag("rms_norm_eps", flags())["name"] == "norm_eps"
     assert flag("precision.rope", flags())["allowed"] == ["activation", "float32_trig", "float32_qk"]
     assert flag("hidden_size", flags())["by_layer"].startswith("no")
@@ -35,32 +54,6 @@ def test_a_field_in_facts():
     assert flag("block_type", flags())["takes"] == "a name, or a list with a name for each layer"
     assert flag("eos_token_id", flags())["takes"].startswith("a whole number, or a list")
     assert "softmax attention" in flag("attention_sinks", flags())["needs"]
-
-
-class Sample:
-    """What stands where no comment is.
-
-    More.
-    """
-
-    first: int = 1
-    # One line,
-    # and another.
-    second: int = 2
-    third: int = 3  # beside it
-
-    # Far from it.
-
-    fourth: int = 4
-
-
-def test_a_meaning_is_the_comment_above():
-    assert meanings(Sample) == {
-        "first": "What stands where no comment is.",
-        "second": "One line, and another.",
-        "third": "One line, and another.",
-        "fourth": "One line, and another.",
-    }
 
 
 def test_words_fit_a_page(capsys, monkeypatch):

@@ -55,6 +55,7 @@ def in_words(facts: dict) -> str:
         "by layer": facts["by_layer"],
         "meaning": facts["meaning"],
         "source": facts["source"],
+        "file": facts["file"],
     }
     width = min(get_terminal_size().columns, 100)
     after = {"width": width, "subsequent_indent": " " * 12, "break_on_hyphens": False}
