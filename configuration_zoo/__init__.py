@@ -2,11 +2,17 @@
 
 from importlib import import_module
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # What editors follow.
+    from configuration_zoo.configuration_zoo import ZooConfig
 
 __all__ = ["ZooConfig"]
 # What the installed packages do for a config, which the copy of it in a model folder does without: name -> function.
 HOOKS = {
+    "as_table": "description_zoo.notebook:as_table",
     "export_code": "modeling_zoo.export:export_code",
+    "help_text": "description_zoo.flags:help_text",
     "preset": "configuration_zoo.presets:preset",
     "replace_empty_card": "description_zoo.card:replace_empty_card",
 }

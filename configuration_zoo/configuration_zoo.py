@@ -65,6 +65,17 @@ PLATFORM_KEYS = (
 )
 
 
+class DocstringWithFields:
+    """`ZooConfig.__doc__`: the text of the class and, from the installed package, every field; made when it is read."""
+
+    def __init__(self, text: str | None):
+        self.text = text
+
+    def __get__(self, config, config_class) -> str | None:
+        help_text = ZooConfig._installed("help_text")
+        return self.text if self.text is None or help_text is None else help_text(self.text)
+
+
 @takes_words
 @strict
 class ZooConfig(
@@ -90,10 +101,11 @@ class ZooConfig(
 ):
     """A decoder, described by one name or number per concept.
 
-    Each group of fields stands in its own file (`fields_<concept>.py`) with meaning, source and checks. What is left
-    at None is derived from the rest, now and when config.json is read again. A bad value, a contradiction or a name
-    that does not exist raises at construction (`huggingface_hub.errors.StrictDataclassError`, or ValueError) with the
-    field, the value and what is allowed.
+    `ZooConfig(num_hidden_layers=12, layer_types="3*linear_attention, full_attention", ...)`; `zoo flags` lists the
+    fields, which stand by concept in `fields_<concept>.py` with meaning, source and checks. What is left at None is
+    derived from the rest, now and when config.json is read again. A bad value, a contradiction or a name that does not
+    exist raises at construction (`huggingface_hub.errors.StrictDataclassError`, or ValueError) with the field, the
+    value and what is allowed.
     """
 
     model_type = "zoo"
@@ -248,6 +260,11 @@ class ZooConfig(
         """What config.json and `repr` show: what differs and cannot be derived (config_file.py), and zoo's version."""
         return written(self, super().to_diff_dict())
 
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the table of the installed package, None for the copy in a model folder."""
+        as_table = self._installed("as_table")
+        return None if as_table is None else as_table(self)
+
     def validate_needs(self):
         refuse_unread(self)
 
@@ -280,3 +297,4 @@ class ZooConfig(
 
 
 add_key_properties(ZooConfig)
+ZooConfig.__doc__ = DocstringWithFields(ZooConfig.__doc__)

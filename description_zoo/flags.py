@@ -1,6 +1,8 @@
 """Every field of the config in words: what it means, takes and needs, its default, and where it comes from."""
 
 import inspect
+import re
+import textwrap
 from dataclasses import MISSING, Field
 from typing import Any, get_args
 
@@ -35,7 +37,7 @@ def facts(name: str, field: Field, group: type) -> dict[str, Any]:
     kind, need = field.metadata.get("kind"), field.metadata.get("needs")
     return {
         "name": name,
-        "group": group.__name__.removesuffix("Fields"),
+        "group": heading(group),
         "about": inspect.getdoc(group).split("\n")[0],
         "default": None if field.default is MISSING else field.default,
         "takes": f"{takes(kind.entry)}, or {takes(kind)}" if _one_or_list(field) else takes(kind),
@@ -46,6 +48,12 @@ def facts(name: str, field: Field, group: type) -> dict[str, Any]:
         "source": field.metadata["source"],
         "file": f"configuration_zoo/{group.__module__.rpartition('.')[2]}.py",
     }
+
+
+def heading(group: type) -> str:
+    """KeyValueSharingFields -> "Key value sharing"."""
+    words = re.findall("[A-Z][a-z]*", group.__name__.removesuffix("Fields"))
+    return {"Mlp": "MLP"}.get(words[0], " ".join(words).capitalize())
 
 
 def _one_or_list(field: Field) -> bool:
@@ -89,3 +97,19 @@ def by_layer(name: str, kind) -> str:
         return "a list with one entry for each layer"
     readers = [reader for reader, names in PER_LAYER_FIELDS.items() if name in names]
     return f"per_layer_config, for {readers[0]}" if readers else "no: one for the model"
+
+
+def help_text(about: str) -> str:
+    """What `help(ZooConfig)` and a notebook's `ZooConfig?` show: the text of the class, then every field by concept."""
+    lines, group = [inspect.cleandoc(about), "", "Fields, by concept (`zoo flags NAME` says all of one):"], None
+    for facts in flags().values():
+        if facts["group"] != group:
+            group = facts["group"]
+            lines += ["", f"{group}: {facts['about']}", ""]
+        lines.append(f"{facts['name']}: {facts['takes']}; default {facts['default']!r}")
+        parts = [facts["meaning"], f"Source: {facts['source']}."]
+        parts += [f"One of {', '.join(facts['allowed'])}."] if facts["allowed"] else []
+        parts += [f"Needs {facts['needs']}."] if facts["needs"] else []
+        indented = {"initial_indent": " " * 4, "subsequent_indent": " " * 4, "break_on_hyphens": False}
+        lines += textwrap.wrap(" ".join(parts), 100, **indented)
+    return "\n".join(lines) + "\n"
