@@ -7,6 +7,7 @@ reads is refused, never ignored.
 from typing import Any
 
 from .field_settings import described
+from .vocabulary import ATTENDING_LAYERS
 
 
 class UnreadField(ValueError):
@@ -17,13 +18,8 @@ class UnreadField(ValueError):
         self.field = field
 
 
-SOFTMAX_WORDS = (
-    "full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "hybrid", "hybrid_sliding",
-)  # fmt: skip
-
-
 def has_softmax(layer, index: int) -> bool:
-    return layer.layer_types[index] in SOFTMAX_WORDS
+    return layer.layer_types[index] in ATTENDING_LAYERS
 
 
 def has_later_softmax(layer, index: int) -> bool:

@@ -4,25 +4,23 @@ from dataclasses import dataclass
 
 from .field_kinds import Choice, choice, factor, flag, length, per_layer, positive, probability, size
 from .fields_checks import even_share, for_each_layer, refuse_unless
-from .norm_types import NORM_TYPES, NORMS_WITH_BIAS
+from .vocabulary import (
+    ATTENDING_LAYERS,
+    ATTENTION_TYPES,
+    CHUNKED,
+    FULL,
+    LAYER_TYPES,
+    NO_MIXER,
+    NO_MIXER_LAYERS,
+    NORM_TYPES,
+    NORMS_WITH_BIAS,
+    RECURRENT_LAYERS,
+    SLIDING,
+    SOFTMAX_LAYERS,
+    SPARSE_PATTERNS,
+    WINDOW_FIELDS,
+)
 
-# transformers' words that mean softmax attention, and those that mean a recurrence or a convolution.
-SOFTMAX_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
-RECURRENT_LAYERS = ("linear_attention", "conv")
-HYBRID_LAYERS = ("hybrid", "hybrid_sliding")
-# transformers' word, whatever the MLP: a layer that caches nothing.
-NO_MIXER_LAYERS = ("moe",)
-LAYER_TYPES = SOFTMAX_LAYERS + RECURRENT_LAYERS + HYBRID_LAYERS + NO_MIXER_LAYERS
-
-# The words whose layers see a number of tokens -> the field with that number.
-WINDOW_FIELDS = {
-    "sliding_attention": "sliding_window",
-    "hybrid_sliding": "sliding_window",
-    "chunked_attention": "attention_chunk_size",
-}
-
-ATTENTION_TYPES = ("grouped_query", "latent")
-SPARSE_PATTERNS = ("none", "strided", "fixed", "banded")
 QK_NORM_FIELDS = (
     "qk_norm_scope",
     "qk_norm_weight",
@@ -36,7 +34,7 @@ QK_NORM_WEIGHTS = ("shared", "per_head", "none")
 QK_NORM_POSITIONS = ("before_rope", "after_rope")
 QK_NORM_LAYERS = ("all", "rope")
 CLIP_POSITIONS = ("before_norm", "after_norm")
-ATTENTION_SINKS = ("all", "full_attention", "sliding_attention", "chunked_attention")
+ATTENTION_SINKS = ("all", FULL, SLIDING, CHUNKED)
 OUTPUT_GATES = ("query", "elementwise", "headwise")
 
 
@@ -214,10 +212,10 @@ class AttentionFields:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.layer_types is None:
-            word = "sliding_attention" if self.sliding_window is not None else "full_attention"
-            self.layer_types = [NO_MIXER_LAYERS[0] if block == "mlp_only" else word for block in self.block_types]
+            word = SLIDING if self.sliding_window is not None else FULL
+            self.layer_types = [NO_MIXER if block == "mlp_only" else word for block in self.block_types]
         if self.head_dim is None:
-            attends = any(word in SOFTMAX_LAYERS + HYBRID_LAYERS for word in self.layer_types)
+            attends = any(word in ATTENDING_LAYERS for word in self.layer_types)
             self.head_dim = self.even_head_dim() if attends else max(self.hidden_size // self.num_attention_heads, 1)
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
@@ -257,7 +255,7 @@ class AttentionFields:
             raise ValueError("sparse_attention_pattern needs sparse_attention_stride, which is not set.")
         refuse_unless(self, bool(sparse), "a sparse_attention_pattern", ("sparse_attention_stride",))
         for index, pattern in enumerate(self.sparse_attention_pattern or ()):
-            if pattern != "none" and self.layer_types[index] != "full_attention":
+            if pattern != "none" and self.layer_types[index] != FULL:
                 raise ValueError(
                     f"sparse_attention_pattern[{index}]={pattern!r} needs layer_types[{index}]='full_attention', "
                     f"got {self.layer_types[index]!r}."
@@ -266,9 +264,9 @@ class AttentionFields:
             if (word in NO_MIXER_LAYERS) != (block == "mlp_only"):
                 raise ValueError(
                     f"layer_types[{index}]={word!r} and block_type {block!r} contradict each other: a layer without "
-                    f"a mixer is {NO_MIXER_LAYERS[0]!r} in layer_types and 'mlp_only' in block_type."
+                    f"a mixer is {NO_MIXER!r} in layer_types and 'mlp_only' in block_type."
                 )
-        two_sided = ("full_attention", *NO_MIXER_LAYERS)
+        two_sided = (FULL, *NO_MIXER_LAYERS)
         if self.use_bidirectional_attention and any(word not in two_sided for word in self.layer_types):
             raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
 
@@ -287,7 +285,7 @@ class AttentionFields:
             if mechanism not in (None, *self.attentions) and isinstance(self.attention_type, list):
                 raise ValueError(
                     f"attention_type[{index}]={mechanism!r} only means something with layer_types[{index}] one of "
-                    f"{list(SOFTMAX_LAYERS + HYBRID_LAYERS)}: put None there or change that."
+                    f"{list(ATTENDING_LAYERS)}: put None there or change that."
                 )
 
     def _validate_qk_norm(self):

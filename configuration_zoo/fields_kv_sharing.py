@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from .field_kinds import count
+from .vocabulary import SHARING_LAYERS
 
-# Words of layer_types whose keys and values a later layer can read, and that can read them.
-SHARING_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 # What a layer and the one whose keys it reads must agree in: how far they see, how keys were turned.
 READ_ALIKE = ("sliding_window", "attention_chunk_size", "rope_parameters", "rope_interleave", "precision.rope")
 

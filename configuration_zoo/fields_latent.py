@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, size
 from .fields_checks import for_each_layer, refuse_unless, require
+from .vocabulary import HYBRID_LAYERS, INDEXED, INDEXER_TYPES
 
-INDEXER_TYPES = ("full", "shared", "none")
 WIDTH_FIELDS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_FIELDS = (
     "kv_lora_rank",
@@ -113,7 +113,7 @@ class LatentFields:
     def resolve_latent(self):
         if "latent" in self.attentions:
             self._resolve_widths()
-        if "indexed_attention" in (self.layer_types or ()):
+        if INDEXED in (self.layer_types or ()):
             self._resolve_indexer()
 
     def _resolve_widths(self):
@@ -141,7 +141,7 @@ class LatentFields:
             self.head_dim = self.qk_rope_head_dim if rotates and self.qk_rope_head_dim else width
 
     def _resolve_indexer(self):
-        indexed = [word == "indexed_attention" for word in self.layer_types]
+        indexed = [word == INDEXED for word in self.layer_types]
         for field, default in (
             ("index_topk", 2048),
             ("index_n_heads", 64),
@@ -158,14 +158,14 @@ class LatentFields:
     def validate_latent(self):
         latent = "latent" in self.attentions
         refuse_unless(self, latent, "attention_type='latent'", LATENT_FIELDS)
-        indexed = "indexed_attention" in self.layer_types
+        indexed = INDEXED in self.layer_types
         refuse_unless(self, indexed, "an 'indexed_attention' layer in layer_types", INDEX_FIELDS)
         if latent:
             self._validate_widths()
         if indexed:
             self._validate_indexer()
         words = zip(self.layer_types, self.attention_types, strict=True)
-        beside = [word for word, name in words if name == "latent" and word in ("hybrid", "hybrid_sliding")]
+        beside = [word for word, name in words if name == "latent" and word in HYBRID_LAYERS]
         if beside:
             raise ValueError(
                 f"layer_types has {beside[0]!r}, whose attention beside a recurrence needs "
@@ -192,7 +192,7 @@ class LatentFields:
 
     def _validate_indexer(self):
         words = zip(self.layer_types, self.attention_types, strict=False)
-        if any(word == "indexed_attention" and mechanism != "latent" for word, mechanism in words):
+        if any(word == INDEXED and mechanism != "latent" for word, mechanism in words):
             raise ValueError(
                 "layer_types has 'indexed_attention', which needs attention_type='latent', "
                 f"got {self.attention_type!r}."
@@ -212,7 +212,7 @@ class LatentFields:
             )
         source = None
         for index, (word, kind) in enumerate(zip(self.layer_types, self.indexer_types, strict=True)):
-            if (word == "indexed_attention") != (kind != "none"):
+            if (word == INDEXED) != (kind != "none"):
                 raise ValueError(
                     f"indexer_types[{index}]={kind!r} does not go with layer_types[{index}]={word!r}: an "
                     "'indexed_attention' layer is 'full' or 'shared', every other layer 'none'."

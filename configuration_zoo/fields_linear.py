@@ -5,12 +5,8 @@ from types import SimpleNamespace
 
 from .field_kinds import WIDEST, Choice, Number, choice, factor, flag, items, number, per_layer, positive, size
 from .fields_checks import even_share, for_each_layer, refuse_unless
-from .fields_mlp import ACTIVATIONS
 from .linear_needs import refuse_unread_linear
-
-# transformers' words for layers with a recurrence or a convolution, alone or beside attention.
-RECURRENT_WORDS = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
-SIDE_BY_SIDE_WORDS = ("hybrid", "hybrid_sliding")
+from .vocabulary import HYBRID_LAYERS, PLAIN_ACTIVATIONS, RECURRENCES, WITH_RECURRENCE
 
 # What each mechanism reads, and what a field that is left at None means to it.
 CONVOLUTION = {"linear_bias": False, "linear_conv_kernel_dim": 4, "linear_conv_bias": False, "linear_act": "silu"}
@@ -59,8 +55,6 @@ LINEAR_MECHANISMS = {
        "linear_output_gate": "gelu_pytorch_tanh"},
     "short_conv": CONVOLUTION | {"linear_conv_kernel_dim": 3, "linear_act": "none"},
 }  # fmt: skip
-# Those without parameters of their own.
-PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name not in ("elu", "xielu"))
 CHOICES = {
     "linear_decay": ("softplus", "bounded_sigmoid", "log_sigmoid", "constant"),
     "linear_decay_granularity": ("head", "channel"),
@@ -89,7 +83,7 @@ class LinearFields:
     """
 
     linear_attention_type: str | list[str | None] | None = per_layer(
-        Choice(tuple(LINEAR_MECHANISMS)),
+        Choice(RECURRENCES),
         meaning="The recurrence or convolution, one name for all layers that have one or one for each layer.",
         source="arXiv 2412.06464 (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), "
         "2006.16236 (linear_attention), 2312.06635 (gated_linear_attention), 2401.04658 (lightning_attention), "
@@ -251,7 +245,7 @@ class LinearFields:
 
     def recurrent_layers(self) -> list[int]:
         """Indices of the layers with a recurrence or a short convolution."""
-        return [index for index, word in enumerate(self.layer_types or ()) if word in RECURRENT_WORDS]
+        return [index for index, word in enumerate(self.layer_types or ()) if word in WITH_RECURRENCE]
 
     def linear_mechanisms(self) -> list[str]:
         """The distinct mechanisms in use, in order of their first layer."""
@@ -334,7 +328,7 @@ class LinearFields:
     def _validate_linear_words(self):
         layers = self.recurrent_layers()
         named = self.linear_attention_type
-        reason = f"a layer of layer_types that is one of {list(RECURRENT_WORDS)}"
+        reason = f"a layer of layer_types that is one of {list(WITH_RECURRENCE)}"
         refuse_unless(self, bool(layers), reason, ("linear_attention_type",))
         for index in layers:
             if (named[index] if isinstance(named, list) else named) is None:
@@ -346,10 +340,10 @@ class LinearFields:
             if mechanism is not None and mechanism not in self.linear_mechanisms():
                 raise ValueError(
                     f"linear_attention_type[{index}]={mechanism!r} only means something with layer_types[{index}] one "
-                    f"of {list(RECURRENT_WORDS)}: put None there or change that."
+                    f"of {list(WITH_RECURRENCE)}: put None there or change that."
                 )
-        beside = any(self.layer_types[index] in SIDE_BY_SIDE_WORDS for index in layers)
-        reason = f"a layer of layer_types that is one of {list(SIDE_BY_SIDE_WORDS)}"
+        beside = any(self.layer_types[index] in HYBRID_LAYERS for index in layers)
+        reason = f"a layer of layer_types that is one of {list(HYBRID_LAYERS)}"
         refuse_unless(self, beside, reason, ("attention_in_multiplier", "attention_out_multiplier"))
 
     def _validate_linear_values(self, mechanism: str, values: dict):

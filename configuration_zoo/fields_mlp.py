@@ -4,14 +4,8 @@ from dataclasses import dataclass
 
 from .field_kinds import Choice, Number, choice, flag, items, per_layer, size
 from .fields_checks import for_each_layer, refuse_unless
+from .vocabulary import ACTIVATIONS, MLP_LAYER_TYPES
 
-MLP_LAYER_TYPES = ("dense", "sparse")
-# transformers' ACT2FN without the one whose parameter it never initialises (prelu), and elu.
-ACTIVATIONS = (
-    "elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
-    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2",
-    "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
-)  # fmt: skip
 WIDTH_MULTIPLE = 64
 
 

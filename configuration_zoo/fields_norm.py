@@ -3,27 +3,9 @@
 from dataclasses import dataclass
 
 from .field_kinds import Choice, choice, factor, flag, per_layer, positive
-from .fields_attention import RECURRENT_LAYERS
 from .fields_checks import for_each_layer, refuse_unless
-from .norm_types import NORM_TYPES, NORMS_WITH_BIAS
+from .vocabulary import BLOCK_TYPES, NORM_TYPES, NORMS_WITH_BIAS, RECURRENT_LAYERS, WEIGHTED_BLOCKS
 
-BLOCK_TYPES = (
-    "pre_norm",
-    "post_norm",
-    "output_norm",
-    "sandwich_norm",
-    "scaled_sandwich_norm",
-    "pre_norm_residual",
-    "parallel",
-    "parallel_two_norms",
-    "mixer_only",
-    "mlp_only",
-    "shared_block",
-    "shortcut",
-    "hyper_connection",
-)
-# Blocks whose residual is a norm's output, not the bare stream.
-WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
 SOFTMAX_FACTORS = ("full_attn_alpha_factor", "full_attn_beta_factor")
 RECURRENT_FACTORS = ("linear_attn_alpha_factor", "linear_attn_beta_factor")
 MLP_FACTORS = ("mlp_alpha_factor", "mlp_beta_factor")

@@ -8,10 +8,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .field_kinds import nearest
 from .field_settings import described, nested, settings_of, spread
-from .fields_attention import HYBRID_LAYERS, RECURRENT_LAYERS
 from .fields_linear import LINEAR_FIELDS
-from .fields_precision import PARALLEL_BLOCKS
 from .first_layers import per_layer_names
+from .vocabulary import CHUNKED, HYBRID_LAYERS, HYBRID_SLIDING, PARALLEL_BLOCKS, SLIDING, WITH_RECURRENCE
 
 # Every field that `per_layer_config` may give a layer, by the layers that read it.
 PER_LAYER_FIELDS = {
@@ -109,14 +108,12 @@ READERS: dict[str, Callable] = {
         (config.indexer_types or {index: None})[index] == "full"
     ),
     "a 'sliding_attention' or 'hybrid_sliding' layer": (
-        lambda config, index: config.layer_types[index] in ("sliding_attention", "hybrid_sliding")
+        lambda config, index: config.layer_types[index] in (SLIDING, HYBRID_SLIDING)
     ),
-    "a 'chunked_attention' layer": lambda config, index: config.layer_types[index] == "chunked_attention",
+    "a 'chunked_attention' layer": lambda config, index: config.layer_types[index] == CHUNKED,
     "a layer with a sparse_attention_pattern": lambda config, index: config.sparse_pattern_of(index) != "none",
     "a layer whose queries and keys rotate": _rotates,
-    "a layer with a recurrence or a convolution": (
-        lambda config, index: config.layer_types[index] in (*RECURRENT_LAYERS, *HYBRID_LAYERS)
-    ),
+    "a layer with a recurrence or a convolution": (lambda config, index: config.layer_types[index] in WITH_RECURRENCE),
     "a layer with attention beside a recurrence": lambda config, index: config.layer_types[index] in HYBRID_LAYERS,
     "a layer with a shared block": lambda config, index: config.block_types[index] == "shared_block",
     "a layer with an MLP": _has_mlp,
@@ -171,7 +168,7 @@ class PerLayerFields:
         # transformers' caches take the word of a layer, its check of such configs one of these fields.
         for index, layer in enumerate(completed):
             if layer["sliding_window"] is not None and layer["attention_chunk_size"] is not None:
-                chunked = self.layer_types[index] == "chunked_attention"
+                chunked = self.layer_types[index] == CHUNKED
                 unread = "sliding_window" if chunked else "attention_chunk_size"
                 whole.setdefault(index, {})[unread] = None
         self.per_layer_config = whole

@@ -3,11 +3,17 @@
 from dataclasses import dataclass
 
 from .field_kinds import LONGEST, Number, Table, choice, count, flag, length, per_layer, positive, setting, size
-from .fields_attention import HYBRID_LAYERS, NO_MIXER_LAYERS, RECURRENT_LAYERS, SOFTMAX_LAYERS
 from .fields_checks import for_each_layer, refuse_unless, require
+from .vocabulary import (
+    ABSOLUTE_POSITIONS,
+    ATTENDING_LAYERS,
+    HYBRID_LAYERS,
+    NO_MIXER_LAYERS,
+    POSITION_BIASES,
+    POSITION_EMBEDDINGS,
+    RECURRENT_LAYERS,
+)
 
-POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")
-ABSOLUTE_POSITIONS = ("learned", "sinusoidal")
 SINUSOID_LAYOUTS = ("interleaved", "halves", "closed_halves")
 # The scalings of transformers' modeling_rope_utils that a decoder can use.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
@@ -136,12 +142,12 @@ class PositionFields:
             require(self, "attn_temperature_layers", temperature)
         if kind == "transformer_xl" and self.attentions - {"grouped_query"}:
             raise ValueError("position_embedding_type='transformer_xl' needs attention_type='grouped_query'.")
-        if kind in ("alibi", "relative", "transformer_xl") and set(self.layer_types) <= {
+        if kind in POSITION_BIASES and set(self.layer_types) <= {
             *RECURRENT_LAYERS,
             *NO_MIXER_LAYERS,
         }:
             raise ValueError(f"position_embedding_type={kind!r} needs a softmax attention layer in layer_types.")
-        if kind == "transformer_xl" and any(word.startswith("hybrid") for word in self.layer_types):
+        if kind == "transformer_xl" and any(word in HYBRID_LAYERS for word in self.layer_types):
             raise ValueError("position_embedding_type='transformer_xl' needs layer_types without hybrid layers.")
         if self.alibi_scaled and len({self.key_width(index) for index in self.softmax_layers}) > 1:
             raise ValueError("alibi_scaled=True needs heads of one width, so one attention_type for all layers.")
@@ -152,7 +158,7 @@ class PositionFields:
             if entry not in (0, 1):
                 raise ValueError(f"no_rope_layers[{index}]={entry} must be 1 (rotates) or 0 (does not).")
         still = [word for word, entry in zip(self.layer_types, self.no_rope_layers or (), strict=False) if entry == 0]
-        if still and not any(word in SOFTMAX_LAYERS + HYBRID_LAYERS for word in still):
+        if still and not any(word in ATTENDING_LAYERS for word in still):
             raise ValueError(
                 f"no_rope_layers={self.no_rope_layers} only means something with a layer of layer_types with softmax "
                 "attention where it has a 0: leave it out or change that."
@@ -181,7 +187,7 @@ class PositionFields:
     def validate_rotary_widths(self):
         for index, layer in enumerate(self.per_layer_config):
             table = layer.rope_tables.get(layer.rope_table_of(index))
-            if table is None or layer.layer_types[index] not in SOFTMAX_LAYERS + HYBRID_LAYERS:
+            if table is None or layer.layer_types[index] not in ATTENDING_LAYERS:
                 continue
             partial, kind = table.get("partial_rotary_factor", 1.0), table.get("rope_type", "default")
             whole = layer.rotary_width(index)

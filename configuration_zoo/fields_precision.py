@@ -4,18 +4,13 @@ from dataclasses import dataclass
 
 from .field_kinds import choice, flag, settings
 from .fields_checks import check_choice, for_each_layer, refuse_unless
-from .norm_types import NORM_TYPES
+from .vocabulary import NORM_TYPES, PARALLEL_BLOCKS, PRE_NORM_BLOCKS
 
 ALIBI_DTYPES = ("float32", "bfloat16", "float16")
 ROPE_DTYPES = ("activation", "float32_trig", "float32_qk")
 ROUTER_DTYPES = ("activation", "float32_scores", "float32_linear", "float32_weight")
 ROUTER_WEIGHTS_DTYPES = ("activation", "float32")
 PARALLEL_SUM_ORDERS = ("residual_first", "branches_first")
-PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
-# Blocks whose mixers and MLPs read the stream through a norm alone.
-PRE_NORM_BLOCKS = (
-    "pre_norm", "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only", "shared_block", "shortcut",
-)  # fmt: skip
 ROUTER_KEYS = ("precision.router", "precision.router_weights")
 
 

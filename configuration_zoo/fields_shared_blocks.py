@@ -6,6 +6,7 @@ from .field_kinds import size
 from .field_settings import settings_of
 from .fields_checks import refuse_unless
 from .fields_linear import LINEAR_FIELDS
+from .vocabulary import HYBRID_LAYERS
 
 SHARED_BLOCK_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "shared_mlp_adapter_rank")
 # What a shared attention does not compute.
@@ -64,14 +65,14 @@ class SharedBlockFields:
         for field in sorted(alike):
             if len({getattr(layer, field) for layer in layers}) > 1:
                 raise ValueError(f"{field} differs between layers with block_type 'shared_block', which share weights.")
-        beside = len(users) < sum(word.startswith("hybrid") for word in self.layer_types)
+        beside = len(users) < sum(word in HYBRID_LAYERS for word in self.layer_types)
         factors = ("attention_in_multiplier", "attention_out_multiplier")
         for layer in self.per_layer_config:
             refuse_unless(layer, beside, "a hybrid layer whose block_type is not 'shared_block'", factors)
 
     def _validate_user(self, index, layer):
         says = f"block_type 'shared_block' of layer {index} needs"
-        if not self.layer_types[index].startswith("hybrid"):
+        if self.layer_types[index] not in HYBRID_LAYERS:
             raise ValueError(
                 f"{says} layer_types[{index}] 'hybrid' or 'hybrid_sliding', got {self.layer_types[index]!r}."
             )

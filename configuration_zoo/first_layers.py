@@ -3,12 +3,12 @@
 from dataclasses import fields
 
 from .field_needs import UnreadField
-from .fields_attention import HYBRID_LAYERS, RECURRENT_LAYERS, SOFTMAX_LAYERS
+from .vocabulary import ATTENDING_LAYERS, WITH_RECURRENCE
 
 # Which layers the mechanisms in a per-layer list are for.
 READ_IN = {
-    "attention_type": SOFTMAX_LAYERS + HYBRID_LAYERS,
-    "linear_attention_type": RECURRENT_LAYERS + HYBRID_LAYERS,
+    "attention_type": ATTENDING_LAYERS,
+    "linear_attention_type": WITH_RECURRENCE,
 }
 
 

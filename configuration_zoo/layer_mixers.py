@@ -1,6 +1,6 @@
 """Which mechanism mixes tokens in each layer, by the words of `layer_types` and the names beside them."""
 
-from .fields_attention import HYBRID_LAYERS, NO_MIXER_LAYERS, RECURRENT_LAYERS
+from .vocabulary import HYBRID, HYBRID_LAYERS, INDEXED, NO_MIXER_LAYERS, RECURRENT_LAYERS, WITH_RECURRENCE
 
 
 class LayerMixers:
@@ -17,9 +17,9 @@ class LayerMixers:
         # The attention of a shared block is not the layer's own.
         recurrences = by_word[RECURRENT_LAYERS[0]]
         shared = [block == "shared_block" for block in self.block_types]
-        beside = [name if skip else "hybrid" for name, skip in zip(recurrences, shared, strict=False)]
+        beside = [name if skip else HYBRID for name, skip in zip(recurrences, shared, strict=False)]
         by_word |= dict.fromkeys(HYBRID_LAYERS, beside)
-        by_word["indexed_attention"] = ["indexed"] * self.num_hidden_layers
+        by_word[INDEXED] = ["indexed"] * self.num_hidden_layers
         by_distance = self.position_embedding_type == "transformer_xl"
         softmax = ["transformer_xl"] * self.num_hidden_layers if by_distance else self.attention_types
         shared = [name == "grouped_query" and self.shares_key_values(index) for index, name in enumerate(softmax)]
@@ -37,14 +37,13 @@ class LayerMixers:
         """The recurrence or convolution of each layer, None for a layer without: its `linear_attn`."""
         named = self.linear_attention_type
         named = named if isinstance(named, list) else [named] * self.num_hidden_layers
-        words = (*RECURRENT_LAYERS, *HYBRID_LAYERS)
-        return [name if word in words else None for name, word in zip(named, self.layer_types, strict=True)]
+        return [name if word in WITH_RECURRENCE else None for name, word in zip(named, self.layer_types, strict=True)]
 
     @property
     def attention_mixers(self) -> list[str | None]:
         """The attention of each layer, None for a layer without one of its own: its `self_attn`."""
         beside = zip(self.mixer_types, self.attention_types, strict=True)
-        mixers = [attention if name == "hybrid" else name for name, attention in beside]
+        mixers = [attention if name == HYBRID else name for name, attention in beside]
         recurrent = [word in RECURRENT_LAYERS for word in self.layer_types]
         shared = [block == "shared_block" for block in self.block_types]
         return [None if r or s else name for name, r, s in zip(mixers, recurrent, shared, strict=True)]

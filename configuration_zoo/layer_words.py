@@ -2,7 +2,7 @@
 
 from transformers import configuration_utils
 
-INDEXED = "indexed_attention"
+from .vocabulary import INDEXED
 
 
 def teach_layer_words():

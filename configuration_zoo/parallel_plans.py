@@ -4,9 +4,9 @@ A plan names modules by pattern, `*` for a layer's number, and says how each is 
 named. What stands in no plan is the same on every rank.
 """
 
+from .vocabulary import POSITION_BIASES
+
 COLWISE, ROWWISE = "colwise", "rowwise"
-# Position biases are computed for all heads at once.
-WHOLE_HEADS_POSITIONS = ("alibi", "relative", "transformer_xl")
 PREFIX = "layers.*.self_attn."
 # Blocks that have no MLP, or one that other layers use as well and that is whole on every rank.
 WITHOUT_OWN_MLP = ("mixer_only", "shared_block")
@@ -51,7 +51,7 @@ HEAD_PLANS = {("grouped_query", "shared_key_value"): grouped_query_plan, ("laten
 def attention_plan(config) -> dict[str, str]:
     """Heads split over ranks, in the layers that have attention; nothing where one of them needs all heads."""
     mixers = {name for name in config.attention_mixers if name is not None}
-    if not mixers or config.position_embedding_type in WHOLE_HEADS_POSITIONS:
+    if not mixers or config.position_embedding_type in POSITION_BIASES:
         return {}
     plan = next((plan for names, plan in HEAD_PLANS.items() if mixers <= set(names)), None)
     layers = zip(config.attention_mixers, config.per_layer_config, strict=True)

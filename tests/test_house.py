@@ -439,10 +439,22 @@ def test_the_config_accepts_the_mechanisms_of_the_mixers_and_no_others():
 
 
 def test_queries_and_keys_take_the_norms_of_the_stream():
-    from configuration_zoo.norm_types import NORM_TYPES
+    from configuration_zoo.vocabulary import NORM_TYPES
 
     assert set(registries()["NORMS"]) == accepted("qk_norm", {})
     assert set(registries()["PROJECTION_NORMS"]) == {name for name, norm in NORM_TYPES.items() if norm.full_scope}
+
+
+def test_a_word_for_a_layer_is_spelled_on_one_page_of_the_config():
+    """vocabulary.py; other_words.py answers words that are none, presets.py is what somebody may write."""
+    from configuration_zoo.fields_linear import LINEAR_MECHANISMS
+    from configuration_zoo.vocabulary import LAYER_TYPES, RECURRENCES
+
+    # One word of transformers is also the name of a recurrence.
+    words, pages = {*LAYER_TYPES} - {*RECURRENCES}, ("vocabulary.py", "other_words.py", "presets.py")
+    for path in [path for path in sources("configuration_zoo") if path.name not in pages]:
+        assert [f"{line}: {word}" for line, word in code_words(tree_of(path)) if word in words] == [], identify(path)
+    assert tuple(LINEAR_MECHANISMS) == RECURRENCES
 
 
 def run_python(code):

@@ -9,7 +9,7 @@ from random_models import randomize
 from samples import every
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.fields_norm import BLOCK_TYPES, WEIGHTED_BLOCKS
+from configuration_zoo.vocabulary import BLOCK_TYPES, WEIGHTED_BLOCKS
 from modeling_zoo import ZooForCausalLM, ZooModel
 from modeling_zoo.block_topologies import BLOCKS, NORM_SLOTS
 

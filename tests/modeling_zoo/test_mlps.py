@@ -8,7 +8,7 @@ from random_models import randomize
 from transformers.activations import ACT2FN, XIELUActivation
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.fields_mlp import ACTIVATIONS
+from configuration_zoo.vocabulary import ACTIVATIONS
 from modeling_zoo import ZooModel
 from modeling_zoo.mlp_dense import XIELU, GatedMLP, PlainMLP
 

@@ -1,0 +1,115 @@
+"""Every word for a layer and for what stands in it, once. The fields take these words, the checks and derivations of
+the config read them, and the registries of the model have one row for each.
+
+Words of one line of `layer_types` are transformers' own: masks and caches of the whole ecosystem follow them.
+"""
+
+from dataclasses import dataclass
+
+# -- layer_types: how far a layer sees -----------------------------------------------------------------------------
+
+FULL, SLIDING, CHUNKED, INDEXED = "full_attention", "sliding_attention", "chunked_attention", "indexed_attention"
+LINEAR, CONV = "linear_attention", "conv"
+HYBRID, HYBRID_SLIDING = "hybrid", "hybrid_sliding"
+# transformers' word, whatever the MLP: a layer without a mixer, which caches nothing.
+NO_MIXER = "moe"
+
+SOFTMAX_LAYERS = (FULL, SLIDING, CHUNKED, INDEXED)
+# A recurrence or a convolution alone; one beside attention.
+RECURRENT_LAYERS = (LINEAR, CONV)
+HYBRID_LAYERS = (HYBRID, HYBRID_SLIDING)
+NO_MIXER_LAYERS = (NO_MIXER,)
+LAYER_TYPES = SOFTMAX_LAYERS + RECURRENT_LAYERS + HYBRID_LAYERS + NO_MIXER_LAYERS
+# Layers with softmax attention, and those with a recurrence or a convolution, alone or beside each other.
+ATTENDING_LAYERS = SOFTMAX_LAYERS + HYBRID_LAYERS
+WITH_RECURRENCE = RECURRENT_LAYERS + HYBRID_LAYERS
+# Layers whose keys and values a later one can read, and that can read them.
+SHARING_LAYERS = (FULL, SLIDING, CHUNKED)
+# Layers that see a number of tokens -> the field with that number.
+WINDOW_FIELDS = {SLIDING: "sliding_window", HYBRID_SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
+
+# -- attention_type, linear_attention_type: by which mechanism -----------------------------------------------------
+
+ATTENTION_TYPES = ("grouped_query", "latent")
+RECURRENCES = (
+    "gated_delta_net",
+    "kimi_delta_attention",
+    "delta_net",
+    "linear_attention",
+    "gated_linear_attention",
+    "lightning_attention",
+    "mamba2",
+    "mamba",
+    "rg_lru",
+    "short_conv",
+)
+# What chooses the keys of an indexed layer, and the patterns over a full one.
+INDEXER_TYPES = ("full", "shared", "none")
+SPARSE_PATTERNS = ("none", "strided", "fixed", "banded")
+
+# -- mlp_layer_types, hidden_act: the channel mixer ----------------------------------------------------------------
+
+MLP_LAYER_TYPES = ("dense", "sparse")
+# transformers' ACT2FN without the one whose parameter it never initialises (prelu), and elu.
+ACTIVATIONS = (
+    "elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2",
+    "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
+)  # fmt: skip
+# Those without parameters of their own.
+PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name not in ("elu", "xielu"))
+
+# -- block_type: the residual topology -----------------------------------------------------------------------------
+
+BLOCK_TYPES = (
+    "pre_norm",
+    "post_norm",
+    "output_norm",
+    "sandwich_norm",
+    "scaled_sandwich_norm",
+    "pre_norm_residual",
+    "parallel",
+    "parallel_two_norms",
+    "mixer_only",
+    "mlp_only",
+    "shared_block",
+    "shortcut",
+    "hyper_connection",
+)
+# Blocks whose residual is a norm's output, not the bare stream.
+WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
+PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
+# Blocks whose mixers and MLPs read the stream through a norm alone.
+PRE_NORM_BLOCKS = (
+    "pre_norm", "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only", "shared_block", "shortcut",
+)  # fmt: skip
+
+# -- position_embedding_type ---------------------------------------------------------------------------------------
+
+POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")
+ABSOLUTE_POSITIONS = ("learned", "sinusoidal")
+# Those that are added to the scores of attention.
+POSITION_BIASES = ("alibi", "relative", "transformer_xl")
+
+# -- norm_type, qk_norm --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NormType:
+    """What the config has to know of a norm.
+
+    `casts` are the orders in which implementations round, the default first; they differ below float32 only. `bias`
+    says whether the norm can have one, and then has one by default. `full_scope` says whether it can normalise all
+    heads of queries or keys together (qk_norm_scope="full").
+    """
+
+    casts: tuple[str, ...] = ()
+    bias: bool = False
+    full_scope: bool = False
+
+
+NORM_TYPES = {
+    "rms_norm": NormType(casts=("cast_then_scale", "scale_then_cast"), full_scope=True),
+    "layer_norm": NormType(casts=("native", "float32"), bias=True, full_scope=True),
+}
+NORMS_WITH_BIAS = tuple(name for name, norm in NORM_TYPES.items() if norm.bias)
