@@ -8,14 +8,21 @@ How far a token sees (sliding windows, chunks) is drawn in `attention_masks.py`;
 of their own.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .attention_gates import make_output_gate, query_gate_width
 from .mixer import TokenMixer
 from .norms import RMSNorm, make_qk_norm
 from .ops_attention import attention
+from .ops_attention_bands import AttentionMask
+from .ops_cross_layer import SharedKeyValues
 from .ops_rotary import apply_rotary
 
 
@@ -34,7 +41,7 @@ class QueryTemperature(nn.Module):
     """q · (1 + attn_scale · log(1 + floor((position + offset) / floor_scale))), `[B, T, H, d]` (Llama 4, Ministral
     3)."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         self.scale, self.floor = config.attn_scale, config.floor_scale
         self.offset = config.attn_temperature_offset
@@ -48,7 +55,7 @@ class QueryTemperature(nn.Module):
 class SoftmaxAttention(TokenMixer):
     """What every softmax attention has: a scale, a window, a cap, sinks and a gate; and the call of the operation."""
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.is_causal = not config.use_bidirectional_attention
         self.attention_dropout = config.attention_dropout
@@ -72,12 +79,14 @@ class SoftmaxAttention(TokenMixer):
         """The learned sinks `[H]`, None for a layer without."""
         return self.sinks if self.has_sinks else None
 
-    def attend(self, query, key, value, attention_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: AttentionMask, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """softmax(q kᵀ · scale) v: `[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights or
         None)."""
         return attention(self, query, key, value, attention_mask, **kwargs)
 
-    def output(self, attn_output, hidden_states, gate) -> torch.Tensor:
+    def output(self, attn_output: torch.Tensor, hidden_states: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
         """Gate and output projection, `[B, T, H, v]` → `[B, T, D]`."""
         if self.output_gate is not None:
             attn_output = self.output_gate(attn_output, hidden_states, gate)
@@ -98,7 +107,7 @@ class GroupedQueryAttention(SoftmaxAttention):
     long as a small operation. (Vaswani et al. 2017; Shazeer 2019; Ainslie et al. 2023; Llama, Qwen3.)
     """
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         heads, hidden = config.num_attention_heads, config.hidden_size
         self.num_key_value_groups = heads // config.num_key_value_heads
@@ -119,7 +128,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         # Later layers read what this one caches.
         self.stores_shared_kv = config.kv_sharing_modes[layer_idx] == "store"
 
-    def build_keys(self, config, layer_idx: int) -> None:
+    def build_keys(self, config: ZooConfig, layer_idx: int) -> None:
         """What makes keys and values; nothing in a layer that reads those of another."""
         kv_heads, hidden, bias = config.num_key_value_heads, config.hidden_size, config.attention_bias
         self.k_proj = nn.Linear(hidden, kv_heads * self.head_dim, bias=bias)
@@ -134,11 +143,11 @@ class GroupedQueryAttention(SoftmaxAttention):
         hidden_states: torch.Tensor,
         *,
         position_embeddings: tuple[torch.Tensor, ...] | None = None,
-        attention_mask=None,
-        past_key_values=None,
+        attention_mask: AttentionMask = None,
+        past_key_values: Cache | None = None,
         position_ids: torch.Tensor | None = None,
-        shared_key_values=None,
-        **kwargs,
+        shared_key_values: SharedKeyValues | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # project → norm and rotate → cache → attend → gate → o_proj
         query, gate = self.queries(hidden_states, position_embeddings, position_ids)
@@ -146,7 +155,12 @@ class GroupedQueryAttention(SoftmaxAttention):
         attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
         return self.output(attn_output, hidden_states, gate), weights
 
-    def queries(self, hidden_states, position_embeddings, position_ids):
+    def queries(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, ...] | None,
+        position_ids: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[B, T, D]` → queries `[B, H, T, d]`, normed and rotated; gate `[B, T, H, v]` or None."""
         query, gate = self.q_proj(hidden_states), None
         if self.clip is not None and not self.clip_after_norm:
@@ -159,7 +173,9 @@ class GroupedQueryAttention(SoftmaxAttention):
             query = self.temperature(query, position_ids)
         return query.transpose(1, 2), gate
 
-    def keys_and_values(self, hidden_states, position_embeddings):
+    def keys_and_values(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`[B, T, D]` → keys `[B, K, T, d]`, normed and rotated, and values `[B, K, T, v]`: what is cached."""
         key = self.k_proj(hidden_states)
         value = key if self.v_proj is None else self.v_proj(hidden_states)
@@ -177,7 +193,9 @@ class GroupedQueryAttention(SoftmaxAttention):
         key = self.norm_and_rotate(key, self.k_norm, position_embeddings)
         return key.transpose(1, 2), value.transpose(1, 2)
 
-    def norm_and_rotate(self, states, norm, position_embeddings):
+    def norm_and_rotate(
+        self, states: torch.Tensor, norm: nn.Module | None, position_embeddings: tuple[torch.Tensor, ...] | None
+    ) -> torch.Tensor:
         """Queries or keys `[B, T, h, d]`, normed before they are rotated (Qwen3) or after."""
         if norm is not None and not self.norm_after_rope:
             states = self.normalise(states, norm)
@@ -187,12 +205,18 @@ class GroupedQueryAttention(SoftmaxAttention):
             states = self.normalise(states, norm)
         return states
 
-    def normalise(self, states, norm):
+    def normalise(self, states: torch.Tensor, norm: nn.Module) -> torch.Tensor:
         """`norm(states)`, clamped behind the norm where the config says so (OLMoE)."""
         states = norm(states)
         return self.clip(states) if self.clip_after_norm else states
 
-    def update_cache(self, hidden_states, position_embeddings, past_key_values, shared_key_values):
+    def update_cache(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, ...] | None,
+        past_key_values: Cache | None,
+        shared_key_values: SharedKeyValues | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts keys and values of these tokens into the cache → those of all tokens, `[B, K, S, d]`, `[B, K, S, v]`."""
         key, value = self.keys_and_values(hidden_states, position_embeddings)
         if past_key_values is not None:

@@ -3,11 +3,13 @@
 import torch
 from torch import nn
 
+from configuration_zoo import ZooConfig
+
 
 class QueryGate(nn.Module):
     """o · sigmoid(g), the gate g `[B, T, H, v]` projected beside the query (Qwen3-Next)."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
 
     def forward(self, attn_output: torch.Tensor, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -17,7 +19,7 @@ class QueryGate(nn.Module):
 class ProjectedGate(nn.Module):
     """o · sigmoid(g_proj x), one gate per channel `[B, T, H, v]` (AFMoE)."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         outputs = config.num_attention_heads * config.value_width
         self.g_proj = nn.Linear(config.hidden_size, outputs, bias=False)
@@ -30,7 +32,7 @@ class ProjectedGate(nn.Module):
 class HeadwiseGate(nn.Module):
     """o · sigmoid(g_proj x), one gate per head `[B, T, H, 1]`; the sigmoid is taken in float32 (LFM 3, Ling 3)."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         self.g_proj = nn.Linear(config.hidden_size, config.num_attention_heads, bias=False)
 
@@ -46,13 +48,13 @@ OUTPUT_GATES = {
 }
 
 
-def make_output_gate(config) -> nn.Module | None:
+def make_output_gate(config: ZooConfig) -> nn.Module | None:
     """The gate a config names, None for no gate; its parameters are `self_attn.output_gate.g_proj`."""
     if config.attn_output_gate is None:
         return None
     return OUTPUT_GATES[config.attn_output_gate](config)
 
 
-def query_gate_width(config) -> int:
+def query_gate_width(config: ZooConfig) -> int:
     """Channels of a head in `q_proj` behind those of its query: those of a gate that is projected there."""
     return config.value_width if config.attn_output_gate == "query" else 0

@@ -7,7 +7,13 @@ layer 0   1   2   3   4        num_kv_shared_layers=2
               +-------+
 """
 
+import torch
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
+
 from .attention import GroupedQueryAttention
+from .ops_cross_layer import SharedKeyValues
 
 
 class SharedKeyValueAttention(GroupedQueryAttention):
@@ -17,14 +23,20 @@ class SharedKeyValueAttention(GroupedQueryAttention):
     ValueError where it is called without `shared_key_values`.
     """
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.source = config.kv_source_of(layer_idx)
 
-    def build_keys(self, config, layer_idx: int) -> None:
+    def build_keys(self, config: ZooConfig, layer_idx: int) -> None:
         """It has none of its own."""
 
-    def update_cache(self, hidden_states, position_embeddings, past_key_values, shared_key_values):
+    def update_cache(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, ...] | None,
+        past_key_values: Cache | None,
+        shared_key_values: SharedKeyValues | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Nothing is cached: keys `[B, K, S, d]` and values `[B, K, S, v]` are those of layer `source`."""
         if shared_key_values is None:
             raise ValueError(f"Layer {self.layer_idx} has no keys of its own and was given no shared_key_values.")

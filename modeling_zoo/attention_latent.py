@@ -18,15 +18,24 @@ Expanding costs a product per key and head, absorbing one per query and head ove
 decoded token absorbs. `ops_attention_latent.py` has both side by side, and the choice.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .attention import QueryTemperature, SoftmaxAttention
 from .attention_gates import query_gate_width
 from .cache_growing import refuse_keys_per_head
 from .norms import RMSNorm
+from .ops_attention_bands import AttentionMask
 from .ops_attention_latent import keys_and_values, latent_attention, split_heads
 from .ops_rotary import apply_rotary
+
+# Queries without and with rotation, gate or None, latent, rope key, and what the queries were projected from.
+LatentParts = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class LatentAttention(SoftmaxAttention):
@@ -36,7 +45,7 @@ class LatentAttention(SoftmaxAttention):
     are what a cache layer calls keys and values. (DeepSeek-V2 and V3, Kimi K2, GLM-4.7, LongCat.)
     """
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         heads, kv_heads, hidden = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
         self.num_heads, self.num_key_value_groups = heads, heads // kv_heads
@@ -57,7 +66,7 @@ class LatentAttention(SoftmaxAttention):
         upcast = config.precision["rope"] == "float32_qk"
         self.rotation = {"interleave": config.rope_interleave, "upcast": upcast, "whole": whole}
 
-    def build_queries(self, config, width: int) -> None:
+    def build_queries(self, config: ZooConfig, width: int) -> None:
         """One projection to the queries, or two with a norm between them."""
         self.ranked = config.q_lora_rank is not None
         if self.ranked:
@@ -72,10 +81,10 @@ class LatentAttention(SoftmaxAttention):
         hidden_states: torch.Tensor,
         *,
         position_embeddings: tuple[torch.Tensor, ...] | None = None,
-        attention_mask=None,
-        past_key_values=None,
+        attention_mask: AttentionMask = None,
+        past_key_values: Cache | None = None,
         position_ids: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, gate, latent, rope_key, _ = self.project(hidden_states, position_embeddings, position_ids)
         latent, rope_key = self.update_cache(latent, rope_key, past_key_values)
@@ -85,13 +94,24 @@ class LatentAttention(SoftmaxAttention):
         )
         return self.output(attn_output, hidden_states, gate), weights
 
-    def project(self, hidden_states, position_embeddings, position_ids):
+    def project(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, ...] | None,
+        position_ids: torch.Tensor | None,
+    ) -> LatentParts:
         """`[B, T, D]` → queries (`[B, H, T, n]`, `[B, H, T, r]`), gate `[B, T, H, v]` or None, latent `[B, 1, T, c]`
         and rope key `[B, 1, T, r]` of these tokens, and what the queries were projected from `[B, T, q]`."""
         low_rank = self.q_a_proj(hidden_states) if self.ranked else hidden_states
         return self.split(low_rank, self.kv_a_proj_with_mqa(hidden_states), position_embeddings, position_ids)
 
-    def split(self, low_rank, latent_and_rope, position_embeddings, position_ids):
+    def split(
+        self,
+        low_rank: torch.Tensor,
+        latent_and_rope: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, ...] | None,
+        position_ids: torch.Tensor | None,
+    ) -> LatentParts:
         """`project` from what q_a and kv_a gave."""
         nope, rope, gate, query_source = self.queries(low_rank)
         latent, rope_key = self.latents(latent_and_rope)
@@ -105,7 +125,7 @@ class LatentAttention(SoftmaxAttention):
         query = nope.transpose(1, 2), rope.transpose(1, 2)
         return query, gate, latent.unsqueeze(1), rope_key.transpose(1, 2), query_source
 
-    def queries(self, low_rank):
+    def queries(self, low_rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """q_a's output, `[B, T, D]` in a layer without → queries `[B, T, H, n]` and `[B, T, H, r]`, gate `[B, T, H, v]`
         or None, what they were projected from."""
         source = self.q_a_layernorm(low_rank) if self.ranked else low_rank
@@ -116,7 +136,7 @@ class LatentAttention(SoftmaxAttention):
             nope, rope = nope * self.query_scale, rope * self.query_scale
         return nope, rope, gate if self.query_parts[-1] else None, source
 
-    def latents(self, latent_and_rope):
+    def latents(self, latent_and_rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """kv_a's output `[B, T, c + r]` → latent `[B, T, c]`, normed, and rope key `[B, T, 1, r]`, not yet rotated."""
         latent, rope_key = latent_and_rope.split((self.rank, self.rope), dim=-1)
         latent = self.kv_a_layernorm(latent)
@@ -124,7 +144,9 @@ class LatentAttention(SoftmaxAttention):
             latent = latent * self.latent_scale
         return latent, rope_key.unsqueeze(2)
 
-    def update_cache(self, latent, rope_key, past_key_values):
+    def update_cache(
+        self, latent: torch.Tensor, rope_key: torch.Tensor, past_key_values: Cache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts these tokens into the cache → latents `[B, 1, S, c]` and rope keys `[B, 1, S, r]` of all tokens."""
         if past_key_values is None:
             return latent, rope_key
@@ -132,7 +154,7 @@ class LatentAttention(SoftmaxAttention):
         # Under autocast norms give float32; the two are stored side by side.
         return past_key_values.update(latent.to(rope_key.dtype), rope_key, self.layer_idx)
 
-    def expand(self, latent, rope_key):
+    def expand(self, latent: torch.Tensor, rope_key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys `[B, K, S, n + r]` and values `[B, K, S, v]` of all key-value heads."""
         up_projected = split_heads(self.kv_b_proj(latent), self.nope + self.value_width)
         key, value = keys_and_values(up_projected, rope_key if self.rope else None, self.nope)

@@ -15,22 +15,35 @@ the last three over a full layer. hybrid_sliding is a sliding window beside a re
 one; recurrences get a padding mask `[B, T]`. The masks themselves are made by transformers' own builders.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.cache_utils import Cache
 from transformers.masking_utils import (
     create_causal_mask,
     create_chunked_causal_mask,
     create_sliding_window_causal_mask,
 )
 
+from configuration_zoo import ZooConfig
+
 from .ops_attention import compact_mask, trim_padding_mask
+from .ops_attention_bands import AttentionMask
 from .ops_packing import packed_sequences, within_sequences
 from .recurrent_rows import create_recurrent_mask
 
 
-def create_full_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+def create_full_mask(
+    config: ZooConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    position_ids: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor | BlockMask | None:
     """Of the layers that see every token: transformers' own causal mask.
 
     Its mask for attention in both directions knows of no packed sequences, so they are a rule on top of it.
@@ -61,7 +74,7 @@ PARTS = {
 PADDING = "padding_mask"
 
 
-def strided(stride: int):
+def strided(stride: int) -> Callable:
     """The last `stride` tokens and every `stride`-th before them (Child et al. 2019, §4.2)."""
 
     def visible(batch_idx, head_idx, q_idx, kv_idx):
@@ -71,7 +84,7 @@ def strided(stride: int):
     return visible
 
 
-def fixed(stride: int):
+def fixed(stride: int) -> Callable:
     """A token's own block of `stride` tokens and the last token of every block before it (Child et al. 2019, §4.2)."""
 
     def visible(batch_idx, head_idx, q_idx, kv_idx):
@@ -80,7 +93,7 @@ def fixed(stride: int):
     return visible
 
 
-def banded(stride: int):
+def banded(stride: int) -> Callable:
     """The last `stride` tokens: the local half of the pattern (Brown et al. 2020, §2.1)."""
 
     def visible(batch_idx, head_idx, q_idx, kv_idx):
@@ -113,18 +126,18 @@ class MaskRule(NamedTuple):
     config: object
 
 
-def kinds_of(config, layer_idx: int) -> tuple[str, ...]:
+def kinds_of(config: ZooConfig, layer_idx: int) -> tuple[str, ...]:
     """The layer types whose masks layer `layer_idx` needs, or the pattern that is laid over it."""
     pattern, layer_type = config.sparse_pattern_of(layer_idx), config.layer_types[layer_idx]
     return PARTS.get(layer_type, (layer_type,)) if pattern == "none" else (pattern,)
 
 
-def window_of(config, kind: str) -> int | None:
+def window_of(config: ZooConfig, kind: str) -> int | None:
     """How many tokens a query sees in a mask of `kind`: the window, the chunk or the stride; None for all."""
     return getattr(config, SIZE_FIELDS[kind]) if kind in SIZE_FIELDS else None
 
 
-def mask_names(config) -> list[tuple[str, ...]]:
+def mask_names(config: ZooConfig) -> list[tuple[str, ...]]:
     """For each layer the names of its masks: one, one for each part of a layer made of two mixers, or none.
 
     Layers that see the same share a name. It is the kind, as in transformers, where all layers of a type have one
@@ -140,14 +153,14 @@ def mask_names(config) -> list[tuple[str, ...]]:
     return [tuple(k if len(of_kind[k]) == 1 else f"{k} {size}" for k, size in layer.items()) for layer in windows]
 
 
-def layer_mask(masks: dict, names: tuple[str, ...]):
+def layer_mask(masks: dict, names: tuple[str, ...]) -> AttentionMask | dict[str, AttentionMask]:
     """The mask of a layer with these `mask_names`; {kind: mask} for one made of two mixers, None for one without."""
     if len(names) == 1:
         return masks[names[0]]
     return {name.partition(" ")[0]: masks[name] for name in names} or None
 
 
-def mask_plan(config, names: list[tuple[str, ...]]) -> list[MaskRule]:
+def mask_plan(config: ZooConfig, names: list[tuple[str, ...]]) -> list[MaskRule]:
     """The rules of a model whose layers have these `mask_names`."""
     rules = {}
     for layer_idx, own in enumerate(names):
@@ -159,7 +172,9 @@ def mask_plan(config, names: list[tuple[str, ...]]) -> list[MaskRule]:
     return list(rules.values())
 
 
-def columns_so_far(config, attention_mask, inputs_embeds: torch.Tensor, past_key_values):
+def columns_so_far(
+    config: ZooConfig, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, past_key_values: Cache | None
+) -> torch.Tensor | None:
     """A padding mask without columns behind the last token of `inputs_embeds` `[B, T, D]`, `[B, S + T]`; any other mask
     as it is."""
     if attention_mask is None:
@@ -169,10 +184,10 @@ def columns_so_far(config, attention_mask, inputs_embeds: torch.Tensor, past_key
 
 
 def build_masks(
-    config,
+    config: ZooConfig,
     inputs_embeds: torch.Tensor,
-    attention_mask,
-    past_key_values,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
     position_ids: torch.Tensor | None = None,
     compact: bool = True,
     plan: list[MaskRule] | None = None,

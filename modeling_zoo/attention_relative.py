@@ -1,10 +1,15 @@
 """Attention whose scores depend on the distance through learned projections (Transformer-XL)."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
 
+from configuration_zoo import ZooConfig
+
 from .attention import GroupedQueryAttention
+from .ops_attention_bands import AttentionMask
 from .position_tables import interleaved_waves
 
 
@@ -15,7 +20,7 @@ class TransformerXLAttention(GroupedQueryAttention):
     every backend that takes one can compute it. (Gopher, Chinchilla.)
     """
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         heads = config.num_attention_heads
         self.r_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
@@ -37,7 +42,15 @@ class TransformerXLAttention(GroupedQueryAttention):
         index = distances.clamp(0, count - 1).expand(*query.shape[:2], -1, -1)
         return by_distance.gather(-1, index)
 
-    def attend(self, query, key, value, attention_mask, position_bias=None, **kwargs):
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: AttentionMask,
+        position_bias: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of q + u, with the second term as the bias; `position_bias` are the distances `[T, S]`."""
         bias = self.distance_scores(query, position_bias) * self.scaling
         query = query + self.content_bias[:, None]

@@ -9,10 +9,16 @@ Scores are cheap, a few narrow heads and no softmax; what costs much, attention,
 all before it. The scores are in `attention_sparse_indexer.py`.
 """
 
+from typing import Any
+
 import torch
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .attention_latent import LatentAttention
-from .attention_sparse_indexer import IndexerInputs, LightningIndexer
+from .attention_sparse_indexer import IndexerInputs, LightningIndexer, SharedIndices
+from .ops_attention_bands import AttentionMask
 from .ops_attention_latent import latent_attention
 from .ops_attention_sparse import sparse_attention
 from .train_indexer import record_indexer_loss
@@ -25,7 +31,7 @@ class IndexedAttention(LatentAttention):
     chose (GLM-5, arXiv 2603.12201).
     """
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.indexer_layer = config.indexer_of(layer_idx)
         self.indexer = LightningIndexer(config) if self.indexer_layer == layer_idx else None
@@ -35,11 +41,11 @@ class IndexedAttention(LatentAttention):
         hidden_states: torch.Tensor,
         *,
         position_embeddings: tuple[torch.Tensor, ...] | None = None,
-        attention_mask=None,
-        past_key_values=None,
+        attention_mask: AttentionMask = None,
+        past_key_values: Cache | None = None,
         position_ids: torch.Tensor | None = None,
-        shared_indices=None,
-        **kwargs,
+        shared_indices: SharedIndices | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, gate, latent, rope_key, source = self.project(hidden_states, position_embeddings, position_ids)
         latent, rope_key = self.update_cache(latent, rope_key, past_key_values)
@@ -53,7 +59,13 @@ class IndexedAttention(LatentAttention):
             attn_output, weights = sparse_attention(*call, positions, **kwargs)
         return self.output(attn_output, hidden_states, gate), weights
 
-    def select(self, inputs, attention_mask, past_key_values, shared_indices) -> torch.Tensor | None:
+    def select(
+        self,
+        inputs: IndexerInputs,
+        attention_mask: AttentionMask,
+        past_key_values: Cache | None,
+        shared_indices: SharedIndices | None,
+    ) -> torch.Tensor | None:
         """Positions `[B, T, k]` for each query, None for all; raises ValueError for a shared layer on its own."""
         if self.indexer is not None:
             positions = self.indexer(inputs, attention_mask, past_key_values, self.layer_idx)

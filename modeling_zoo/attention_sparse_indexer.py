@@ -5,8 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .norms import LayerNorm
+from .ops_attention_bands import AttentionMask
 from .ops_attention_indexer import index_scores, select_keys
 from .ops_rotary import REPEAT, apply_rotary
 
@@ -28,7 +32,7 @@ class LightningIndexer(nn.Module):
     own. Keys are cached beside those of attention.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         self.config = config
         self.heads, self.width, self.topk = config.index_n_heads, config.index_head_dim, config.index_topk
@@ -40,7 +44,9 @@ class LightningIndexer(nn.Module):
         self.rotation = {"interleave": self.interleave, "upcast": config.precision["rope"] == "float32_qk"}
 
     @torch.no_grad()
-    def forward(self, inputs: IndexerInputs, attention_mask, past_key_values, layer_idx: int) -> torch.Tensor | None:
+    def forward(
+        self, inputs: IndexerInputs, attention_mask: AttentionMask, past_key_values: Cache | None, layer_idx: int
+    ) -> torch.Tensor | None:
         """Positions `[B, T, k]` of the keys each query reads; None, for all of them, where there are no more than k and
         while `indexer_warmup` trains the indexer beside dense attention."""
         key = self.keys(inputs)
@@ -65,7 +71,7 @@ class LightningIndexer(nn.Module):
         weights = self.weights_proj(inputs.hidden_states[:, block]).float() * (self.heads * self.width) ** -0.5
         return index_scores(query, key, weights)
 
-    def rotate(self, states, position_embeddings):
+    def rotate(self, states: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...] | None) -> torch.Tensor:
         """`[B, T, h, d]`, its first channels rotated."""
         if position_embeddings is None:
             return states
@@ -74,7 +80,9 @@ class LightningIndexer(nn.Module):
         return apply_rotary(states, position_embeddings, **self.rotation)
 
 
-def change_layout(position_embeddings, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def change_layout(
+    position_embeddings: tuple[torch.Tensor, ...], interleaved: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin `[B, T, r]` for channels in the other layout of their pairs, from those for `interleaved` ones."""
     rows = [table[..., ::2] if interleaved else table.chunk(2, dim=-1)[0] for table in position_embeddings[:2]]
     return tuple(REPEAT[not interleaved](row) for row in rows)

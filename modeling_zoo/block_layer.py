@@ -1,7 +1,12 @@
 """The layer every topology starts from: a mixer and an MLP, each between norms, on one residual stream."""
 
+from typing import Any
+
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from configuration_zoo import ZooConfig
 
 from .block_per_layer_input import PerLayerInput
 from .norms import make_norm
@@ -20,7 +25,7 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
     norms = ("attn_norm", "mlp_norm")
     branches = ("mixer", "mlp")
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__()
         for slot in NORM_SLOTS:
             norm = nn.Identity()
@@ -39,34 +44,41 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         self.residual_multiplier = config.residual_multiplier
         self.per_layer_input = PerLayerInput(config) if config.hidden_size_per_layer_input is not None else None
 
-    def scaled(self, output):
+    def scaled(self, output: torch.Tensor) -> torch.Tensor:
         """Dropout and residual multiplier on a sub-layer's output."""
         if self.training:
             output = self.dropout(output)
         return output if self.residual_multiplier == 1.0 else output * self.residual_multiplier
 
-    def mixer(self, x, context):
+    def mixer(self, x: torch.Tensor, context: dict) -> torch.Tensor:
         """The output of `self_attn` or `linear_attn`, `[B, T, D]`; in a hybrid layer their sum."""
         if self.is_hybrid:
             return mix_in_parallel(self.self_attn, self.linear_attn, x, **context)
         return getattr(self, self.mixer_name)(x, **context)[0]
 
-    def mix(self, x, context):
+    def mix(self, x: torch.Tensor, context: dict) -> torch.Tensor:
         """The mixer's contribution to the stream."""
         output = self.mixer(x, context)
         return self.scaled(self.attn_output_norm(output) if "attn_output_norm" in self.norms else output)
 
-    def feed(self, x):
+    def feed(self, x: torch.Tensor) -> torch.Tensor:
         """The MLP's contribution to the stream."""
         output = self.mlp(x)
         return self.scaled(self.mlp_output_norm(output) if "mlp_output_norm" in self.norms else output)
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         """The stream `[B, T, D]` after mixer and MLP: what the topologies differ in."""
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
 
-    def forward(self, hidden_states, per_layer_input=None, position_bias=None, start=None, **context):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        per_layer_input: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        **context: Any,
+    ) -> torch.Tensor:
         """`[B, T, D]` → `[B, T, D]`. What the model computes once for all its layers, and learns, comes by position:
         reentrant checkpointing gives a gradient to such arguments alone."""
         for name, shared in (("position_bias", position_bias), ("start", start)):

@@ -1,6 +1,12 @@
 """Per-layer embeddings: what a token is, told to every layer anew."""
 
+from typing import Any
+
+import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+from configuration_zoo import ZooConfig
 
 from .embeddings import ScaledEmbedding
 from .mlp_dense import make_activation
@@ -14,7 +20,7 @@ class PerLayerEmbeddings(nn.Module):
     Tokens `[B, T]` and the stream where it starts `[B, T, D]` → `[B, T, L, p]`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         self.layers, self.width = config.num_hidden_layers, config.hidden_size_per_layer_input
         self.embed_tokens_per_layer = ScaledEmbedding(
@@ -24,11 +30,13 @@ class PerLayerEmbeddings(nn.Module):
         self.per_layer_projection_norm = make_norm(config, self.width)
         self.projection_scale = config.hidden_size**-0.5
 
-    def rows(self, input_ids):
+    def rows(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Tokens `[B, T]` → `[B, T, L, p]`: what `per_layer_inputs` beside embeddings has to be."""
         return self.embed_tokens_per_layer(input_ids).unflatten(-1, (self.layers, self.width))
 
-    def forward(self, input_ids, hidden_states, per_layer_inputs=None):
+    def forward(
+        self, input_ids: torch.Tensor | None, hidden_states: torch.Tensor, per_layer_inputs: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if input_ids is None and per_layer_inputs is None:
             raise ValueError(
                 "A model with hidden_size_per_layer_input looks tokens up a second time: give input_ids, or "
@@ -45,7 +53,7 @@ class PerLayerEmbeddings(nn.Module):
 class PerLayerInput(nn.Module):
     """norm(W (act(G x) · row)): a layer's row, gated by the stream, `[B, T, D]` and `[B, T, p]` → `[B, T, D]`."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         width = config.hidden_size_per_layer_input
         self.per_layer_input_gate = nn.Linear(config.hidden_size, width, bias=False)
@@ -53,13 +61,13 @@ class PerLayerInput(nn.Module):
         self.post_per_layer_input_norm = make_norm(config, config.hidden_size)
         self.act_fn = make_activation(config)
 
-    def forward(self, hidden_states, row):
+    def forward(self, hidden_states: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         row = row.to(hidden_states.device)
         gated = self.act_fn(self.per_layer_input_gate(hidden_states.to(row.dtype))) * row
         return self.post_per_layer_input_norm(self.per_layer_projection(gated))
 
 
-def resize_rows(model, *sizes):
+def resize_rows(model: PreTrainedModel, *sizes: Any) -> None:
     """The second table follows when the vocabulary is resized, by the model's own way of resizing a table."""
     embeddings = model.base_model.per_layer_embeddings
     if embeddings is None:

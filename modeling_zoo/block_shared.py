@@ -1,21 +1,27 @@
 """Transformer blocks that layers far apart share, and what each of those layers adds to their projections."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .attention import GroupedQueryAttention
 from .mlp_dense import GatedMLP
 from .norms import make_norm
+from .ops_attention_bands import AttentionMask
 
 
-def make_adapter(inputs, rank, outputs):
+def make_adapter(inputs: int, rank: int | None, outputs: int) -> nn.Sequential | None:
     """A linear map through `rank` channels (LoRA, Hu et al. 2021), None for no rank."""
     if rank is None:
         return None
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False))
 
 
-def adapted(projected, adapter, x):
+def adapted(projected: torch.Tensor, adapter: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
     """The shared projection of x and, where there is one, the layer's own."""
     return projected if adapter is None else projected + adapter(x)
 
@@ -23,7 +29,7 @@ def adapted(projected, adapter, x):
 class Adapters(nn.Module):
     """What one layer adds to the block it shares: to queries, keys and values, and to the MLP's first projection."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         rank, width = config.shared_attention_adapter_rank, 2 * config.hidden_size
         keys, values = config.num_key_value_heads * config.head_dim, config.num_key_value_heads * config.value_width
@@ -38,12 +44,12 @@ class Adapters(nn.Module):
 class SharedAttention(GroupedQueryAttention):
     """Grouped-query attention that reads `[B, T, 2D]`, gives `[B, T, D]` and caches for the layer it is called from."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         width, bias = 2 * config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(width, self.q_proj.out_features, bias=bias)
 
-    def build_keys(self, config, layer_idx):
+    def build_keys(self, config: ZooConfig, layer_idx: int) -> None:
         super().build_keys(config, layer_idx)
         width, bias = 2 * config.hidden_size, config.attention_bias
         self.k_proj = nn.Linear(width, self.k_proj.out_features, bias=bias)
@@ -51,16 +57,16 @@ class SharedAttention(GroupedQueryAttention):
 
     def forward(
         self,
-        hidden_states,
+        hidden_states: torch.Tensor,
         *,
-        adapters,
-        layer_idx,
-        position_embeddings=None,
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=None,
-        **kwargs,
-    ):
+        adapters: Adapters,
+        layer_idx: int,
+        position_embeddings: tuple[torch.Tensor, ...] | None = None,
+        attention_mask: AttentionMask = None,
+        past_key_values: Cache | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         names = ("q_proj", "k_proj", "v_proj")
         query, key, value = (
             adapted(getattr(self, name)(hidden_states), getattr(adapters, name), hidden_states) for name in names
@@ -79,7 +85,7 @@ class SharedAttention(GroupedQueryAttention):
 class SharedMLP(GatedMLP):
     """down(act(gate x) · up x) with an adapter `[B, T, D]` → `[B, T, 2I]` on gate and up."""
 
-    def forward(self, x, adapter=None):
+    def forward(self, x: torch.Tensor, adapter: nn.Module | None = None) -> torch.Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         if adapter is not None:
             gate, up = (own + more for own, more in zip((gate, up), adapter(x).chunk(2, dim=-1), strict=True))
@@ -93,14 +99,16 @@ class SharedBlock(nn.Module):
     arXiv 2405.16712, and Zamba2, arXiv 2411.15242.)
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__()
         self.attn_norm = make_norm(config, 2 * config.hidden_size, cast_input=True)
         self.self_attn = SharedAttention(config, layer_idx)
         self.mlp_norm = make_norm(config, config.hidden_size)
         self.mlp = SharedMLP(config, layer_idx)
 
-    def forward(self, hidden_states, start, adapters, **context):
+    def forward(
+        self, hidden_states: torch.Tensor, start: torch.Tensor, adapters: Adapters, **context: Any
+    ) -> torch.Tensor:
         states = self.attn_norm(torch.cat([hidden_states, start], dim=-1))
         states, _ = self.self_attn(states, adapters=adapters, **context)
         return self.mlp(self.mlp_norm(states), adapters.gate_up_proj)
@@ -109,13 +117,13 @@ class SharedBlock(nn.Module):
 class SharedBlocks(nn.ModuleList):
     """`num_mem_blocks` blocks that take turns over the layers with block_type "shared_block"."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         users = config.shared_block_layers
         owners = users[: config.num_mem_blocks]
         super().__init__([SharedBlock(config.per_layer_config[index], index) for index in owners])
         self.turn = {index: turn % config.num_mem_blocks for turn, index in enumerate(users)}
 
-    def context(self, layer_idx, start):
+    def context(self, layer_idx: int, start: torch.Tensor) -> dict[str, Any]:
         """What layer `layer_idx` is given beside the rest: its block and the stream where it started."""
         if layer_idx not in self.turn:
             return {}

@@ -9,15 +9,20 @@ pre_norm_residual  x ── norm ─┬─ f ── + ─           parallel    
                                                                      └─────────────────── ┘
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
 
+from configuration_zoo import ZooConfig
+
 from .attention_sparse_indexer import SharedIndices
 from .block_hyper_connections import HyperConnection
 from .block_layer import NORM_SLOTS, ZooDecoderLayer
-from .block_shared import Adapters
+from .block_shared import Adapters, SharedBlock
 from .norms import make_norm
+from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import SharedKeyValues, Shortcuts
 from .registry import MLPS
 
@@ -41,7 +46,7 @@ class ScaledSandwichLayer(SandwichNormLayer):
     per layer, kept but not trained (Gemma 4).
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.register_buffer("layer_scalar", torch.ones(1))
         self.moe = None
@@ -50,10 +55,10 @@ class ScaledSandwichLayer(SandwichNormLayer):
             for slot in ("mlp_branch_norm", "moe_norm", "moe_output_norm"):
                 setattr(self, slot, make_norm(config, config.hidden_size))
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         init.ones_(self.layer_scalar)
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         fed = self.mlp(self.mlp_norm(hidden_states))
         if self.moe is not None:
@@ -61,11 +66,11 @@ class ScaledSandwichLayer(SandwichNormLayer):
             fed = self.mlp_branch_norm(fed) + self.moe_output_norm(routed)
         return hidden_states + self.scaled(self.mlp_output_norm(fed))
 
-    def forward(self, hidden_states, *shared, **context):
+    def forward(self, hidden_states: torch.Tensor, *shared: Any, **context: Any) -> torch.Tensor:
         return super().forward(hidden_states, *shared, **context) * self.layer_scalar
 
 
-def weighted_sum(x, output, alpha, beta):
+def weighted_sum(x: torch.Tensor, output: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
     """α x + β output."""
     return x + output if alpha == beta == 1 else x * alpha + output * beta
 
@@ -75,11 +80,11 @@ class PostNormLayer(ZooDecoderLayer):
 
     norms = ("attn_output_norm", "mlp_output_norm")
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         mixed = self.scaled(self.mixer(hidden_states, context))
         hidden_states = self.attn_output_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
         fed = self.scaled(self.mlp(hidden_states))
@@ -90,23 +95,23 @@ class PreNormResidualLayer(ZooDecoderLayer):
     """αn + β mixer(n), n = norm(x), then the same for the MLP: the residual starts at the norm (BLOOM's variant;
     MiniMax-01)."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         hidden_states = self.attn_norm(hidden_states)
         mixed = self.mix(hidden_states, context)
         hidden_states = self.mlp_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
         return weighted_sum(hidden_states, self.feed(hidden_states), *self.mlp_factors)
 
 
-def residual_first(x, mixed, fed):
+def residual_first(x: torch.Tensor, mixed: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
     """(x + mixer) + mlp (Command R, StableLM)."""
     return x + mixed + fed
 
 
-def branches_first(x, mixed, fed):
+def branches_first(x: torch.Tensor, mixed: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
     """x + (mixer + mlp) (GPT-J, GPT-NeoX, Phi)."""
     return x + (mixed + fed)
 
@@ -119,11 +124,11 @@ class ParallelLayer(ZooDecoderLayer):
 
     norms = ("attn_norm",)
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.sum = PARALLEL_SUMS[config.precision["parallel_sum_order"]]
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         normed = self.attn_norm(hidden_states)
         return self.sum(hidden_states, self.mix(normed, context), self.feed(normed))
 
@@ -133,7 +138,7 @@ class ParallelTwoNormsLayer(ParallelLayer):
 
     norms = ("attn_norm", "mlp_norm")
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         mixed = self.mix(self.attn_norm(hidden_states), context)
         return self.sum(hidden_states, mixed, self.feed(self.mlp_norm(hidden_states)))
 
@@ -144,7 +149,7 @@ class MixerOnlyLayer(ZooDecoderLayer):
     norms = ("attn_norm",)
     branches = ("mixer",)
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         return hidden_states + self.mix(self.attn_norm(hidden_states), context)
 
 
@@ -155,13 +160,20 @@ class SharedBlockLayer(MixerOnlyLayer):
     its own. `attention_mask` is one mask per part, {word: mask}.
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.layer_idx = layer_idx
         self.adapters = Adapters(config)
         self.linear = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def join(self, hidden_states, shared_block, start, attention_mask=None, **context):
+    def join(
+        self,
+        hidden_states: torch.Tensor,
+        shared_block: SharedBlock,
+        start: torch.Tensor,
+        attention_mask: dict[str, AttentionMask] | None = None,
+        **context: Any,
+    ) -> torch.Tensor:
         masks = dict(attention_mask or {})
         recurrent_mask = masks.pop("linear_attention", None)
         own = {"layer_idx": self.layer_idx, "attention_mask": next(iter(masks.values()), None)}
@@ -176,7 +188,7 @@ class MlpOnlyLayer(ZooDecoderLayer):
     norms = ("mlp_norm",)
     branches = ("mlp",)
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
 
 
@@ -188,14 +200,14 @@ class ShortcutLayer(ZooDecoderLayer):
     ValueError for a sparse layer called without `shortcuts`.
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.layer_idx = layer_idx
         self.moe = None
         if config.mlp_layer_types[layer_idx] == "sparse":
             self.moe, self.mlp = self.mlp, MLPS["dense"](config, layer_idx)
 
-    def join(self, hidden_states, shortcuts=None, **context):
+    def join(self, hidden_states: torch.Tensor, shortcuts: Shortcuts | None = None, **context: Any) -> torch.Tensor:
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         normed = self.mlp_norm(hidden_states)
         late = shortcuts.take(self.layer_idx - 1) if shortcuts is not None else None
@@ -211,11 +223,11 @@ class HyperConnectionLayer(ZooDecoderLayer):
     """N streams `[B, T, N, D]` in the place of one; mixer and MLP each read a weighted sum of them, normed, and their
     output joins all of them while these mix (hyper-connections, Zhu et al. 2024; mHC, Xie et al. 2025; DeepSeek-V4)."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.attn_hc, self.mlp_hc = HyperConnection(config), HyperConnection(config)
 
-    def join(self, hidden_states, **context):
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         read, *weights = self.attn_hc(hidden_states)
         hidden_states = self.attn_hc.write(hidden_states, self.mix(self.attn_norm(read), context), *weights)
         read, *weights = self.mlp_hc(hidden_states)
@@ -239,12 +251,12 @@ BLOCKS = {
 }
 
 
-def make_block(config, layer_idx):
+def make_block(config: ZooConfig, layer_idx: int) -> ZooDecoderLayer:
     """Layer `layer_idx` of a model; where layers differ in a number, built from that layer's own view of the config."""
     return BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
 
 
-def make_cross_layer_state(config):
+def make_cross_layer_state(config: ZooConfig) -> dict[str, type]:
     """{name: class} of the objects in which layers of one forward leave something for later ones, made anew for each
     forward."""
     needed = {

@@ -1,5 +1,7 @@
 """Cache layers that count tokens, for a cache in which no layer holds any keys to be counted."""
 
+from typing import Any, NoReturn
+
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
@@ -15,7 +17,7 @@ class Counting:
 
     device = None
 
-    def __init__(self, counts_on_device=False, **kwargs):
+    def __init__(self, counts_on_device: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.keys = self.values = None
         self.cumulative_length = torch.zeros((), dtype=torch.long) if counts_on_device else 0
@@ -30,28 +32,28 @@ class Counting:
             torch._dynamo.mark_static_address(self.cumulative_length)
         self.cumulative_length.add_(count)
 
-    def get_seq_length(self):
+    def get_seq_length(self) -> int | torch.Tensor:
         return self.cumulative_length
 
-    def get_mask_sizes(self, query_length):
+    def get_mask_sizes(self, query_length: int) -> tuple[int | torch.Tensor, int]:
         return self.cumulative_length + query_length, 0
 
-    def crop(self, tokens_to_remove):
+    def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
         self.cumulative_length += tokens_to_remove
 
-    def reset(self):
+    def reset(self) -> None:
         super().reset()
         self.cumulative_length -= self.cumulative_length
 
-    def update(self, *args, **kwargs):
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("This layer holds no keys and values: it cannot be updated with them.")
 
 
 class CountingRecurrentLayer(Counting, RecurrentLayer, CacheLayerMixin):
     """A recurrent layer that counts as well."""
 
-    def get_seq_length(self):
+    def get_seq_length(self) -> int | torch.Tensor:
         """Tokens seen; raises RuntimeError if the layer holds a state and nothing was counted."""
         count = self.cumulative_length
         if isinstance(count, int) and not count and any(self.has_previous_state.values()):
@@ -65,20 +67,20 @@ class CountingLayer(Counting, CacheLayerMixin):
     supports_early_init = False
     is_compileable = is_croppable = True
 
-    def lazy_initialization(self, key_states, value_states):
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing is laid out for a count."""
 
-    def get_max_length(self):
+    def get_max_length(self) -> int:
         return -1
 
-    def crop(self, tokens_to_remove):
+    def crop(self, tokens_to_remove: int) -> None:
         self.cumulative_length += tokens_to_remove
 
-    def reorder_cache(self, beam_idx):
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """All rows are of one length."""
 
-    def batch_repeat_interleave(self, repeats):
+    def batch_repeat_interleave(self, repeats: int) -> None:
         """All rows are of one length."""
 
-    def batch_select_indices(self, indices):
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
         """All rows are of one length."""

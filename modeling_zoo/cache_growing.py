@@ -1,7 +1,9 @@
 """Cache layers that remember every token, in storage that grows by doubling."""
 
+from typing import Any
+
 import torch
-from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
+from transformers.cache_utils import Cache, DynamicIndexedLayer, DynamicLayer
 
 from .cache_storage import PackedStore, PairStore, TokenBuffer
 
@@ -16,24 +18,24 @@ class StoredLayer:
     store_class = PairStore
     max_tokens = None
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self.store = self.store_class()
         super().__init__(*args, **kwargs)
 
     @property
-    def keys(self):
+    def keys(self) -> torch.Tensor | None:
         return self._visible(0)
 
     @keys.setter
-    def keys(self, states):
+    def keys(self, states: torch.Tensor | None) -> None:
         self._assign(states, None)
 
     @property
-    def values(self):
+    def values(self) -> torch.Tensor | None:
         return self._visible(1)
 
     @values.setter
-    def values(self, states):
+    def values(self, states: torch.Tensor | None) -> None:
         self._assign(None, states)
 
     def _visible(self, index):
@@ -51,30 +53,30 @@ class StoredLayer:
         else:
             self.store.assign(keys, values)
 
-    def lazy_initialization(self, key_states, value_states):
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def reorder_cache(self, beam_idx):
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._map_batch(lambda states: states.index_select(0, beam_idx.to(states.device)))
 
-    def batch_repeat_interleave(self, repeats):
+    def batch_repeat_interleave(self, repeats: int) -> None:
         self._map_batch(lambda states: states.repeat_interleave(repeats, dim=0))
 
-    def batch_select_indices(self, indices):
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._map_batch(lambda states: states[indices])
 
     def _map_batch(self, function):
         self.store.map_batch(function)
 
-    def offload(self):
+    def offload(self) -> None:
         self.store.offload()
 
-    def prefetch(self):
+    def prefetch(self) -> None:
         if self.is_initialized:
             self.store.prefetch(self.device, self.max_tokens)
 
-    def reset(self):
+    def reset(self) -> None:
         self.store.clear()
         self.is_initialized = False
         super().reset()
@@ -83,16 +85,18 @@ class StoredLayer:
 class GrowingLayer(StoredLayer, DynamicLayer):
     """Full attention: keys and values `[B, H, T, D]`, one row written per new token."""
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append `[B, H, t, D]` states; returns views of all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         return self.store.append(key_states, value_states)
 
-    def get_seq_length(self):
+    def get_seq_length(self) -> int:
         return len(self.store)
 
-    def crop(self, tokens_to_remove):
+    def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens; raises ValueError for a positive number."""
         if tokens_to_remove > 0:
             raise ValueError(
@@ -107,7 +111,7 @@ class LatentLayer(GrowingLayer):
     store_class = PackedStore
 
     @property
-    def latent_and_rope(self):
+    def latent_and_rope(self) -> torch.Tensor | None:
         """`[B, 1, T, c + r]`, of which `keys` and `values` are the two column blocks; None before the first token."""
         return self.store.buffer.tail()
 
@@ -118,33 +122,33 @@ class IndexedLayer(GrowingLayer, DynamicIndexedLayer):
     A layer that reuses the indices of an earlier one never calls `update_indexer`; its `indexer_keys` stay None.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         self.indexer_buffer = TokenBuffer()
         super().__init__(**kwargs)
         self.indexer_position_ids = None
 
     @property
-    def indexer_keys(self):
+    def indexer_keys(self) -> torch.Tensor | None:
         return self.indexer_buffer.tail()
 
     @indexer_keys.setter
-    def indexer_keys(self, states):
+    def indexer_keys(self, states: torch.Tensor | None) -> None:
         if states is None:
             self.indexer_buffer.clear()
         else:
             self.indexer_buffer.adopt(states)
 
-    def lazy_initialization_indexer(self, indexer_key_states):
+    def lazy_initialization_indexer(self, indexer_key_states: torch.Tensor) -> None:
         self.indexer_dtype, self.indexer_device = indexer_key_states.dtype, indexer_key_states.device
         self.is_indexer_initialized = True
 
-    def update_indexer(self, indexer_key_states):
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
         """Append `[B, t, di]` indexer keys; returns the view of all of them, `[B, T, di]`."""
         if not self.is_indexer_initialized:
             self.lazy_initialization_indexer(indexer_key_states)
         return self.indexer_buffer.append(indexer_key_states)
 
-    def crop(self, tokens_to_remove):
+    def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
         self.indexer_buffer.crop(-tokens_to_remove)
         if self.indexer_position_ids is not None:
@@ -158,16 +162,16 @@ class IndexedLayer(GrowingLayer, DynamicIndexedLayer):
             # [position_dims, B, T]: the batch is the second axis here.
             self.indexer_position_ids = function(self.indexer_position_ids.transpose(0, 1)).transpose(0, 1)
 
-    def offload(self):
+    def offload(self) -> None:
         super().offload()
         self.indexer_buffer.offload()
 
-    def prefetch(self):
+    def prefetch(self) -> None:
         super().prefetch()
         if self.is_indexer_initialized:
             self.indexer_buffer.prefetch(self.indexer_device)
 
-    def reset(self):
+    def reset(self) -> None:
         self.indexer_buffer.clear()
         self.indexer_position_ids, self.is_indexer_initialized = None, False
         super().reset()
@@ -177,7 +181,7 @@ class IndexedLatentLayer(IndexedLayer, LatentLayer):
     """Sparse latent attention: latent, rope key and indexer keys."""
 
 
-def refuse_keys_per_head(cache, layer_idx: int) -> None:
+def refuse_keys_per_head(cache: Cache | None, layer_idx: int) -> None:
     """Raises ValueError where layer `layer_idx` of a latent model's cache was filled with keys and values per head."""
     layers = getattr(cache, "layers", ())
     keys = getattr(layers[layer_idx], "keys", None) if layer_idx < len(layers) else None

@@ -1,6 +1,7 @@
 """Cache layers of blocks that hold a recurrent state and an attention cache side by side."""
 
 from collections.abc import Callable
+from typing import Any
 
 from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
@@ -56,11 +57,11 @@ class HybridLayer(RecurrentLayer):
     batch_select_indices = by_both("batch_select_indices")
     offload, prefetch, reset = by_both("offload"), by_both("prefetch"), by_both("reset")
 
-    def __init__(self, *args, number_of_states=1, **kwargs):
+    def __init__(self, *args: Any, number_of_states: int = 1, **kwargs: Any):
         self.attention = self.attention_class(*args, **kwargs)
         RecurrentLayer.__init__(self, number_of_states=number_of_states)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name == "attention":
             raise AttributeError(name)
         return getattr(self.attention, name)
@@ -70,7 +71,7 @@ class HybridLayer(RecurrentLayer):
         return self._record_past
 
     @record_past.setter
-    def record_past(self, value):
+    def record_past(self, value: bool) -> None:
         self._record_past = value
         if hasattr(self.attention, "record_past"):
             self.attention.record_past = value
@@ -80,7 +81,7 @@ class HybridLayer(RecurrentLayer):
             self.attention.activate_past_recording()
         RecurrentLayer.activate_past_recording(self)
 
-    def lazy_initialization(self, *args, **kwargs) -> None:
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Two positional arguments are keys and values, keywords are recurrent states: as transformers calls it."""
         if args:
             self.attention.lazy_initialization(*args)
@@ -121,5 +122,5 @@ class RecurrentAndStaticSlidingLayer(HybridLayer, LinearAttentionAndSlidingWindo
     attention_class = StaticSlidingWindowLayer
     is_compileable = True
 
-    def __init__(self, max_cache_len, sliding_window=None, **kwargs):
+    def __init__(self, max_cache_len: int, sliding_window: int | None = None, **kwargs: Any):
         HybridLayer.__init__(self, max_cache_len, sliding_window=sliding_window or max_cache_len, **kwargs)

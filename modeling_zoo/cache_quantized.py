@@ -35,10 +35,12 @@ class QuantizedStore(PairStore):
         self.dtypes = None
 
     @property
-    def buffers(self):
+    def buffers(self) -> tuple[TokenBuffer, ...]:
         return self.key_codes, self.key_scale, self.value_codes, self.value_scale
 
-    def append(self, keys, values, keep=None, max_tokens=None):
+    def append(
+        self, keys: torch.Tensor, values: torch.Tensor, keep: int | None = None, max_tokens: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):
             raise RuntimeError("A quantised cache passes no gradient: run under torch.no_grad() or do not quantise.")
         self.dtypes = keys.dtype, values.dtype
@@ -52,15 +54,15 @@ class QuantizedStore(PairStore):
     def _decode(self, codes, scale, value_codes, value_scale):
         return dequantize(codes, scale, self.dtypes[0]), dequantize(value_codes, value_scale, self.dtypes[1])
 
-    def round_trip(self, keys, values):
+    def round_trip(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.dtypes = keys.dtype, values.dtype
         return self._decode(*self._encode(keys, values))
 
-    def tail(self, count=None):
+    def tail(self, count: int | None = None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         held = [buffer.tail(count) for buffer in self.buffers]
         return (None, None) if held[0] is None else self._decode(*held)
 
-    def assign(self, keys, values):
+    def assign(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
         held_keys, held_values = self.tail((values if keys is None else keys).shape[-2])
         keys, values = held_keys if keys is None else keys, held_values if values is None else values
         if keys is None or values is None:
@@ -77,7 +79,7 @@ class QuantizedLatentStore(QuantizedStore):
         self.dtypes = None
 
     @property
-    def buffers(self):
+    def buffers(self) -> tuple[TokenBuffer, ...]:
         return self.key_codes, self.key_scale, self.value_buffer
 
     def _encode(self, keys, values):
@@ -108,12 +110,12 @@ class QuantizedLatentLayer(GrowingLayer):
     store_class = QuantizedLatentStore
 
     @property
-    def codes(self):
+    def codes(self) -> torch.Tensor | None:
         """`[B, 1, T, c]` int8; None before the first token."""
         return self.store.key_codes.tail()
 
     @property
-    def scale(self):
+    def scale(self) -> torch.Tensor | None:
         """`[B, 1, T, 1]` float32; None before the first token."""
         return self.store.key_scale.tail()
 

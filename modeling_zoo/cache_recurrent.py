@@ -1,7 +1,7 @@
 """Cache layers of recurrent and convolutional mixers: exact rollback, batch operations."""
 
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ class DeferringStates(LinearAttentionLayer):
         return self._recurrent_states
 
     @recurrent_states.setter
-    def recurrent_states(self, states):
+    def recurrent_states(self, states: dict[int, torch.Tensor | None]) -> None:
         self._recurrent_states = states
 
     def deferred_state(self, state_idx: int = 0) -> DeferredState | None:
@@ -141,7 +141,7 @@ class RecurrentLayer(BatchRows, DeferringStates):
     # has.
     is_sliding = None
 
-    def __init__(self, number_of_states=1, **kwargs):
+    def __init__(self, number_of_states: int = 1, **kwargs: Any):
         self.deferred = {}
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
         self.replayable = True
@@ -164,7 +164,13 @@ class RecurrentLayer(BatchRows, DeferringStates):
             return self.replayable
         return any(self.is_conv_states_initialized.values())
 
-    def lazy_initialization(self, conv_states=None, recurrent_states=None, state_idx=0, conv_kernel_size=None):
+    def lazy_initialization(
+        self,
+        conv_states: torch.Tensor | None = None,
+        recurrent_states: torch.Tensor | None = None,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+    ) -> None:
         LinearAttentionLayer.lazy_initialization(
             self, conv_states, recurrent_states, state_idx=state_idx, conv_kernel_size=conv_kernel_size
         )
@@ -173,7 +179,7 @@ class RecurrentLayer(BatchRows, DeferringStates):
             self.dtype, self.device = known.dtype, known.device
 
     def update_conv_state(
-        self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs
+        self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """Takes `[B, C, t]` inputs of a convolution of K taps; returns them behind the window, `[B, C, K + t]`.
 
@@ -208,7 +214,7 @@ class RecurrentLayer(BatchRows, DeferringStates):
         state_idx: int = 0,
         replay: Callable | None = None,
         num_tokens: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Takes the state `[B, ...]` after this forward's `num_tokens` tokens; returns the one that is kept.
 

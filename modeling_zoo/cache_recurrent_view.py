@@ -1,16 +1,27 @@
 """What one recurrent mixer sees of a cache: the window of its convolution and its state."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from transformers.cache_utils import Cache
 from transformers.utils.generic import maybe_autocast
 
 from .ops_dispatch import is_traced
+from .ops_packing import PackedSequences
 from .ops_recurrence_decode import DeferredState
 
 # (*inputs, state, packed) -> (output, state)
 Recurrence = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+class RowLayout(Protocol):
+    """How the tokens of a batch stand in their rows: `TokenRows`, as far as a cache has to know."""
+
+    moved: bool
+    valid: torch.Tensor | None
+    packed: PackedSequences | None
 
 
 class RecurrentCacheView:
@@ -19,7 +30,7 @@ class RecurrentCacheView:
     Raises ValueError for a cache whose layer holds no recurrent state.
     """
 
-    def __init__(self, cache, layer_idx: int, state_idx: int = 0):
+    def __init__(self, cache: Cache | None, layer_idx: int, state_idx: int = 0):
         self.cache, self.layer_idx, self.state_idx = cache, layer_idx, state_idx
         layers = [] if cache is None else cache.layers
         self.layer = layers[layer_idx] if layer_idx < len(layers) else None
@@ -73,7 +84,7 @@ class RecurrentCacheView:
         window.select(-1, -1).copy_(inputs.squeeze(1))
         return held.copy_(window)
 
-    def store_conv_inputs(self, inputs: torch.Tensor, taps: int, rows) -> None:
+    def store_conv_inputs(self, inputs: torch.Tensor, taps: int, rows: RowLayout) -> None:
         """Keeps the last `taps` inputs of a convolution: those held and these, `[B, T, C]` in the layout `rows`."""
         if self.cache is None:
             return
@@ -94,7 +105,9 @@ class RecurrentCacheView:
 
     # -- the state -------------------------------------------------------------------------------------------------
 
-    def recur(self, recurrence: Recurrence, inputs: tuple, packed=None, can_defer: bool = False) -> torch.Tensor:
+    def recur(
+        self, recurrence: Recurrence, inputs: tuple, packed: PackedSequences | None = None, can_defer: bool = False
+    ) -> torch.Tensor:
         """The output of `recurrence(*inputs, state, packed)` -> (output, state), from the stored state on; stores the
         new one.
 

@@ -1,5 +1,7 @@
 """Cache layers of a sliding (or chunked) window: bounded memory, no copy of the window per token."""
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
@@ -29,17 +31,19 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
     def _visible_length(self):
         return None if self.record_past else self.past_window
 
-    def activate_past_recording(self):
+    def activate_past_recording(self) -> None:
         """From here on keep everything until `crop`, so that it can bring the window back."""
         if not self.record_past:
             self.store.trim(self.past_window, self.max_tokens)
         super().activate_past_recording()
 
-    def lazy_initialization(self, key_states, value_states):
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         place_window(self)
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append `[B, H, t, D]` states; returns the window and them, `[B, H, min(T, w - 1) + t, D]` each."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -63,7 +67,7 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
         self.store.append(key_states[..., end:, :], value_states[..., end:, :], max_tokens=self.max_tokens)
         return full
 
-    def crop(self, tokens_to_remove):
+    def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens and what lies before the window that is left.
 
         Raises ValueError for a positive number; RuntimeError where the tokens that would re-enter the window are gone:
@@ -95,13 +99,15 @@ class SlidingLatentLayer(SlidingLayer):
     store_class = PackedStore
     last_length = 0
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         # A step that passed through has left no more than a window behind.
         self.last_length = keys.shape[-2] if keys.shape[-2] <= len(self.store) else 0
         return keys, values
 
     @property
-    def latent_and_rope(self):
+    def latent_and_rope(self) -> torch.Tensor | None:
         """What the last `update` returned as one tensor, `[B, 1, T, c + r]`; None where it is not one."""
         return self.store.buffer.tail(self.last_length) if self.last_length else None

@@ -1,5 +1,7 @@
 """Static cache layers: fixed tensors written in place, so that a compiled decoding step is one graph."""
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import StaticIndexedLayer, StaticLayer
 
@@ -27,12 +29,12 @@ class StaticLatentLayer(StaticLayer):
     widths given, early initialisation is right whatever head shapes it assumes.
     """
 
-    def __init__(self, max_cache_len, latent_dim=None, rope_dim=None, **kwargs):
+    def __init__(self, max_cache_len: int, latent_dim: int | None = None, rope_dim: int | None = None, **kwargs: Any):
         self.latent_dim, self.rope_dim = latent_dim, rope_dim
         self.latent_and_rope = None
         super().__init__(max_cache_len=max_cache_len)
 
-    def lazy_initialization(self, key_states, value_states):
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.batch_size, self.num_heads = key_states.shape[0], 1
         if key_states.shape[-2] or self.latent_dim is None:
@@ -49,7 +51,9 @@ class StaticLatentLayer(StaticLayer):
     def _split(self):
         return self.latent_and_rope.split([self.latent_dim, self.rope_dim], dim=-1)
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write `[B, 1, t, c]` and `[B, 1, t, r]` at the next t positions; returns the views of all N."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -63,15 +67,15 @@ class StaticLatentLayer(StaticLayer):
         self.latent_and_rope = self.latent_and_rope.to(device, non_blocking=True)
         self.keys, self.values = self._split()
 
-    def offload(self):
+    def offload(self) -> None:
         if self.is_initialized:
             self._move("cpu")
 
-    def prefetch(self):
+    def prefetch(self) -> None:
         if self.is_initialized and self.latent_and_rope.device != self.device:
             self._move(self.device)
 
-    def reorder_cache(self, beam_idx):
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """In place, as the address must stay."""
         if self.is_initialized:
             rows = beam_idx.to(self.latent_and_rope.device)
@@ -81,22 +85,22 @@ class StaticLatentLayer(StaticLayer):
 class StaticIndexedLatentLayer(StaticIndexedLayer, StaticLatentLayer):
     """The same with the indexer's keys `[B, N, di]`."""
 
-    def __init__(self, max_cache_len, latent_dim=None, rope_dim=None, **kwargs):
+    def __init__(self, max_cache_len: int, latent_dim: int | None = None, rope_dim: int | None = None, **kwargs: Any):
         super().__init__(max_cache_len=max_cache_len)
         self.latent_dim, self.rope_dim = latent_dim, rope_dim
         self.indexer_position_ids = None
 
-    def offload(self):
+    def offload(self) -> None:
         super().offload()
         if self.is_indexer_initialized:
             self.indexer_keys = self.indexer_keys.to("cpu", non_blocking=True)
 
-    def prefetch(self):
+    def prefetch(self) -> None:
         super().prefetch()
         if self.is_indexer_initialized and self.indexer_keys.device != self.indexer_device:
             self.indexer_keys = self.indexer_keys.to(self.indexer_device, non_blocking=True)
 
-    def reorder_cache(self, beam_idx):
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         StaticLatentLayer.reorder_cache(self, beam_idx)
         if self.is_indexer_initialized:
             rows = beam_idx.to(self.indexer_keys.device)

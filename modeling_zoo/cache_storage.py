@@ -98,12 +98,12 @@ class TokenBuffer:
         if self.storage is not None:
             self.storage = function(self.storage)
 
-    def offload(self):
+    def offload(self) -> None:
         """Move the cached tokens, without the spare room, to the CPU."""
         if self.storage is not None:
             self.adopt(self.tail().to("cpu", non_blocking=True))
 
-    def prefetch(self, device, max_tokens=None):
+    def prefetch(self, device: torch.device | str, max_tokens: int | None = None) -> None:
         """Move them back to `device`, with spare room again."""
         if self.storage is not None and self.storage.device != device:
             states, length = self.tail(), self.end - self.start
@@ -165,10 +165,10 @@ class PairStore:
         self.key_buffer, self.value_buffer = TokenBuffer(), TokenBuffer()
 
     @property
-    def buffers(self):
+    def buffers(self) -> tuple[TokenBuffer, ...]:
         return self.key_buffer, self.value_buffer
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.buffers[0])
 
     def append(
@@ -179,41 +179,41 @@ class PairStore:
             values, keep=keep, max_tokens=max_tokens
         )
 
-    def round_trip(self, keys, values):
+    def round_trip(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values as they come back from the store, without storing them."""
         return keys, values
 
-    def tail(self, count=None):
+    def tail(self, count: int | None = None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The last `count` keys and values, or (None, None) before the first."""
         return self.key_buffer.tail(count), self.value_buffer.tail(count)
 
-    def assign(self, keys, values):
+    def assign(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
         """Hold what was assigned to `layer.keys` or `layer.values` from outside; the one not assigned is None."""
         for buffer, states in ((self.key_buffer, keys), (self.value_buffer, values)):
             if states is not None:
                 buffer.adopt(states)
 
-    def crop(self, count):
+    def crop(self, count: int) -> None:
         for buffer in self.buffers:
             buffer.crop(count)
 
-    def trim(self, keep, max_tokens):
+    def trim(self, keep: int, max_tokens: int) -> None:
         for buffer in self.buffers:
             buffer.trim(keep, max_tokens)
 
-    def clear(self):
+    def clear(self) -> None:
         for buffer in self.buffers:
             buffer.clear()
 
-    def map_batch(self, function):
+    def map_batch(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for buffer in self.buffers:
             buffer.map_batch(function)
 
-    def offload(self):
+    def offload(self) -> None:
         for buffer in self.buffers:
             buffer.offload()
 
-    def prefetch(self, device, max_tokens=None):
+    def prefetch(self, device: torch.device | str, max_tokens: int | None = None) -> None:
         for buffer in self.buffers:
             buffer.prefetch(device, max_tokens)
 
@@ -229,10 +229,12 @@ class PackedStore(PairStore):
         self.buffer, self.key_width = TokenBuffer(), None
 
     @property
-    def buffers(self):
+    def buffers(self) -> tuple[TokenBuffer, ...]:
         return (self.buffer,)
 
-    def append(self, keys, values, keep=None, max_tokens=None):
+    def append(
+        self, keys: torch.Tensor, values: torch.Tensor, keep: int | None = None, max_tokens: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As PairStore; raises ValueError where latent and rope key cannot share a tensor."""
         if keys.dtype != values.dtype or keys.shape[:-1] != values.shape[:-1]:
             raise ValueError(
@@ -242,11 +244,11 @@ class PackedStore(PairStore):
         self.key_width = keys.shape[-1]
         return self._split(self.buffer.append(keys, values, keep=keep, max_tokens=max_tokens))
 
-    def tail(self, count=None):
+    def tail(self, count: int | None = None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         whole = self.buffer.tail(count)
         return (None, None) if whole is None else self._split(whole)
 
-    def assign(self, keys, values):
+    def assign(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
         held_keys, held_values = self.tail((values if keys is None else keys).shape[-2])
         keys, values = held_keys if keys is None else keys, held_values if values is None else values
         if keys is None or values is None:

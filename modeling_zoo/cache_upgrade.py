@@ -26,6 +26,8 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
+from configuration_zoo import ZooConfig
+
 from .cache_counting import Counting, CountingLayer, CountingRecurrentLayer
 from .cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
 from .cache_hybrid import (
@@ -47,6 +49,7 @@ from .cache_static import StaticIndexedLatentLayer, StaticLatentLayer
 from .platform_pipeline import count_elsewhere
 from .platform_transformers import replicate, replicated_class
 
+CacheLayer = CacheLayerMixin | LinearAttentionLayer
 # transformers' class, exactly -> ours, for keys and values; where one is missing, transformers' own stays.
 PLAIN_LAYERS = {
     DynamicLayer: GrowingLayer,
@@ -91,7 +94,7 @@ def register_indexed_attention() -> None:
 register_indexed_attention()
 
 
-def upgrade_cache(cache: Cache | None, config, quantized: bool = False) -> Cache | None:
+def upgrade_cache(cache: Cache | None, config: ZooConfig, quantized: bool = False) -> Cache | None:
     """Put zoo's layers into `cache`, in place, for the layers that are still empty; returns `cache`.
 
     `config` says per layer whether attention is latent (`attention_type`) and how wide (`kv_lora_rank`,
@@ -120,7 +123,7 @@ def upgrade_cache(cache: Cache | None, config, quantized: bool = False) -> Cache
     return cache
 
 
-def prepare_cache(cache: Cache | None, config) -> None:
+def prepare_cache(cache: Cache | None, config: ZooConfig) -> None:
     """Makes a caller's own cache fit for layers that keep something else than keys and values, in place, before its
     first token.
 
@@ -133,7 +136,7 @@ def prepare_cache(cache: Cache | None, config) -> None:
         upgrade_cache(cache, config)
 
 
-def pop_int8_request(generation_config, given: Cache | None) -> tuple[GenerationConfig, bool]:
+def pop_int8_request(generation_config: GenerationConfig, given: Cache | None) -> tuple[GenerationConfig, bool]:
     """(a copy of the generation config without the request, True) where it asks for this package's quantised cache and
     no cache is `given`, else (itself, False).
 
@@ -189,7 +192,7 @@ def _keeps_nothing(layer):
     return type(layer) is getattr(cache_utils, "DummyLayer", None)
 
 
-def upgraded_layer(layer, config, latent: bool, quantized: bool):
+def upgraded_layer(layer: CacheLayer, config: ZooConfig, latent: bool, quantized: bool) -> CacheLayer:
     """The layer to put in the place of the empty `layer`: itself where the tables above have none for its class."""
     layer_class = (LATENT_LAYERS.get(type(layer)) if latent else None) or PLAIN_LAYERS.get(type(layer))
     if layer_class is None:

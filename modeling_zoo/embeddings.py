@@ -1,7 +1,13 @@
 """Both ends of the model: from tokens to the residual stream, from there to logits; and the positions of a call."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .block_hyper_connections import StreamHead
 from .norms import make_norm
@@ -14,15 +20,15 @@ from .position_tables import ADDED_POSITIONS, POSITION_BIASES, NoPositions
 class ScaledEmbedding(nn.Embedding):
     """table[token] · scale, the scale rounded to the table's dtype first, `[B, T]` → `[B, T, D]` (Gemma)."""
 
-    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, scale=1.0):
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, scale: float = 1.0):
         super().__init__(num_embeddings, embedding_dim, padding_idx)
         self.scale = scale
 
-    def forward(self, input_ids):
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         return super().forward(input_ids) * torch.tensor(self.scale, dtype=self.weight.dtype)
 
 
-def make_embedding(config):
+def make_embedding(config: ZooConfig) -> nn.Embedding:
     """The token table `[V, embedding_size or D]`."""
     size = (config.vocab_size, config.output_width, config.pad_token_id)
     if config.precision["embedding_multiplier_in_weight_dtype"]:
@@ -30,7 +36,7 @@ def make_embedding(config):
     return nn.Embedding(*size)
 
 
-def make_width_projection(config, inputs, outputs):
+def make_width_projection(config: ZooConfig, inputs: int, outputs: int) -> nn.Module:
     """A linear map where a narrow embedding meets the stream, else Identity (OPT 350m)."""
     return nn.Linear(inputs, outputs, bias=False) if config.embedding_size is not None else nn.Identity()
 
@@ -38,7 +44,7 @@ def make_width_projection(config, inputs, outputs):
 class Backbone:
     """What stands around the layers of a ZooModel, as its mixin: tokens → residual stream, and that → output."""
 
-    def build_ends(self, config):
+    def build_ends(self, config: ZooConfig) -> None:
         """The modules before and after the layers, under the names tools look for."""
         self.rotary_emb = Rotations(config)
         config, width = config.outside_layers(), config.hidden_size
@@ -90,7 +96,7 @@ class Backbone:
         return self.project_out(normed) if self.has_projections else normed
 
 
-def shape_logits(logits: torch.Tensor, config) -> torch.Tensor:
+def shape_logits(logits: torch.Tensor, config: ZooConfig) -> torch.Tensor:
     """logits / logits_scaling → cap · tanh(· / cap) → suppressed tokens at the smallest number, `[..., V]`.
 
     (Granite; Gemma 2; Chameleon's image tokens.)
@@ -106,7 +112,9 @@ def shape_logits(logits: torch.Tensor, config) -> torch.Tensor:
     return logits
 
 
-def embeddings_of(model, input_ids, inputs_embeds):
+def embeddings_of(
+    model: PreTrainedModel, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+) -> torch.Tensor:
     """`[B, T, E]` from tokens `[B, T]`, or as given; raises ValueError for both, neither, or no tokens."""
     if (input_ids is None) ^ (inputs_embeds is not None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -115,7 +123,9 @@ def embeddings_of(model, input_ids, inputs_embeds):
     return model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
 
-def positions_of(config, inputs_embeds, attention_mask, past_key_values):
+def positions_of(
+    config: ZooConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+) -> torch.Tensor:
     """Positions `[1 or B, T]` of a call that names none: slots from what the cache has seen, or the count of attended
     tokens."""
     length, device = inputs_embeds.shape[1], inputs_embeds.device
@@ -128,15 +138,15 @@ def positions_of(config, inputs_embeds, attention_mask, past_key_values):
 
 
 def read_positions(
-    config,
-    inputs_embeds,
-    attention_mask,
-    past_key_values,
-    position_ids=None,
-    cu_seq_lens_q=None,
-    seq_idx=None,
-    **kwargs,
-):
+    config: ZooConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Positions of a call, and those that tell packed sequences apart: None where nothing was said of any.
 
     What `cu_seq_lens_q` or `seq_idx` say goes before what positions say; without positions each sequence counts its own
@@ -158,7 +168,7 @@ def read_positions(
     return position_ids, places
 
 
-def keyed_layers(config, mask_keys):
+def keyed_layers(config: ZooConfig, mask_keys: list[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
     """{mask names: a layer whose cache holds the keys they are about}, for the mask names of all layers."""
     layers = {}
     for index in config.softmax_layers:
@@ -166,7 +176,9 @@ def keyed_layers(config, mask_keys):
     return layers
 
 
-def key_positions(hidden_states, past_key_values, layer_idx):
+def key_positions(
+    hidden_states: torch.Tensor, past_key_values: Cache | None, layer_idx: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Slots of the queries `[T]` and of the keys `[K]` that layer `layer_idx` will see in this call."""
     length, device = hidden_states.shape[1], hidden_states.device
     slots = torch.arange(length, device=device)
@@ -176,7 +188,12 @@ def key_positions(hidden_states, past_key_values, layer_idx):
     return slots + past_key_values.get_seq_length(), torch.arange(kv_length, device=device) + kv_offset
 
 
-def biases_on_scores(model, hidden_states, padding_mask, past_key_values):
+def biases_on_scores(
+    model: PreTrainedModel,
+    hidden_states: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+) -> dict[tuple[str, ...], torch.Tensor]:
     """{mask name: bias on the scores `[B or 1, H, T or 1, K]`}; empty without such positions."""
     if model.position_bias is None:
         return {}

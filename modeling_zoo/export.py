@@ -8,6 +8,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+from configuration_zoo import ZooConfig
+
 from .export_join import joined, reading_order, resolve
 from .export_source import TARGETS, Binding, sources
 
@@ -63,7 +65,7 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(fresh, path)
 
 
-def export_code(config, folder: str | Path) -> None:
+def export_code(config: ZooConfig, folder: str | Path) -> None:
     """Writes the code into `folder` and the complete `auto_map` into `config`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

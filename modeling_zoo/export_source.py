@@ -45,7 +45,7 @@ class Piece:
     defines: tuple[str, ...] = field(init=False)
     needs: frozenset[str] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         (self.tree,) = ast.parse(self.text).body
         table = symtable.symtable(self.text, self.module, "exec")
         self.defines, self.needs = tuple(defined(table)), frozenset(global_names(table))

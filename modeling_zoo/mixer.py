@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from configuration_zoo import ZooConfig
+
 
 class TokenMixer(nn.Module):
     """What mixes tokens in a layer: attention, a recurrence or a convolution.
@@ -10,7 +12,7 @@ class TokenMixer(nn.Module):
     and gives (output `[B, T, D]`, weights or None).
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx

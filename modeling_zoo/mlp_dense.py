@@ -5,6 +5,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
+from configuration_zoo import ZooConfig
+
 
 class XIELU(nn.Module):
     """x > 0: a⁺x² + βx; else a⁻(eˣ - 1 - x) + βx, with learned a⁺, a⁻ per layer (Huang & Schlag 2024; Apertus).
@@ -50,7 +52,7 @@ def activation_named(name: str) -> nn.Module:
     return own() if own is not None else ACT2FN[name]
 
 
-def make_activation(config) -> nn.Module:
+def make_activation(config: ZooConfig) -> nn.Module:
     """The activation `hidden_act` names."""
     return activation_named(config.hidden_act)
 
@@ -58,7 +60,7 @@ def make_activation(config) -> nn.Module:
 class PlainMLP(nn.Module):
     """down(act(up x)), inner width `intermediate_size` (GPT-2, OPT, Nemotron)."""
 
-    def __init__(self, config, layer_idx: int | None = None, intermediate_size: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__()
         inner = config.intermediate_size if intermediate_size is None else intermediate_size
         self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
@@ -72,7 +74,7 @@ class PlainMLP(nn.Module):
 class GatedMLP(nn.Module):
     """down(act(gate x) · up x), gate and output scaled if asked (Dauphin et al. 2017; Shazeer 2020; Llama, Gemma)."""
 
-    def __init__(self, config, layer_idx: int | None = None, intermediate_size: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__()
         inner = config.intermediate_size if intermediate_size is None else intermediate_size
         self.gate_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
@@ -95,6 +97,6 @@ class GatedMLP(nn.Module):
 DENSE_MLPS = {True: GatedMLP, False: PlainMLP}
 
 
-def make_dense_mlp(config, layer_idx: int | None = None, intermediate_size: int | None = None) -> nn.Module:
+def make_dense_mlp(config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None) -> nn.Module:
     """A gated or plain MLP as the config says, of its own width if one is given."""
     return DENSE_MLPS[config.gated_mlp](config, layer_idx, intermediate_size)

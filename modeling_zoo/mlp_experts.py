@@ -10,6 +10,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.integrations.moe import use_experts_implementation
 
+from configuration_zoo import ZooConfig
+
 from .mlp_dense import make_activation
 from .ops_experts import EXPERTS_FORMS
 from .ops_linear import linear
@@ -26,7 +28,7 @@ class ScaledSiLU(nn.Module):
         return x * torch.sigmoid(self.alpha * x)
 
 
-def make_expert_activation(config) -> nn.Module:
+def make_expert_activation(config: ZooConfig) -> nn.Module:
     """The activation of routed and shared experts: a dense layer's, or a SiLU with `swiglu_alpha` inside it."""
     return make_activation(config) if config.swiglu_alpha is None else ScaledSiLU(config.swiglu_alpha)
 
@@ -51,7 +53,7 @@ class Experts(nn.Module):
 
     input_projection: str
 
-    def __init__(self, config, layer_idx: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__()
         self.num_experts = config.num_experts
         self.hidden_dim = config.moe_latent_size or config.hidden_size
@@ -104,7 +106,7 @@ class GatedProjection(Experts):
 
     input_projection, has_projection_bias = "gate_up_proj", False
 
-    def __init__(self, config, layer_idx: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
         self.limit, self.offset = config.swiglu_limit, config.swiglu_up_offset
         self.make_projections(2 * self.intermediate_dim, self.has_projection_bias)
@@ -123,7 +125,7 @@ class PlainProjection(Experts):
 
     input_projection, has_projection_bias = "up_proj", False
 
-    def __init__(self, config, layer_idx: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
         self.make_projections(self.intermediate_dim, self.has_projection_bias)
 

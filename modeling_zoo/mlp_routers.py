@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from configuration_zoo import ZooConfig
+
 from .norms import RMSNorm
 from .ops_linear import float32_linear
 
@@ -111,7 +113,7 @@ class Router(nn.Module):
     The first output is what `output_router_logits` records.
     """
 
-    def __init__(self, config, layer_idx: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__()
         self.num_experts, self.top_k = config.num_router_outputs, config.num_experts_per_tok
         self.router_dtype, self.weights_dtype = config.precision["router"], config.precision["router_weights"]
@@ -159,7 +161,7 @@ class TopKRouter(Router):
     DeepSeek-V3 §2.1.2; Mixtral, Qwen3, gpt-oss.)
     """
 
-    def __init__(self, config, layer_idx: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
         self.score = SCORING_FUNCTIONS[config.scoring_func]
         self.score_after_topk = config.score_after_topk
@@ -194,7 +196,7 @@ class TopKRouter(Router):
 class SparseMixerRouter(Router):
     """Picks the k experts one by one, sampled in training (Liu et al. 2024, arXiv 2409.12136; Phi-3.5-MoE)."""
 
-    def __init__(self, config, layer_idx: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
         self.jitter_eps = config.sparsemixer_jitter_eps
 

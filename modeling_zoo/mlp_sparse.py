@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from configuration_zoo import ZooConfig
+
 from .mlp_dense import GatedMLP, PlainMLP
 from .mlp_experts import EXPERTS, gate_and_clamp, make_expert_activation
 from .mlp_routers import ROUTERS
@@ -12,7 +14,7 @@ from .ops_experts import run_slots
 class GatedSharedExperts(GatedMLP):
     """A gated MLP with the experts' clamp, alpha and offset."""
 
-    def __init__(self, config, layer_idx: int | None = None, intermediate_size: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__(config, layer_idx, intermediate_size)
         self.act_fn = make_expert_activation(config)
         self.limit, self.offset = config.swiglu_limit, config.swiglu_up_offset
@@ -44,7 +46,7 @@ class SparseMLP(nn.Module):
     routed experts work between two projections, in fewer channels (Nemotron 3).
     """
 
-    def __init__(self, config, layer_idx: int | None = None):
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__()
         self.config = config
         self.num_experts = config.num_experts

@@ -1,8 +1,11 @@
 """The zoo model: embeddings, a stack of blocks, a norm and a head, all of them chosen by the config."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -24,6 +27,7 @@ from .cache_upgrade import advance_cache, pop_int8_request, prepare_cache, upgra
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions, shape_logits
 from .mixer import TokenMixer
 from .mlp_routers import Router
+from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import last_query, layer_of_last_query
 from .platform_backends import attention_backends, share_implementations
 from .platform_peft import lora_targets
@@ -62,13 +66,13 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
     get_decay_parameter_names = get_decay_parameter_names
     parameter_groups = parameter_groups
 
-    def __init__(self, config, *args, **kwargs):
+    def __init__(self, config: ZooConfig, *args: Any, **kwargs: Any):
         # By name: a local folder's copies of the two packages are modules apart, with a config class each.
         if hasattr(config, "settle_depth"):
             config.settle_depth()
         super().__init__(config, *args, **kwargs)
 
-    def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use; raises ValueError for one that would silently drop what the config asks for."""
         backends, reason = attention_backends(self.config)
         if backends is not None:
@@ -81,21 +85,30 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
                 )
         return super().get_correct_attn_implementation(served_by(self.config, requested_attention), is_init_check)
 
-    def set_attn_implementation(self, *args, **kwargs):
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         super().set_attn_implementation(*args, **kwargs)
         share_implementations(self)
 
-    def set_experts_implementation(self, *args, **kwargs):
+    def set_experts_implementation(self, *args: Any, **kwargs: Any) -> None:
         super().set_experts_implementation(*args, **kwargs)
         share_implementations(self)
 
-    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
         resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         resize_rows(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
         return resized
 
     @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+    def create_masks_for_generate(
+        config: ZooConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, AttentionMask]:
         """Masks built ahead of a forward that may be compiled, the same as the forward builds."""
         return build_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids)
 
@@ -103,7 +116,7 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
 class ZooModel(Backbone, ZooPreTrainedModel):
     """Tokens `[B, T]` → hidden states `[B, T, D]`: embed → positions → blocks → norm."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -138,12 +151,12 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         per_layer_inputs: torch.FloatTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         inputs_embeds = embeddings_of(self, input_ids, inputs_embeds)
         if past_key_values is not None:
@@ -201,7 +214,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__(config)
         self.model = ZooModel(config)
         self.vocab_size = config.vocab_size
@@ -215,7 +228,13 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             upgrade_cache(model_kwargs["past_key_values"], self.config, quantized)
         return prepared
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """transformers' own, but the whole sequence once more where its cached keys were rotated otherwise."""
         # `generate` reads from this signature that embeddings may be given.
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -231,12 +250,12 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
@@ -288,7 +307,7 @@ enter_among_causal_models(ZooForCausalLM)
 class ZooForSequenceClassification(GenericForSequenceClassification, ZooPreTrainedModel):
     """A label per sequence, read at its last token that is no padding."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         ZooPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.model = ZooModel(config)
@@ -299,7 +318,7 @@ class ZooForSequenceClassification(GenericForSequenceClassification, ZooPreTrain
 class ZooForTokenClassification(GenericForTokenClassification, ZooPreTrainedModel):
     """A label per token."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         ZooPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.model = ZooModel(config)
@@ -312,7 +331,7 @@ class ZooForTokenClassification(GenericForTokenClassification, ZooPreTrainedMode
 class ZooForQuestionAnswering(GenericForQuestionAnswering, ZooPreTrainedModel):
     """The first and last token of an answer."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         ZooPreTrainedModel.__init__(self, config)
         self.model = ZooModel(config)
         self.qa_outputs = nn.Linear(config.output_width, 2)

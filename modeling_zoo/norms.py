@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from configuration_zoo import ZooConfig
+
 from .ops_norm import layer_norm, rms_norm
 
 
@@ -92,7 +94,7 @@ NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
 PROJECTION_NORMS = {"rms_norm": ProjectionRMSNorm, "layer_norm": ProjectionLayerNorm}
 
 
-def make_norm(config, size: int, cast_input: bool = False) -> Norm:
+def make_norm(config: ZooConfig, size: int, cast_input: bool = False) -> Norm:
     """The norm of the residual stream over `size` channels; `cast_input` for one that reads a stream kept in float32
     (residual_in_fp32)."""
     return NORMS[config.norm_type](
@@ -106,7 +108,7 @@ def make_norm(config, size: int, cast_input: bool = False) -> Norm:
     )
 
 
-def make_qk_norm(config, num_heads: int) -> Norm | nn.Identity:
+def make_qk_norm(config: ZooConfig, num_heads: int) -> Norm | nn.Identity:
     """The norm of queries or keys `[..., num_heads, head_dim]`, Identity where the config has none.
 
     `qk_norm_scope="full"` normalises all heads together (OLMo 2). Of the same type as the residual stream's norm, it

@@ -5,13 +5,17 @@ The plain form comes first, then what chooses a form, then the faster ones, each
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .ops_attention_bands import BandMask, band_mask, banded_attention
+from configuration_zoo import ZooConfig
+
+from .ops_attention_bands import AttentionMask, BandMask, band_mask, banded_attention
 from .ops_attention_triton import decode_mask, split_decode, use_triton
 from .ops_dispatch import is_traced
 
@@ -44,7 +48,7 @@ def eager_attention_forward(
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
     upcast: bool = False,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(cap(q kᵀ · scaling) + bias + mask) v for `[B, H, T, d]`, `[B, K, S, d]` → `[B, T, H, d]`, weights `[B,
     H, T, S]`.
@@ -80,7 +84,12 @@ def eager_attention_forward(
 
 
 def attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask, **kwargs
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: AttentionMask,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`[B, H, T, d]`, `[B, K, S, d]`, `[B, K, S, v]` → (`[B, T, H, v]`, weights `[B, H, T, S]` or None).
 
@@ -104,7 +113,7 @@ def attention(
     )
 
 
-def backend_kwargs(module: nn.Module, **kwargs) -> dict:
+def backend_kwargs(module: nn.Module, **kwargs: Any) -> dict:
     """What a backend is told beyond mask, scale and window, by the names that transformers' backends have for it."""
     kwargs["dropout"] = module.attention_dropout if module.training else 0.0
     if module.softcap is not None:
@@ -120,13 +129,13 @@ def fast_form(
     backend: str,
     query: torch.Tensor,
     key: torch.Tensor,
-    attention_mask,
+    attention_mask: AttentionMask,
     dropout: float = 0.0,
-    position_bias=None,
-    cache=None,
+    position_bias: torch.Tensor | None = None,
+    cache: object | None = None,
     softcap: float | None = None,
-    s_aux=None,
-    **others,
+    s_aux: torch.Tensor | None = None,
+    **others: Any,
 ) -> Callable | None:
     """The function below that computes what `backend` would, and faster; None where there is none.
 
@@ -196,15 +205,15 @@ def triton_decode(
 
 def compact_mask(
     build: Callable,
-    config,
+    config: ZooConfig,
     layer_type: str,
     window: int | None,
     layer_idx: int,
     inputs_embeds: torch.Tensor,
-    attention_mask,
-    past_key_values,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
     position_ids: torch.Tensor | None,
-):
+) -> AttentionMask:
     """The mask that `build()` makes, or less where less says the same: None for one query that sees every key, a
     `BandMask` for many queries.
 
@@ -225,13 +234,19 @@ def compact_mask(
     return build()
 
 
-def supports_banded_masks(config) -> bool:
+def supports_banded_masks(config: ZooConfig) -> bool:
     """Whether scores are causal and have no bias of their own, which would be as large as the mask that is saved."""
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
     return getattr(config, "is_causal", True) and not biased
 
 
-def needs_no_mask(layer_type: str, window: int | None, layer_idx: int, attention_mask, past_key_values) -> bool:
+def needs_no_mask(
+    layer_type: str,
+    window: int | None,
+    layer_idx: int,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+) -> bool:
     """Whether one query sees every key that its cache gives it.
 
     A cache of fixed size gives keys that are not there yet, and its masks are part of a compiled step.
@@ -256,7 +271,9 @@ def needs_no_mask(layer_type: str, window: int | None, layer_idx: int, attention
     return attended.shape[-1] == keys and bool(attended.all())
 
 
-def trim_padding_mask(attention_mask, length: int, past_key_values, always: bool):
+def trim_padding_mask(
+    attention_mask: AttentionMask, length: int, past_key_values: Cache | None, always: bool
+) -> AttentionMask:
     """A padding mask without columns behind the last of `length` new tokens, `[B, S + T]`; any other mask as it is.
 
     `always`: even where that waits for a device.

@@ -11,9 +11,12 @@ hidden. A `BandMask` is the rule instead, asked for the mask of one block at a t
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.cache_utils import Cache
 
 from .ops_packing import places_behind, starts_of_jumps
 
@@ -47,7 +50,7 @@ class BandMask:
         self.tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         self.cache = {}
 
-    def to(self, *args, **kwargs) -> "BandMask":
+    def to(self, *args: Any, **kwargs: Any) -> "BandMask":
         """The same rule with its tensors moved; called where layers stand on several devices."""
         sizes = (self.queries, self.keys, self.offset + self.first_key, self.first_key)
         moved = BandMask(*sizes, self.window, self.chunked, self.origins)
@@ -64,7 +67,9 @@ class BandMask:
         first = first if self.origins is None else max(first, self.origins[start])
         return min(max(first, 0), self.keys - 1), min(stop + self.offset, self.keys)
 
-    def block(self, start: int, stop: int, device, first: int = 0, last: int | None = None) -> torch.Tensor:
+    def block(
+        self, start: int, stop: int, device: torch.device, first: int = 0, last: int | None = None
+    ) -> torch.Tensor:
         """True where query start … stop - 1 sees key first … last - 1, `[B or 1, 1, t, k]`."""
         last = self.keys if last is None else last
         # Without tensors, blocks in the same place relative to their keys are one.
@@ -96,14 +101,19 @@ class BandMask:
         return visible
 
 
-def mask_rows(attention_mask, block: slice, keys: int, device) -> torch.Tensor:
+# What hides keys: booleans or numbers to add `[B or 1, H or 1, T, S]`, padding `[B, S]` for flash attention, flex
+# attention's blocks, a rule; None leaves it to the backend, which then is causal.
+AttentionMask = torch.Tensor | BlockMask | BandMask | None
+
+
+def mask_rows(attention_mask: AttentionMask, block: slice, keys: int, device: torch.device) -> torch.Tensor:
     """The rows of the queries in `block` of a mask, tensor or rule, over the first `keys` keys, `[B or 1, 1, t, S]`."""
     if isinstance(attention_mask, BandMask):
         return attention_mask.block(block.start, block.stop, device, last=keys)
     return attention_mask[:, :, block, :keys]
 
 
-def num_visible_keys(attention_mask, block: slice, keys: int, causal: bool = False) -> int:
+def num_visible_keys(attention_mask: AttentionMask, block: slice, keys: int, causal: bool = False) -> int:
     """How many of the `keys` keys the queries in `block` may see at most; `causal`: from the first key on."""
     if isinstance(attention_mask, BandMask):
         return attention_mask.span(block.start, block.stop)[1]
@@ -143,18 +153,20 @@ class KeySlice(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(states, first, last):
+    def forward(states: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         return states[:, :, first:last], states.view_as(states)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         states, first, last = inputs
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.keys = states.shape, slice(first, last)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient, others):
+    def backward(
+        ctx: FunctionCtx, gradient: torch.Tensor | None, others: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, None, None]:
         if gradient is not None:
             others = gradient.new_zeros(ctx.shape) if others is None else others
             others[:, :, ctx.keys].add_(gradient)
@@ -170,7 +182,7 @@ def band_mask(
     layer_idx: int,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values,
+    past_key_values: Cache | None,
     position_ids: torch.Tensor | None,
 ) -> BandMask | None:
     """The rule for the layers of `layer_type`, of which `layer_idx` is the first, for `inputs_embeds` `[B, T, D]` and

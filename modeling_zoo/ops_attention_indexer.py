@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from .ops_attention_bands import mask_rows, num_visible_keys
+from .ops_attention_bands import AttentionMask, mask_rows, num_visible_keys
 
 # Queries scored together: what is held at once grows with the keys, not with their square.
 QUERY_BLOCK = 128
@@ -42,7 +42,9 @@ def top_positions(scores: torch.Tensor, count: int) -> torch.Tensor:
     return ((ranked << 32) + from_end).topk(count, dim=-1, sorted=False).indices
 
 
-def select_keys(scores: Callable, key: torch.Tensor, count: int, queries: int, attention_mask) -> torch.Tensor | None:
+def select_keys(
+    scores: Callable, key: torch.Tensor, count: int, queries: int, attention_mask: AttentionMask
+) -> torch.Tensor | None:
     """Positions `[B, T, k]`, small integers, of the `count` keys of `[B, S, d]` that each of `queries` queries scores
     highest; None where there are no more keys than that.
 
@@ -73,7 +75,7 @@ def _select_in_block(scores, key, count, block, attention_mask, causal):
     return top_positions(found, count).int()
 
 
-def visible_keys(attention_mask, block: slice, keys: int, device) -> torch.Tensor:
+def visible_keys(attention_mask: AttentionMask, block: slice, keys: int, device: torch.device) -> torch.Tensor:
     """Whether the queries in `block` may see a key, `[B or 1, 1, t, keys]`, of a mask of booleans, of numbers to add,
     or by a rule; None means causal, queries and keys counted from the same token."""
     if attention_mask is None:

@@ -6,12 +6,15 @@ take too long or too much memory.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.cache_utils import Cache
 
 from .ops_attention import attention
+from .ops_attention_bands import AttentionMask
 from .ops_attention_multi_query import MultiQueryLayer, multi_query_attention
 from .ops_effective_weight import basis_weight, direct_weight, is_linear_map
 from .ops_head_maps import absorb_query, up_project_output
@@ -75,9 +78,9 @@ def latent_attention(
     query: tuple[torch.Tensor, torch.Tensor],
     latent: torch.Tensor,
     rope_key: torch.Tensor,
-    attention_mask,
-    past_key_values=None,
-    **kwargs,
+    attention_mask: AttentionMask,
+    past_key_values: Cache | None = None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Queries `[B, H, T, n]` and `[B, H, T, r]`, latents `[B, 1, S, c]`, rope keys `[B, 1, S, r]` → (`[B, T, H, v]`,
     weights `[B, H, T, S]` or None), by the form that multiplies less.
@@ -93,7 +96,11 @@ def latent_attention(
 
 
 def absorbable_maps(
-    module: nn.Module, query: torch.Tensor, latent: torch.Tensor, attention_mask, past_key_values
+    module: nn.Module,
+    query: torch.Tensor,
+    latent: torch.Tensor,
+    attention_mask: AttentionMask,
+    past_key_values: Cache | None,
 ) -> torch.Tensor | None:
     """U and V `[K, n + v, c]` where absorbing them is possible and cheaper, else None."""
     queries, keys = query.shape[2], latent.shape[2]
@@ -198,7 +205,12 @@ def chunkable_weight(module: nn.Module, latent: torch.Tensor) -> torch.Tensor | 
 
 
 def attend_heads(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask, **kwargs
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: AttentionMask,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`attention`, with the narrower of keys and values filled up with zeros where the fused kernel needs one width.
 
@@ -221,13 +233,13 @@ def attend_heads(
 
 def attend_latents(
     module: nn.Module,
-    attention_mask,
-    past_key_values,
+    attention_mask: AttentionMask,
+    past_key_values: Cache | None,
     query: tuple[torch.Tensor, torch.Tensor],
     latent: torch.Tensor,
     rope_key: torch.Tensor,
     position_bias: torch.Tensor | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Queries `[B, H, T, c]` and `[B, H, T, r]` over all latents → (`[B, H, T, c]`, weights or None).
 
@@ -248,7 +260,7 @@ def attend_latents(
 
 
 def read_latents(
-    module: nn.Module, query: tuple[torch.Tensor, torch.Tensor], keys: tuple[torch.Tensor, ...], **options
+    module: nn.Module, query: tuple[torch.Tensor, torch.Tensor], keys: tuple[torch.Tensor, ...], **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`multi_query_attention` with the scale, cap and sinks of `module` over `cached_latents`."""
     query = (torch.cat(query, dim=-1),) if len(keys) == 1 else query
@@ -265,7 +277,7 @@ def read_latents(
 
 
 def cached_latents(
-    latent: torch.Tensor, rope_key: torch.Tensor, past_key_values, layer_idx: int
+    latent: torch.Tensor, rope_key: torch.Tensor, past_key_values: Cache | None, layer_idx: int
 ) -> tuple[torch.Tensor, ...]:
     """What all heads read: `[B, S, c + r]` where the cache holds both side by side or there is no rope key, else
     `[B, S, c]` and `[B, S, r]`."""
@@ -281,8 +293,8 @@ def attend_backend(
     query: tuple[torch.Tensor, torch.Tensor],
     latent: torch.Tensor,
     rope_key: torch.Tensor,
-    attention_mask,
-    **kwargs,
+    attention_mask: AttentionMask,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same by a registered backend: one key-value head, keys c + r wide, values c wide."""
     layer = MultiQueryLayer(module, query[0].shape[1])

@@ -3,6 +3,8 @@
 The plain form comes first, then what chooses a form, then the faster ones, each with the numbers of the plain one.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,7 +28,7 @@ def plain_multi_query(
     scaling: float,
     sinks: torch.Tensor | None = None,
     upcast: bool = False,
-    **shape,
+    **shape: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(cap(Σ q kᵀ · scaling) + bias + mask) l → (`[B, H, T, c]`, weights `[B, H, T, S]`).
 
@@ -80,7 +82,7 @@ def multi_query_attention(
     scaling: float,
     upcast: bool = False,
     want_weights: bool = False,
-    **options,
+    **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`plain_multi_query` by the form that suits the device → (`[B, H, T, c]`, weights or None)."""
     if want_weights:
@@ -96,7 +98,12 @@ def multi_query_attention(
     return in_query_blocks(queries, keys, rank, scaling, upcast=upcast, **options), None
 
 
-def is_softmax_alone(mask=None, sinks=None, softcap=None, position_bias=None) -> bool:
+def is_softmax_alone(
+    mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
+    position_bias: torch.Tensor | None = None,
+) -> bool:
     """Whether nothing is asked of the scores that torch's kernel does not compute."""
     return sinks is None and softcap is None and position_bias is None
 
@@ -113,7 +120,13 @@ def triton_multi_query(
     return split_decode(query.transpose(1, 2), key, key[..., :rank], scaling, visible=visible).transpose(1, 2)
 
 
-def sdpa_multi_query(queries, keys, rank: int, scaling: float, mask: torch.Tensor | None = None) -> torch.Tensor:
+def sdpa_multi_query(
+    queries: tuple[torch.Tensor, ...],
+    keys: tuple[torch.Tensor, ...],
+    rank: int,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     """One query per head by torch's kernel → `[B, H, 1, c]`: heads are the queries, the whole key is its value.
 
     The kernel wants values as wide as keys; what the rope part adds is cut off.
@@ -124,7 +137,14 @@ def sdpa_multi_query(queries, keys, rank: int, scaling: float, mask: torch.Tenso
     return context[..., :rank].transpose(1, 2)
 
 
-def in_query_blocks(queries, keys, rank: int, scaling: float, upcast: bool = False, **options) -> torch.Tensor:
+def in_query_blocks(
+    queries: tuple[torch.Tensor, ...],
+    keys: tuple[torch.Tensor, ...],
+    rank: int,
+    scaling: float,
+    upcast: bool = False,
+    **options: Any,
+) -> torch.Tensor:
     """The plain form, of so many queries at once as memory bounds → `[B, H, T, c]`."""
     batch, heads, length, _ = queries[0].shape
     step = max(1, MOST_SCORES // (batch * heads * keys[0].shape[1]))
@@ -141,7 +161,14 @@ def in_query_blocks(queries, keys, rank: int, scaling: float, upcast: bool = Fal
     return contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=2)
 
 
-def streamed_multi_query(queries, keys, rank: int, scaling: float, sinks=None, **shape) -> torch.Tensor:
+def streamed_multi_query(
+    queries: tuple[torch.Tensor, ...],
+    keys: tuple[torch.Tensor, ...],
+    rank: int,
+    scaling: float,
+    sinks: torch.Tensor | None = None,
+    **shape: Any,
+) -> torch.Tensor:
     """The plain form in one pass over the keys with a running maximum, in float32 → `[B, H, T, c]`.
 
     (Online softmax: Milakov & Gimelshein 2018, arXiv 1805.02867.) The chunk that is converted to float32 serves as key
@@ -194,5 +221,5 @@ class MultiQueryLayer:
     def __init__(self, module: nn.Module, heads: int):
         self.module, self.num_key_value_groups = module, heads
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)

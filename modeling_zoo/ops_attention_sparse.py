@@ -5,11 +5,13 @@ its cost is k per query, whatever the length.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
-from .ops_attention_bands import mask_rows, num_visible_keys
+from .ops_attention_bands import AttentionMask, mask_rows, num_visible_keys
 from .ops_attention_indexer import visible_keys
 from .ops_attention_latent import (
     absorbable_maps,
@@ -37,10 +39,10 @@ def masked_attention(
     query: Queries,
     latent: torch.Tensor,
     rope_key: torch.Tensor,
-    attention_mask,
-    past_key_values,
+    attention_mask: AttentionMask,
+    past_key_values: Cache | None,
     positions: torch.Tensor,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention over all keys with those not chosen hidden, absorbed or expanded as `latent_attention` would."""
     maps = absorbable_maps(module, query[0], latent, attention_mask, past_key_values)
@@ -58,9 +60,9 @@ def attend_in_query_blocks(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask,
+    attention_mask: AttentionMask,
     positions: torch.Tensor,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Expanded queries, keys and values of some heads → (`[B, T, h, v]`, weights or None), masked a block of queries at
     a time, so that memory grows with the keys and not with their square."""
@@ -79,7 +81,12 @@ def attend_in_query_blocks(
 
 
 def sparse_mask(
-    module: nn.Module, attention_mask, positions: torch.Tensor, block: slice, keys: int, dtype: torch.dtype
+    module: nn.Module,
+    attention_mask: AttentionMask,
+    positions: torch.Tensor,
+    block: slice,
+    keys: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """The mask of the queries in `block` with the keys not chosen hidden, `[B, 1, t, keys]`: booleans, or numbers to
     add where the mask has numbers or the backend of `module` wants them."""
@@ -110,10 +117,10 @@ def sparse_attention(
     query: Queries,
     latent: torch.Tensor,
     rope_key: torch.Tensor,
-    attention_mask,
-    past_key_values,
+    attention_mask: AttentionMask,
+    past_key_values: Cache | None,
     positions: torch.Tensor,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`latent_attention` over the keys at `positions` `[B, T, k]` alone → (`[B, T, H, v]`, weights or None)."""
     if attention_mask is None and query[0].shape[2] > 1:
@@ -127,7 +134,7 @@ def sparse_attention(
 
 
 def gatherable_maps(
-    module: nn.Module, query: torch.Tensor, latent: torch.Tensor, attention_mask, positions: torch.Tensor
+    module: nn.Module, query: torch.Tensor, latent: torch.Tensor, attention_mask: AttentionMask, positions: torch.Tensor
 ) -> torch.Tensor | None:
     """U and V `[K, n + v, c]` where gathering the chosen latents is possible and cheaper than masking, else None.
 
@@ -150,8 +157,8 @@ def gathered_attention(
     query: Queries,
     latent: torch.Tensor,
     rope_key: torch.Tensor,
-    attention_mask,
-    past_key_values,
+    attention_mask: AttentionMask,
+    past_key_values: Cache | None,
     positions: torch.Tensor,
     maps: torch.Tensor,
 ) -> torch.Tensor:
@@ -167,7 +174,11 @@ def gathered_attention(
 
 
 def read_gathered(
-    module: nn.Module, query: Queries, keys: tuple[torch.Tensor, ...], attention_mask, positions: torch.Tensor
+    module: nn.Module,
+    query: Queries,
+    keys: tuple[torch.Tensor, ...],
+    attention_mask: AttentionMask,
+    positions: torch.Tensor,
 ) -> torch.Tensor:
     """Queries `[B, H, T, c]` and `[B, H, T, r]` over copies of the chosen rows of `keys` → `[B, H, T, c]`, of so many
     queries at once as memory bounds."""
@@ -197,7 +208,7 @@ def take_rows(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def chosen_visible(
-    attention_mask, positions: torch.Tensor, block: slice, queries: int, keys: int
+    attention_mask: AttentionMask, positions: torch.Tensor, block: slice, queries: int, keys: int
 ) -> torch.Tensor | None:
     """Whether a chosen key may be seen, `[B · t, 1, 1, k]`: where few are visible, others fill up the choice."""
     if attention_mask is not None:
@@ -216,7 +227,7 @@ def kernel_suits(module: nn.Module, latent: torch.Tensor) -> bool:
 
 
 def read_in_place(
-    module: nn.Module, query: Queries, keys: tuple[torch.Tensor], attention_mask, positions: torch.Tensor
+    module: nn.Module, query: Queries, keys: tuple[torch.Tensor], attention_mask: AttentionMask, positions: torch.Tensor
 ) -> torch.Tensor:
     """One query per head over the chosen rows of `[B, S, c + r]` where they lie, by the kernel → `[B, H, 1, c]`."""
     visible = chosen_visible(attention_mask, positions, slice(0, 1), 1, keys[0].shape[1])

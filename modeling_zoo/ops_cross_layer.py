@@ -1,6 +1,9 @@
 """What one layer of a forward leaves for later ones, and what need not be computed in those."""
 
 import torch
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .ops_attention_bands import mask_rows
 
@@ -65,7 +68,9 @@ class Shortcuts:
 RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
-def layer_of_last_query(config, logits_to_keep, masks: dict, past_key_values, kwargs: dict) -> int | None:
+def layer_of_last_query(
+    config: ZooConfig, logits_to_keep: int | torch.Tensor, masks: dict, past_key_values: Cache | None, kwargs: dict
+) -> int | None:
     """The first sharing layer of a model that has some, if all queries but the last can be left out from there on.
 
     They can where one logit is wanted and no record of the others: what a sharing layer computes is not cached. A mask
@@ -83,7 +88,14 @@ def layer_of_last_query(config, logits_to_keep, masks: dict, past_key_values, kw
     return config.first_sharing_layer
 
 
-def last_query(hidden_states, rows, rotations: dict, position_ids, masks: dict, biases: dict) -> tuple:
+def last_query(
+    hidden_states: torch.Tensor,
+    rows: torch.Tensor | None,
+    rotations: dict,
+    position_ids: torch.Tensor,
+    masks: dict,
+    biases: dict,
+) -> tuple:
     """Residual stream `[B, T, ...]`, rows per layer, rotations, positions, masks and biases of the last query alone."""
     length, device = hidden_states.shape[1], hidden_states.device
     last = slice(length - 1, length)

@@ -6,6 +6,7 @@ with the state then serves all of them. Everything here is differentiable; nothi
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ def from_chunks(chunks: list[torch.Tensor], batch: int, length: int) -> torch.Te
     return torch.cat(rows, dim=1)[:, :length]
 
 
-def by_chunk(*states: torch.Tensor):
+def by_chunk(*states: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Tuples of one chunk of each, in turn.
 
     Unbound at once: the gradient of an index is as large as all chunks together, and would be made for each of them.
@@ -120,7 +121,14 @@ def decayed_scores(rows: torch.Tensor, key: torch.Tensor, log_decay: torch.Tenso
     return channel_decayed_scores(rows, key, log_decay)
 
 
-def delta_chunks(query, key, value, beta, log_decay, state) -> tuple[list[torch.Tensor], torch.Tensor]:
+def delta_chunks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor,
+    log_decay: torch.Tensor,
+    state: torch.Tensor,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """S <- Diag(e**g) S + β k (v - Sᵀk)ᵀ, o = Sᵀq over N chunks; state `[B·H, K, V]`; returns N outputs `[B·H, C, V]`.
 
     The UT transform (Yang et al. 2024, "Parallelizing linear transformers with the delta rule", §3): the writes of a
@@ -144,7 +152,14 @@ def delta_chunks(query, key, value, beta, log_decay, state) -> tuple[list[torch.
     return outputs, state
 
 
-def additive_chunks(query, key, value, beta, log_decay, state) -> tuple[list[torch.Tensor], torch.Tensor]:
+def additive_chunks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor | None,
+    log_decay: torch.Tensor,
+    state: torch.Tensor,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """S <- Diag(e**g) S + β k vᵀ, o = Sᵀq over N chunks (the state space duality of Dao and Gu 2024, §6)."""
     scores, rows, key, total = decayed_scores(query.unsqueeze(3), key, log_decay)
     rows, scores = rows.flatten(2, 3), scores.flatten(2, 3)

@@ -260,3 +260,7 @@ class DeferredState:
             write=write,
             write_by_channel=write.permute(3, 0, 1, 2),
         )
+
+
+# What a recurrence starts from: a state `[B, H, K, V]`, one with deferred writes, or None for zeros.
+RecurrentState = torch.Tensor | DeferredState | None

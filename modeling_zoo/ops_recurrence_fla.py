@@ -1,6 +1,7 @@
 """flash-linear-attention's Triton kernels for the recurrences, where the tensors are on a GPU and it is installed."""
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -35,7 +36,19 @@ def has_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and bool(_installed())
 
 
-def run_kernel(query, key, value, beta, log_decay, state, *, delta, scale, normalize=False, packed=None):
+def run_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor | None,
+    log_decay: torch.Tensor | None,
+    state: torch.Tensor | None,
+    *,
+    delta: bool,
+    scale: float,
+    normalize: bool = False,
+    packed: Any = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The recurrence of the file recurrences, in the dtype of the query with a float32 state; same arguments.
 
     The kernels know no shared key heads, and those without a delta rule no beta: keys are repeated and scaled first.

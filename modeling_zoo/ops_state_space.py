@@ -9,6 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import FunctionCtx
 
 from .ops_packing import PackedSequences
 from .ops_recurrence import linear_attention, state_dtype
@@ -141,12 +142,12 @@ class BoundedRoot(torch.autograd.Function):
     """sqrt(x) with a derivative of at most `LARGEST_ROOT_GRADIENT`."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: FunctionCtx, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
         return torch.sqrt(x)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         return gradient / torch.sqrt((4.0 * x).clamp(min=LARGEST_ROOT_GRADIENT**-2))
 

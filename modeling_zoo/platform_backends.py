@@ -1,5 +1,9 @@
 """Which attention backends compute what a config asks for, and how all layers come to know the one that is set."""
 
+from transformers import PreTrainedModel
+
+from configuration_zoo import ZooConfig
+
 # What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
 # drops sinks in silence, flash attention drops a position bias in silence.
 SCORE_NEEDS = {
@@ -11,7 +15,7 @@ SCORE_NEEDS = {
 }
 
 
-def attention_backends(config) -> tuple[tuple[str, ...] | None, str | None]:
+def attention_backends(config: ZooConfig) -> tuple[tuple[str, ...] | None, str | None]:
     """(backends that compute this config rightly or None for all, "field=value" of what limits them)."""
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
     found = {"position_bias": f"position_embedding_type={config.position_embedding_type!r}"} if biased else {}
@@ -27,7 +31,7 @@ def attention_backends(config) -> tuple[tuple[str, ...] | None, str | None]:
     return backends, found[needs[0]]
 
 
-def share_implementations(model) -> None:
+def share_implementations(model: PreTrainedModel) -> None:
     """Gives every layer's own view of the config the implementations that transformers has set on the model's: where
     layers differ, each holds a view that transformers does not know of."""
     views = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}

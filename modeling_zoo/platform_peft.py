@@ -5,9 +5,13 @@
 PEFT knows nothing of a model type it has no table for, and its "all-linear" leaves out experts, which are no modules.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+
+from configuration_zoo import ZooConfig
 
 ADAPTED_PARTS = ("attention", "mlp", "experts")
 # What a layer calls its attention and its recurrence.
@@ -16,7 +20,7 @@ MIXER_NAMES = frozenset(("self_attn", "linear_attn"))
 WRAPPED, INSIDE = ".base_layer", ("lora_", "ia3_")
 
 
-def lora_targets(model, parts=None):
+def lora_targets(model: nn.Module | ZooConfig, parts: Iterable[str] | None = None) -> dict[str, list[str]]:
     """{"target_modules": names, "target_parameters": names} of a zoo model or its config, each if there are any.
 
     "attention" are all linear maps of the token mixers, recurrent ones included; "mlp" those of dense MLPs and shared
@@ -98,7 +102,7 @@ def _parameters(modules):
     return {f"{path}.{name}" for path, module in modules.items() for name, _ in module.named_parameters(recurse=False)}
 
 
-def shortest_endings(paths, others, least=1):
+def shortest_endings(paths: Iterable[str], others: Iterable[str], least: int = 1) -> list[str]:
     """For each dotted path its shortest ending of `least` pieces or more that no path of `others` has, sorted, each
     once."""
     taken = {ending for other in others for ending in _endings(other)}

@@ -3,8 +3,15 @@
 A stage after the first one gets the stream `[B, T, D]` of the one before as `inputs_embeds`.
 """
 
+import os
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import nn
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .platform_transformers import stage_of
 
@@ -12,12 +19,12 @@ from .platform_transformers import stage_of
 UNCUT = ("hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult")
 
 
-def is_elsewhere(layer):
+def is_elsewhere(layer: nn.Module) -> bool:
     """Whether another stage has this layer."""
     return isinstance(layer, nn.Identity)
 
 
-def refuse_uncut(config) -> None:
+def refuse_uncut(config: ZooConfig) -> None:
     """Raises ValueError for a model that cannot be cut between layers."""
     for field in UNCUT:
         if getattr(config, field):
@@ -27,7 +34,7 @@ def refuse_uncut(config) -> None:
             )
 
 
-def count_elsewhere(cache, hidden_states, layers):
+def count_elsewhere(cache: Cache, hidden_states: torch.Tensor, layers: nn.ModuleList) -> None:
     """Lengths and masks are asked of the first layers of a cache: those of another stage keep a number per token of
     `hidden_states` `[B, T, D]`."""
     if is_elsewhere(layers[0]) or is_elsewhere(layers[-1]):
@@ -40,7 +47,7 @@ def count_elsewhere(cache, hidden_states, layers):
 class StagedModel:
     """Saving, where each process has the tensors of its own stage only."""
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """All stages have to call it; the whole model is written."""
         stage = stage_of(self, any(is_elsewhere(layer) for layer in self.base_model.layers))
         if stage is not None and "state_dict" not in kwargs:

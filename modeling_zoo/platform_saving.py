@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+
+from configuration_zoo import ZooConfig
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a folder keeps beside its weights for whoever wants the model's origin back; nothing here reads it.
@@ -17,14 +21,16 @@ SOURCE_FOLDER = "source"
 class SavedFolder:
     """Saving as transformers does it, and what it leaves to the model. A mixin in front of `PreTrainedModel`."""
 
-    def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         before = stamps(save_directory)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and is_first_rank():
             remove_older_set(save_directory, before)
             carry_along(self.config, save_directory)
 
-    def load_custom_generate(self, pretrained_model_name_or_path=None, **kwargs):
+    def load_custom_generate(self, pretrained_model_name_or_path: str | None = None, **kwargs: Any) -> Callable:
         """transformers' own. Raises OSError for the model's own folder, whose code is its two files: a load asks
         nobody for a third."""
         if pretrained_model_name_or_path == self.config.name_or_path:
@@ -42,7 +48,7 @@ def is_first_rank() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def carry_along(config, folder) -> None:
+def carry_along(config: ZooConfig, folder: str | os.PathLike) -> None:
     """`source/` of the folder the model was loaded from goes where the whole model goes: an adapter alone needs none.
 
     Files of gigabytes are linked to, not copied, where both places are on one disk.
@@ -69,7 +75,7 @@ def is_the_file(place: Path, path: Path) -> bool:
     return place.exists() and place.samefile(path)
 
 
-def kept_beside(config) -> Path | None:
+def kept_beside(config: ZooConfig) -> Path | None:
     """The folder `source/` that belongs to a loaded config: of a local folder, or as far as a Hub cache has it."""
     name = str(getattr(config, "name_or_path", "") or "")
     if config.source_config is None or not name:
@@ -83,13 +89,13 @@ def kept_beside(config) -> Path | None:
     return Path(manifest).parent if isinstance(manifest, str) else None
 
 
-def stamps(folder) -> dict[str, int | None]:
+def stamps(folder: str | os.PathLike) -> dict[str, int | None]:
     """When the one file and the index of a folder were written, None for one that is not there."""
     paths = {name: Path(folder) / name for name in (WHOLE, INDEX)}
     return {name: path.stat().st_mtime_ns if path.is_file() else None for name, path in paths.items()}
 
 
-def remove_older_set(folder, before: dict[str, int | None]) -> None:
+def remove_older_set(folder: str | os.PathLike, before: dict[str, int | None]) -> None:
     """Of one file and shards beside each other only the set just written stays: readers prefer the one file, whatever
     its age."""
     after = stamps(folder)

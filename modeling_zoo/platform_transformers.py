@@ -3,8 +3,12 @@
 A version that has renamed one of these gives the same numbers, or says in one sentence what is missing.
 """
 
+from typing import Any
+
 import transformers
+from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
@@ -31,7 +35,7 @@ FOUND_BY_TRANSFORMERS = {
 }
 
 
-def warn_of_what_is_gone():
+def warn_of_what_is_gone() -> None:
     """Once for each name above that this transformers does not know."""
     for name, (owner, loss) in FOUND_BY_TRANSFORMERS.items():
         if not hasattr(owner, name):
@@ -41,7 +45,7 @@ def warn_of_what_is_gone():
             )
 
 
-def enter_among_causal_models(model_class):
+def enter_among_causal_models(model_class: type[PreTrainedModel]) -> None:
     """Trainer shifts smoothed labels for classes whose name is in this table, and trains any other on predicting the
     token it has just read. A copy that is loaded as remote code enters itself. Gone: a warning."""
     table = getattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", None)
@@ -54,7 +58,7 @@ def enter_among_causal_models(model_class):
     table.setdefault(model_class.config_class.model_type, model_class.__name__)
 
 
-def place_window(layer):
+def place_window(layer: CacheLayerMixin) -> None:
     """The window's size as a tensor goes to the device of a sliding layer of a cache, for whoever asks transformers for
     it; zoo does not. Gone: nobody asks."""
     window = getattr(layer, "_sliding_window_tensor", None)
@@ -62,18 +66,18 @@ def place_window(layer):
         layer._sliding_window_tensor = window.to(layer.device)
 
 
-def replicated_class(cache):
+def replicated_class(cache: Cache) -> type[CacheLayerMixin] | None:
     """The class of which a cache made without a config has one layer more for each new index, None for any other cache.
     Gone: None, so transformers' own layers stay in such a cache."""
     return getattr(cache, "layer_class_to_replicate", None)
 
 
-def replicate(cache, layer_class):
+def replicate(cache: Cache, layer_class: type[CacheLayerMixin] | None) -> None:
     """Let such a cache add layers of `layer_class` from now on, or none (None)."""
     cache.layer_class_to_replicate = layer_class
 
 
-def stage_of(model, is_cut):
+def stage_of(model: PreTrainedModel, is_cut: bool) -> Any:
     """This process' stage of a pipeline, None without one. Gone: raises ValueError for a model of which `is_cut` says
     that other processes have layers."""
     stage = getattr(model, "_pp_stage", None)
@@ -85,7 +89,7 @@ def stage_of(model, is_cut):
     return stage
 
 
-def resized_embedding(model, table, *sizes):
+def resized_embedding(model: PreTrainedModel, table: nn.Embedding, *sizes: Any) -> nn.Embedding:
     """`table` with another number of rows, as the model resizes its tokens'. Gone: raises ValueError."""
     resize = getattr(model, "_get_resized_embeddings", None)
     if resize is None:

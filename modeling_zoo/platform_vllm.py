@@ -9,16 +9,24 @@ an engine runs them, from `served_class` below.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
+from torch import nn
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from configuration_zoo import ZooConfig
+
+from .ops_attention_bands import AttentionMask
+from .ops_cross_layer import SharedKeyValues
 
 # Fields whose layers must agree, as the engine asks the config as a whole.
 UNIFORM = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "moe_intermediate_size")
 SEEN = {"full_attention", "sliding_attention"}
 
 
-def engine_obstacles(config):
+def engine_obstacles(config: ZooConfig) -> list[str]:
     """Names of the fields that an engine cannot honour as they are; [] for a config it serves."""
     layers = config.per_layer_config
     found = _of_stack(config) + [name for layer in layers for name in _of_attention(layer) + _of_experts(layer)]
@@ -82,12 +90,12 @@ def _of_experts(layer):
     })  # fmt: skip
 
 
-def is_served(config) -> bool:
+def is_served(config: ZooConfig) -> bool:
     """Whether the attention of this config's layers is computed by such an engine."""
     return str(config._attn_implementation).startswith("vllm")
 
 
-def served_by(config, backend):
+def served_by(config: ZooConfig, backend: str | None) -> str | None:
     """`backend` as it is; raises ValueError where it is such an engine's, with the first field it would not honour."""
     for field in engine_obstacles(config)[:1] if str(backend).startswith("vllm") else ():
         values = [getattr(layer, field) for layer in config.per_layer_config]
@@ -107,13 +115,13 @@ class ServedGroupedQuery:
         self,
         hidden_states: torch.Tensor,
         *,
-        position_embeddings=None,
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=None,
-        shared_key_values=None,
-        **kwargs,
-    ):
+        position_embeddings: tuple[torch.Tensor, ...] | None = None,
+        attention_mask: AttentionMask = None,
+        past_key_values: Cache | None = None,
+        position_ids: torch.Tensor | None = None,
+        shared_key_values: SharedKeyValues | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, gate = self.queries(hidden_states, position_embeddings, position_ids)
         key, value = self.update_cache(hidden_states, position_embeddings, past_key_values, shared_key_values)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
@@ -134,12 +142,12 @@ class ServedLatent:
         self,
         hidden_states: torch.Tensor,
         *,
-        position_embeddings=None,
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=None,
-        **kwargs,
-    ):
+        position_embeddings: tuple[torch.Tensor, ...] | None = None,
+        attention_mask: AttentionMask = None,
+        past_key_values: Cache | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         refuse_in_latent_engine(self)
         # The engine merges these two only where neither result may be their input under another name.
         low_rank = self.q_a_proj(hidden_states) if self.ranked else None
@@ -157,7 +165,7 @@ class ServedLatent:
 SERVED_FORWARDS = {"grouped_query": ServedGroupedQuery, "latent": ServedLatent}
 
 
-def served_class(mixer_class: type, name: str, config) -> type:
+def served_class(mixer_class: type, name: str, config: ZooConfig) -> type:
     """The class of a mixer of this registry name: `mixer_class`, or under an engine one with the `forward` it reads."""
     return _served(mixer_class, SERVED_FORWARDS[name]) if name in SERVED_FORWARDS and is_served(config) else mixer_class
 
@@ -168,7 +176,7 @@ def _served(mixer_class, forward_class):
     return type(f"Served{mixer_class.__name__}", (forward_class, mixer_class), {})
 
 
-def refuse_in_latent_engine(mixer):
+def refuse_in_latent_engine(mixer: nn.Module) -> None:
     """Raises ValueError for what the engine's own attention over latents would drop in silence (over keys and values of
     every head it honours both), and where it takes another width for that of a cached latent."""
     config = mixer.config

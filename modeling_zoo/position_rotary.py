@@ -12,13 +12,15 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+from configuration_zoo import ZooConfig
+
 from .ops_rotary import REPEAT, share_tables
 
 
 class RopeSettings(SimpleNamespace):
     """What transformers' rope functions read from a config, for one rotation."""
 
-    def standardize_rope_params(self):
+    def standardize_rope_params(self) -> None:
         """The parameters already are in transformers' standard form."""
 
 
@@ -53,7 +55,12 @@ class RotaryEmbedding(nn.Module):
         return compute(self.config, None)
 
     @staticmethod
-    def compute_default_rope_parameters(config, device=None, seq_len=None, layer_type=None):
+    def compute_default_rope_parameters(
+        config: RopeSettings,
+        device: torch.device | None = None,
+        seq_len: int | None = None,
+        layer_type: str | None = None,
+    ) -> tuple[torch.Tensor, float]:
         """inv_freq_j = θ^(-2j / r), r = head_dim · partial_rotary_factor."""
         parameters = config.rope_parameters
         width = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
@@ -83,7 +90,7 @@ class Rotations(nn.Module):
     behind one name, the number of the first layer is appended.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         self.names, tables, contents = [], {}, {}
         for layer_idx, layer in enumerate(config.per_layer_config):

@@ -5,12 +5,14 @@ import math
 import torch
 from torch import nn
 
+from configuration_zoo import ZooConfig
+
 
 class LearnedPositions(nn.Embedding):
     """position_ids `[B, T]` → rows `[B, T, D]` of a learned table; the first `position_offset` rows are reserved
     (GPT-2, OPT)."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         self.offset = config.position_offset
         super().__init__(config.max_position_embeddings + self.offset, config.hidden_size)
 
@@ -47,7 +49,7 @@ WAVES = {"interleaved": interleaved_waves, "halves": halved_waves, "closed_halve
 class SinusoidalPositions(nn.Module):
     """Positions `[B, T]`, counted from `position_offset` → waves `[B, T, D]` of geometrically growing length."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         self.dim = config.hidden_size
         self.offset = config.position_offset
@@ -61,7 +63,7 @@ class SinusoidalPositions(nn.Module):
 class NoPositions(nn.Module):
     """Nothing is added to the residual stream."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
 
     def forward(self, position_ids: torch.Tensor, like: torch.Tensor) -> int:
@@ -88,7 +90,7 @@ class AlibiBias(nn.Module):
     -slope_h · |query position - key position|, `[1, H, T, K]` (MosaicBERT).
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         self.scale = config.key_width((config.softmax_layers or [0])[0]) ** -0.5 if config.alibi_scaled else 1.0
         self.round_dtype = getattr(torch, config.precision["alibi"]) if config.precision["alibi"] else None
@@ -133,7 +135,7 @@ class RelativeBias(nn.Module):
     Ahead of the query, where only a bidirectional model looks, every key has distance 0.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
         self.num_buckets = config.relative_attention_num_buckets
         self.max_distance = config.relative_attention_max_distance
@@ -163,7 +165,7 @@ class Distances(nn.Module):
     """How far each key is behind each query, `[T, K]`, for attention that makes scores of distances itself
     (Transformer-XL)."""
 
-    def __init__(self, config):
+    def __init__(self, config: ZooConfig):
         super().__init__()
 
     def forward(

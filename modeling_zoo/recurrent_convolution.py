@@ -1,5 +1,7 @@
 """The short convolution in front of a recurrence, whose last inputs a cache keeps."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -16,11 +18,18 @@ class ShortConvolution(nn.Conv1d):
     The sum is rounded to the dtype of the weight before the activation, the result to that of the input.
     """
 
-    def __init__(self, channels, taps, bias=False, activation=None, dtype=None):
+    def __init__(
+        self,
+        channels: int,
+        taps: int,
+        bias: bool = False,
+        activation: str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(channels, channels, taps, groups=channels, bias=bias, dtype=dtype)
         self.activation = None if activation in (None, "none") else activation_named(activation)
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         bound = self.kernel_size[0] ** -0.5
         init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -44,7 +53,7 @@ class ShortConvolution(nn.Conv1d):
 class NoConvolution(nn.Module):
     """act(x): what is left of a convolution of no taps."""
 
-    def __init__(self, activation=None):
+    def __init__(self, activation: str | None = None):
         super().__init__()
         self.activation = None if activation in (None, "none") else activation_named(activation)
 
@@ -52,7 +61,7 @@ class NoConvolution(nn.Module):
         return inputs if self.activation is None else self.activation(inputs)
 
 
-def make_convolution(settings, channels: int) -> nn.Module:
+def make_convolution(settings: SimpleNamespace, channels: int) -> nn.Module:
     """The convolution of `channels` channels that the settings ask for, or its activation alone."""
     if not settings.conv_kernel_dim:
         return NoConvolution(settings.act)

@@ -1,5 +1,7 @@
 """The norm and the gate on the output of a recurrence."""
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,7 +18,7 @@ class GatedRMSNorm(nn.Module):
     ("cast_then_scale") or keep float32 to the end ("float32"). Either of norm and gate may be missing.
     """
 
-    def __init__(self, settings, width, size):
+    def __init__(self, settings: SimpleNamespace, width: int, size: int):
         super().__init__()
         self.eps, self.width = settings.norm_eps, width
         self.norm_first = settings.norm_before_gate
@@ -25,11 +27,11 @@ class GatedRMSNorm(nn.Module):
         has_norm = settings.output_norm != "none"
         self.weight = nn.Parameter(torch.ones(size)) if has_norm else None
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         if self.weight is not None:
             init.ones_(self.weight)
 
-    def forward(self, states, gate=None):
+    def forward(self, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         dtype = states.dtype
         factor = None if self.activation is None else self.activation(gate.float())
         if factor is not None and (not self.norm_first or self.weight is None):
@@ -45,11 +47,11 @@ class GatedRMSNorm(nn.Module):
         grouped = grouped * weight.float() if self.keeps_float32 else weight * grouped.to(dtype)
         return grouped.flatten(-2)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"width={self.width}, eps={self.eps}, norm_first={self.norm_first}"
 
 
-def make_output_norm(settings):
+def make_output_norm(settings: SimpleNamespace) -> GatedRMSNorm:
     """The norm and gate of a mixer whose output is `num_value_heads · value_head_dim` wide."""
     inner = settings.num_value_heads * settings.value_head_dim
     widths = {

@@ -1,9 +1,15 @@
 """Every mixer with a state of fixed size, by the name in `linear_attention_type`, and hybrid layers, where one stands
 beside attention."""
 
+from typing import Any
+
 import torch
+from torch import nn
+
+from configuration_zoo import ZooConfig
 
 from .attention import GroupedQueryAttention
+from .ops_attention_bands import AttentionMask
 from .recurrent_linear import DeltaAttention, LinearAttention
 from .recurrent_state_space import GatedLinearUnit, SelectiveScan, ShortConvolutionMixer, StateSpaceDuality
 
@@ -24,12 +30,12 @@ LINEAR_MIXERS = {
 class HybridAttention(GroupedQueryAttention):
     """m_o · attention(m_i · x), `[B, T, D]`: the attention of a hybrid layer, with two constant factors (Falcon-H1)."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.in_multiplier = config.attention_in_multiplier
         self.out_multiplier = config.attention_out_multiplier
 
-    def forward(self, hidden_states, **kwargs):
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         hidden_states = hidden_states if self.in_multiplier is None else hidden_states * self.in_multiplier
         output, weights = super().forward(hidden_states, **kwargs)
         return output if self.out_multiplier is None else output * self.out_multiplier, weights
@@ -39,7 +45,13 @@ class HybridAttention(GroupedQueryAttention):
 HYBRID_ATTENTIONS = {"grouped_query": HybridAttention}
 
 
-def mix_in_parallel(attention, recurrence, hidden_states, attention_mask=None, **kwargs) -> torch.Tensor:
+def mix_in_parallel(
+    attention: nn.Module,
+    recurrence: nn.Module,
+    hidden_states: torch.Tensor,
+    attention_mask: dict[str, AttentionMask] | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
     """attention(x) + recurrence(x), `[B, T, D]`: both read the same input and keep their part of one cache layer.
 
     For the layer types hybrid and hybrid_sliding; `attention_mask` is one mask per part, {layer type: mask}

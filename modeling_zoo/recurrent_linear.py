@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from configuration_zoo import ZooConfig
+
 from .cache_recurrent_view import RecurrentCacheView
+from .ops_packing import PackedSequences
 from .ops_recurrence import delta_rule, linear_attention
+from .ops_recurrence_decode import RecurrentState
 from .recurrent_convolution import make_convolution
 from .recurrent_decays import DECAYS, constant_slopes
 from .recurrent_gated_norm import make_output_norm
@@ -18,7 +22,7 @@ from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_s
 from .recurrent_rows import TokenRows
 
 
-def elu_plus_one(x):
+def elu_plus_one(x: torch.Tensor) -> torch.Tensor:
     """elu(x) + 1 > 0 (Katharopoulos et al. 2020)."""
     return F.elu(x) + 1
 
@@ -35,7 +39,7 @@ class LinearAttention(RecurrentMixer):
     has_beta = False
     can_defer = True
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         settings, hidden = self.settings, config.hidden_size
         self.heads = settings.num_value_heads
@@ -54,7 +58,7 @@ class LinearAttention(RecurrentMixer):
         self.o_norm = make_output_norm(settings)
         self.o_proj = nn.Linear(self.value_dim, hidden, bias=settings.bias)
 
-    def add_decay(self, config, layer_idx):
+    def add_decay(self, config: ZooConfig, layer_idx: int) -> None:
         settings = self.settings
         self.decay = DECAYS.get(settings.decay)
         self.depth = config.num_hidden_layers
@@ -76,7 +80,7 @@ class LinearAttention(RecurrentMixer):
             return {}
         return {"slopes": torch.tensor(constant_slopes(self.heads, self.layer_idx, self.depth))}
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         for name, values in self.computed_buffers().items():
             init.copy_(getattr(self, name), values)
         if self.decay is None:
@@ -107,7 +111,16 @@ class LinearAttention(RecurrentMixer):
             return None
         return rows.valid.unsqueeze(-1).expand(-1, -1, self.heads).float()
 
-    def recurrence(self, query, key, value, beta, log_decay, state, packed):
+    def recurrence(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor,
+        beta: torch.Tensor | None,
+        log_decay: torch.Tensor | None,
+        state: RecurrentState,
+        packed: PackedSequences | None,
+    ) -> tuple[torch.Tensor, RecurrentState]:
         scale = self.settings.attention_multiplier
         return linear_attention(query, key, value, beta, log_decay, state, scale=scale, packed=packed)
 
@@ -140,7 +153,16 @@ class DeltaAttention(LinearAttention):
         beta = self.b_proj(hidden_states).sigmoid()
         return rows.mask_padding(beta * 2.0 if self.settings.allow_neg_eigval else beta)
 
-    def recurrence(self, query, key, value, beta, log_decay, state, packed):
+    def recurrence(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor,
+        beta: torch.Tensor,
+        log_decay: torch.Tensor | None,
+        state: RecurrentState,
+        packed: PackedSequences | None,
+    ) -> tuple[torch.Tensor, RecurrentState]:
         scale, normalize = self.settings.attention_multiplier, self.settings.qk_norm == "l2"
         inputs = (query, key, value, beta, log_decay, state)
         return delta_rule(*inputs, scale=scale, normalize=normalize, packed=packed)

@@ -1,13 +1,19 @@
 """What every recurrent mixer shares: rows without padding, its view of the cache, initial decays."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
+
+from configuration_zoo import ZooConfig
 
 from .cache_recurrent_view import RecurrentCacheView
 from .mixer import TokenMixer
+from .ops_packing import PackedSequences
 from .recurrent_rows import TokenRows, unpad
 
 
@@ -26,12 +32,18 @@ class RecurrentMixer(TokenMixer):
     # Whether `recurrence` takes a DeferredState for a single token.
     can_defer = False
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.settings = config.linear_settings(layer_idx)
 
     def forward(
-        self, hidden_states: torch.Tensor, *, attention_mask=None, past_key_values=None, position_ids=None, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | PackedSequences | None = None,
+        past_key_values: Cache | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         cache = RecurrentCacheView(past_key_values, self.layer_idx)
         hidden_states, rows = unpad(hidden_states, attention_mask, cache, position_ids)
@@ -56,7 +68,7 @@ def initialize_rates(rates: torch.Tensor, largest: float = 16.0) -> None:
 
 
 @torch.no_grad()
-def initialize_time_steps(bias: torch.Tensor, settings) -> None:
+def initialize_time_steps(bias: torch.Tensor, settings: SimpleNamespace) -> None:
     """dt_bias: softplus of it is spread between time_step_min and time_step_max on a logarithmic scale."""
     low, high = math.log(settings.time_step_min), math.log(settings.time_step_max)
     init.uniform_(bias, low, high)

@@ -8,10 +8,13 @@ Here tokens are moved together before the mixer and back after it.
     packed    x . . x .      nothing moves: the state is forgotten at each start
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_recurrent_attention_mask
+
+from configuration_zoo import ZooConfig
 
 from .cache_recurrent_view import RecurrentCacheView
 from .ops_packing import PackedSequences, is_left_padded, packed_sequences
@@ -74,7 +77,12 @@ class TokenRows(NamedTuple):
 
 
 def create_recurrent_mask(
-    config, inputs_embeds, attention_mask, past_key_values=None, position_ids=None, **kwargs
+    config: ZooConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None = None,
+    position_ids: torch.Tensor | None = None,
+    **kwargs: Any,
 ) -> torch.Tensor | PackedSequences | None:
     """Of the layers with a state: a padding mask `[B, T]`, `PackedSequences`, or None for T tokens of one sequence.
 

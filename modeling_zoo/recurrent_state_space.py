@@ -1,14 +1,19 @@
 """State space mixers, the real-gated linear recurrent unit and the gated short convolution."""
 
 import math
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from configuration_zoo import ZooConfig
+
 from .cache_recurrent_view import RecurrentCacheView
 from .norms import RMSNorm
+from .ops_packing import PackedSequences
+from .ops_recurrence_decode import RecurrentState
 from .ops_state_space import gated_linear_unit, grouped_selective_scan, state_space_duality
 from .recurrent_convolution import make_convolution
 from .recurrent_gated_norm import make_output_norm
@@ -26,7 +31,7 @@ class StateSpaceDuality(RecurrentMixer):
 
     can_defer = True
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         settings, hidden = self.settings, config.hidden_size
         self.heads = settings.num_value_heads
@@ -51,7 +56,7 @@ class StateSpaceDuality(RecurrentMixer):
         pairs = zip(self.sections, self.settings.section_multipliers, strict=True)
         return {"section_scale": torch.cat([torch.full((size,), float(factor)) for size, factor in pairs])}
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         initialize_rates(self.A_log)
         initialize_time_steps(self.dt_bias, self.settings)
         init.ones_(self.D)
@@ -74,7 +79,15 @@ class StateSpaceDuality(RecurrentMixer):
         steps = F.softplus(projected + self.dt_bias.to(projected.dtype))
         return steps if low is None and high is None else steps.clamp(min=low, max=high)
 
-    def recurrence(self, inputs, time_step, B, C, state, packed):
+    def recurrence(
+        self,
+        inputs: torch.Tensor,
+        time_step: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        state: RecurrentState,
+        packed: PackedSequences | None,
+    ) -> tuple[torch.Tensor, RecurrentState]:
         A = -torch.exp(self.A_log.float())
         return state_space_duality(inputs, time_step, A, B, C, self.D.float(), state, packed)
 
@@ -90,7 +103,7 @@ class StateSpaceDuality(RecurrentMixer):
         return output if settings.out_multiplier is None else output * settings.out_multiplier
 
 
-def make_step_norm(settings, size: int) -> nn.Module:
+def make_step_norm(settings: SimpleNamespace, size: int) -> nn.Module:
     """The norm on Δ, B or C of a selective scan: none, with a weight (Jamba) or without (Falcon-Mamba)."""
     if settings.step_norm == "none":
         return nn.Identity()
@@ -101,18 +114,18 @@ def make_step_norm(settings, size: int) -> nn.Module:
 class GroupedLinear(nn.Module):
     """y_g = W_g x_g + b_g, groups apart: `[..., G, inputs]` -> `[..., G, outputs]`."""
 
-    def __init__(self, groups, inputs, outputs, bias=False):
+    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool = False):
         super().__init__()
         self.in_features = inputs
         self.weight = nn.Parameter(torch.zeros(groups, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(groups, outputs)) if bias else None
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         init.normal_(self.weight, mean=0.0, std=std)
         if self.bias is not None:
             init.zeros_(self.bias)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         output = torch.einsum("...gi,goi->...go", x, self.weight)
         return output if self.bias is None else output + self.bias
 
@@ -130,7 +143,7 @@ class SelectiveScan(RecurrentMixer):
     `time_step_rank`; `num_key_heads` groups of channels with Δ, B and C of their own (Zamba, Glorioso et al. 2024).
     """
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         settings, hidden = self.settings, config.hidden_size
         self.inner = settings.num_value_heads * settings.value_head_dim
@@ -150,7 +163,7 @@ class SelectiveScan(RecurrentMixer):
         self.o_norm = make_output_norm(settings)
         self.o_proj = nn.Linear(self.inner, hidden, bias=settings.bias)
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         rates = torch.arange(1, self.A_log.shape[1] + 1, dtype=torch.float32)
         init.copy_(self.A_log, rates.log().expand_as(self.A_log))
         init.ones_(self.D)
@@ -158,7 +171,15 @@ class SelectiveScan(RecurrentMixer):
         init.uniform_(self.dt_proj.weight, -bound, bound)
         initialize_time_steps(self.dt_proj.bias, self.settings)
 
-    def recurrence(self, inputs, time_step, B, C, state, packed):
+    def recurrence(
+        self,
+        inputs: torch.Tensor,
+        time_step: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        state: torch.Tensor | None,
+        packed: PackedSequences | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         A = -torch.exp(self.A_log.float())
         return grouped_selective_scan(inputs, time_step, A, B, C, self.D.float(), state, packed)
 
@@ -176,16 +197,16 @@ class SelectiveScan(RecurrentMixer):
 class BlockDiagonalLinear(nn.Module):
     """y_h = x_h W_h + b_h, heads apart: `[..., H · w]` -> the same."""
 
-    def __init__(self, heads, width):
+    def __init__(self, heads: int, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(heads, width, width))
         self.bias = nn.Parameter(torch.zeros(heads, width))
 
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         init.normal_(self.weight, mean=0.0, std=self.weight.shape[1] ** -0.5)
         init.zeros_(self.bias)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         heads = x.unflatten(-1, self.bias.shape)
         return (torch.einsum("...hw,hwv->...hv", heads, self.weight) + self.bias).flatten(-2)
 
@@ -198,7 +219,7 @@ class GatedLinearUnit(RecurrentMixer):
 
     decay_scale = 8.0
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         settings, hidden = self.settings, config.hidden_size
         shape = (settings.num_value_heads, settings.value_head_dim)
@@ -213,13 +234,21 @@ class GatedLinearUnit(RecurrentMixer):
         self.o_proj = nn.Linear(inner, hidden, bias=settings.bias)
 
     @torch.no_grad()
-    def initialize(self, std):
+    def initialize(self, std: float) -> None:
         # a² between 0.9² and 0.999² where the gate is open.
         init.uniform_(self.recurrent_param, 0.9**2, 0.999**2)
         rate = -self.recurrent_param.log() / (2 * self.decay_scale)
         init.copy_(self.recurrent_param, rate.expm1().log())
 
-    def recurrence(self, inputs, log_decay, first, valid, state, packed):
+    def recurrence(
+        self,
+        inputs: torch.Tensor,
+        log_decay: torch.Tensor,
+        first: torch.Tensor,
+        valid: torch.Tensor | None,
+        state: torch.Tensor | None,
+        packed: PackedSequences | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return gated_linear_unit(inputs, log_decay, state, first, valid, packed)
 
     def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
@@ -236,7 +265,7 @@ class GatedLinearUnit(RecurrentMixer):
 class ShortConvolutionMixer(RecurrentMixer):
     """B, C, x = W x;  y = W_o (C · conv(B · x)) (LFM2, Liquid AI 2025)."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         settings, hidden = self.settings, config.hidden_size
         self.in_proj = nn.Linear(hidden, 3 * hidden, bias=settings.bias)

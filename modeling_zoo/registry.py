@@ -1,5 +1,9 @@
 """Every token mixer and every channel mixer by name; the only file that imports them all."""
 
+from torch import nn
+
+from configuration_zoo import ZooConfig
+
 from .attention import GroupedQueryAttention
 from .attention_kv_sharing import SharedKeyValueAttention
 from .attention_latent import LatentAttention
@@ -26,7 +30,7 @@ MLPS = {
 }
 
 
-def make_mixers(config, layer_idx: int) -> dict[str, TokenMixer]:
+def make_mixers(config: ZooConfig, layer_idx: int) -> dict[str, TokenMixer]:
     """The mixers of layer `layer_idx` under the names they have in it: attention is `self_attn`, a recurrence or a
     convolution `linear_attn`, and a hybrid layer has both."""
     attention, recurrence = config.attention_mixers[layer_idx], config.recurrent_mixers[layer_idx]
@@ -40,6 +44,6 @@ def make_mixers(config, layer_idx: int) -> dict[str, TokenMixer]:
     return {name: mixer_class(config, layer_idx) for name, mixer_class in mixers.items()}
 
 
-def make_mlp(config, layer_idx):
+def make_mlp(config: ZooConfig, layer_idx: int) -> nn.Module:
     """The channel mixer of layer `layer_idx`."""
     return MLPS[config.mlp_layer_types[layer_idx]](config, layer_idx)

@@ -6,7 +6,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from configuration_zoo import ZooConfig
+
+from .attention_sparse_indexer import IndexerInputs, SharedIndices
 from .ops_attention import repeat_kv
+from .ops_attention_bands import AttentionMask
 from .ops_attention_indexer import visible_keys
 from .ops_attention_multi_query import shape_scores
 from .ops_attention_sparse import chosen_keys
@@ -20,7 +24,9 @@ def is_learning(module: nn.Module) -> bool:
     return module.training and torch.is_grad_enabled() and bool(module.config.indexer_loss_coef)
 
 
-def add_indexer_loss(loss: torch.Tensor, config, shared_indices, share: torch.Tensor | float) -> torch.Tensor:
+def add_indexer_loss(
+    loss: torch.Tensor, config: ZooConfig, shared_indices: SharedIndices, share: torch.Tensor | float
+) -> torch.Tensor:
     """`loss` plus indexer_loss_coef times the mean loss of the layers with an indexer.
 
     `share` is the share of the targets of an accumulated batch that this forward has, by which its mean counts.
@@ -29,7 +35,14 @@ def add_indexer_loss(loss: torch.Tensor, config, shared_indices, share: torch.Te
 
 
 def record_indexer_loss(
-    mixer: nn.Module, query, latent, rope_key, attention_mask, inputs, positions, shared_indices
+    mixer: nn.Module,
+    query: tuple[torch.Tensor, torch.Tensor],
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    attention_mask: AttentionMask,
+    inputs: IndexerInputs,
+    positions: torch.Tensor | None,
+    shared_indices: SharedIndices | None,
 ) -> None:
     """Puts the loss of the indexer of `mixer` into `shared_indices`, where there is one and it is learning."""
     if mixer.indexer is not None and shared_indices is not None and is_learning(mixer):
@@ -42,8 +55,8 @@ def indexer_loss(
     query: tuple[torch.Tensor, torch.Tensor],
     latent: torch.Tensor,
     rope_key: torch.Tensor,
-    attention_mask,
-    inputs,
+    attention_mask: AttentionMask,
+    inputs: IndexerInputs,
     positions: torch.Tensor | None,
 ) -> torch.Tensor:
     """Mean over tokens of KL(attention summed over heads ‖ softmax of the index scores), a scalar (DeepSeek-V3.2,

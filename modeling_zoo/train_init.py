@@ -5,27 +5,30 @@ A mixer's own vectors (decays, time steps, norms, sinks) are initialised as thei
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
+
+from configuration_zoo import ZooConfig
 
 from .mlp_experts import Experts
 from .mlp_routers import Router
 from .position_tables import LearnedPositions
 
 
-def normal_std(config, inputs: int) -> float:
+def normal_std(config: ZooConfig, inputs: int) -> float:
     """initializer_range, whatever the shape."""
     return config.initializer_range
 
 
-def small_std(config, inputs: int) -> float:
+def small_std(config: ZooConfig, inputs: int) -> float:
     """sqrt(2 / 5D): Xavier's for a matrix of D × 4D, for all (Nguyen & Salazar 2019, arXiv 1910.05895, §2.2)."""
     return math.sqrt(2 / (5 * config.hidden_size))
 
 
-def fan_in_std(config, inputs: int) -> float:
+def fan_in_std(config: ZooConfig, inputs: int) -> float:
     """1 / sqrt(inputs): outputs as wide as inputs (LeCun et al. 1998; PaLM, Chowdhery et al. 2022, §5)."""
     return inputs**-0.5
 
@@ -33,27 +36,27 @@ def fan_in_std(config, inputs: int) -> float:
 INITIALIZERS = {"normal": normal_std, "small": small_std, "fan_in": fan_in_std}
 
 
-def same_std(config, std: float, layer_idx: int) -> float:
+def same_std(config: ZooConfig, std: float, layer_idx: int) -> float:
     """As every other matrix."""
     return std
 
 
-def depth_std(config, std: float, layer_idx: int) -> float:
+def depth_std(config: ZooConfig, std: float, layer_idx: int) -> float:
     """std / sqrt(N), N the sub-layers on the residual stream (GPT-2, Radford et al. 2019, §2.3; Megatron-LM)."""
     return std / math.sqrt(sum(1 if kind in ("mixer_only", "mlp_only") else 2 for kind in config.block_types))
 
 
-def layer_std(config, std: float, layer_idx: int) -> float:
+def layer_std(config: ZooConfig, std: float, layer_idx: int) -> float:
     """std / sqrt(2 (layer + 1)) (depth-scaled, Zhang et al. 2019, arXiv 1908.11365; OLMo)."""
     return std / math.sqrt(2 * (layer_idx + 1))
 
 
-def wang_std(config, std: float, layer_idx: int) -> float:
+def wang_std(config: ZooConfig, std: float, layer_idx: int) -> float:
     """2 / (layers · sqrt(D)) (Wang & Komatsuzaki 2021; GPT-NeoX, Black et al. 2022, §2)."""
     return 2 / (config.num_hidden_layers * math.sqrt(config.hidden_size))
 
 
-def zero_std(config, std: float, layer_idx: int) -> float:
+def zero_std(config: ZooConfig, std: float, layer_idx: int) -> float:
     """Every layer starts as the identity (Fixup, Zhang et al. 2019, arXiv 1901.09321)."""
     return 0.0
 
@@ -110,7 +113,7 @@ def own_matrices(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 yield name, parameter
 
 
-def draw(parameter: torch.Tensor, std: float, config) -> None:
+def draw(parameter: torch.Tensor, std: float, config: ZooConfig) -> None:
     """Fills from N(0, std²), truncated at ± initializer_cutoff · std if that is set."""
     if config.initializer_cutoff is None or std == 0:
         init.normal_(parameter, mean=0.0, std=std)
@@ -119,7 +122,7 @@ def draw(parameter: torch.Tensor, std: float, config) -> None:
         init.trunc_normal_(parameter, mean=0.0, std=std, a=-edge, b=edge)
 
 
-def draw_embedding(module: nn.Embedding, config) -> None:
+def draw_embedding(module: nn.Embedding, config: ZooConfig) -> None:
     """A table of tokens by embedding_initializer_range, one of positions by initializer_range; the padding row is
     zero."""
     own = None if isinstance(module, LearnedPositions) else config.embedding_initializer_range
@@ -152,7 +155,7 @@ class InitialWeights:
         super()._init_weights(module)
         initialize(self, module)
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         loaded = super().load_state_dict(*args, **kwargs)
         restore_buffers(self)
         return loaded

@@ -11,8 +11,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
+
+from configuration_zoo import ZooConfig
 
 from .embeddings import shape_logits
 from .ops_effective_weight import has_hooks
@@ -21,7 +25,7 @@ IGNORED = -100
 
 
 def logits_and_loss(
-    model,
+    model: PreTrainedModel,
     hidden_states: torch.Tensor,
     labels: torch.Tensor,
     logits_to_keep: int | torch.Tensor,
@@ -75,7 +79,7 @@ def share_of_batch(labels: torch.Tensor, kwargs: dict) -> float | torch.Tensor:
     return (targets != ignored).sum() / count_targets(targets, ignored, kwargs)
 
 
-def whole_loss(model, logits: torch.Tensor, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
+def whole_loss(model: PreTrainedModel, logits: torch.Tensor, labels: torch.Tensor, kwargs: dict) -> torch.Tensor:
     """transformers' loss, and the z-loss in training, from logits `[B, T, V]`."""
     loss = model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **kwargs)
     if not (model.training and model.config.output_z_loss_coef):
@@ -92,7 +96,12 @@ def log_normalizer_squares(logits: torch.Tensor, counted: torch.Tensor) -> torch
 
 
 def chunked_loss(
-    head: torch.nn.Module, hidden_states: torch.Tensor, labels: torch.Tensor, config, chunk_size: int, kwargs: dict
+    head: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor,
+    config: ZooConfig,
+    chunk_size: int,
+    kwargs: dict,
 ) -> torch.Tensor:
     """The same loss from hidden states `[B, T, D]`, `chunk_size` target tokens at a time.
 
@@ -127,7 +136,7 @@ def chunked_loss(
         return head(rows) / number
 
 
-def sum_of_chunk(apply: Callable, config, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def sum_of_chunk(apply: Callable, config: ZooConfig, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Σ over targets `[n]` of cross entropy and z-loss from states `[n, D]`."""
     logits = shape_logits(apply(states), config).float()
     total = F.cross_entropy(logits, targets.to(logits.device), reduction="sum")
@@ -176,7 +185,14 @@ class SumOverChunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, targets, chunk_sum, chunk_size, *parameters):
+    def forward(
+        ctx: FunctionCtx,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        chunk_sum: Callable,
+        chunk_size: int,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         row_gradient = torch.empty_like(rows)
         gradients = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
@@ -198,6 +214,6 @@ class SumOverChunks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, scale):
+    def backward(ctx: FunctionCtx, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         row_gradient, *gradients = [gradient * scale.to(gradient.device) for gradient in ctx.saved_tensors]
         return row_gradient, None, None, None, *gradients

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from configuration_zoo import ZooConfig
 
 from .mlp_routers import Router
 
@@ -83,7 +86,7 @@ class RouterLosses(NamedTuple):
 
 
 def router_losses(
-    config,
+    config: ZooConfig,
     router_logits: Sequence[torch.Tensor],
     attention_mask: torch.Tensor | None = None,
     target_mask: torch.Tensor | None = None,
@@ -106,7 +109,7 @@ def router_losses(
     return RouterLosses(total, aux_loss, z_loss)
 
 
-def should_add_router_losses(model, record: bool | None) -> bool:
+def should_add_router_losses(model: PreTrainedModel, record: bool | None) -> bool:
     """Whether a call with labels adds them: as `record` (output_router_logits) says; where that is None, in training
     if a coefficient is positive."""
     config = model.config
@@ -119,7 +122,7 @@ def should_add_router_losses(model, record: bool | None) -> bool:
 
 def add_router_losses(
     loss: torch.Tensor,
-    model,
+    model: PreTrainedModel,
     router_logits: Sequence[torch.Tensor],
     attention_mask: torch.Tensor | None,
     labels: torch.Tensor,
