@@ -22,7 +22,7 @@ from description_zoo.architecture import architecture
 from description_zoo.heads import CAUSAL, HEADS, head_of_own
 
 from ..errors import ConversionError, one_line
-from ..formats.quantised import refuse_quantized_config
+from ..formats.schemes import without_scheme
 from .culprits import with_culprit
 from .family import Family
 from .heads import head_of, labels_of
@@ -47,7 +47,7 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
         return _named(raw, lambda keys: _build(keys | overrides, OWN_TYPE))
     model_type = model_type_of(raw)
     family = family_of(model_type)
-    refuse_quantized_config(raw)
+    raw = without_scheme(raw)
     place = _place(raw, family)
     whole = (lambda keys: keys) if place is raw else (lambda keys: raw | {family.section: keys})
     return _named(place, lambda keys: _imported(whole(keys), model_type, family, overrides))

@@ -16,7 +16,9 @@ from ..files.checkpoint import Checkpoint
 from ..files.kept import record
 from ..files.sidecar import Manifest
 from ..files.writer import CODES
-from ..formats.quantised import refuse_quantized_folder, refuse_quantized_tensors
+from ..formats.quantised import refuse_quantized_tensors
+from ..formats.schemes import decoded, without_scheme
+from ..formats.stored import DecodedCheckpoint
 from .config_bridge import import_config
 from .plan import Plan, Planner
 from .registry import model_type_of
@@ -32,7 +34,7 @@ class Reader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | DecodedCheckpoint,
         dtype: torch.dtype | None = None,
         kept: dict[str, torch.dtype] | None = None,
         stored: dict[str, str] | None = None,
@@ -72,9 +74,11 @@ class Incoming:
 def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Incoming:
     """Plans the import of a foreign folder; raises ConversionError for whatever does not fit."""
     model_type = model_type_of(raw, str(folder / "config.json"))
-    refuse_quantized_folder(folder)
-    config, overrides = import_config(raw), {}
-    checkpoint = Checkpoint(folder, named=raw.get("transformers_weights"))
+    # What is cast later is decoded in float32, so that it is rounded once.
+    checkpoint = decoded(
+        Checkpoint(folder, named=raw.get("transformers_weights")), raw, None if dtype is None else torch.float32
+    )
+    raw, overrides = without_scheme(raw), {}
     reader = Reader(checkpoint)
 
     def planned(**changes):
@@ -118,7 +122,7 @@ def _note_files(manifest: Manifest, plan: Plan, planner: Planner, reader: Reader
         manifest.names = {name: [CODES[tensor.dtype], list(tensor.shape)] for name, tensor in used.items()}
 
 
-def _is_body(plan: Plan, expected: Expected, planner: Planner, checkpoint: Checkpoint) -> bool:
+def _is_body(plan: Plan, expected: Expected, planner: Planner, checkpoint: Checkpoint | DecodedCheckpoint) -> bool:
     """Whether a file that should have a head has none, and the names a body alone gives its tensors: what was saved is
     the body of the model that config.json names."""
     lacking = [name for name in expected.tensors if name not in plan.outputs]

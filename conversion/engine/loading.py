@@ -13,6 +13,7 @@ from description_zoo.heads import model_class
 from ..errors import ConversionError, one_line
 from ..files.checkpoint import Checkpoint, has_weights
 from ..files.sources import read_config, resolve_source
+from ..formats.schemes import is_readable, scheme_of
 from .config_bridge import import_config
 from .incoming import read_incoming
 from .registry import OWN_TYPE
@@ -73,8 +74,8 @@ def config_of_folder(folder: Path, raw: dict[str, Any]) -> ZooConfig:
 
     A folder without weights is what its config.json says, and so is one whose weights another library has packed.
     """
-    packed = raw.get("quantization_config")
-    if not has_weights(folder) or (packed and raw.get("model_type") != OWN_TYPE):
+    packed, scheme = raw.get("quantization_config"), scheme_of(raw, folder)
+    if not has_weights(folder) or (scheme and not is_readable(scheme) and raw.get("model_type") != OWN_TYPE):
         return import_config({key: value for key, value in raw.items() if key != "quantization_config"})
     if raw.get("model_type") != OWN_TYPE:
         return read_incoming(folder, raw).config

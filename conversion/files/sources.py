@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from ..errors import ConversionError
-from ..formats.quantised import SCHEMES
+from ..formats.schemes import SCHEME_FILES
 from .checkpoint import read_json
 from .companions import CARD, COMPANIONS
 from .folder_gate import check_files
@@ -34,7 +34,8 @@ def resolve_source(source: str | Path) -> Path:
         return folder
     if folder.exists() or not _HUB_ID.fullmatch(str(source)):
         raise ConversionError(f"{source} is neither a folder nor a Hub id like 'owner/name'.")
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", CARD, f"{FOLDER}/*", *SCHEMES, *COMPANIONS]
+    weights = ["*.safetensors", "*.safetensors.index.json"]
+    wanted = ["config.json", *weights, CARD, f"{FOLDER}/*", *SCHEME_FILES, *COMPANIONS]
     try:
         return Path(snapshot_download(str(source), allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

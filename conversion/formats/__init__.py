@@ -1,1 +1,1 @@
-"""How tensors are stored where they are not plain numbers."""
+"""How the files of a checkpoint store its numbers: one file a format, which the families know nothing of."""

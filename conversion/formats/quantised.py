@@ -1,40 +1,24 @@
-"""Weights stored as packed or rounded numbers, whose scales would be ignored: refused, wherever that is said."""
+"""Packed or rounded numbers that no scheme accounts for: refused, since their scales would be ignored."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConversionError
-from ..files.checkpoint import read_json
+from .schemes import scheme_of
 
 if TYPE_CHECKING:
     from ..engine.plan import Plan
     from ..engine.zoo_side import Expected
 
-# Files beside config.json in which some tools say how they packed the weights.
-SCHEMES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-_KEYS = ("quantization_config", "compression_config")
 _ADVICE = "load it with transformers, dequantise it and save it in a plain dtype."
 
 
 def refuse_quantized_config(raw: dict[str, Any]) -> None:
-    """Raises ConversionError where config.json, or the part of it about the text model, names a scheme."""
-    for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):
-        for method in (part[key] for key in _KEYS if part.get(key)):
-            name = method.get("quant_method", "an unnamed method") if isinstance(method, dict) else method
-            raise ConversionError(f"the checkpoint is quantised ({name}): {_ADVICE}")
-
-
-def refuse_quantized_folder(folder: Path) -> None:
-    """The same for a file of its own."""
-    for name in SCHEMES:
-        if (folder / name).is_file():
-            scheme = read_json(folder / name)
-            inner = scheme.get("quantization") if isinstance(scheme.get("quantization"), dict) else scheme
-            method = inner.get("quant_algo") or inner.get("quant_method") or "an unnamed method"
-            raise ConversionError(f"the checkpoint is quantised ({method}, says {name}): {_ADVICE}")
+    """Raises ConversionError where config.json of a zoo folder, or a part of it, names a scheme."""
+    if scheme := scheme_of(raw):
+        raise ConversionError(f"the checkpoint is quantised ({scheme['quant_method']}): {_ADVICE}")
 
 
 def refuse_quantized_tensors(plan: "Plan", expected: "Expected") -> None:

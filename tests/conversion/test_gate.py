@@ -116,7 +116,7 @@ def test_a_folder_without_weights_is_inspected_as_its_config_says(converted, tmp
 
 def test_weights_another_library_packed_are_inspected_as_the_plain_model(tmp_path, zoo):
     folder = Path(shutil.copytree(STORIES, tmp_path / "folder"))
-    raw = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    raw = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "vptq"}}
     (folder / "config.json").write_text(json.dumps(raw))
     code, out, _ = zoo("inspect", folder, "--json")
     assert code == 0 and json.loads(out)["parameters"] == 260_032

@@ -161,7 +161,7 @@ def test_a_scheme_is_found_wherever_it_is_named(file, content, source, tmp_path)
     (source / file).touch()
     text = (source / file).read_text() or "{}"
     (source / file).write_text(json.dumps(json.loads(text) | content))
-    refused(source, tmp_path / "target", r"quantised \((NVFP4|gptq|fp8|compressed-tensors)")
+    refused(source, tmp_path / "target", r"quantised \((modelopt|gptq|fp8|compressed-tensors)\)")
 
 
 # -- out of reach ---------------------------------------------------------------------------------------------------

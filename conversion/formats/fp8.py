@@ -1,0 +1,82 @@
+"""FP8: weights of eight bits, each matrix with one scale, one per row, or one per block of rows and columns.
+
+W[i, j] = float32(q[i, j]) · scale[i // rows, j // columns]: called an inverse, the scale multiplies. Blocks at the
+edges are partial. DeepSeek-V3's (arXiv 2412.19437, §3.3), Qwen3's and MiniMax's are 128 × 128 with scales in float32 or
+bfloat16; ue8m0 scales are powers of two; Mistral's are one number; FBGEMM's (Llama 3.1) one per row.
+"""
+
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConversionError
+from .packing import scaled
+from .stored import Found, Stored
+
+METHODS = ("fp8", "fbgemm_fp8")
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+# The name of a scale: after the whole name of its weight, or in place of its last word.
+_ENDINGS, _LAST_WORDS = ("_scale_inv", "_scale"), ("scale", "qscale_weight")
+# Scales of activations and of the cache, which no weight is multiplied with.
+UNUSED = ("activation_scale", "input_scale", "qscale_act", "k_scale", "v_scale", "q_scale", "output_scale")
+
+
+def find(headers: dict[str, Tensor], scheme: dict[str, Any]) -> Found:
+    """Every weight of eight bits with its scale; raises ConversionError where one of the two is missing or misfits."""
+    found, block = Found(), scheme.get("weight_block_size")
+    for name, weight in headers.items():
+        if weight.dtype in FLOAT8:
+            scale = scale_of(name, headers)
+            blocks = block_of(name, weight, scale, headers[scale], block)
+            found.tensors[name] = Stored((name, scale), tuple(weight.shape), partial(decode, block=blocks))
+    taken = found.taken()
+    for name in headers.keys() - taken:
+        if name.endswith(UNUSED):
+            found.unused.add(name)
+        elif name.endswith(_ENDINGS):
+            raise ConversionError(f"{name!r} is a scale without a weight of eight bits: the checkpoint is damaged.")
+    return found
+
+
+def scale_of(name: str, headers: dict[str, Tensor]) -> str:
+    """The name of the scale of a weight."""
+    beginning = name.removesuffix("weight")
+    for candidate in (*(name + ending for ending in _ENDINGS), *(beginning + word for word in _LAST_WORDS)):
+        if candidate in headers:
+            return candidate
+    dtype, names = str(headers[name].dtype).removeprefix("torch."), f"{name}{_ENDINGS[0]} or {name}{_ENDINGS[1]}"
+    raise ConversionError(f"{name!r} is {dtype} and has no scale ({names}): the checkpoint is incomplete.")
+
+
+def block_of(
+    name: str, weight: Tensor, scale_name: str, scale: Tensor, block: list[int] | None
+) -> tuple[int, int] | None:
+    """Rows and columns that share a scale; None: the whole tensor does."""
+    if scale.numel() == 1:
+        return None
+    *lead, rows, columns = weight.shape
+    grid = list(scale.shape)
+    if grid == [*lead, rows, 1] or grid == [*lead, rows]:
+        return 1, columns
+    if lead and grid in ([*lead], [*lead, 1, 1]):
+        return rows, columns
+    if isinstance(block, (list, tuple)) and len(block) == 2:
+        wanted = [*lead, ceil(rows / block[0]), ceil(columns / block[1])]
+        if grid == wanted:
+            return tuple(block)
+        said = f"blocks of {block[0]} × {block[1]} make it {wanted}"
+    else:
+        said = "config.json names no weight_block_size"
+    raise ConversionError(f"{scale_name!r} is {grid} beside {name!r} of {list(weight.shape)}, but {said}.")
+
+
+def decode(dtype: torch.dtype, weight: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Tensor:
+    """float32(q) · scale, rounded once to `dtype`."""
+    if block is None:
+        scale, block = scale.reshape([1] * weight.dim()).expand(*weight.shape[:-2], 1, 1), weight.shape[-2:]
+    elif scale.dim() < weight.dim():
+        scale = scale.reshape(*weight.shape[:-2], -1, 1)
+    return scaled(dtype, weight, scale, block)
