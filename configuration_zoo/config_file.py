@@ -1,13 +1,14 @@
 """What config.json says of a model: what differs from the defaults and cannot be derived, and what engines look for."""
 
 import re
+from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import MISSING, fields
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .field_settings import described, nested, settings_of, spread
+from .field_settings import by_concept, described, nested, settings_of, spread
 from .version import __version__
 
 # Written whatever they are: what serving engines, quantizers and the Hub's pages look for without building a config.
@@ -30,10 +31,10 @@ def default_of(field) -> Any:
 def own_defaults(config_class) -> dict[str, Any]:
     """{name: default} of the fields of zoo itself; those of every transformers config are left to transformers.
 
-    A key of a dict of settings is a field of its own here.
+    A key of a dict of settings is a field of its own here. They stand in the order of the concepts.
     """
-    theirs = {field.name for field in fields(PreTrainedConfig)}
-    return {name: default_of(field) for name, field in described(config_class).items() if name not in theirs}
+    theirs, every = {field.name for field in fields(PreTrainedConfig)}, described(config_class)
+    return {name: default_of(every[name]) for name in by_concept(config_class) if name not in theirs}
 
 
 def written(config, whole: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +70,8 @@ def _kept(config, values: dict[str, Any], defaults: dict[str, Any]) -> set[str]:
     while True:
         derived = copy(view)
         vars(derived).update(_attributes(config, defaults | {name: values.get(name) for name in kept}))
-        derived._resolve()
+        with suppress(ValueError):  # A width that does not divide before the field that says it is among them.
+            derived._resolve()
         others = [name for name in defaults if not same(getattr(derived, name), values.get(name)) and name not in kept]
         if not others:
             return kept

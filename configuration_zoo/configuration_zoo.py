@@ -80,8 +80,8 @@ class DocstringWithFields:
 @strict
 class ZooConfig(
     ModelFields,
-    LatentFields,
     AttentionFields,
+    LatentFields,
     LinearFields,
     SharedBlockFields,
     PositionFields,
@@ -241,11 +241,21 @@ class ZooConfig(
             )
 
     def _resolve(self) -> None:
-        # Model sizes first, then layer_types, then what depends on them; the order of the groups.
-        for group in type(self).__mro__:
-            for name in vars(group):
-                if name.startswith("resolve_"):
-                    getattr(self, name)()
+        """Derives what was left out, step by step: each reads what was given and what the steps before it settled."""
+        self.resolve_layer_types()  # from block_type and sliding_window
+        self.resolve_mlp_layer_types()  # from block_type and num_experts
+        self.resolve_latent()  # widths of latent attention, among them head_dim
+        self.resolve_attention()  # head_dim of any other attention
+        self.resolve_linear()  # as many heads as attention has, as wide
+        self.resolve_shared_blocks()
+        self.resolve_position()
+        self.resolve_norm()
+        self.resolve_hyper_connections()
+        self.resolve_per_layer_input()
+        self.resolve_mlp()
+        self.resolve_experts()  # as wide as a dense MLP
+        self.resolve_precision()  # what the concepts above round by default
+        self.resolve_training()
 
     def standardize_rope_params(self):
         """transformers' own. An older one leaves a theta beside tables by layer type and asks for one of every type."""

@@ -29,6 +29,13 @@ def described(config_class) -> dict[str, Field]:
     return found
 
 
+@cache
+def by_concept(config_class) -> tuple[str, ...]:
+    """The names of `described` as the groups of the class follow each other: what chooses before what it chooses."""
+    order = [name for group in config_class.__mro__ for name in vars(group).get("__annotations__", ())]
+    return tuple(sorted(described(config_class), key=lambda name: order.index(name.partition(".")[0])))
+
+
 def nested(values: dict[str, Any]) -> dict[str, Any]:
     """`{"precision.norm": x}` as `{"precision": {"norm": x}}`, beside what that dict already has."""
     found = {name: value for name, value in values.items() if "." not in name}

@@ -208,12 +208,14 @@ class AttentionFields:
         source="Vaswani et al. 2017, as published in tensor2tensor",
     )
 
-    def resolve_attention(self):
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
+    def resolve_layer_types(self):
         if self.layer_types is None:
             word = SLIDING if self.sliding_window is not None else FULL
             self.layer_types = [NO_MIXER if block == "mlp_only" else word for block in self.block_types]
+
+    def resolve_attention(self):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             attends = any(word in ATTENDING_LAYERS for word in self.layer_types)
             self.head_dim = self.even_head_dim() if attends else max(self.hidden_size // self.num_attention_heads, 1)

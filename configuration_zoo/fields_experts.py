@@ -182,12 +182,8 @@ class ExpertFields:
     )
 
     def resolve_experts(self):
-        if self.mlp_layer_types is None and self.num_experts is not None:
-            self.mlp_layer_types = ["dense" if block == "mixer_only" else "sparse" for block in self.block_types]
-        if "sparse" not in (self.mlp_layer_types or ()):
+        if "sparse" not in self.mlp_layer_types:
             return
-        # The dense width, which an expert's is when left out, is derived by the group after this one.
-        self.resolve_mlp()
         _fill(self, "moe_intermediate_size", self.intermediate_size)
         self._resolve_router()
         self._resolve_shared_experts()

@@ -113,7 +113,7 @@ class LatentFields:
     def resolve_latent(self):
         if "latent" in self.attentions:
             self._resolve_widths()
-        if INDEXED in (self.layer_types or ()):
+        if INDEXED in self.layer_types:
             self._resolve_indexer()
 
     def _resolve_widths(self):

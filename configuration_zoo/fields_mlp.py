@@ -49,13 +49,16 @@ class MlpFields:
         source="transformers",
     )
 
+    def resolve_mlp_layer_types(self):
+        if self.mlp_layer_types is None:
+            kind = "dense" if self.num_experts is None else "sparse"
+            self.mlp_layer_types = ["dense" if block == "mixer_only" else kind for block in self.block_types]
+
     def resolve_mlp(self):
         if self.intermediate_size is None:
             plain = 4 * self.hidden_size
             matched = -(-(2 * plain) // (3 * WIDTH_MULTIPLE)) * WIDTH_MULTIPLE
             self.intermediate_size = matched if self.gated_mlp else plain
-        if self.mlp_layer_types is None:
-            self.mlp_layer_types = ["dense"] * self.num_hidden_layers
 
     @for_each_layer
     def validate_mlp(self):

@@ -105,7 +105,7 @@ class PrecisionFields:
             self._fill_precision("norm", "scale_then_cast" if scale_first else norm.casts[0])
         if self.position_embedding_type == "rope":
             self._fill_precision("rope", "activation")
-        if "sparse" in (self.mlp_layer_types or ()):
+        if "sparse" in self.mlp_layer_types:
             self._fill_precision("router", "float32_scores")
             self._fill_precision("router_weights", "float32")
         if any(block in PARALLEL_BLOCKS for block in self.block_types):
