@@ -101,7 +101,7 @@ def perform(run: Run, section: str, item: Item) -> None:
         # An illegal access leaves the process without a device: the exception of this call ends it.
         run.wait()
     finally:
-        gc.collect()
+        run.clear()
 
 
 def judged(values: dict) -> dict:

@@ -1,5 +1,6 @@
 """What one decoded token asks of the host: waits for the device, launches, the time to issue them."""
 
+import os
 import time
 import traceback
 import warnings
@@ -61,9 +62,7 @@ def watched(run: Run, work: Callable[[], object]) -> list[str]:
 
     def note(message, *_, **__):
         if "synchron" in str(message):
-            frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(HERE)]
-            frames = [frame for frame in frames if "/torch/" not in frame.filename and "warnings" not in frame.filename]
-            found.append(f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}")
+            found.append(place(traceback.extract_stack()))
 
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -74,6 +73,15 @@ def watched(run: Run, work: Callable[[], object]) -> list[str]:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return found
+
+
+def place(frames: list[traceback.FrameSummary]) -> str:
+    """The innermost line of zoo and, where that called another library than torch, the innermost of that."""
+    beyond = ("/site-packages/torch/", f"{os.sep}warnings.py", HERE)
+    frames = [frame for frame in frames if not any(part in frame.filename for part in beyond)]
+    ours = [frame for frame in frames if "modeling_zoo" in frame.filename][-1:]
+    named = dict.fromkeys(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in (*ours, *frames[-1:]))
+    return " > ".join(named)
 
 
 # -- launches ----------------------------------------------------------------------------------------------------------

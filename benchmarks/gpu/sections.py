@@ -4,15 +4,15 @@ from . import ceilings, core, correct, fla, graphs, growth, launches, steps
 from .harness import Section
 
 SECTIONS = (
-    Section("ceilings", ceilings.items, 8),
+    Section("ceilings", ceilings.items, 30),
     Section("correct", correct.items, 40, together=True),
-    Section("traced", graphs.compile_items, 60, together=True),
+    Section("traced", graphs.compile_items, 80, together=True),
     Section("waits", launches.wait_items, 10, together=True),
     Section("graph", graphs.capture_items, 10, together=True),
     Section("launches", launches.launch_items, 16),
     Section("growth", growth.items, 5),
     Section("prompts", steps.prompt_items, 18),
-    Section("core", core.items, 45),
+    Section("core", core.items, 35),
     Section("steps", steps.step_items, 70),
     Section("warm", graphs.warm_items, 25, together=True),
     Section("compiled", graphs.speed_items, 70),

@@ -1,5 +1,6 @@
 """Sections in processes of their own: one that dies or hangs takes nothing with it, and what is left goes on."""
 
+import gc
 import multiprocessing
 import os
 import time
@@ -42,6 +43,8 @@ def serve(name: str, options: Options, stop: float, ceilings: dict, taken, pipe:
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
     section, code = find(name), 0
+    # What was there before is no garbage: collecting what a measurement leaves is quick.
+    gc.freeze()
     if section.together:
         torch.set_num_threads(1)
         import torch._inductor.config as inductor

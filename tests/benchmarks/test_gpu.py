@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 
 import pytest
 import torch
 from places import ROOT
 
-from benchmarks.gpu import correct, page, workers
+from benchmarks.gpu import correct, launches, page, workers
 from benchmarks.gpu.command import Check
 from benchmarks.gpu.forms import CHOOSERS, plain_forms
 from benchmarks.gpu.harness import Item, Options, Run, Section, perform
@@ -82,6 +83,17 @@ def test_plain_forms_choose_no_kernel(monkeypatch):
     with plain_forms():
         assert not ops_attention.use_triton(torch.zeros(1))
     assert ops_attention.use_triton(torch.zeros(1))
+
+
+def test_where_the_host_waits_is_said_by_lines_of_zoo_and_of_what_it_called():
+    def stack(*files):
+        return [traceback.FrameSummary(file, 7, "f", line="") for file in files]
+
+    packages = "/opt/torch/site-packages"
+    ours, theirs = "/x/modeling_zoo/attention_masks.py", f"{packages}/transformers/masking_utils.py"
+    beyond = (f"{packages}/torch/_tensor.py", "/usr/lib/warnings.py", launches.__file__)
+    assert launches.place(stack("/x/run.py", ours, theirs, *beyond)) == "attention_masks.py:7 f > masking_utils.py:7 f"
+    assert launches.place(stack(theirs, ours, *beyond)) == "attention_masks.py:7 f"
 
 
 # -- processes -----------------------------------------------------------------------------------------------------
