@@ -9,6 +9,7 @@
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOME = {
     "ConversionError": "errors",
@@ -24,7 +25,7 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # On first use: listing the families, or writing one, needs neither torch nor the model.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

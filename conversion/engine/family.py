@@ -42,7 +42,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedConfig
+
+from configuration_zoo import ZooConfig
+
 from .rules import Rule
+
+# The config object that `derive` is given, the one that `restore` is given, and the keys that both give.
+Theirs, Ours, Keys = PreTrainedConfig, ZooConfig, dict[str, Any]
 
 # Fields that transformers spells the same in nearly every family (through `attribute_map` where the file does not).
 COMMON_FIELDS = {
@@ -62,14 +69,14 @@ class Family:
 
     fields: dict[str, str] = field(default_factory=lambda: dict(COMMON_FIELDS))  # their name -> ZooConfig's name
     fixed: dict[str, Any] = field(default_factory=dict)  # ZooConfig fields every model of the family has
-    derive: Callable[[Any], dict[str, Any]] | None = None  # their config object -> further ZooConfig arguments
-    restore: Callable[[Any], dict[str, Any]] | None = None  # ZooConfig -> their keys: the inverse of `derive`
-    prepare: Callable[[dict], dict] | None = None  # config.json -> the dict transformers' config class is given
+    derive: Callable[[Theirs], Keys] | None = None  # their config object -> further ZooConfig arguments
+    restore: Callable[[Ours], Keys] | None = None  # ZooConfig -> their keys: the inverse of `derive`
+    prepare: Callable[[Keys], Keys] | None = None  # config.json -> the dict transformers' config class is given
     section: str | None = None  # key of config.json under which the text model stands ("text_config")
     ties_at_top: bool = True  # with a section: its class ties the head by the flag beside it, not by the one inside
     reads: str | None = None  # model_type whose config class reads the dict; the file name when None
-    rules: Sequence[Rule] | Callable[[Any], Sequence[Rule]] = ()  # or a function of the ZooConfig
-    buffers: Callable[[Any, dict], dict[str, Callable]] | None = None  # see the docstring above
+    rules: Sequence[Rule] | Callable[[Ours], Sequence[Rule]] = ()  # or a function of the ZooConfig
+    buffers: Callable[[Ours, Keys], dict[str, Callable]] | None = None  # see the docstring above
     prefixes: dict[str, str] = field(default_factory=dict)  # beginning of their names -> beginning for the rules
     also_prefixes: dict[str, str] = field(default_factory=dict)  # the same, of some sources only
     base_prefix: str = "model."  # put before every name but the head's when a file of the bare body has none of it
@@ -77,12 +84,12 @@ class Family:
     oracle: str | None = None  # transformers class the tests compare with; AutoModelForCausalLM's choice when None
     tiny: Sequence[dict[str, Any]] = ()  # small variants for the tests, in their arguments
 
-    def rules_for(self, config: Any) -> list[Rule]:
+    def rules_for(self, config: Ours) -> list[Rule]:
         """The tensor rules of a model with this ZooConfig."""
         return list(self.rules(config) if callable(self.rules) else self.rules)
 
 
-def rope(theirs: Any, partial: bool = False) -> dict[str, Any]:
+def rope(theirs: Theirs, partial: bool = False) -> Keys:
     """Their standardised `rope_parameters`; `partial=False` for code that ignores `partial_rotary_factor`.
 
     In transformers the unscaled rotary embedding of the Llama line rotates the whole head whatever the factor says,
@@ -95,6 +102,6 @@ def rope(theirs: Any, partial: bool = False) -> dict[str, Any]:
     return parameters
 
 
-def restore_rope(ours: Any) -> dict[str, Any]:
+def restore_rope(ours: Ours) -> Keys:
     """Their `rope_parameters` from zoo's: the same dictionary."""
     return deepcopy(ours.rope_parameters)

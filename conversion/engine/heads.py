@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from description_zoo.heads import BODY, CAUSAL, HEADS, named_class
 
 from ..errors import ConversionError
@@ -35,7 +37,7 @@ def head_of(raw: Mapping[str, Any]) -> str:
     return CAUSAL
 
 
-def labels_of(config, head: str) -> dict[str, Any]:
+def labels_of(config: PreTrainedConfig, head: str) -> dict[str, Any]:
     """What a config says about the labels of such a head."""
     if head in (CAUSAL, BODY):
         return {}

@@ -40,7 +40,7 @@ class Context:
         return self.values.get("i")
 
     @property
-    def settings(self):
+    def settings(self) -> Any:
         """The config as this layer sees it (`per_layer_config` applied)."""
         differ = self.layer is not None and getattr(self.config, "is_heterogeneous", False)
         if not differ or self.layer >= self.config.num_hidden_layers:
@@ -104,10 +104,10 @@ class EachOp(Op):
     def to_theirs(self, tensor: Tensor, ctx: Context) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, tensors, ctx):
+    def forward(self, tensors: list, ctx: Context) -> list:
         return [self.to_ours(tensor, ctx) for tensor in tensors]
 
-    def backward(self, tensors, ctx):
+    def backward(self, tensors: list, ctx: Context) -> list:
         return [self.to_theirs(tensor, ctx) for tensor in tensors]
 
 
@@ -117,10 +117,10 @@ class Reverse(Op):
     def __init__(self, op: Op):
         self.op = op
 
-    def forward(self, tensors, ctx):
+    def forward(self, tensors: list, ctx: Context) -> list:
         return self.op.backward(tensors, ctx)
 
-    def backward(self, tensors, ctx):
+    def backward(self, tensors: list, ctx: Context) -> list:
         return self.op.forward(tensors, ctx)
 
 
@@ -133,10 +133,10 @@ class Slots(Op):
     def _pairs(self, tensors):
         return zip(self.ops, tensors, strict=True)
 
-    def forward(self, tensors, ctx):
+    def forward(self, tensors: list, ctx: Context) -> list:
         return [tensor if op is None else op.forward([tensor], ctx)[0] for op, tensor in self._pairs(tensors)]
 
-    def backward(self, tensors, ctx):
+    def backward(self, tensors: list, ctx: Context) -> list:
         return [tensor if op is None else op.backward([tensor], ctx)[0] for op, tensor in self._pairs(tensors)]
 
 
@@ -146,7 +146,7 @@ class Transpose(EachOp):
     def __init__(self, first: int = -2, second: int = -1):
         self.first, self.second = first, second
 
-    def to_ours(self, tensor, ctx):
+    def to_ours(self, tensor: Tensor, ctx: Context) -> Tensor:
         return tensor if tensor.ndim < 2 else tensor.transpose(self.first, self.second)
 
     to_theirs = to_ours
@@ -171,7 +171,7 @@ class Split(Op):
             raise ValueError(f"{total} rows do not split into {sizes}")
         return sizes
 
-    def forward(self, tensors, ctx):
+    def forward(self, tensors: list, ctx: Context) -> list:
         (tensor,) = tensors
         dim, groups = self.dim % tensor.ndim, ctx.size(self.groups)
         if tensor.shape[dim] % groups:
@@ -180,7 +180,7 @@ class Split(Op):
         pieces = grouped.split(self._sizes(grouped.shape[dim + 1], ctx), dim + 1)
         return [piece.flatten(dim, dim + 1) for piece in pieces]
 
-    def backward(self, tensors, ctx):
+    def backward(self, tensors: list, ctx: Context) -> list:
         dim, groups = self.dim % tensors[0].ndim, ctx.size(self.groups)
         return [torch.cat([part.unflatten(dim, (groups, -1)) for part in tensors], dim + 1).flatten(dim, dim + 1)]
 
@@ -197,13 +197,13 @@ class Join(Op):
     def __init__(self, *sizes: Size):
         self.sizes = sizes
 
-    def forward(self, tensors, ctx):
+    def forward(self, tensors: list, ctx: Context) -> list:
         rows = [tensor.shape[0] for tensor in tensors]
         if sum(rows) != sum(ctx.size(size) for size in self.sizes):
             raise ValueError(f"parts of {rows} rows do not join to {[ctx.size(size) for size in self.sizes]}")
         return [torch.cat(tensors)]
 
-    def backward(self, tensors, ctx):
+    def backward(self, tensors: list, ctx: Context) -> list:
         (tensor,) = tensors
         return list(tensor.split([shape[0] for shape in ctx.shapes] or [ctx.size(size) for size in self.sizes]))
 
@@ -211,20 +211,20 @@ class Join(Op):
 class Stack(Op):
     """Every slot of many tensors to one with a new first dimension: `n x [...]` to `[n, ...]`."""
 
-    def forward(self, tensors, ctx):
+    def forward(self, tensors: list, ctx: Context) -> list:
         return [_stack([slot], 1) for slot in tensors]
 
-    def backward(self, tensors, ctx):
+    def backward(self, tensors: list, ctx: Context) -> list:
         return [list(tensor.unbind(0)) for tensor in tensors]
 
 
 class StackExperts(Op):
     """`E x [I, D]` per slot to one `[E, slots * I, D]`: experts stacked, gate rows first, then up rows."""
 
-    def forward(self, tensors, ctx):
+    def forward(self, tensors: list, ctx: Context) -> list:
         return [_stack(tensors, len(tensors))]
 
-    def backward(self, tensors, ctx):
+    def backward(self, tensors: list, ctx: Context) -> list:
         (tensor,) = tensors
         if ctx.theirs == 1:
             return [list(tensor.unbind(0))]
@@ -255,8 +255,8 @@ class Reshape(EachOp):
     def __init__(self, theirs: Sequence[Size], ours: Sequence[Size]):
         self.theirs, self.ours = theirs, ours
 
-    def to_ours(self, tensor, ctx):
+    def to_ours(self, tensor: Tensor, ctx: Context) -> Tensor:
         return tensor.reshape([ctx.size(size) for size in self.ours])
 
-    def to_theirs(self, tensor, ctx):
+    def to_theirs(self, tensor: Tensor, ctx: Context) -> Tensor:
         return tensor.reshape([ctx.size(size) for size in self.theirs])

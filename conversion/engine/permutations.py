@@ -17,10 +17,10 @@ class Permutation(EachOp):
     def _take(self, tensor, order):
         return tensor.index_select(self.dim, order.to(tensor.device))
 
-    def to_ours(self, tensor, ctx):
+    def to_ours(self, tensor: Tensor, ctx: Context) -> Tensor:
         return self._take(tensor, self.order(tensor.shape[self.dim], ctx))
 
-    def to_theirs(self, tensor, ctx):
+    def to_theirs(self, tensor: Tensor, ctx: Context) -> Tensor:
         return self._take(tensor, self.order(tensor.shape[self.dim], ctx).argsort())
 
 
@@ -30,7 +30,7 @@ class Deinterleave(Permutation):
     def __init__(self, n: int = 2, dim: int = 0):
         self.n, self.dim = n, dim
 
-    def order(self, rows, ctx):
+    def order(self, rows: int, ctx: Context) -> Tensor:
         if rows % self.n:
             raise ValueError(f"{rows} rows are not {self.n} interleaved parts")
         return torch.arange(rows).view(-1, self.n).t().flatten()
@@ -48,7 +48,7 @@ class HeadPermutation(Permutation):
     def channels(self, head_dim: int, ctx: Context) -> Tensor:
         raise NotImplementedError
 
-    def order(self, rows, ctx):
+    def order(self, rows: int, ctx: Context) -> Tensor:
         head_dim = ctx.size(self.head_dim)
         if rows % head_dim:
             raise ValueError(f"{rows} rows are not whole heads of {head_dim}")
@@ -66,7 +66,7 @@ class PermuteRope(HeadPermutation):
         super().__init__(head_dim, dim)
         self.rotary, self.start = rotary, start
 
-    def channels(self, head_dim, ctx):
+    def channels(self, head_dim: int, ctx: Context) -> Tensor:
         rotary = rotary_channels(head_dim, ctx) if self.rotary is None else ctx.size(self.rotary)
         start, order = ctx.size(self.start), torch.arange(head_dim)
         order[start : start + rotary] = order[start : start + rotary].view(-1, 2).t().flatten()
@@ -76,7 +76,7 @@ class PermuteRope(HeadPermutation):
 class SwapHalves(HeadPermutation):
     """Second half of every head first: turns rotation by a negative angle into the ordinary half-split one."""
 
-    def channels(self, head_dim, ctx):
+    def channels(self, head_dim: int, ctx: Context) -> Tensor:
         return torch.arange(head_dim).roll(head_dim // 2)
 
 

@@ -5,8 +5,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation, revert_weight_conversion
 
+from configuration_zoo import ZooConfig
 from description_zoo.heads import BODY, CAUSAL, HEADS, head_of_own
 
 from ..errors import ConversionError
@@ -16,7 +18,9 @@ from .registry import family_of
 from .their_config import their_config
 
 
-def their_model(raw: dict[str, Any], model_type: str, family: Family, dtype: torch.dtype, head: str = CAUSAL):
+def their_model(
+    raw: dict[str, Any], model_type: str, family: Family, dtype: torch.dtype, head: str = CAUSAL
+) -> PreTrainedModel | None:
     """Transformers' own model of a config.json without weights; None where it has no class of this kind."""
     config = their_config(raw, model_type, family)
     name = family.oracle if head == CAUSAL and family.oracle else HEADS[head].class_for(config.model_type)
@@ -26,7 +30,7 @@ def their_model(raw: dict[str, Any], model_type: str, family: Family, dtype: tor
         return getattr(transformers, name)._from_config(config, dtype=dtype)
 
 
-def planner_for(raw: dict[str, Any], model_type: str, config) -> Planner:
+def planner_for(raw: dict[str, Any], model_type: str, config: ZooConfig) -> Planner:
     """The planner for a config.json and its ZooConfig, whichever head the model has."""
     family, head = family_of(model_type), head_of_own(config)
     if head in (CAUSAL, BODY):

@@ -1,9 +1,9 @@
 """Trinity (Arcee AI 2025): norms on both sides of each sub-layer, gated attention output, rotation where a layer
 slides."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import renames
-from .shared_common import ROPE_BUFFERS, expert_rules, reach, restore_reach
+from .shared_common import ROPE_BUFFERS, expert_rules, restore_window_fields, window_fields
 from .shared_experts import MOE_FIELDS, NO_SHARED_EXPERTS, correction_bias, dense_first, leading_dense, tiny_experts
 
 NAMES = {
@@ -13,9 +13,9 @@ NAMES = {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     rotates = [int(word == "sliding_attention") for word in theirs.layer_types]
-    return reach(theirs) | {
+    return window_fields(theirs) | {
         "rope_parameters": rope(theirs),
         "no_rope_layers": rotates,
         "mlp_layer_types": dense_first(theirs.num_dense_layers, theirs.num_hidden_layers),
@@ -23,9 +23,9 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     fields = {"num_dense_layers": leading_dense(ours), "mup_enabled": ours.embedding_multiplier != 1}
-    return {"rope_parameters": restore_rope(ours)} | restore_reach(ours) | fields
+    return {"rope_parameters": restore_rope(ours)} | restore_window_fields(ours) | fields
 
 
 FAMILY = Family(

@@ -4,7 +4,7 @@ latent attention with a gate for every head, and DeepSeek-V3's experts.
 Everything of a mixer is stored under `attention.`, its last projection as `dense`, whatever the kind of layer.
 """
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Concat, Rule, renames
 from .shared_experts import QWEN_MOE_RULES, SIGMOID_FIELDS, correction_bias
 from .shared_latent import PREDICTION_LAYERS, V3_FIXED, YARN, tiny_v3, with_ranks
@@ -13,7 +13,7 @@ from .shared_linear import ATTENTION, KEYS, LAYER, MIXER, is_attention, is_recur
 STORED = LAYER + "attention."
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     fields = kimi_delta(theirs) | {"rope_parameters": rope(theirs)}
     if "linear_attention_type" not in fields:
         return fields
@@ -25,7 +25,7 @@ def derive(theirs):
     }  # fmt: skip
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     fields = restore_kimi_delta(ours) | {"rope_parameters": restore_rope(ours), "num_nextn_predict_layers": 0}
     if ours.linear_attention_type is None:
         return fields
@@ -37,7 +37,7 @@ def restore(ours):
 KINDS = {MIXER: is_recurrent, ATTENTION: is_attention}
 
 
-def mixer(theirs, ours, held=None, of=MIXER):
+def mixer(theirs: str, ours: str, held: str | None = None, of: str = MIXER) -> list[Rule]:
     """Rules for a tensor of a recurrence, or `of` attention, as files have it and as transformers holds it (`held`, if
     not under one name)."""
     return [Rule(name, of + ours, where=KINDS[of]) for name in (STORED + theirs, ATTENTION + (held or theirs))]

@@ -1,6 +1,6 @@
 """Bamba (IBM, Princeton, CMU and UIUC 2024): Mamba-2 layers, a few of attention between them, an MLP in each."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .shared_common import tiny
 from .shared_state_space import (
     HYBRID_RULES,
@@ -13,12 +13,12 @@ from .shared_state_space import (
 )
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     act = {} if set(theirs.layer_types) == {"full_attention"} else {"linear_act": theirs.hidden_act}
     return {"rope_parameters": rope(theirs, partial=True)} | duality(theirs) | act
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     attention = [index for index, word in enumerate(ours.layer_types) if word == "full_attention"]
     return {"rope_parameters": restore_rope(ours), "attn_layer_indices": attention} | (
         restore_duality(ours) or {"mamba_n_heads": 1}

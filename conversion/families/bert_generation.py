@@ -1,7 +1,7 @@
 """BERT for generation (Rothe et al. 2020) as a decoder of its own: post-norm, learned positions, a norm on the
 embeddings, no last norm."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from ..engine.rules import Keep, Rule, renames
 from .shared_gpt import BIASED, GPT_FIELDS, TINY_PLAIN, require
 
@@ -9,7 +9,7 @@ LAYER = "bert.encoder.layer.{i}."
 TINY = TINY_PLAIN | {"intermediate_size": 80, "max_position_embeddings": 64, "is_decoder": True}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     require(theirs, add_cross_attention=False)
     return {
         "use_bidirectional_attention": not theirs.is_decoder,

@@ -1,13 +1,13 @@
 """BioGPT (Luo et al. 2022): OPT's block with scaled embeddings; positions start at row two, padding counts."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from ..engine.rules import Rule, renames
 from .shared_gpt import BIASED, GPT_FIELDS, TINY_PLAIN
 
 TINY = TINY_PLAIN | {"intermediate_size": 80, "max_position_embeddings": 64}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     scale = theirs.hidden_size**0.5 if theirs.scale_embedding else 1.0
     return {"embedding_multiplier": scale, "embedding_dropout": theirs.hidden_dropout_prob}
 

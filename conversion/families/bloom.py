@@ -1,12 +1,12 @@
 """BLOOM (Le Scao et al. 2022): ALiBi, a norm on the embeddings, fused projections grouped by head."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import renames
 from ..errors import ConversionError
 from .shared_gpt import BIASED, GPT_FIELDS, TINY_PLAIN, grouped_qkv
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     if theirs.slow_but_exact and theirs.pretraining_tp > 1:
         raise ConversionError("slow_but_exact=True leaves out biases and is not supported: set it to false.")
     from_norm = theirs.apply_residual_connection_post_layernorm
@@ -17,7 +17,7 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {
         "apply_residual_connection_post_layernorm": ours.block_type == "pre_norm_residual",
         "seq_length": ours.max_position_embeddings,

@@ -1,6 +1,6 @@
 """Chameleon (Chameleon team 2024), the text model: Llama with a layer norm per head on queries and keys."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Keep, renames
 from ..errors import ConversionError
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
@@ -15,7 +15,7 @@ VQ = {
 TINY = {"vocabulary_map": IMAGES, "vq_config": VQ, "head_dim": ...}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     # They never speak an image: the tokens of its codebook are excluded from the output.
     images = [token for name, token in (theirs.vocabulary_map or {}).items() if name.startswith("IMGIMG")]
     return {
@@ -25,7 +25,7 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     if not (ours.source_config or {}).get("vocabulary_map"):
         raise ConversionError("chameleon has an image tokenizer; only a model that came from there goes back.")
     return {"rope_parameters": restore_rope(ours), "swin_norm": ours.block_type == "output_norm"}

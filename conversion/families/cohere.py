@@ -1,6 +1,6 @@
 """Command R, R+ and Aya (Cohere 2024): attention and MLP side by side after one norm without shift, pairs rotated."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 FIELDS = {name: ours for name, ours in LLAMA_FIELDS.items() if name != "rms_norm_eps"}
@@ -12,11 +12,11 @@ FIXED = {
 QK_NORM = {"qk_norm": "layer_norm", "qk_norm_weight": "per_head"}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return {"rope_parameters": rope(theirs), "logits_scaling": 1 / theirs.logit_scale}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {"rope_parameters": restore_rope(ours), "logit_scale": 1 / ours.logits_scaling}
 
 

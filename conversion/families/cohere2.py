@@ -1,15 +1,15 @@
 """Command R7B, Command A and Aya Vision (Cohere 2024/25): Cohere where only the sliding layers rotate."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from .cohere import FIELDS, FIXED
 from .cohere import derive as cohere
 from .cohere import restore as restore_cohere
-from .shared_common import LLAMA_RULES, reach, restore_window, tiny
+from .shared_common import LLAMA_RULES, restore_window, tiny, window_fields
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     rotates = [int(word == "sliding_attention") for word in theirs.layer_types]
-    return cohere(theirs) | reach(theirs) | {"no_rope_layers": rotates}
+    return cohere(theirs) | window_fields(theirs) | {"no_rope_layers": rotates}
 
 
 FAMILY = Family(

@@ -1,10 +1,10 @@
 """Command A+ (Cohere 2025): Command A with experts, the first layers dense; routed and shared output are averaged."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from .cohere import FIXED
 from .cohere import derive as cohere
 from .cohere import restore as restore_cohere
-from .shared_common import reach, restore_reach
+from .shared_common import restore_window_fields, window_fields
 from .shared_experts import MOE_FIELDS, QWEN_MOE_RULES, tiny_experts
 
 ABSENT = ("intermediate_size", "rms_norm_eps")
@@ -20,7 +20,7 @@ def _rotates(theirs):
     return None if all(rotates) else rotates
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     width, sigmoid = theirs.intermediate_size, theirs.expert_selection_fn == "sigmoid"
     dense_width = theirs.prefix_dense_intermediate_size
     fields = {
@@ -33,10 +33,10 @@ def derive(theirs):
     if sigmoid:
         on = theirs.norm_topk_prob
         fields |= {"precision.router": "activation", "norm_topk_prob": on, "norm_topk_eps": 0.0 if on else None}
-    return cohere(theirs) | reach(theirs) | fields
+    return cohere(theirs) | window_fields(theirs) | fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     norm = "rms_norm_eps" if ours.norm_type == "rms_norm" else "layer_norm_eps"
     rotates = ours.no_rope_layers or [1] * ours.num_hidden_layers
     layers = zip(ours.layer_types, ours.mlp_layer_types, rotates, strict=True)
@@ -48,7 +48,7 @@ def restore(ours):
         fields["norm_topk_prob"] = ours.norm_topk_prob
     if ours.n_shared_experts:
         fields[STRATEGY] = getattr(ours, STRATEGY)
-    return restore_cohere(ours) | restore_reach(ours) | fields
+    return restore_cohere(ours) | restore_window_fields(ours) | fields
 
 
 TINY = tiny_experts(

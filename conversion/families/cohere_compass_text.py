@@ -1,19 +1,19 @@
 """North Micro (Cohere 2026), text: Cohere 2 rotated by halves, with one rotation per kind of layer or none."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .cohere import FIELDS, FIXED
-from .shared_common import LLAMA_RULES, reach, restore_window, tiny
+from .shared_common import LLAMA_RULES, restore_window, tiny, window_fields
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     scale = {"logits_scaling": 1 / theirs.logit_scale} if theirs.logit_scale is not None else {}
     tables = rope(theirs)
     if not any(tables.get(word) for word in theirs.layer_types):
-        return {"position_embedding_type": "none"} | reach(theirs) | scale
-    return {"rope_parameters": tables} | reach(theirs) | scale
+        return {"position_embedding_type": "none"} | window_fields(theirs) | scale
+    return {"rope_parameters": tables} | window_fields(theirs) | scale
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     tables = restore_rope(ours) or dict.fromkeys(ours.layer_types)
     return {"rope_parameters": tables, "logit_scale": 1 / ours.logits_scaling} | restore_window(ours)
 

@@ -1,13 +1,13 @@
 """CTRL (Keskar et al. 2019): the original Transformer's decoder, pre-norm, sines before cosines, scaled embeddings."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from ..engine.rules import renames
 from .shared_gpt import BIASED, GPT_FIELDS, require
 
 TINY = {"vocab_size": 101, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 64, "dff": 80}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     # Only the last norm reads it: those of the layers have 1e-6.
     require(theirs, layer_norm_epsilon=1e-6)
     return {"embedding_multiplier": theirs.n_embd**0.5}

@@ -1,11 +1,11 @@
 """Code World Model 32B (Meta FAIR 2025): Llama without biases whose layers slide but every fourth."""
 
 from ..engine.family import Family, restore_rope, rope
-from .shared_common import LLAMA_FIELDS, LLAMA_RULES, reach, restore_window, tiny
+from .shared_common import LLAMA_FIELDS, LLAMA_RULES, restore_window, tiny, window_fields
 
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"mlp_bias": "mlp_bias"},
-    derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs),
+    derive=lambda theirs: {"rope_parameters": rope(theirs)} | window_fields(theirs),
     restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_window(ours),
     rules=LLAMA_RULES,
     tiny=[

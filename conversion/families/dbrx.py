@@ -3,7 +3,7 @@
 The published file keeps the base of the rotation in `attn_config`, where transformers' own class no longer looks.
 """
 
-from ..engine.family import COMMON_FIELDS, Family, restore_rope, rope
+from ..engine.family import COMMON_FIELDS, Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Concat, Reshape, Rule, Split, Transpose, renames
 from ..errors import ConversionError
 
@@ -13,13 +13,13 @@ SIZES = ("moe_intermediate_size", "hidden_size")
 UNFOLD = Reshape(("num_experts*moe_intermediate_size", "hidden_size"), ("num_experts", *SIZES))
 
 
-def prepare(raw):
+def prepare(raw: Keys) -> Keys:
     theta = (raw.get("attn_config") or {}).get("rope_theta")
     known = theta is None or "rope_parameters" in raw or "rope_theta" in raw
     return raw if known else raw | {"rope_theta": theta}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     attention, experts = theirs.attn_config, theirs.ffn_config
     power = experts.moe_normalize_expert_weights
     if power not in (None, 1):
@@ -34,7 +34,7 @@ def derive(theirs):
     }  # fmt: skip
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     parameters = restore_rope(ours)
     attention = {
         "attn_pdrop": ours.attention_dropout, "clip_qkv": ours.clip_qkv, "kv_n_heads": ours.num_key_value_heads,

@@ -1,14 +1,14 @@
 """DeepSeek-V2 and V2-Lite (DeepSeek-AI 2024, arXiv 2405.04434): the first latent attention; a softmax router that may
 limit a token to the groups with the best experts."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from .shared_experts import MOE_FIELDS
 from .shared_latent import LATENT, SHARING, V3_RULES, YARN, leading, restore_leading, tiny_v3, with_ranks
 
 GREEDY, LIMITED = "greedy", "group_limited_greedy"
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     fields = leading(theirs)
     if theirs.topk_method == LIMITED:
         fields |= {"n_group": theirs.n_group, "topk_group": theirs.topk_group}
@@ -16,7 +16,7 @@ def derive(theirs):
     return fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     if ours.n_group is None:
         return restore_leading(ours) | {"topk_method": GREEDY}
     groups = {"n_group": ours.n_group, "topk_group": ours.topk_group, "topk_method": LIMITED}

@@ -2,20 +2,23 @@
 
 from dataclasses import replace
 
-from ..engine.family import restore_rope, rope
+from ..engine.family import Keys, Ours, Theirs, restore_rope, rope
 from .glm4_moe import FAMILY as GLM
 from .glm4_moe import TINY
-from .shared_common import reach, restore_reach
+from .shared_common import restore_window_fields, window_fields
 from .shared_experts import GROUPS, SIGMOID_ROUTER, dense_first, leading_dense
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     words = dense_first(theirs.first_k_dense_replace, theirs.num_hidden_layers)
-    return {"rope_parameters": rope(theirs), "mlp_layer_types": words} | reach(theirs)
+    return {"rope_parameters": rope(theirs), "mlp_layer_types": words} | window_fields(theirs)
 
 
-def restore(ours):
-    return {"rope_parameters": restore_rope(ours), "first_k_dense_replace": leading_dense(ours)} | restore_reach(ours)
+def restore(ours: Ours) -> Keys:
+    return {
+        "rope_parameters": restore_rope(ours),
+        "first_k_dense_replace": leading_dense(ours),
+    } | restore_window_fields(ours)
 
 
 FAMILY = replace(

@@ -1,12 +1,12 @@
 """Emu3 (Wang et al. 2024), the language model: Llama with dropout on its branches; the image tokenizer is kept for the
 way back."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Theirs, restore_rope, rope
 from ..engine.rules import Keep
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     biases = {name: getattr(theirs, name) for name in ("attention_bias", "mlp_bias")}
     return {"rope_parameters": rope(theirs), "residual_dropout": theirs.attention_dropout} | biases
 

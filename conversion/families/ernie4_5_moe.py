@@ -3,7 +3,7 @@
 A softmax is biased for the selection; the divisor of the weights has a lower bound instead of an epsilon.
 """
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Reshape, Rule
 from .ernie4_5 import FAMILY as ERNIE
 from .shared_experts import AUX_LOSS, MOE_FIELDS, MTP_HEADS, QWEN_MOE_RULES, tiny_experts
@@ -11,7 +11,7 @@ from .shared_experts import AUX_LOSS, MOE_FIELDS, MTP_HEADS, QWEN_MOE_RULES, tin
 BIAS, OURS = "moe_statics.e_score_correction_bias", "model.layers.{i}.mlp.gate.e_score_correction_bias"
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     reached = range(theirs.moe_layer_start_index, theirs.moe_layer_end_index + 1)
     sparse = [
         index in reached and (index + 1) % theirs.moe_layer_interval == 0 for index in range(theirs.num_hidden_layers)
@@ -20,11 +20,11 @@ def derive(theirs):
     return ERNIE.derive(theirs) | fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     sparse = [index for index, word in enumerate(ours.mlp_layer_types) if word == "sparse"] or [ours.num_hidden_layers]
     step = sparse[1] - sparse[0] if len(sparse) > 1 else 1
-    reach = {"moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1], "moe_layer_interval": step}
-    return ERNIE.restore(ours) | reach
+    span = {"moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1], "moe_layer_interval": step}
+    return ERNIE.restore(ours) | span
 
 
 ABSENT = ("attention_dropout", "num_experts_per_tok")

@@ -1,25 +1,27 @@
 """EXAONE 4.0 (LG AI Research 2025): norms on the outputs, on queries and keys; full layers between sliding ones do not
 rotate."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .olmo2 import RULES
-from .shared_common import LLAMA_FIELDS, reach, restore_reach, tiny
+from .shared_common import LLAMA_FIELDS, restore_window_fields, tiny, window_fields
 
 
-def prepare(raw):
+def prepare(raw: Keys) -> Keys:
     """Without a window every layer is full; transformers' class divides by zero there."""
     if raw.get("sliding_window", 0) is None and raw.get("layer_types") is None:
         return raw | {"layer_types": ["full_attention"] * raw["num_hidden_layers"]}
     return raw
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     rotates = [int(theirs.sliding_window is None or word == "sliding_attention") for word in theirs.layer_types]
-    return {"rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates} | reach(theirs)
+    return {"rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates} | window_fields(
+        theirs
+    )
 
 
-def restore(ours):
-    return {"rope_parameters": restore_rope(ours)} | restore_reach(ours)
+def restore(ours: Ours) -> Keys:
+    return {"rope_parameters": restore_rope(ours)} | restore_window_fields(ours)
 
 
 FAMILY = Family(

@@ -1,6 +1,6 @@
 """Falcon (Almazrouei et al. 2023): 7B one norm and one key-value head, 40B two norms, 11B groups, RW with ALiBi."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Drop, renames
 from ..errors import ConversionError
 from .bloom import FAMILY as BLOOM
@@ -11,7 +11,7 @@ TWO_NORMS = {"ln_attn": "attn_norm", "ln_mlp": "mlp_norm"}
 GROUPED = {"num_kv_heads": 2, "new_decoder_architecture": True, "bias": True, "ffn_hidden_size": 80}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     new, norms = theirs.new_decoder_architecture, theirs.num_ln_in_parallel_attn
     if (new and not theirs.parallel_attn) or (not new and theirs.parallel_attn and norms == 2):
         raise ConversionError(
@@ -28,7 +28,7 @@ def derive(theirs):
     return layout | {"mlp_bias": theirs.bias} | order | positions
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     kv_heads, block = ours.num_key_value_heads, ours.block_type
     new = block == "parallel_two_norms" or kv_heads not in (1, ours.num_attention_heads)
     alibi = ours.position_embedding_type == "alibi"

@@ -1,7 +1,7 @@
 """Falcon-H1 (TII 2025, arXiv 2507.22448): attention and a Mamba-2 mixer side by side in every layer, with constant
 multipliers (muP) wherever something is projected."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..errors import ConversionError
 from .shared_common import tiny
 from .shared_state_space import (
@@ -24,7 +24,7 @@ MULTIPLIERS = {f"{name}_multiplier": f"{name}_multiplier" for name in ("embeddin
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     if theirs.projectors_bias != theirs.mamba_proj_bias:
         raise ConversionError(
             f"falcon_h1: projectors_bias={theirs.projectors_bias} with mamba_proj_bias={theirs.mamba_proj_bias} is not "
@@ -37,7 +37,7 @@ def derive(theirs):
     return fields | {"time_step_limit": step_limit(theirs.time_step_limit)}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     keys = {"rope_parameters": restore_rope(ours), "lm_head_multiplier": 1 / ours.logits_scaling}
     keys |= {"mamba_rms_norm": ours.linear_output_norm == "group", "mamba_d_ssm": inner_width(ours)}
     keys |= {"mamba_norm_before_gate": ours.linear_norm_before_gate, "projectors_bias": ours.linear_bias}

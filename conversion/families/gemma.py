@@ -2,14 +2,14 @@
 
 from math import sqrt
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 FIELDS = LLAMA_FIELDS | {"attention_bias": "attention_bias"}
 FIXED = {"norm_unit_offset": True, "precision.embedding_multiplier_in_weight_dtype": True}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return {
         "rope_parameters": rope(theirs),
         "embedding_multiplier": sqrt(theirs.hidden_size),
@@ -17,7 +17,7 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     both_ways = {"use_bidirectional_attention": True} if ours.use_bidirectional_attention else {}
     return {"rope_parameters": restore_rope(ours)} | both_ways
 

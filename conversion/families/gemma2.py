@@ -1,13 +1,13 @@
 """Gemma 2 (Gemma team 2024): Gemma with norms on both sides of each sub-layer, capped scores and logits, every other
 layer sliding."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import renames
 from .gemma import FIELDS as GEMMA
 from .gemma import FIXED
 from .gemma import derive as gemma
 from .gemma import restore as restore_gemma
-from .shared_common import ROPE_BUFFERS, reach, restore_window, tiny
+from .shared_common import ROPE_BUFFERS, restore_window, tiny, window_fields
 
 FIELDS = {name: ours for name, ours in GEMMA.items() if name != "hidden_act"}
 FIELDS |= {"hidden_activation": "hidden_act", "final_logit_softcapping": "final_logit_softcapping"}
@@ -17,13 +17,13 @@ NORMS = {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     width = theirs.query_pre_attn_scalar
     scale = {"attention_multiplier": None if width == theirs.head_dim else width**-0.5}
-    return gemma(theirs) | reach(theirs) | scale
+    return gemma(theirs) | window_fields(theirs) | scale
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     scale = ours.attention_scaling(0)
     return restore_gemma(ours) | restore_window(ours) | {"query_pre_attn_scalar": round(scale**-2)}
 

@@ -4,9 +4,9 @@ embedding per layer (E2B, E4B)."""
 
 from math import sqrt
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .gemma2 import FIELDS as GEMMA2
-from .shared_common import reach, restore_reach, tiny
+from .shared_common import restore_window_fields, tiny, window_fields
 from .shared_gemma4 import FULL, RULES, SMALL, TINY
 
 PER_LAYER = ("head_dim", "num_key_value_heads", "attention_k_eq_v", "intermediate_size")
@@ -14,8 +14,8 @@ ROWS, TOKENS = "hidden_size_per_layer_input", "vocab_size_per_layer_input"
 ROUTED = {name: name for name in ("num_experts", "moe_intermediate_size")} | {"top_k_experts": "num_experts_per_tok"}
 
 
-def derive(theirs):
-    fields = {"rope_parameters": rope(theirs), "embedding_multiplier": sqrt(theirs.hidden_size)} | reach(theirs)
+def derive(theirs: Theirs) -> Keys:
+    fields = {"rope_parameters": rope(theirs), "embedding_multiplier": sqrt(theirs.hidden_size)} | window_fields(theirs)
     fields["use_bidirectional_attention"] = theirs.use_bidirectional_attention == "all"
     if theirs.hidden_size_per_layer_input:
         fields |= {name: getattr(theirs, name) for name in (ROWS, TOKENS)}
@@ -26,7 +26,7 @@ def derive(theirs):
     return fields | per_layer(theirs)
 
 
-def per_layer(theirs):
+def per_layer(theirs: Theirs) -> Keys:
     """Head size, key-value heads, whether keys are values, and the MLP's width: as in the first layer, and where a
     layer differs."""
     layers, first_shared = [], theirs.num_hidden_layers - theirs.num_kv_shared_layers
@@ -39,7 +39,7 @@ def per_layer(theirs):
     return layers[0] | ({"per_layer_config": differing} if differing else {})
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     first, last = ours.per_layer_config[0], ours.per_layer_config[-1]
     layers = {word: ours.per_layer_config[ours.layer_types.index(word)] for word in ours.layer_types}
     full, other = layers[FULL], layers.get("sliding_attention", layers[FULL])
@@ -52,7 +52,7 @@ def restore(ours):
     keys |= {"rope_parameters": restore_rope(ours), "enable_moe_block": ours.num_experts is not None}
     keys |= {name: getattr(ours, field) for name, field in ROUTED.items()} if ours.num_experts is not None else {}
     keys |= {"use_bidirectional_attention": "all"} if ours.use_bidirectional_attention else {}
-    return keys | restore_reach(ours)
+    return keys | restore_window_fields(ours)
 
 
 FAMILY = Family(

@@ -1,7 +1,7 @@
 """GLM-4.5 to 4.7 (Zhipu AI 2025): sigmoid routing with a selection bias, half of every head rotates, norms on queries
 and keys."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .shared_common import PREDICTION_LAYERS
 from .shared_experts import (
     GROUPS,
@@ -18,13 +18,13 @@ FIELDS = SIGMOID_FIELDS | {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     words = dense_first(theirs.first_k_dense_replace, theirs.num_hidden_layers)
     norm = "rms_norm" if theirs.use_qk_norm else None
     return {"rope_parameters": rope(theirs, partial=True), "mlp_layer_types": words, "qk_norm": norm}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     norm = {"use_qk_norm": ours.qk_norm is not None}
     return {"rope_parameters": restore_rope(ours), "first_k_dense_replace": leading_dense(ours)} | norm
 

@@ -1,11 +1,11 @@
 """GPT-2 (Radford et al. 2019): learned positions, layer norm before each half, a plain MLP four times as wide."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from ..engine.rules import Drop, Rule, Split, Transpose, renames
 from .shared_gpt import BIASED, GPT2_FIELDS, TINY_GPT2, K, Q, V, require
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     require(theirs, add_cross_attention=False)
     return {"attention_multiplier": None if theirs.scale_attn_weights else 1.0}
 

@@ -1,16 +1,16 @@
 """GPTBigCode (Allal et al. 2023; Li et al. 2023, SantaCoder and StarCoder): GPT-2 with one key-value head."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Drop, renames
 from .gpt2 import derive as gpt2_scale
 from .shared_gpt import BIASED, GPT2_FIELDS, TINY_GPT2, grouped_qkv
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return gpt2_scale(theirs) | {"num_key_value_heads": 1 if theirs.multi_query else theirs.num_attention_heads}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {"scale_attn_weights": ours.attention_multiplier is None, "multi_query": ours.num_key_value_heads == 1}
 
 

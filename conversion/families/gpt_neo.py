@@ -1,6 +1,6 @@
 """GPT-Neo (Black et al. 2021): GPT-2 with local and global layers, no scale on the scores, no bias on q, k and v."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Drop, renames
 from .shared_gpt import BIASED, GPT2_FIELDS
 
@@ -9,12 +9,12 @@ KINDS = {word: kind for kind, word in WORDS.items()}
 ABSENT = ("n_positions", "n_inner", "embd_pdrop", "resid_pdrop", "attn_pdrop")
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     words = [WORDS[kind] for kind in theirs.attention_layers]
     return {"layer_types": words, "sliding_window": theirs.window_size if "sliding_attention" in words else None}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     kinds = [[[KINDS[word]], 1] for word in ours.layer_types]
     window = {} if ours.sliding_window is None else {"window_size": ours.sliding_window}
     return {"attention_types": kinds} | window

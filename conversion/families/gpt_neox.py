@@ -1,6 +1,6 @@
 """GPT-NeoX (Black et al. 2022), Pythia, RedPajama, Dolly: GPT-J with two norms and a rotation by halves."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Drop, Rule, renames
 from .shared_gpt import GPT_FIELDS, PLAIN, TINY_PLAIN, grouped_qkv
 
@@ -8,12 +8,12 @@ PARALLEL = {"block_type": "parallel_two_norms", "precision.parallel_sum_order": 
 TINY = TINY_PLAIN | {"intermediate_size": 80, "max_position_embeddings": 64, "rotary_pct": 0.5}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     block = PARALLEL if theirs.use_parallel_residual else {}
     return {"rope_parameters": rope(theirs, partial=True), "embedding_dropout": theirs.hidden_dropout} | block
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {"rope_parameters": restore_rope(ours), "use_parallel_residual": ours.block_type == "parallel_two_norms"}
 
 

@@ -1,7 +1,7 @@
 """GPT-NeoX Japanese 2.7B (ABEJA 2022): GPT-NeoX with one norm after the other and no biases but the last layer's
 attention output."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Rule, renames
 from .shared_gpt import GPT_FIELDS, PLAIN, TINY_PLAIN, grouped_qkv
 
@@ -9,7 +9,7 @@ LAYER = "gpt_neox_japanese.layers.{i}."
 TINY = TINY_PLAIN | {"max_position_embeddings": 64}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return {
         "rope_parameters": rope(theirs, partial=True),
         "intermediate_size": int(theirs.hidden_size * theirs.intermediate_multiple_size),
@@ -17,7 +17,7 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {
         "rope_parameters": restore_rope(ours),
         "intermediate_multiple_size": ours.intermediate_size // ours.hidden_size,

@@ -5,8 +5,8 @@ Their experts are stored `[E, in, out]`, gate and up in turn. A checkpoint in MX
 
 from ..engine.family import Family, restore_rope, rope
 from ..engine.rules import Deinterleave, Rule, Transpose, renames
-from .shared_common import LLAMA_RULES, reach
-from .shared_experts import AUX_LOSS, MOE_FIELDS, restore_set_reach, tiny_experts
+from .shared_common import LLAMA_RULES, window_fields
+from .shared_experts import AUX_LOSS, MOE_FIELDS, restore_set_window, tiny_experts
 
 EXPERTS = "model.layers.{i}.mlp.experts."
 TINY = tiny_experts(num_experts=..., num_local_experts=10, moe_intermediate_size=..., intermediate_size=28)
@@ -23,8 +23,8 @@ FAMILY = Family(
         "precision.router": "activation", "precision.router_weights": "activation", "expert_bias": True,
         "swiglu_up_offset": 1.0,
     },
-    derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs),
-    restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_set_reach(ours),
+    derive=lambda theirs: {"rope_parameters": rope(theirs)} | window_fields(theirs),
+    restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_set_window(ours),
     rules=[
         *renames({"mlp.router": "mlp.gate"}),
         Rule(EXPERTS + "gate_up_proj", EXPERTS + "gate_up_proj", Transpose(), Deinterleave(dim=1)),

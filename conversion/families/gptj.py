@@ -1,6 +1,6 @@
 """GPT-J (Wang & Komatsuzaki 2021): attention and MLP side by side after one norm, interleaved partial rotation."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Drop, renames
 from .shared_gpt import GPT2_FIELDS, PLAIN, TINY_GPT2, rotary_factor
 
@@ -10,13 +10,13 @@ FIXED = PLAIN | {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     head_dim = theirs.hidden_size // theirs.num_attention_heads
     factor = rotary_factor(theirs.rotary_dim, head_dim)
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": factor}}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {"rotary_dim": int(ours.head_dim * ours.rope_parameters.get("partial_rotary_factor", 1.0))}
 
 

@@ -1,6 +1,6 @@
 """Granite 3 (IBM 2024): Llama with a multiplier on embeddings, residual branches, scores and logits (μP)."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 FIELDS = LLAMA_FIELDS | {
@@ -11,13 +11,13 @@ FIELDS = LLAMA_FIELDS | {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     scale = theirs.attention_multiplier
     return {"rope_parameters": rope(theirs), "attention_multiplier": None if scale == head_dim**-0.5 else scale}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {"rope_parameters": restore_rope(ours), "attention_multiplier": ours.attention_scaling(0)}
 
 

@@ -1,17 +1,17 @@
 """Granite SWASH 2B (IBM 2026): Granite with a sink per head and layers that slide but every fourth; each layer has a
 rotary base, 0 for none."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..errors import ConversionError
 from .granite import FIELDS
 from .granite import derive as granite
 from .granite import restore as restore_granite
-from .shared_common import LLAMA_RULES, reach, restore_window, tiny
+from .shared_common import LLAMA_RULES, restore_window, tiny, window_fields
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     """One rotation if the layers agree on a base, else one per kind of layer."""
-    found = granite(theirs) | reach(theirs)
+    found = granite(theirs) | window_fields(theirs)
     bases = {}
     for word, theta in zip(theirs.layer_types, theirs.layer_rope_theta, strict=True):
         if theta and bases.setdefault(word, theta) != theta:
@@ -25,7 +25,7 @@ def derive(theirs):
     return found | {"rope_parameters": tables, "no_rope_layers": None if all(rotates) else rotates}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     tables, names = ours.rope_tables, [ours.rope_table_of(index) for index in range(ours.num_hidden_layers)]
     bases = [tables[name]["rope_theta"] if name else 0 for name in names]
     table = next((tables[name] for name in names if name), ours.rope_parameters)

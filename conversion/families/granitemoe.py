@@ -1,6 +1,6 @@
 """Granite 3 MoE (IBM 2024): Granite with experts that are chosen by their logits and weighed by a softmax over them."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from ..engine.rules import Rule, renames
 from ..errors import ConversionError
 from .granite import FIELDS, restore
@@ -29,7 +29,7 @@ SCALES = {
 }
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     if not theirs.num_local_experts:
         raise ConversionError(
             f"num_local_experts={theirs.num_local_experts}: every layer of such a model has experts; a dense one is "

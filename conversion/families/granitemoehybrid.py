@@ -1,7 +1,8 @@
 """Granite 4 (IBM 2025): Mamba-2 layers and a few of attention, mostly without positions, with Granite's multipliers; a
 shared expert in every layer, beside routed ones or alone."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
+from ..engine.ops import Context
 from ..engine.rules import Rule, Split
 from .granite import FIELDS
 from .granite import derive as granite_scale
@@ -17,7 +18,7 @@ ROUTED = {"num_local_experts": "num_experts"} | {
 }
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     fields = {"attention_multiplier": granite_scale(theirs)["attention_multiplier"]} | duality(theirs)
     rotates = theirs.position_embedding_type == "rope"
     fields |= {"rope_parameters": rope(theirs)} if rotates else {"position_embedding_type": "none"}
@@ -31,7 +32,7 @@ def derive(theirs):
     return fields | {"shared_expert_intermediate_size": width}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     rotates = ours.position_embedding_type == "rope"
     keys = {"position_embedding_type": "rope" if rotates else None, "layer_types": list(ours.layer_types)}
     keys |= {"rope_parameters": restore_rope(ours)} if rotates else {}
@@ -42,7 +43,7 @@ def restore(ours):
     return keys | {"shared_intermediate_size": ours.shared_expert_intermediate_size}
 
 
-def is_dense(ctx):
+def is_dense(ctx: Context) -> bool:
     return ctx.layer_word("mlp_layer_types") == "dense"
 
 

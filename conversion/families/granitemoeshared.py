@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ..engine.family import Keys, Ours, Theirs
 from ..engine.rules import Rule, Split, renames
 from .granitemoe import FAMILY as GRANITE
 from .granitemoe import RULES, SCALES, TINY
@@ -9,11 +10,11 @@ from .granitemoe import RULES, SCALES, TINY
 MLP, OURS = "model.layers.{i}.shared_mlp.", "model.layers.{i}.mlp.shared_experts."
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return GRANITE.derive(theirs) | {"shared_expert_intermediate_size": theirs.shared_intermediate_size or None}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return GRANITE.restore(ours) | {"shared_intermediate_size": ours.shared_expert_intermediate_size or 0}
 
 

@@ -3,12 +3,12 @@
 Their rotation "dynamic" with an `alpha` has a fixed base, θ · alpha^(d / (d - 2)): an ordinary rotation.
 """
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Theirs, restore_rope, rope
 from ..engine.rules import renames
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     parameters = rope(theirs)
     alpha = parameters.get("alpha")
     if parameters["rope_type"] == "dynamic" and alpha:

@@ -1,6 +1,6 @@
 """Hunyuan-A13B (Tencent 2025): the dense Hunyuan with routed experts beside one that every token visits."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import renames
 from .hunyuan_v1_dense import FAMILY as HUNYUAN
 from .shared_common import expert_rules
@@ -9,7 +9,7 @@ from .shared_experts import MOE_FIELDS, tiny_experts
 SHARED = {f"mlp.shared_mlp.{x}_proj": f"mlp.shared_experts.{x}_proj" for x in ("gate", "up", "down")}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     counts = theirs.moe_topk if isinstance(theirs.moe_topk, list) else [theirs.moe_topk]
     fields = {"num_experts_per_tok": counts[0], "shared_expert_intermediate_size": theirs.intermediate_size}
     if len(set(counts)) > 1:
@@ -17,7 +17,7 @@ def derive(theirs):
     return HUNYUAN.derive(theirs) | fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     counts = [layer.num_experts_per_tok for layer in ours.per_layer_config]
     return HUNYUAN.restore(ours) | {"moe_topk": counts if len(set(counts)) > 1 else counts[0]}
 

@@ -1,6 +1,6 @@
 """HyperCLOVA X SEED Think 14B (Naver 2025): Granite with norms on the outputs too; its logits are multiplied."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import renames
 from .granite import FIELDS
 from .granite import derive as granite
@@ -8,12 +8,12 @@ from .granite import restore as restore_granite
 from .shared_common import LLAMA_RULES, tiny
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     block = "sandwich_norm" if theirs.use_post_norm else "pre_norm"
     return granite(theirs) | {"block_type": block, "logits_scaling": 1 / theirs.logits_scaling}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     scales = {"logits_scaling": 1 / ours.logits_scaling, "use_post_norm": ours.block_type == "sandwich_norm"}
     return restore_granite(ours) | scales
 

@@ -1,7 +1,7 @@
 """Jamba (Lieber et al. 2024): Mamba layers with norms on time steps, B and C, one of attention without positions in
 every few, experts in every other."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import renames
 from .shared_common import expert_rules, tiny
 from .shared_experts import AUX_LOSS, MOE_FIELDS
@@ -24,7 +24,7 @@ FEED, MLP = LAYER + "feed_forward.", LAYER + "mlp."
 EXPERTS = ("num_experts", "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef")
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     count = theirs.num_hidden_layers
     fields = {"layer_types": list(theirs.layer_types)}
     if "linear_attention" in theirs.layer_types:
@@ -39,7 +39,7 @@ def derive(theirs):
     return fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     keys = restore_periodic([word == "full_attention" for word in ours.layer_types], "attn")
     keys |= restore_periodic([word == "sparse" for word in ours.mlp_layer_types], "expert")
     if ours.linear_attention_type is not None:

@@ -4,21 +4,22 @@ latent attention without positions, and DeepSeek-V3's experts.
 Projections of forgetting and of the output's gate go through a head's width; config.json counts layers from one.
 """
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
+from ..engine.ops import Op
 from ..engine.rules import Concat, Reshape, Rule
 from .shared_experts import MIXTRAL_RULES, QWEN_MOE_RULES, SIGMOID_FIELDS
 from .shared_latent import V3_FIXED, tiny_v3, with_ranks
 from .shared_linear import ATTENTION, KEYS, LAYER, MIXER, kimi_delta, recurrent_rule, restore_kimi_delta
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     fields = kimi_delta(theirs)
     if "linear_attention_type" in fields:
         fields |= {"linear_decay_rank": theirs.linear_head_dim, "linear_gate_rank": theirs.linear_head_dim}
     return fields
 
 
-def moved(theirs, ours, *ops):
+def moved(theirs: str, ours: str, *ops: Op) -> list[Rule]:
     """Rules for a tensor that files have in the mixer and transformers in its `forget_gate`."""
     return [recurrent_rule(f"{ATTENTION}{place}{theirs}", f"{MIXER}{ours}", *ops) for place in ("", "forget_gate.")]
 

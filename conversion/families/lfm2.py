@@ -3,7 +3,7 @@
 The stored width of the MLP may be the one of a plain MLP, from which the real one is reckoned (as in Llama's own code).
 """
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import renames
 from .shared_common import ROPE_BUFFERS, tiny
 from .shared_linear import LAYER, MIXER, recurrent_rule
@@ -16,7 +16,7 @@ SHAPE = (
 FIELDS = {name: name for name in SHAPE}
 
 
-def inner_width(theirs):
+def inner_width(theirs: Theirs) -> int:
     """The width of the MLP, adjusted where the config asks for it."""
     width = theirs.intermediate_size
     if theirs.block_auto_adjust_ff_dim:
@@ -27,7 +27,7 @@ def inner_width(theirs):
     return width
 
 
-def convolutions(theirs):
+def convolutions(theirs: Theirs) -> Keys:
     """`layer_types`, the rotation and the short convolutions, if there are any."""
     words = {"layer_types": list(theirs.layer_types), "rope_parameters": rope(theirs)}
     if "conv" not in theirs.layer_types:
@@ -39,7 +39,7 @@ def convolutions(theirs):
     }  # fmt: skip
 
 
-def restore_convolutions(ours):
+def restore_convolutions(ours: Ours) -> Keys:
     """The inverse of `convolutions`."""
     words = {"layer_types": list(ours.layer_types), "rope_parameters": restore_rope(ours)}
     if ours.linear_attention_type is None:

@@ -1,6 +1,6 @@
 """LFM2-8B-A1B (Liquid AI 2025): LFM2 with experts behind a sigmoid router after the first layers."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from ..engine.rules import Rule, renames
 from .lfm2 import FIELDS, GATED, RULES, TINY, convolutions, restore_convolutions
 from .shared_common import expert_rules
@@ -12,7 +12,7 @@ NAMES = ("intermediate_size", "num_experts", "num_experts_per_tok", "moe_interme
 MLP = "model.layers.{i}.feed_forward."
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return convolutions(theirs) | {
         "mlp_layer_types": dense_first(theirs.num_dense_layers, theirs.num_hidden_layers),
         "norm_topk_eps": 1e-6 if theirs.norm_topk_prob else None,

@@ -4,7 +4,7 @@ Each expert multiplies its input, not its output, by the sigmoid of its logit; o
 be dense. Queries and keys are normalised after the rotation, and where there is none scaled by their position.
 """
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Rule, Transpose, renames
 from .shared_common import LLAMA_RULES
 from .shared_experts import MOE_FIELDS, tiny_experts
@@ -13,7 +13,7 @@ MLP, OURS = "model.layers.{i}.feed_forward.", "model.layers.{i}.mlp."
 QK_NORM = {"qk_norm": "rms_norm", "qk_norm_weight": "none", "qk_norm_position": "after_rope", "qk_norm_layers": "rope"}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     rotates, words, width = list(theirs.no_rope_layers), list(theirs.layer_types), theirs.intermediate_size
     fields = QK_NORM if theirs.use_qk_norm else {}
     if theirs.attn_temperature_tuning and not all(rotates):
@@ -30,7 +30,7 @@ def derive(theirs):
     }  # fmt: skip
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     fields = {"use_qk_norm": ours.qk_norm is not None, "intermediate_size": ours.moe_intermediate_size}
     if ours.attention_chunk_size is not None:
         fields["attention_chunk_size"] = ours.attention_chunk_size

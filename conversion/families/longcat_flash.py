@@ -1,7 +1,9 @@
 """LongCat-Flash (Meituan 2025, arXiv 2509.01322): two attentions and two dense MLPs per layer, experts beside them that
 join later, and experts that cost nothing. One layer there is two here."""
 
-from ..engine.family import Family, restore_rope, rope
+from typing import Any
+
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Keep, Rule, StackExperts
 from .shared_latent import LATENT, LATENT_FIELDS, SHARING, tiny_latent
 
@@ -19,7 +21,7 @@ HALVES = {
 FUSED = "{gate_up_proj|down_proj}"
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return {
         "num_hidden_layers": 2 * theirs.num_layers,
         "mlp_layer_types": ["sparse", "dense"] * theirs.num_layers,
@@ -28,14 +30,14 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     layers, zero = ours.num_hidden_layers // 2, ours.zero_expert_num or 0
     # What rotates has the width that their config calls head_dim.
     keys = {"num_layers": layers, "zero_expert_num": zero, "head_dim": ours.qk_rope_head_dim}
     return keys | {"rope_parameters": restore_rope(ours)}
 
 
-def tiny_longcat(**changes):
+def tiny_longcat(**changes: Any) -> Keys:
     sizes = {"num_hidden_layers": ..., "num_layers": 2, "intermediate_size": ..., "ffn_hidden_size": 80, "head_dim": 6}
     experts = {"n_routed_experts": 10, "zero_expert_num": 5, "moe_topk": 3, "expert_ffn_hidden_size": 28}
     return tiny_latent(**(sizes | experts | changes))

@@ -1,6 +1,6 @@
 """Mamba (Gu & Dao 2023): nothing but selective scans, a state of a few numbers per channel."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from .shared_state_space import (
     PURE_FIXED,
     PURE_PREFIXES,
@@ -12,12 +12,12 @@ from .shared_state_space import (
 )
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     width = int(theirs.expand * theirs.hidden_size)
     return {"layer_types": [RECURRENT] * theirs.num_hidden_layers, "linear_value_head_dim": width}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {"expand": expansion(ours)}
 
 

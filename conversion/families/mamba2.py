@@ -1,6 +1,6 @@
 """Mamba-2 (Dao & Gu 2024, "Transformers are SSMs"): nothing but state space mixers with a matrix of state per head."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from .shared_state_space import (
     PURE_FIXED,
     PURE_PREFIXES,
@@ -20,7 +20,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     layers = {"layer_types": [RECURRENT] * theirs.num_hidden_layers}
     return layers | {"time_step_limit": step_limit(theirs.time_step_limit)}
 

@@ -4,36 +4,36 @@ Values are narrower than keys and are scaled before they are cached; each kind o
 a third of the head. Routing is DeepSeek-V3's.
 """
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Rule
-from .shared_common import reach
+from .shared_common import window_fields
 from .shared_experts import (
     GROUPS,
     MTP_HEADS,
     QWEN_MOE_RULES,
     SIGMOID_FIELDS,
     SIGMOID_ROUTER,
-    restore_set_reach,
+    restore_set_window,
     tiny_experts,
 )
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     words, heads = theirs.layer_types, theirs.num_key_value_heads
     slides = [index for index, word in enumerate(words) if word == "sliding_attention"]
     tables = {word: {"partial_rotary_factor": 0.334} | table for word, table in rope(theirs, partial=True).items()}
-    fields = {"rope_parameters": {word: tables[word] for word in tables if word in words}} | reach(theirs)
+    fields = {"rope_parameters": {word: tables[word] for word in tables if word in words}} | window_fields(theirs)
     fields["attention_sinks"] = "sliding_attention" if slides else None
     if len(slides) == len(words):
         return fields | {"num_key_value_heads": 2 * heads}
     return fields | ({"per_layer_config": {i: {"num_key_value_heads": 2 * heads} for i in slides}} if slides else {})
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     layers = zip(ours.layer_types, ours.per_layer_config, strict=True)
     heads = {word: layer.num_key_value_heads for word, layer in layers}
     count = heads.get("full_attention") or heads["sliding_attention"] // 2
-    return {"rope_parameters": restore_rope(ours), "num_key_value_heads": count} | restore_set_reach(ours)
+    return {"rope_parameters": restore_rope(ours), "num_key_value_heads": count} | restore_set_window(ours)
 
 
 TINY = tiny_experts(num_experts=..., n_routed_experts=10, num_key_value_heads=1, v_head_dim=10)

@@ -3,7 +3,7 @@ residuals and logits."""
 
 from math import sqrt
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .shared_common import LLAMA_RULES
 from .shared_latent import LATENT, LATENT_FIELDS, tiny_latent
 
@@ -13,7 +13,7 @@ LONG = {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     scales = {
         "residual_multiplier": theirs.scale_depth / sqrt(theirs.num_hidden_layers),
         "logits_scaling": theirs.logits_scaling,
@@ -21,7 +21,7 @@ def derive(theirs):
     return {"rope_parameters": rope(theirs)} | scales
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     # The digits that a division and a multiplication by the same root leave alone.
     depth = round(ours.residual_multiplier * sqrt(ours.num_hidden_layers), 12)
     base = round(ours.hidden_size / ours.logits_scaling)

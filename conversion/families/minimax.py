@@ -4,7 +4,9 @@ in every layer, and sums whose residual is what came out of the norm, each with 
 Its files hold the decays of lightning attention too, worked out for blocks of a given size.
 """
 
-from ..engine.family import Family, restore_rope, rope
+from collections.abc import Callable
+
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Drop, Split
 from .shared_common import LLAMA_RULES
 from .shared_experts import AUX_LOSS, MIXTRAL_RULES, MOE_FIELDS, tiny_experts
@@ -14,7 +16,7 @@ FACTORS = [f"{part}_{factor}_factor" for part in ("full_attn", "linear_attn", "m
 OWN_EPS = 1e-6
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     slides = theirs.sliding_window is not None
     words = ["sliding_attention" if slides and word != "linear_attention" else word for word in theirs.layer_types]
     fields = {"layer_types": words, "rope_parameters": rope(theirs)}
@@ -32,13 +34,13 @@ def derive(theirs):
     return fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     words = ["full_attention" if word == "sliding_attention" else word for word in ours.layer_types]
     fields = {"layer_types": words, "rope_parameters": restore_rope(ours), "sliding_window": ours.sliding_window}
     return fields | {name: 1 if getattr(ours, name) is None else getattr(ours, name) for name in FACTORS}
 
 
-def buffers(ours, raw):
+def buffers(ours: Ours, raw: Keys) -> dict[str, Callable]:
     """The decays of every lightning layer of a model that did not bring its own."""
     sizes = (ours.num_attention_heads, ours.num_hidden_layers, raw["block_size"])
     return {

@@ -1,11 +1,11 @@
 """Ministral 8B (Mistral AI 2024): Mistral whose layers slide or not, one word each."""
 
 from ..engine.family import Family, restore_rope, rope
-from .shared_common import LLAMA_FIELDS, LLAMA_RULES, reach, restore_window, tiny
+from .shared_common import LLAMA_FIELDS, LLAMA_RULES, restore_window, tiny, window_fields
 
 FAMILY = Family(
     fields=LLAMA_FIELDS,
-    derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs),
+    derive=lambda theirs: {"rope_parameters": rope(theirs)} | window_fields(theirs),
     restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_window(ours),
     rules=LLAMA_RULES,
     tiny=[

@@ -3,13 +3,13 @@
 The temperature's settings stand inside `rope_parameters` there, and in fields of their own here.
 """
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
 BETA, LENGTH = "llama_4_scaling_beta", "original_max_position_embeddings"
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     parameters = rope(theirs)
     parameters.pop("max_position_embeddings", None)
     beta = parameters.pop(BETA, None)
@@ -22,7 +22,7 @@ def derive(theirs):
     return {"rope_parameters": parameters}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     """Their class needs both numbers; a temperature of scale 0 is none."""
     parameters = restore_rope(ours)
     if ours.attn_temperature_layers is None:

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..engine.family import Keys
 from ..engine.rules import Keep
 from .ministral3 import FAMILY as TEXT
 
 
-def prepare(text):
+def prepare(text: Keys) -> Keys:
     """Ministral 3's class reads both; what a Mistral configuration leaves out means something else there."""
     model_type = text.get("model_type", "mistral")
     return text if model_type == "ministral3" else CONFIG_MAPPING[model_type].from_dict(text).to_dict()

@@ -1,7 +1,7 @@
 """Mistral Small 4 (Mistral AI 2026): latent attention with a query temperature, experts in groups behind a softmax
 router in the model's dtype; experts stored fused."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Rule
 from .ministral3 import BETA
 from .ministral3 import derive as temperature
@@ -13,14 +13,14 @@ FACTOR, LEADING = "partial_rotary_factor", "first_k_dense_replace"
 FUSED = "model.layers.{i}.mlp.experts.{gate_up_proj|down_proj}"
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     """A head there is both parts of a key, of which a share rotates; here the part that rotates is the width."""
     fields = temperature(theirs)
     fields["rope_parameters"].pop(FACTOR, None)
     return fields | {"mlp_layer_types": dense_first(theirs.first_k_dense_replace, theirs.num_hidden_layers)}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     fields = restore_temperature(ours)
     fields["rope_parameters"][FACTOR] = ours.qk_rope_head_dim / ours.qk_head_dim
     return fields | {LEADING: leading_dense(ours)}

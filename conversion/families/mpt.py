@@ -1,13 +1,13 @@
 """MPT (MosaicML 2023): ALiBi, no bias anywhere; most older fields of its config change nothing."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Rule, Split, renames
 from .shared_gpt import GPT_FIELDS, PLAIN, TINY_PLAIN, K, Q, V
 
 TINY = TINY_PLAIN | {"max_seq_len": 64}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     attention = theirs.attn_config
     return {
         "clip_qkv": attention.clip_qkv or None,
@@ -17,7 +17,7 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     kept = (ours.source_config or {}).get("attn_config") or {}
     return {"attn_config": kept | {"clip_qkv": ours.clip_qkv, "softmax_scale": ours.attention_multiplier}}
 

@@ -1,7 +1,7 @@
 """Nemotron-H and Nemotron 3 (NVIDIA 2025): each layer is one thing, a Mamba-2 mixer, attention without positions, an
 MLP without a gate, or experts."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Rule, Stack
 from .shared_common import tiny
 from .shared_experts import EXPERTS, MTP_HEADS, SIGMOID_NAMES, SIGMOID_ROUTER
@@ -30,7 +30,7 @@ ROUTED["n_routed_experts"], ROUTED["moe_shared_expert_intermediate_size"] = "num
 MLP = LAYER + "mlp."
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     fields = duality(theirs, SSD) | single_blocks(theirs.layer_types)
     if "linear_attention_type" in fields:
         # Its class bounds the steps by what initialises them, not by `time_step_limit`.
@@ -41,7 +41,7 @@ def derive(theirs):
     return fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     keys = {"layers_block_type": restore_single_blocks(ours)} | restore_duality(ours, SSD)
     if "time_step_limit" in keys:
         keys["time_step_min"] = keys.pop("time_step_limit")[0]

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from ..engine.family import restore_rope, rope
 from .olmo2 import FAMILY as OLMO2
-from .shared_common import reach, restore_window, tiny
+from .shared_common import restore_window, tiny, window_fields
 
 YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 16}
 
 FAMILY = replace(
     OLMO2,
-    derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs),
+    derive=lambda theirs: {"rope_parameters": rope(theirs)} | window_fields(theirs),
     restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_window(ours),
     tiny=[
         tiny(head_dim=..., num_hidden_layers=4, sliding_window=5),

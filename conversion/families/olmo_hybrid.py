@@ -4,7 +4,9 @@ whose norm stands behind it; no rotation in the released models.
 The strength of a write reaches 2, so that the state can flip a direction.
 """
 
-from ..engine.family import Family, restore_rope, rope
+from collections.abc import Callable, Sequence
+
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Join, Rule
 from .shared_common import LLAMA_FIELDS, ROPE_BUFFERS, tiny
 from .shared_linear import (
@@ -25,7 +27,7 @@ BLOCKS = {"linear_attention": "pre_norm", "full_attention": "output_norm"}
 OUTPUT_EPS = 1e-5
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     rotation = rope(theirs)
     rotates = rotation.get("rope_theta") is not None
     return delta(theirs) | {
@@ -38,14 +40,14 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     rotation = restore_rope(ours) or {"rope_type": "default", "rope_theta": None}
     return restore_delta(ours) | {
         "rope_parameters": rotation, "linear_allow_neg_eigval": bool(ours.linear_allow_neg_eigval),
     }  # fmt: skip
 
 
-def norms(where, **names):
+def norms(where: Callable, **names: Sequence[str]) -> list[Rule]:
     """Rules for the norms of one kind of layer: ours -> what they are called there, the stored name first."""
     return [Rule(f"{LAYER}{one}.weight", f"{LAYER}{ours}.weight", where=where) for ours in names for one in names[ours]]
 
@@ -55,8 +57,7 @@ TINY = tiny(**TINY_DELTA | {"head_dim": ..., "pad_token_id": 0})
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias"},
     fixed={"precision.norm": "scale_then_cast", "qk_norm": "rms_norm", "qk_norm_scope": "full"},
-    derive=derive,
-    restore=restore,
+    derive=derive, restore=restore,
     rules=[
         *norms(is_recurrent, attn_norm=("attention_layer_norm", "input_layernorm"),
                mlp_norm=("feedforward_layer_norm", "post_attention_layernorm")),

@@ -1,6 +1,6 @@
 """OLMoE (Muennighoff et al. 2024): 64 small experts, eight per token; norms over all queries or keys of a token."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Theirs, restore_rope, rope
 from .shared_experts import AUX_LOSS, MOE_FIELDS, QWEN_MOE_RULES, normed, tiny_experts
 
 FIELDS = (
@@ -10,7 +10,7 @@ FIXED = {"qk_norm": "rms_norm", "qk_norm_scope": "full", "precision.router_weigh
 TINY = tiny_experts(head_dim=..., moe_intermediate_size=..., intermediate_size=28)
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     clip = {"clip_qkv_position": None if theirs.clip_qkv is None else "after_norm"}
     return {"rope_parameters": rope(theirs)} | normed(theirs) | clip
 

@@ -1,13 +1,13 @@
 """OPT (Zhang et al. 2022): GPT-3's block, positions counted over attended tokens from row two; 350m norms after."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import renames
 from .shared_gpt import GPT_FIELDS, PLAIN, TINY_PLAIN
 
 TINY = TINY_PLAIN | {"ffn_dim": 80, "max_position_embeddings": 64}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     narrow = theirs.word_embed_proj_dim
     before = theirs.do_layer_norm_before
     return {
@@ -18,7 +18,7 @@ def derive(theirs):
     }
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     before = ours.block_type == "pre_norm"
     return {
         "do_layer_norm_before": before,

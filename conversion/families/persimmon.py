@@ -1,6 +1,6 @@
 """Persimmon (Adept 2023): layer norms, norms on queries and keys, squared ReLU, a rotation of half of each head."""
 
-from ..engine.family import COMMON_FIELDS, Family, restore_rope, rope
+from ..engine.family import COMMON_FIELDS, Family, Keys, Theirs, restore_rope, rope
 from ..engine.rules import renames
 from .phi import QK_NORM
 from .shared_common import ROPE_BUFFERS
@@ -10,7 +10,7 @@ ABSENT = ("num_key_value_heads", "head_dim")
 TINY = TINY_PLAIN | {"intermediate_size": 80, "max_position_embeddings": 64}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return {"rope_parameters": rope(theirs, partial=True)} | (QK_NORM if theirs.qk_layernorm else {})
 
 

@@ -1,6 +1,6 @@
 """Phi-1, 1.5 and 2 (Gunasekar et al. 2023): GPT-J's block with a rotation by halves and biases everywhere."""
 
-from ..engine.family import COMMON_FIELDS, Family, restore_rope, rope
+from ..engine.family import COMMON_FIELDS, Family, Keys, Theirs, restore_rope, rope
 from ..engine.rules import renames
 from .shared_common import ROPE_BUFFERS, tiny
 from .shared_gpt import BIASED
@@ -8,7 +8,7 @@ from .shared_gpt import BIASED
 QK_NORM = {"qk_norm": "layer_norm", "qk_norm_bias": True}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     return {"rope_parameters": rope(theirs, partial=True)} | (QK_NORM if theirs.qk_layernorm else {})
 
 

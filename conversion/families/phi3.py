@@ -1,6 +1,6 @@
 """Phi-3, 3.5 and 4 (Abdin et al. 2024): Llama with fused projections, LongRoPE and a window on every layer."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, restore_rope, rope
 from ..engine.rules import Rule, Split
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 from .shared_gpt import K, Q, V
@@ -12,7 +12,7 @@ LONG = {
 }  # fmt: skip
 
 
-def prepare(raw):
+def prepare(raw: Keys) -> Keys:
     """Older spellings of LongRoPE, which transformers renames only after it has missed the original length."""
     for key in ("rope_scaling", "rope_parameters"):
         table = raw.get(key) or {}
@@ -22,7 +22,7 @@ def prepare(raw):
     return raw
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     table = restore_rope(ours)
     original = table.get("original_max_position_embeddings")
     return {"rope_parameters": table} | ({"original_max_position_embeddings": original} if original else {})

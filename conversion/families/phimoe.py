@@ -4,14 +4,14 @@ transformers' rotation "longrope" here always uses the short factors and scales 
 ordinary one with equal factors says the same as long as the two scales agree, as they do in what is published.
 """
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import renames
 from ..errors import ConversionError
 from .shared_common import LLAMA_RULES
 from .shared_experts import AUX_LOSS, MIXTRAL_RULES, MOE_FIELDS, tiny_experts
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     parameters = rope(theirs)
     kind = parameters["rope_type"]
     if kind == "default":
@@ -25,7 +25,7 @@ def derive(theirs):
     return {"rope_parameters": parameters | {"long_factor": parameters["short_factor"], "attention_factor": short}}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     parameters = restore_rope(ours)
     if "attention_factor" in parameters:
         scale = parameters.pop("attention_factor")

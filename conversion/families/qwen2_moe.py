@@ -1,16 +1,16 @@
 """Qwen1.5-MoE and Qwen2-MoE (Qwen team 2024): Qwen2 with routed experts and one shared expert behind a gate."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, restore_rope, rope
 from ..engine.rules import renames
-from .shared_common import reach, restore_reach
+from .shared_common import restore_window_fields, window_fields
 from .shared_experts import AUX_LOSS, MOE_FIELDS, QWEN_MOE_RULES, normed, restore_stepped, stepped, tiny_experts
 
 SHARED = {"mlp.shared_expert." + f"{x}_proj": f"mlp.shared_experts.{x}_proj" for x in ("gate", "up", "down")}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     slides = {"use_sliding_window": ours.sliding_window is not None}
-    return {"rope_parameters": restore_rope(ours)} | slides | restore_reach(ours) | restore_stepped(ours)
+    return {"rope_parameters": restore_rope(ours)} | slides | restore_window_fields(ours) | restore_stepped(ours)
 
 
 FAMILY = Family(
@@ -21,7 +21,7 @@ FAMILY = Family(
         "norm_topk_prob": "norm_topk_prob", "shared_expert_intermediate_size": "shared_expert_intermediate_size",
     },
     fixed={"attention_out_bias": False, "precision.router_weights": "activation", "shared_expert_gate": True},
-    derive=lambda theirs: {"rope_parameters": rope(theirs)} | reach(theirs) | stepped(theirs) | normed(theirs),
+    derive=lambda theirs: {"rope_parameters": rope(theirs)} | window_fields(theirs) | stepped(theirs) | normed(theirs),
     restore=restore,
     rules=[*renames(SHARED), *QWEN_MOE_RULES],
     tiny=[

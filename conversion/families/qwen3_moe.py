@@ -1,10 +1,10 @@
 """Qwen3-30B-A3B and 235B-A22B (Yang et al. 2025): Qwen3 with many small experts and none that is shared."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, restore_rope, rope
 from .shared_experts import AUX_LOSS, MOE_FIELDS, QWEN_MOE_RULES, normed, restore_stepped, stepped, tiny_experts
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     slides = {"use_sliding_window": ours.sliding_window is not None}
     return {"rope_parameters": restore_rope(ours)} | slides | restore_stepped(ours)
 

@@ -8,7 +8,7 @@ from math import sqrt
 
 import torch
 
-from ..engine.family import COMMON_FIELDS, Family, restore_rope, rope
+from ..engine.family import COMMON_FIELDS, Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Rule, renames
 from .shared_common import ROPE_BUFFERS, tiny
 from .shared_linear import ATTENTION, LAYER, MIXER, recurrent_rule
@@ -17,7 +17,7 @@ WORDS = {"linear_attention": "recurrent", "sliding_attention": "attention"}
 OURS = {theirs: ours for ours, theirs in WORDS.items()}  # An older transformers gives the words of the file.
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     words = [OURS.get(word, word) for word in theirs.layers_block_type]
     scale = torch.tensor(sqrt(theirs.hidden_size), dtype=torch.bfloat16, device="cpu").item()
     fields = {"layer_types": words, "rope_parameters": rope(theirs, partial=True), "embedding_multiplier": scale}
@@ -33,7 +33,7 @@ def derive(theirs):
     return fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     fields = {"intermediate_size": 2 * ours.intermediate_size, "rope_parameters": restore_rope(ours)}
     fields["block_types"] = [WORDS[word] for word in ours.layer_types]
     if ours.sliding_window is not None:

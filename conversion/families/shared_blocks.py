@@ -4,6 +4,7 @@ them."""
 from collections.abc import Iterator
 from typing import Any
 
+from ..engine.ops import Context
 from ..engine.rules import Keep, Rule, Split
 from .shared_state_space import LAYER, MIXER, mixer_rules
 
@@ -26,12 +27,12 @@ def shared_fields(theirs: Any, shared: int) -> dict[str, Any]:
     return fields | {"attention_multiplier": (width / 2) ** -0.5}
 
 
-def is_plain(ctx) -> bool:
+def is_plain(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer without a shared block."""
     return ctx.layer_word("block_types") == "mixer_only"
 
 
-def is_shared(ctx) -> bool:
+def is_shared(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer with a shared block."""
     return ctx.layer_word("block_types") == "shared_block"
 

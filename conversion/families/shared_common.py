@@ -1,8 +1,8 @@
-"""What many family files share: the Llama skeleton's fields and rules, experts stored one by one, layer reach."""
+"""What many family files share: the Llama skeleton's fields and rules, experts stored one by one, sliding windows."""
 
 from typing import Any
 
-from ..engine.family import COMMON_FIELDS
+from ..engine.family import COMMON_FIELDS, Keys, Ours, Theirs
 from ..engine.rules import Drop, Keep, Rule, StackExperts, renames
 
 LLAMA_FIELDS = COMMON_FIELDS | {"rms_norm_eps": "norm_eps"}
@@ -50,17 +50,17 @@ def expert_rules(
 PREDICTION_LAYERS = [Keep("model.layers.{i}.{*}", where=lambda ctx: ctx.layer >= ctx.config.num_hidden_layers)]
 
 
-def reach(theirs: Any) -> dict[str, Any]:
+def window_fields(theirs: Theirs) -> Keys:
     """`layer_types`, and the window only where a layer slides: a number nobody uses is not copied."""
     slides = "sliding_attention" in theirs.layer_types
     return {"layer_types": list(theirs.layer_types), "sliding_window": theirs.sliding_window if slides else None}
 
 
-def restore_reach(ours: Any) -> dict[str, Any]:
-    """The inverse of `reach`."""
+def restore_window_fields(ours: Ours) -> Keys:
+    """The inverse of `window_fields`."""
     return {"layer_types": list(ours.layer_types), "sliding_window": ours.sliding_window}
 
 
-def restore_window(ours: Any) -> dict[str, Any]:
-    """`restore_reach` for a class that builds the mask of a window whether or not a layer slides: it needs a number."""
-    return restore_reach(ours) | {"sliding_window": ours.sliding_window or ours.max_position_embeddings}
+def restore_window(ours: Ours) -> Keys:
+    """`restore_window_fields` for a class that builds a window's mask even where no layer slides: it needs a number."""
+    return restore_window_fields(ours) | {"sliding_window": ours.sliding_window or ours.max_position_embeddings}

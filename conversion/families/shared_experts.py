@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from ..engine.family import Keys, Ours, Theirs
 from ..engine.rules import Empty, Keep, Rule, renames
-from .shared_common import LLAMA_FIELDS, LLAMA_RULES, expert_rules, restore_reach, tiny
+from .shared_common import LLAMA_FIELDS, LLAMA_RULES, expert_rules, restore_window_fields, tiny
 
 MOE_FIELDS = LLAMA_FIELDS | {
     "num_experts_per_tok": "num_experts_per_tok", "output_router_logits": "output_router_logits",
@@ -52,15 +53,15 @@ def correction_bias(*places: str) -> list[Rule]:
     return [Rule(f"model.layers.{{i}}.{place}", ours) for place in places]
 
 
-def normed(theirs: Any) -> dict[str, Any]:
+def normed(theirs: Theirs) -> Keys:
     """Weights that sum to one without an epsilon, where `norm_topk_prob` asks for it."""
     on = bool(theirs.norm_topk_prob)
     return {"norm_topk_prob": on, "norm_topk_eps": 0.0 if on else None}
 
 
-def restore_set_reach(ours: Any) -> dict[str, Any]:
-    """`restore_reach` for classes that want a window even where nothing slides."""
-    return {name: value for name, value in restore_reach(ours).items() if value is not None}
+def restore_set_window(ours: Ours) -> Keys:
+    """`restore_window_fields` for classes that want a window even where nothing slides."""
+    return {name: value for name, value in restore_window_fields(ours).items() if value is not None}
 
 
 def dense_first(count: int | None, layers: int) -> list[str]:
@@ -73,14 +74,14 @@ def leading_dense(ours: Any) -> int:
     return [*ours.mlp_layer_types, "sparse"].index("sparse")
 
 
-def stepped(theirs: Any) -> dict[str, Any]:
+def stepped(theirs: Theirs) -> Keys:
     """`mlp_layer_types` from `decoder_sparse_step` and `mlp_only_layers` (Qwen)."""
     step, dense = theirs.decoder_sparse_step, theirs.mlp_only_layers or []
     sparse = [index not in dense and (index + 1) % step == 0 for index in range(theirs.num_hidden_layers)]
     return {"mlp_layer_types": ["sparse" if one else "dense" for one in sparse]}
 
 
-def restore_stepped(ours: Any) -> dict[str, Any]:
+def restore_stepped(ours: Ours) -> Keys:
     """The inverse of `stepped`: every dense layer by its number."""
     dense = [index for index, word in enumerate(ours.mlp_layer_types) if word == "dense"]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..engine.family import restore_rope, rope
+from ..engine.family import Keys, Ours, Theirs, restore_rope, rope
 from .shared_common import LLAMA_FIELDS, PREDICTION_LAYERS, tiny
 from .shared_experts import GROUPS, QWEN_MOE_RULES, SIGMOID_FIELDS, SIGMOID_ROUTER, dense_first, leading_dense
 
@@ -32,23 +32,23 @@ YARN = {
 }  # fmt: skip
 
 
-def leading(theirs: Any) -> dict[str, Any]:
+def leading(theirs: Theirs) -> Keys:
     """`mlp_layer_types` from `first_k_dense_replace`, and the rotation."""
     layers = dense_first(theirs.first_k_dense_replace, theirs.num_hidden_layers)
     return {"mlp_layer_types": layers, "rope_parameters": rope(theirs)}
 
 
-def restore_leading(ours: Any) -> dict[str, Any]:
+def restore_leading(ours: Ours) -> Keys:
     """The inverse of `leading`."""
     return {"first_k_dense_replace": leading_dense(ours), "rope_parameters": restore_rope(ours)}
 
 
-def listed(theirs: Any) -> dict[str, Any]:
+def listed(theirs: Theirs) -> Keys:
     """`mlp_layer_types` as they are, and the rotation."""
     return {"mlp_layer_types": list(theirs.mlp_layer_types), "rope_parameters": rope(theirs)}
 
 
-def restore_listed(ours: Any) -> dict[str, Any]:
+def restore_listed(ours: Ours) -> Keys:
     """The inverse of `listed`."""
     return {"mlp_layer_types": list(ours.mlp_layer_types), "rope_parameters": restore_rope(ours)}
 

@@ -1,11 +1,9 @@
 """What families with recurrent layers share: fields and tensors of the gated delta rule, small sizes for the tests."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ..engine.family import restore_rope, rope
+from ..engine.family import Keys, Ours, Theirs, restore_rope, rope
 from ..engine.ops import Context
 from ..engine.rules import Op, Rule
 
@@ -43,7 +41,7 @@ def recurrent_rule(theirs: str | list[str], ours: str | list[str], *ops: Op) -> 
     return Rule(theirs, ours, *ops, where=is_recurrent)
 
 
-def delta(theirs: Any) -> dict[str, Any]:
+def delta(theirs: Theirs) -> Keys:
     """`layer_types` and the gated delta rule of the linear layers, if there are any."""
     words = {"layer_types": list(theirs.layer_types)}
     if "linear_attention" not in theirs.layer_types:
@@ -52,13 +50,13 @@ def delta(theirs: Any) -> dict[str, Any]:
     return words | sizes | {"linear_attention_type": "gated_delta_net", "linear_act": theirs.hidden_act}
 
 
-def restore_delta(ours: Any) -> dict[str, Any]:
+def restore_delta(ours: Ours) -> Keys:
     """The inverse of `delta`."""
     sizes = {name: getattr(ours, name) for name in DELTA_FIELDS}
     return {"layer_types": list(ours.layer_types)} | {name: value for name, value in sizes.items() if value is not None}
 
 
-def kimi_delta(theirs: Any) -> dict[str, Any]:
+def kimi_delta(theirs: Theirs) -> Keys:
     """The words of the layers and the delta rule of the linear ones, if there are any."""
     words = {"layer_types": list(theirs.layer_types), "mlp_layer_types": list(theirs.mlp_layer_types)}
     if "linear_attention" not in theirs.layer_types:
@@ -71,7 +69,7 @@ def kimi_delta(theirs: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def restore_kimi_delta(ours: Any) -> dict[str, Any]:
+def restore_kimi_delta(ours: Ours) -> Keys:
     """The inverse of `kimi_delta`."""
     words = {"layer_types": list(ours.layer_types), "mlp_layer_types": list(ours.mlp_layer_types)}
     if ours.linear_attention_type is None:
@@ -86,18 +84,18 @@ def restore_kimi_delta(ours: Any) -> dict[str, Any]:
 PICTURE_ROTATION = ("mrope_section", "mrope_interleaved")
 
 
-def text_rope(theirs: Any) -> dict[str, Any]:
+def text_rope(theirs: Theirs) -> Keys:
     """The rotation of a token in a text."""
     parameters = rope(theirs, partial=True)
     return {"rope_parameters": {name: value for name, value in parameters.items() if name not in PICTURE_ROTATION}}
 
 
-def gated_hybrid(theirs: Any) -> dict[str, Any]:
+def gated_hybrid(theirs: Theirs) -> Keys:
     """What Qwen3-Next and Qwen3.5 do not share with other Qwen models."""
     return delta(theirs) | text_rope(theirs)
 
 
-def restore_gated_hybrid(ours: Any) -> dict[str, Any]:
+def restore_gated_hybrid(ours: Ours) -> Keys:
     """The inverse of `gated_hybrid`."""
     return restore_delta(ours) | {"rope_parameters": restore_rope(ours)}
 

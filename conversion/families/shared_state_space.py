@@ -2,10 +2,11 @@
 patterns, small sizes for the tests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.family import COMMON_FIELDS
+from ..engine.ops import Context
 from ..engine.rules import Rule, renames
 
 LAYER = "model.layers.{i}."
@@ -46,22 +47,24 @@ def pure(names: dict[str, str]) -> dict[str, str]:
     return PURE_FIELDS | names
 
 
-def is_recurrent(ctx) -> bool:
+def is_recurrent(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer whose mixer is a recurrence."""
     return ctx.layer_word() == RECURRENT
 
 
-def has_mixer(ctx) -> bool:
+def has_mixer(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer that is a mixer alone."""
     return ctx.layer_word("block_types") == "mixer_only"
 
 
-def has_mlp(ctx) -> bool:
+def has_mlp(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer that is an MLP alone."""
     return ctx.layer_word("block_types") == "mlp_only"
 
 
-def mixer_rules(theirs: str, ours: str = MIXER, names: dict[str, str] | None = None, where=is_recurrent) -> list[Rule]:
+def mixer_rules(
+    theirs: str, ours: str = MIXER, names: dict[str, str] | None = None, where: Callable = is_recurrent
+) -> list[Rule]:
     """The tensors of a state space mixer, which is called otherwise there; `names` are further modules."""
     modules = {"out_proj": "o_proj", "norm": "o_norm"} | (names or {})
     rules = [Rule(f"{theirs}{a}.{{w}}", f"{ours}{b}.{{w}}", where=where) for a, b in modules.items()]

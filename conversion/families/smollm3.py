@@ -1,18 +1,20 @@
 """SmolLM3 (Hugging Face 2025): Llama in which every fourth layer does not rotate."""
 
-from ..engine.family import Family, restore_rope, rope
-from .shared_common import LLAMA_FIELDS, LLAMA_RULES, reach, restore_reach, tiny
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
+from .shared_common import LLAMA_FIELDS, LLAMA_RULES, restore_window_fields, tiny, window_fields
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     rotates = list(theirs.no_rope_layers)
-    return {"rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates} | reach(theirs)
+    return {"rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates} | window_fields(
+        theirs
+    )
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     rotates = ours.no_rope_layers or [1] * ours.num_hidden_layers
     slides = {"use_sliding_window": ours.sliding_window is not None}
-    return {"rope_parameters": restore_rope(ours), "no_rope_layers": rotates} | slides | restore_reach(ours)
+    return {"rope_parameters": restore_rope(ours), "no_rope_layers": rotates} | slides | restore_window_fields(ours)
 
 
 FAMILY = Family(

@@ -1,19 +1,19 @@
 """StableLM (Stability AI 2023; Bellagente et al. 2024): Llama with layer norms and a rotation of a quarter head."""
 
-from ..engine.family import COMMON_FIELDS, Family, restore_rope, rope
+from ..engine.family import COMMON_FIELDS, Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Rule, Stack
 from .shared_common import LLAMA_RULES, tiny
 
 QK_NORM = {"qk_norm": "layer_norm", "qk_norm_weight": "per_head"}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     block = "parallel" if theirs.use_parallel_residual else "pre_norm"
     norms = QK_NORM if theirs.qk_layernorm else {}
     return {"rope_parameters": rope(theirs, partial=True), "block_type": block} | norms
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     return {
         "rope_parameters": restore_rope(ours),
         "use_parallel_residual": ours.block_type == "parallel",

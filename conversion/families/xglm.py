@@ -1,6 +1,6 @@
 """XGLM (Lin et al. 2022): GPT-3's block with sinusoids of tensor2tensor from position two, scaled embeddings."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from ..engine.rules import renames
 from ..errors import ConversionError
 from .shared_gpt import BIASED, GPT_FIELDS, require
@@ -13,7 +13,7 @@ TINY = {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     require(theirs, add_cross_attention=False)
     if (theirs.pad_token_id or 0) >= FIRST_ROW:
         raise ConversionError(

@@ -1,7 +1,9 @@
 """Zamba 7B (Glorioso et al. 2024, arXiv 2405.16712): Mamba layers whose heads scan apart; in front of some stands one
 transformer block that all of them share, which reads the embeddings beside the stream."""
 
-from ..engine.family import Family
+from collections.abc import Callable
+
+from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Deinterleave, Reshape, Rule
 from ..errors import ConversionError
 from .shared_blocks import DECODER, PLAIN, SHARED, block_rules, is_plain, is_shared, layer_rules, shared_fields
@@ -25,7 +27,7 @@ CHANNELS = {
 PER_HEAD = {"x_proj_weight": (f"{RANK}+2*{STATES}", WIDTH), "dt_proj_weight": (WIDTH, RANK), "dt_proj_bias": (WIDTH,)}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     width = theirs.attention_hidden_size
     if width != 2 * theirs.hidden_size:
         raise ConversionError(f"zamba: attention_hidden_size={width} must be twice hidden_size={theirs.hidden_size}.")
@@ -35,12 +37,12 @@ def derive(theirs):
     return fields | {"head_dim": head_dim, "attention_multiplier": (head_dim / 2) ** -0.5}
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     keys = {"layers_block_type": list(ours.layer_types), "attention_head_dim": ours.head_dim}
     return keys | {"mamba_expand": expansion(ours), "attention_hidden_size": 2 * ours.hidden_size}
 
 
-def scan_rules(config, theirs, where):
+def scan_rules(config: Ours, theirs: str, where: Callable) -> list[Rule]:
     one = config.linear_num_key_heads == 1
     sizes = CHANNELS | {name: ((HEADS, *size), size if one else (HEADS, *size)) for name, size in PER_HEAD.items()}
     return [
@@ -52,7 +54,7 @@ def scan_rules(config, theirs, where):
     ]
 
 
-def rules(config):
+def rules(config: Ours) -> list[Rule]:
     scans = [*scan_rules(config, LAYER + "mamba.", is_plain), *scan_rules(config, DECODER + "mamba.", is_shared)]
     return [*block_rules(config, "shared_transf"), *scans, *layer_rules()]
 

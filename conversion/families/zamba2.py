@@ -1,7 +1,8 @@
 """Zamba2 (Glorioso et al. 2024, arXiv 2411.15242): Mamba-2 layers; in front of some stands one of a few transformer
 blocks that they share, which reads the embeddings beside the stream and has small adapters for each use."""
 
-from ..engine.family import Family, restore_rope, rope
+from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
+from ..engine.rules import Rule
 from .shared_blocks import PLAIN, SHARED, adapter_rules, block_rules, layer_rules, shared_fields
 from .shared_common import tiny
 from .shared_state_space import expansion, with_fields
@@ -13,7 +14,7 @@ SSD = {
 }  # fmt: skip
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     inner = theirs.mamba_expand * theirs.hidden_size
     fields = shared_fields(theirs, theirs.num_mem_blocks) | {"linear_value_head_dim": inner // theirs.n_mamba_heads}
     fields |= {"time_step_limit": [theirs.time_step_min, None], "mlp_bias": theirs.add_bias_linear}
@@ -24,7 +25,7 @@ def derive(theirs):
     return fields
 
 
-def restore(ours):
+def restore(ours: Ours) -> Keys:
     rotates = ours.position_embedding_type == "rope"
     keys = {"layers_block_type": list(ours.layer_types), "use_mem_rope": rotates, "mamba_expand": expansion(ours)}
     keys |= {"rope_parameters": restore_rope(ours)} if rotates else {}
@@ -35,7 +36,7 @@ def restore(ours):
     return keys
 
 
-def rules(config, block="shared_transformer"):
+def rules(config: Ours, block: str = "shared_transformer") -> list[Rule]:
     return [*adapter_rules(config, block), *block_rules(config, block, fused=True), *layer_rules()]
 
 

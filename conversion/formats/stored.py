@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError
+from ..files.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class DecodedCheckpoint:
     `headers` (name -> meta tensor) and `read(name)` as a Checkpoint has them; one tensor is decoded at a time.
     """
 
-    def __init__(self, checkpoint, found: Found, dtype: torch.dtype, method: str):
+    def __init__(self, checkpoint: Checkpoint, found: Found, dtype: torch.dtype, method: str):
         self.folder, self.checkpoint, self.found, self.method = checkpoint.folder, checkpoint, found, method
         taken = found.taken()
         self.headers = {name: tensor for name, tensor in checkpoint.headers.items() if name not in taken}
