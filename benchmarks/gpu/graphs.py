@@ -8,10 +8,10 @@ import torch
 from .correct import CACHE, LENGTH, LIMITS, PROMPT, reference, tokens_and_mask
 from .harness import Item, Run, aside, label, relative_error, seconds
 from .mixers import chosen, random_model
-from .models import SIDES, decoder, new_cache, one_layer
+from .models import SIDES, all_heads, decoder, new_cache, one_layer
 
 COMPILED = ("mla", "gqa", "sliding", "gdn", "moe", "dsa")
-SHAPES = ((32768, 1), (8192, 8), (131072, 1))
+SHAPES = ((32768, 1), (131072, 1), (8192, 8))
 DECODED = LENGTH - PROMPT
 
 
@@ -161,7 +161,7 @@ def warm_items(run: Run) -> list[Item]:
 
 def compiled_speed(run: Run, side: str, name: str, context: int, batch: int) -> dict:
     """Microseconds of a token, graphs, breaks, and the time to compile."""
-    model = one_layer(run, side, name)
+    model = one_layer(run, side, name, **all_heads(run, name))
     if name in ("moe", "mla", "dsa") and run.cuda:
         model.set_experts_implementation("batched_mm")  # as generate does while it decodes
     forward, counted = compiled_forward(run, model)

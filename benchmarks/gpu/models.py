@@ -15,7 +15,6 @@ from .harness import HALF, Run
 SIDES = ("transformers", "zoo")
 # Of benchmarks.models, which says what each stands for.
 NAMES = ("mla", "gqa", "sliding", "dsa", "gdn", "moe")
-ALL_HEADS = {"num_attention_heads": 128, "num_key_value_heads": 128}
 # Tokens that a recurrence really reads to come to a state; its cache costs the same behind any number of them.
 RECURRENT_PROMPT = 64
 
@@ -29,6 +28,11 @@ def one_layer(run: Run, side: str, name: str, **changes):
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=HALF)
     return model.to(run.device).eval()
+
+
+def all_heads(run: Run, name: str) -> dict:
+    """Fields that give latent attention all 128 heads of DeepSeek-V3, where one token is decoded."""
+    return {} if run.tiny or name != "mla" else {"num_attention_heads": 128, "num_key_value_heads": 128}
 
 
 def kept_model(run: Run, side: str, name: str, **changes):

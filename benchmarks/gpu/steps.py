@@ -8,9 +8,9 @@ import torch
 from .core import BATCHES, CONTEXTS, MOST_CACHE
 from .harness import Item, PeakMemory, Run, attempt, label, replayed, seconds
 from .models import (
-    ALL_HEADS,
     NAMES,
     SIDES,
+    all_heads,
     cache_bytes,
     decoder,
     kept_model,
@@ -74,7 +74,7 @@ def ratios_of(times: dict[tuple[str, str], dict]) -> dict:
 
 def one_step(run: Run, side: str, name: str, kind: str, context: int, batch: int) -> dict:
     """Microseconds of a token, its share of the copy's bandwidth, memory; over a static cache as a captured graph."""
-    model = kept_model(run, side, name, **({} if run.tiny or name != "mla" else ALL_HEADS))
+    model = kept_model(run, side, name, **all_heads(run, name))
     per_token, per_row = cache_bytes(name, model.config)
     held = batch * context * (per_token or 4096)
     twice = 2 if kind == "dynamic" and side == "transformers" else 1
