@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError
-from .packing import scaled
+from ..files.checkpoint import StoredTensors
+from .packing import in_blocks
 from .stored import Found, Stored
 
 METHODS = ("fp8", "fbgemm_fp8")
@@ -24,9 +25,9 @@ _ENDINGS, _LAST_WORDS = ("_scale_inv", "_scale"), ("scale", "qscale_weight")
 UNUSED = ("activation_scale", "input_scale", "qscale_act", "k_scale", "v_scale", "q_scale", "output_scale")
 
 
-def find(headers: dict[str, Tensor], scheme: dict[str, Any]) -> Found:
+def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
     """Every weight of eight bits with its scale; raises ConversionError where one of the two is missing or misfits."""
-    found, block = Found(), scheme.get("weight_block_size")
+    found, headers, block = Found(), checkpoint.headers, scheme.get("weight_block_size")
     for name, weight in headers.items():
         if weight.dtype in FLOAT8:
             scale = scale_of(name, headers)
@@ -79,4 +80,4 @@ def decode(dtype: torch.dtype, weight: Tensor, scale: Tensor, block: tuple[int, 
         scale, block = scale.reshape([1] * weight.dim()).expand(*weight.shape[:-2], 1, 1), weight.shape[-2:]
     elif scale.dim() < weight.dim():
         scale = scale.reshape(*weight.shape[:-2], -1, 1)
-    return scaled(dtype, weight, scale, block)
+    return in_blocks(dtype, weight, scale, block)

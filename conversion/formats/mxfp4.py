@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError
+from ..files.checkpoint import StoredTensors
 from .packing import as_factors, e2m1
 from .stored import Found, Stored
 
@@ -17,9 +18,9 @@ METHODS = ("mxfp4",)
 _BLOCKS, _SCALES = "_blocks", "_scales"
 
 
-def find(headers: dict[str, Tensor], scheme: dict[str, Any]) -> Found:
+def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
     """Every pair of blocks and scales; raises ConversionError where one is missing or they do not fit."""
-    found = Found()
+    found, headers = Found(), checkpoint.headers
     for name in headers:
         if name.endswith(_BLOCKS) and headers[name].dtype == torch.uint8:
             base = name.removesuffix(_BLOCKS)

@@ -1,6 +1,6 @@
 """Which storage format a checkpoint says it has, wherever that is said, and its tensors decoded by the format's file.
 
-Every file of this folder with `METHODS` (values of `quant_method`) and `find(headers, scheme) -> Found` is a format.
+Every file of this folder with `METHODS` (values of `quant_method`) and `find(checkpoint, scheme) -> Found` is a format.
 """
 
 from importlib import import_module
@@ -79,7 +79,7 @@ def decoded(
             f"the checkpoint is quantised ({method}), which is not read here (known are {', '.join(sorted(known))}): "
             "dequantise it with the library that packed it and save it in a plain dtype."
         )
-    found = known[method].find(checkpoint.headers, scheme)
+    found = known[method].find(checkpoint, scheme)
     if not found.tensors:
         raise ConversionError(
             f"config.json says that the checkpoint is quantised ({method}), but none of its tensors is stored so: "

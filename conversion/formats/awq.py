@@ -1,0 +1,65 @@
+"""AWQ (Lin et al. 2023, arXiv 2306.00978), layout "gemm": integers of 4 bits in groups of input columns.
+
+`X.qweight` int32 `[in, out / 8]`, `X.qzeros` `[groups, out / 8]`, `X.scales` `[groups, out]`: within a word, field k
+holds output ORDER[k]. X.weight[o, i] = (q[i, o] - zero[g, o]) · scales[g, o], g = i // group_size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConversionError
+from ..files.checkpoint import StoredTensors
+from .packing import by_rows, over_blocks, unpack
+from .stored import Found, Stored
+
+METHODS = ("awq",)
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
+    """Every packed matrix with what belongs to it; raises ConversionError where something is missing or misfits."""
+    found, headers = Found(), checkpoint.headers
+    bits = scheme.get("bits", scheme.get("w_bit", 4))
+    version = str(scheme.get("version", scheme.get("format", "gemm"))).lower()
+    if bits != 4 or version != "gemm":
+        raise ConversionError(
+            f"the checkpoint is quantised (awq) with {bits} bits in layout {version!r}: 4 bits in 'gemm' are read."
+        )
+    for name in headers:
+        if name.endswith(".qweight"):
+            layer = name.removesuffix("qweight")
+            names = (name, layer + "qzeros", layer + "scales")
+            if missing := [part for part in names if part not in headers]:
+                raise ConversionError(f"{name!r} has no {missing[0]!r}: the checkpoint is incomplete.")
+            (inputs, words), groups = headers[name].shape, headers[names[1]].shape[0]
+            if headers[names[1]].shape != (groups, words) or headers[names[2]].shape != (groups, 8 * words):
+                shapes = ", ".join(f"{part.removeprefix(layer)} {list(headers[part].shape)}" for part in names)
+                raise ConversionError(f"the parts of {layer}weight do not fit each other: {shapes}.")
+            found.tensors[layer + "weight"] = Stored(names, (8 * words, inputs), decode)
+    for name in headers.keys() - found.taken():
+        if name.endswith((".qzeros", ".scales")):
+            raise ConversionError(f"{name!r} belongs to a packed weight that is not there: the checkpoint is damaged.")
+    return found
+
+
+def outputs(words: Tensor) -> Tensor:
+    """`[n, out / 8]` words -> `[n, out]` numbers in the order of the outputs."""
+    fields = unpack(words, 4, 8 * words.shape[1]).view(len(words), -1, 8)
+    return fields[:, :, torch.tensor(ORDER).argsort()].flatten(1)
+
+
+def decode(dtype: torch.dtype, qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
+    """(q - zero) · scales, `[out, in]`."""
+    inputs, out = len(qweight), 8 * qweight.shape[1]
+    size = -(-inputs // len(scales))
+    grids = [grid.float() for grid in (scales, outputs(qzeros))]
+    by_input = by_rows(
+        dtype,
+        (inputs, out),
+        lambda part: outputs(qweight[part]),
+        over_blocks(grids[0], (size, 1), out),
+        over_blocks(grids[1], (size, 1), out),
+    )
+    return by_input.T.contiguous()

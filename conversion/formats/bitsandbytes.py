@@ -1,0 +1,98 @@
+"""bitsandbytes (Dettmers et al. 2022, arXiv 2208.07339; 2023, arXiv 2305.14314): nf4, fp4 and int8.
+
+Four bits: `X.weight` bytes `[out · in / 2, 1]`, the high half first; `X.weight.quant_map`, what the 16 codes stand for;
+`X.weight.absmax`, a scale for every 64 numbers, itself in eight bits where it is nested (`nested_absmax`,
+`nested_quant_map`); shape and offset are JSON in the bytes of `X.weight.quant_state.bitsandbytes__nf4`.
+Eight bits: `X.weight` int8 with `X.SCB`, a scale per row, of 127ths.
+"""
+
+import json
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConversionError
+from ..files.checkpoint import StoredTensors
+from .packing import by_rows, nibbles, over_blocks
+from .stored import Found, Stored
+
+METHODS = ("bitsandbytes",)
+_STATE = ".quant_state.bitsandbytes__"
+_PLAIN, _NESTED = (".absmax", ".quant_map"), (".nested_absmax", ".nested_quant_map")
+
+
+def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
+    """Every packed matrix with what belongs to it; raises ConversionError where something is missing or misfits."""
+    found, headers = Found(), checkpoint.headers
+    for name, tensor in headers.items():
+        if _STATE in name:
+            base = name.partition(_STATE)[0]
+            found.tensors[base] = _four_bits(base, name, checkpoint)
+        elif tensor.dtype == torch.int8 and name.endswith(".weight"):
+            scale = name.removesuffix("weight") + "SCB"
+            if scale not in headers or headers[scale].numel() != tensor.shape[0]:
+                raise ConversionError(f"{name!r} is int8 and has no {scale!r} of a number per row: it is incomplete.")
+            found.tensors[name] = Stored((name, scale), tuple(tensor.shape), decode_int8)
+    for name in headers.keys() - found.taken():
+        if name.endswith((".weight_format", _STATE + "nf4", _STATE + "fp4")):
+            found.unused.add(name)
+        elif name.endswith((*_PLAIN, *_NESTED, ".SCB")):
+            raise ConversionError(f"{name!r} belongs to a packed weight that is not there: the checkpoint is damaged.")
+    return found
+
+
+def _four_bits(base: str, name: str, checkpoint: StoredTensors) -> Stored:
+    headers = checkpoint.headers
+    try:
+        state = json.loads(bytes(checkpoint.read(name).tolist()))
+        shape, block = tuple(state["shape"]), int(state["blocksize"])
+        nested, offset = int(state.get("nested_blocksize", 0)), float(state.get("nested_offset", 0.0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{name!r} does not say how its weight is packed: {error}.") from error
+    names = [base, *(base + ending for ending in (*_PLAIN, *(_NESTED if nested else ())))]
+    if missing := [part for part in names if part not in headers]:
+        raise ConversionError(f"{base!r} is packed and has no {missing[0]!r}: the checkpoint is incomplete.")
+    numbers, scales = 2 * headers[base].numel(), headers[base + ".absmax"].numel()
+    if len(shape) != 2 or not 0 <= numbers - prod(shape) < 2 or scales != -(-prod(shape) // block):
+        raise ConversionError(
+            f"{base!r} holds {numbers} numbers and {scales} scales, which {list(shape)} does not fit."
+        )
+    return Stored((*names,), shape, partial(decode, shape=shape, block=block, nested=nested, offset=offset))
+
+
+def decode(
+    dtype: torch.dtype,
+    packed: Tensor,
+    absmax: Tensor,
+    codes: Tensor,
+    nested_absmax: Tensor | None = None,
+    nested_codes: Tensor | None = None,
+    *,
+    shape: tuple[int, int],
+    block: int,
+    nested: int,
+    offset: float,
+) -> Tensor:
+    """codes[half of a byte] · absmax of its block, over the matrix from left to right and down, `[out, in]`."""
+    if nested_absmax is not None:
+        blocks = torch.arange(absmax.numel()) // nested
+        absmax = nested_codes.float()[absmax.int()] * nested_absmax.float()[blocks] + offset
+    packed, absmax, codes = packed.flatten(), absmax.float().flatten(), codes.float()
+    result = torch.empty(prod(shape), dtype=dtype)
+    # Whole blocks at once, as many numbers as bound the memory.
+    step = block * max(1, 2**24 // block)
+    for start in range(0, len(result), step):
+        part = result[start : start + step]
+        values = codes[nibbles(packed[start // 2 : (start + step) // 2], low_first=False).int()][: len(part)]
+        factors = absmax[start // block : (start + step) // block].repeat_interleave(block)[: len(part)]
+        part.copy_(values * factors)
+    return result.view(shape)
+
+
+def decode_int8(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:
+    """q · SCB / 127."""
+    factors = scale.float().view(-1, 1) / 127
+    return by_rows(dtype, tuple(weight.shape), weight.__getitem__, over_blocks(factors, (1, 1), weight.shape[1]))

@@ -1,0 +1,167 @@
+"""compressed-tensors (Red Hat's and Moonshot's checkpoints): each group of layers in a scheme of its own.
+
+W = (q - zero point) · scale, in which `X_scale` has one number for the tensor, a row, a group of columns or a block:
+- `X` in eight bits, floats or integers (`X_zero_point` beside asymmetric ones; bytes as scales are exponents);
+- `X_packed` words of 1 to 8 bits with `X_shape`: q = field - 2 ** (bits - 1); zero points are packed down the rows;
+  `X_g_idx` names the group of each column;
+- `X_packed` bytes of two floats: scales in bytes are exponents (MXFP4), others are divided by `X_global_scale` (NVFP4).
+"""
+
+import re
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConversionError
+from ..files.checkpoint import StoredTensors
+from .fp8 import FLOAT8, UNUSED, block_of
+from .fp8 import decode as decode_fp8
+from .packing import as_factors, by_rows, e2m1, over_blocks, unpack
+from .stored import Found, Stored
+
+METHODS = ("compressed-tensors",)
+PACKED, SCALE = "_packed", "_scale"
+# Beside a weight: what belongs to it.
+_BESIDE = (PACKED, SCALE, "_shape", "_zero_point", "_g_idx", "_global_scale")
+_UNUSED = (*UNUSED, "input_zero_point", "output_zero_point", "input_global_scale", "k_zero_point", "v_zero_point")
+
+
+def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
+    """Every weight that a scale belongs to; raises ConversionError where something of it is missing or misfits."""
+    sparsity = (scheme.get("sparsity_config") or {}).get("format", "dense")
+    if sparsity != "dense":
+        raise ConversionError(f"the checkpoint is stored as {sparsity!r}, which is not read here: decompress it first.")
+    found, headers = Found(), checkpoint.headers
+    for name, tensor in headers.items():
+        if name.endswith(PACKED):
+            base = name.removesuffix(PACKED)
+            read = packed_floats if tensor.dtype == torch.uint8 else packed_integers
+            found.tensors[base] = read(base, checkpoint, scheme)
+        elif tensor.dtype in (*FLOAT8, torch.int8) and name + SCALE in headers:
+            found.tensors[name] = eight_bits(name, checkpoint, scheme)
+    known = {name + ending for name in found.tensors for ending in ("_shape", "_zero_point")}
+    for name in headers.keys() - found.taken():
+        if name.endswith(_UNUSED) or name in known:
+            found.unused.add(name)
+        elif "weight" in name and name.endswith(_BESIDE):
+            raise ConversionError(f"{name!r} belongs to a packed weight that is not there: the checkpoint is damaged.")
+    return found
+
+
+def eight_bits(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> Stored:
+    """`X` and `X_scale`, maybe `X_zero_point`."""
+    headers, settings = checkpoint.headers, settings_of(name, scheme)
+    weight, scale, zero = headers[name], headers[name + SCALE], name + "_zero_point"
+    group = settings.get("group_size")
+    block = settings.get("block_structure") or ([1, group] if group else None)
+    block = block_of(name, weight, name + SCALE, scale, block)
+    names = (name, name + SCALE)
+    if weight.dtype in FLOAT8 or settings.get("symmetric", True) or zero not in headers:
+        return Stored(names, tuple(weight.shape), partial(decode_fp8, block=block))
+    return Stored((*names, zero), tuple(weight.shape), partial(decode_shifted, block=block))
+
+
+def decode_shifted(dtype: torch.dtype, weight: Tensor, scale: Tensor, zero: Tensor, block: Any) -> Tensor:
+    """(q - zero point) · scale of integers `[rows, columns]`."""
+    rows, columns = weight.shape
+    block = block or (rows, columns)
+    grids = [tensor.float().reshape(ceil(rows / block[0]), -1) for tensor in (scale, zero)]
+    factors, zeros = (over_blocks(grid, block, columns) for grid in grids)
+    return by_rows(dtype, (rows, columns), weight.__getitem__, factors, zeros)
+
+
+def packed_integers(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> Stored:
+    """`X_packed` words, `X_scale`, `X_shape`, maybe `X_zero_point` and `X_g_idx`."""
+    headers, settings = checkpoint.headers, settings_of(name, scheme)
+    _need(name, headers, SCALE, "_shape")
+    bits, shape = settings.get("num_bits"), tuple(checkpoint.read(name + "_shape").tolist())
+    packed, scale = headers[name + PACKED], headers[name + SCALE]
+    if len(shape) != 2 or not isinstance(bits, int) or tuple(packed.shape) != (shape[0], ceil(shape[1] * bits / 32)):
+        raise ConversionError(
+            f"{name + PACKED!r} is {list(packed.shape)}, which is not how {list(shape)} of {bits} bits are packed."
+        )
+    rows, groups = scale.shape if scale.dim() == 2 else (scale.numel(), 1)
+    size = ceil(shape[1] / groups)
+    if rows not in (1, shape[0]) or ceil(shape[1] / size) != groups:
+        raise ConversionError(f"{name + SCALE!r} is {list(scale.shape)}, which does not fit {list(shape)}.")
+    beside = [ending for ending in ("_zero_point", "_g_idx") if name + ending in headers]
+    if not settings.get("symmetric", True):
+        _need(name, headers, "_zero_point")
+    names = (name + PACKED, name + SCALE, *(name + ending for ending in beside))
+    return Stored(names, shape, partial(decode_integers, bits=bits, shape=shape, size=size, beside=beside))
+
+
+def decode_integers(
+    dtype: torch.dtype, packed: Tensor, scale: Tensor, *others: Tensor, bits: int, shape: tuple, size: int, beside: list
+) -> Tensor:
+    """(field - 2 ** (bits - 1) - zero point) · scale."""
+    given, middle = dict(zip(beside, others, strict=True)), 2 ** (bits - 1)
+    grid = scale.float().reshape(-1, ceil(shape[1] / size))
+    block = (1 if len(grid) == shape[0] else shape[0], size)
+    zero, group_of = given.get("_zero_point"), given.get("_g_idx")
+    if group_of is not None and bool((group_of < 0).any()):
+        group_of = None  # initialised, but not used
+    zeros, whole = torch.full((1, 1), float(middle)), (shape, shape[1])
+    if zero is not None:
+        # Packed fields of their own, whose middle is taken from both: what is left is field - field.
+        packed_down = zero.dtype == torch.int32
+        zeros = unpack(zero.T.contiguous(), bits, len(grid)).T if packed_down else zero.reshape(grid.shape) + middle
+        whole = (block, shape[1], group_of)
+    factors, zeros = over_blocks(grid, block, shape[1], group_of), over_blocks(zeros.float(), *whole)
+    return by_rows(dtype, shape, lambda part: unpack(packed[part], bits, shape[1]), factors, zeros)
+
+
+def packed_floats(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> Stored:
+    """`X_packed` bytes and `X_scale`, of NVFP4 `X_global_scale` too."""
+    headers = checkpoint.headers
+    _need(name, headers, SCALE)
+    packed, scale = headers[name + PACKED], headers[name + SCALE]
+    *lead, half = packed.shape
+    if scale.shape[:-1] != packed.shape[:-1] or 2 * half % scale.shape[-1]:
+        raise ConversionError(
+            f"{name + SCALE!r} is {list(scale.shape)} beside {list(packed.shape)} bytes of two numbers."
+        )
+    if scale.dtype not in (torch.uint8, torch.float8_e8m0fnu):
+        _need(name, headers, "_global_scale")
+    names = [name + ending for ending in (PACKED, SCALE, "_global_scale") if name + ending in headers]
+    return Stored(tuple(names), (*lead, 2 * half), decode_floats)
+
+
+def decode_floats(dtype: torch.dtype, packed: Tensor, scale: Tensor, whole: Tensor | None = None) -> Tensor:
+    """e2m1 · scale, or · scale / global scale."""
+    factors = as_factors(scale)
+    factors = factors if whole is None else factors / whole.float()
+    shape = (*packed.shape[:-1], 2 * packed.shape[-1])
+    flat, grid = packed.flatten(0, -2), factors.flatten(0, -2)
+    block = (1, shape[-1] // grid.shape[-1])
+    return by_rows(
+        dtype, (len(flat), shape[-1]), lambda part: e2m1(flat[part]), over_blocks(grid, block, shape[-1])
+    ).view(shape)
+
+
+def settings_of(name: str, scheme: dict[str, Any]) -> dict[str, Any]:
+    """What the scheme says of the weights of one tensor: of the group whose targets name its layer, by name or pattern,
+    else of the group of its kind of layer."""
+    layer, kinds = name.removesuffix(".weight"), []
+    for group in (scheme.get("config_groups") or {}).values():
+        for target in group.get("targets") or ():
+            if target.startswith("re:") and re.match(target[3:], layer):
+                return group.get("weights") or {}
+            if target == layer or layer.endswith("." + target):
+                return group.get("weights") or {}
+            if not target.startswith("re:") and "." not in target:
+                kinds.append(group.get("weights") or {})
+    if not kinds:
+        raise ConversionError(
+            f"config.json says of no group (config_groups) that it packs {layer!r}, but it is packed."
+        )
+    return kinds[0]
+
+
+def _need(name: str, headers: dict[str, Tensor], *endings: str) -> None:
+    for ending in endings:
+        if name + ending not in headers:
+            raise ConversionError(f"{name!r} is packed and has no {name + ending!r}: the checkpoint is incomplete.")

@@ -1,0 +1,39 @@
+"""torchao, weights of eight bits: `X._weight_qdata` int8 `[out, in]`, `X._weight_scale` and `X._weight_zero_point`
+`[out, 1]` stand for X.weight = (q - zero point) · scale."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConversionError
+from ..files.checkpoint import StoredTensors
+from .packing import by_rows, over_blocks
+from .stored import Found, Stored
+
+METHODS = ("torchao",)
+_DATA, _SCALE, _ZERO = "_weight_qdata", "_weight_scale", "_weight_zero_point"
+
+
+def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
+    """Every packed matrix with what belongs to it; raises ConversionError where something is missing or misfits."""
+    found, headers = Found(), checkpoint.headers
+    for name, tensor in headers.items():
+        if name.endswith(_DATA):
+            layer = name.removesuffix(_DATA)
+            names = tuple(layer + part for part in (_DATA, _SCALE, _ZERO) if layer + part in headers)
+            scales = headers.get(layer + _SCALE)
+            if tensor.dtype != torch.int8 or scales is None or scales.shape != (tensor.shape[0], 1):
+                raise ConversionError(f"{name!r} is not int8 with a scale per row, which is what is read of torchao.")
+            found.tensors[layer + "weight"] = Stored(names, tuple(tensor.shape), decode)
+    for name in headers.keys() - found.taken():
+        if name.endswith((_SCALE, _ZERO)):
+            raise ConversionError(f"{name!r} belongs to a packed weight that is not there: the checkpoint is damaged.")
+    return found
+
+
+def decode(dtype: torch.dtype, weight: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """(q - zero point) · scale, `[out, in]`."""
+    factors = over_blocks(scale.float(), (1, 1), weight.shape[1])
+    zeros = None if zero is None else over_blocks(zero.float(), (1, 1), weight.shape[1])
+    return by_rows(dtype, tuple(weight.shape), weight.__getitem__, factors, zeros)
