@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .config_file import about_unknown, completed, written
 from .field_kinds import nearest
 from .field_needs import refuse_unread
-from .field_settings import SettingsAccess, add_key_properties, described
+from .field_settings import SettingsAccess, add_key_properties, choices_of, described
 from .field_words import repeat_patterns, takes_words
 from .fields_attention import AttentionFields
 from .fields_checks import check_lengths, for_each_layer
@@ -33,7 +33,7 @@ from .fields_training import TrainingFields
 from .first_layers import build_without_unread, first_layers
 from .layer_mixers import LayerMixers
 from .layer_words import teach_layer_words
-from .other_words import FIELD_WORDS
+from .other_words import FIELD_WORDS, about_value
 from .parallel_plans import ParallelPlans
 from .rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
 
@@ -213,7 +213,7 @@ class ZooConfig(
         """Whether an unknown key of a file looks misspelt, is another word for a field, or is derived from fields."""
         derived = getattr(cls, key, None)
         computed = isinstance(derived, property) and derived.fset is None
-        return computed or key in FIELD_WORDS or bool(get_close_matches(key, names, cutoff=MISSPELT))
+        return computed or key.lower() in FIELD_WORDS or bool(get_close_matches(key, names, cutoff=MISSPELT))
 
     @classmethod
     def _unknown(cls, given: dict) -> list[str]:
@@ -230,7 +230,8 @@ class ZooConfig(
 
     def _refuse_unknown(self, kwargs: dict) -> None:
         for key in self._unknown(kwargs):
-            raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{nearest(key, self._names())}")
+            says = nearest(key, self._names()) + about_value(kwargs[key], choices_of(type(self)))
+            raise ValueError(f"{key}={kwargs[key]!r} is not a field of ZooConfig.{says}")
 
     def _refuse_rotation(self, kwargs: dict) -> None:
         given = {"rope_parameters": self.rope_parameters} | {key: kwargs.get(key) for key in LEGACY_ROPE_KEYS}

@@ -78,11 +78,15 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """A list of `count` entries of one kind, or of one for each layer; None stands for an entry that is open."""
+    """A list of `count` entries of one kind, or of one for each layer; None stands for an entry that is open.
+
+    `period` says what a number n in the place of a list over layers means: n - 1 of its first entry, one of its last.
+    """
 
     entry: Number | Choice
     count: int | None = None
     per_layer: bool = False
+    period: tuple = ()
 
     def check(self, name: str, value: Any) -> None:
         if not isinstance(value, list):
@@ -249,6 +253,6 @@ def settings(meaning: str, /, **keys: dataclasses.Field) -> Any:
     return setting(Settings(keys), None, meaning=meaning, source="see its keys")
 
 
-def per_layer(entry: Number | Choice, default: str | None = None, **says) -> Any:
+def per_layer(entry: Number | Choice, default: str | None = None, period: tuple = (), **says) -> Any:
     """One entry for each layer; where the field's type has it, one for all of them."""
-    return setting(Items(entry, per_layer=True), default, **says)
+    return setting(Items(entry, per_layer=True, period=period), default, **says)

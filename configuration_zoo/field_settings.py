@@ -30,6 +30,13 @@ def described(config_class) -> dict[str, Field]:
 
 
 @cache
+def choices_of(config_class) -> set[str]:
+    """Every name that some field takes."""
+    kinds = [field.metadata.get("kind") for field in described(config_class).values()]
+    return {name for kind in kinds for name in getattr(getattr(kind, "entry", kind), "names", ())}
+
+
+@cache
 def by_concept(config_class) -> tuple[str, ...]:
     """The names of `described` as the groups of the class follow each other: what chooses before what it chooses."""
     order = [name for group in config_class.__mro__ for name in vars(group).get("__annotations__", ())]

@@ -91,8 +91,10 @@ class AttentionFields:
     )
     layer_types: list[str] | None = per_layer(
         Choice(LAYER_TYPES),
-        meaning="What transformers calls each layer: how far it sees, hence its mask and its cache. None: "
-        "sliding_attention with a sliding_window, else full_attention.",
+        period=(SLIDING, FULL),
+        meaning="What transformers calls each layer: how far it sees, hence its mask and its cache. A number n: every "
+        "n-th is full_attention, the others slide, or are what linear_attention_type or attention_chunk_size is for. "
+        "None: sliding_attention with a sliding_window, else full_attention.",
         source="transformers",
     )
     sliding_window: int | None = length(

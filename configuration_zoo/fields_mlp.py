@@ -45,7 +45,9 @@ class MlpFields:
     )
     mlp_layer_types: list[str] | None = per_layer(
         Choice(MLP_LAYER_TYPES),
-        meaning="For each layer, a dense MLP or sparse experts. None: sparse with num_experts, else dense.",
+        period=("dense", "sparse"),
+        meaning="For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with "
+        "num_experts, else dense.",
         source="transformers",
     )
 

@@ -56,7 +56,9 @@ class PositionFields:
     )
     no_rope_layers: list[int] | None = per_layer(
         Number(whole=True, least=0, most=1),
-        meaning="One entry for each layer: 1 rotates, 0 does not. None: every layer rotates.",
+        period=(1, 0),
+        meaning="One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer "
+        "rotates.",
         source="Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name",
     )
     position_offset: int | None = count(

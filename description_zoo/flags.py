@@ -71,7 +71,7 @@ def takes(kind) -> str:
         case Flag():
             return "true or false"
         case Items(per_layer=True):
-            return f"a list with {takes(kind.entry)} for each layer"
+            return f"a list with {takes(kind.entry)} for each layer" + (", or a period" if kind.period else "")
         case Items(count=None):
             return f"a list, each entry {takes(kind.entry)}"
         case Items():

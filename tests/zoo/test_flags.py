@@ -50,7 +50,7 @@ def test_a_dict_of_settings_says_what_it_is_about():
     assert flag("precision.rope", flags())["allowed"] == ["activation", "float32_trig", "float32_qk"]
     assert flag("hidden_size", flags())["by_layer"].startswith("no")
     assert flag("layer_types", flags())["by_layer"] == "a list with one entry for each layer"
-    assert flag("layer_types", flags())["takes"] == "a list with a name for each layer"
+    assert flag("layer_types", flags())["takes"] == "a list with a name for each layer, or a period"
     assert flag("block_type", flags())["takes"] == "a name, or a list with a name for each layer"
     assert flag("eos_token_id", flags())["takes"].startswith("a whole number, or a list")
     assert "softmax attention" in flag("attention_sinks", flags())["needs"]
