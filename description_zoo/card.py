@@ -82,11 +82,14 @@ def _fidelity(origin: Origin) -> str:
 
 def _layers(report: dict) -> str:
     """One row for each run of layers that differ in nothing."""
-    lines = ["| layers | mixer | reach | MLP | parameters each | cache bytes per token |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| layers | mixer | context | MLP | parameters each | cache bytes per token |",
+        "|---|---|---|---|---|---|",
+    ]
     for first, last, layer in layer_runs(report["layers"]):
         where = str(first) if first == last else f"{first}-{last}"
         numbers = f"{layer['parameters']:,} | {layer['cache_bytes_per_token']:,}"
-        lines.append(f"| {where} | {layer['mixer']} | {layer['reach']} | {layer['mlp']} | {numbers} |")
+        lines.append(f"| {where} | {layer['mixer']} | {layer['context']} | {layer['mlp']} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
+from configuration_zoo import ZooConfig
 from modeling_zoo.platform_saving import SOURCE_FOLDER
 
 from .foreign_text import code_span, is_slug, printable
@@ -60,7 +61,7 @@ def carried_over(folder: Path | None) -> dict[str, Any]:
     return {}
 
 
-def origin_of(config) -> Path | None:
+def origin_of(config: ZooConfig) -> Path | None:
     """The folder a model was loaded from, or what the cache holds of its repository; the Hub is not asked."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

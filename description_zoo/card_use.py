@@ -1,10 +1,15 @@
 """How a model is loaded, fine-tuned and served, as its card says it: code that runs as it stands."""
 
+from typing import TYPE_CHECKING
+
 from configuration_zoo import ZooConfig
 from modeling_zoo.platform_peft import lora_targets
 from modeling_zoo.platform_vllm import engine_obstacles
 
 from .heads import HEADS, head_of_own
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOAD = """from transformers import {auto}, AutoTokenizer
 
@@ -27,7 +32,7 @@ Set `VLLM_MLA_DISABLE=1` in its environment, and vLLM caches keys and values of 
 latents of this width, `hf_overrides={"head_dim": kv_lora_rank + qk_rope_head_dim}` makes it cache those instead."""
 
 
-def use_sections(model, family: str | None) -> list[str]:
+def use_sections(model: "PreTrainedModel", family: str | None) -> list[str]:
     """Sections: load, fine-tune, and where it writes text serve; of a model without weights."""
     targets = ",\n                     ".join(f"{key}={names}" for key, names in lora_targets(model).items())
     head = HEADS[head_of_own(model.config)]

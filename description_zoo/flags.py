@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field
 from typing import Any, get_args
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Table, nearest
+from configuration_zoo.field_kinds import Choice, Flag, Items, Kind, Number, Record, Table, nearest
 from configuration_zoo.field_needs import NEEDS
 from configuration_zoo.field_settings import described
 from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS
@@ -61,7 +61,7 @@ def _one_or_list(field: Field) -> bool:
     return isinstance(field.metadata.get("kind"), Items) and bool({str, int} & {*get_args(field.type)})
 
 
-def takes(kind) -> str:
+def takes(kind: Kind) -> str:
     """What values a kind is."""
     match kind:
         case Number():
@@ -91,7 +91,7 @@ def _number(kind: Number) -> str:
     return " ".join(["a whole number" if kind.whole else "a number", " and ".join(said)]).strip()
 
 
-def by_layer(name: str, kind) -> str:
+def by_layer(name: str, kind: Kind) -> str:
     """Whether a field may differ from layer to layer, and how that is said."""
     if getattr(kind, "per_layer", False):
         return "a list with one entry for each layer"

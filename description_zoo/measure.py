@@ -1,9 +1,21 @@
 """What a model is made of, counted on the meta device: no weight is ever allocated. For `zoo inspect` and the card."""
 
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
+from typing import TYPE_CHECKING, Any
 
-# transformers' word for a layer -> (how far it sees, the field with its number of tokens).
-REACH = {
+from configuration_zoo import ZooConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import DynamicCache, PreTrainedModel
+    from transformers.cache_utils import Cache
+
+    from modeling_zoo import ZooModel
+    from modeling_zoo.mixer import TokenMixer
+
+# Layer type -> (what of the sequence a token sees there, the field with the number of tokens).
+CONTEXTS = {
     "full_attention": ("full", None),
     "indexed_attention": ("full, indexed", None),
     "sliding_attention": ("window", "sliding_window"),
@@ -23,7 +35,7 @@ SHAPES = {
 }
 
 
-def measure(config, model=None) -> dict:
+def measure(config: ZooConfig, model: "PreTrainedModel | None" = None) -> dict:
     """ZooConfig -> the report of `zoo inspect --json`: one entry per layer, then totals. `model`: an empty one."""
     model = model or empty_model(config)
     layers = [measure_layer(model, index, *sizes) for index, sizes in enumerate(cache_sizes(model))]
@@ -43,16 +55,16 @@ def measure(config, model=None) -> dict:
         "layers": layers,
         "parameters": total,
         "embedding_parameters": embedding,
-        "active_parameters": total - sum(layer["idle_parameters"] for layer in layers),
+        "active_parameters": total - sum(layer["inactive_parameters"] for layer in layers),
         "bytes": total * model.dtype.itemsize,
         "cache_bytes_per_token": sum(layer["cache_bytes_per_token"] for layer in layers),
         "cache_bytes_at_full_length": sum(layer["cache_bytes_at_full_length"] for layer in layers),
         "state_bytes": sum(layer["state_bytes"] for layer in layers),
-        "waiting_bytes": sum(layer["waiting_bytes"] for layer in layers),
+        "workspace_bytes": sum(layer["workspace_bytes"] for layer in layers),
     }
 
 
-def empty_model(config):
+def empty_model(config: ZooConfig) -> "PreTrainedModel":
     """The config's model without weights, in the dtype that it names (bfloat16 if it names none)."""
     import torch
 
@@ -63,49 +75,49 @@ def empty_model(config):
         return model_class(config)._from_config(deepcopy(config), dtype=dtype, attn_implementation="eager").eval()
 
 
-def body_of(model):
+def body_of(model: "PreTrainedModel") -> "ZooModel":
     """The ZooModel in a model with a head, or the model itself."""
     return getattr(model, "model", model)
 
 
-def mixer_of(layer):
+def mixer_of(layer: "nn.Module") -> "TokenMixer | None":
     """The attention or the recurrence of a layer, None for a layer that is an MLP alone."""
     return getattr(layer, "self_attn", None) or getattr(layer, "linear_attn", None)
 
 
-def measure_layer(model, index: int, per_token: int, state: int, waiting: int) -> dict:
-    """One layer's mixer, reach, MLP, parameters and cache."""
+def measure_layer(model: "PreTrainedModel", index: int, per_token: int, state: int, workspace: int) -> dict:
+    """One layer's mixer, context, MLP, parameters and cache."""
     layer, config = body_of(model).layers[index], model.config.per_layer_config[index]
     word = config.layer_types[index]
     mixer, mlp = mixer_of(layer), getattr(layer, "mlp", None)
-    reach, limit = reach_of(config, index)
+    context, limit = context_of(config, index)
     return {
         "layer": index,
         "layer_type": word,
         "mixer": describe_mixer(config, mixer, index),
-        "reach": reach if mixer is not None else "",
+        "context": context if mixer is not None else "",
         "mlp": describe_mlp(config, index) if mlp is not None else "",
         "parameters": sum(parameter.numel() for parameter in layer.parameters()),
-        "idle_parameters": idle_parameters(config, mlp),
+        "inactive_parameters": inactive_parameters(config, mlp),
         "cache_bytes_per_token": per_token,
         "cache_bytes_at_full_length": state + per_token * min(config.max_position_embeddings, limit),
         "state_bytes": state,
-        "waiting_bytes": waiting,
+        "workspace_bytes": workspace,
     }
 
 
-def reach_of(config, index: int) -> tuple[str, int]:
-    """(how far a layer sees, in words; the most tokens its cache has to keep)."""
+def context_of(config: ZooConfig, index: int) -> tuple[str, int]:
+    """(what of the sequence a token sees in this layer, in words; the most tokens its cache has to keep)."""
     pattern = config.sparse_pattern_of(index)
     if pattern != "none":
         return f"{pattern} {config.sparse_attention_stride}", config.max_position_embeddings
     word = config.layer_types[index]
-    text, field = REACH.get(word, (word, None))
+    text, field = CONTEXTS.get(word, (word, None))
     limit = getattr(config, field) if field else None
     return (text, config.max_position_embeddings) if limit is None else (f"{text} {limit}", limit)
 
 
-def describe_mixer(config, mixer, index: int) -> str:
+def describe_mixer(config: ZooConfig, mixer: "TokenMixer | None", index: int) -> str:
     """The registry's name of a mixer and its heads: of softmax attention query heads, key-value heads and their width,
     of a recurrence those of keys and of values."""
     if mixer is None:
@@ -125,7 +137,7 @@ def describe_mixer(config, mixer, index: int) -> str:
     return f"{name} {sizes}" if name == "grouped_query" else name
 
 
-def describe_recurrence(config, name: str, index: int) -> str:
+def describe_recurrence(config: ZooConfig, name: str, index: int) -> str:
     """`gated_delta_net 16/32 x 128`: heads of keys / heads of values x their width, a state's rows / columns if these
     differ."""
     settings = vars(config.linear_settings(index))
@@ -136,7 +148,7 @@ def describe_recurrence(config, name: str, index: int) -> str:
     return f"{name} {settings['num_key_heads']}/{settings['num_value_heads']} x {width}"
 
 
-def describe_mlp(config, index: int) -> str:
+def describe_mlp(config: ZooConfig, index: int) -> str:
     """Kind, activation and inner width of a layer's MLP; how many experts, and how many a token visits."""
     kind = f"{'gated' if config.gated_mlp else 'plain'} {config.hidden_act}"
     if config.mlp_layer_types[index] != "sparse":
@@ -147,7 +159,7 @@ def describe_mlp(config, index: int) -> str:
     )
 
 
-def idle_parameters(config, mlp) -> int:
+def inactive_parameters(config: ZooConfig, mlp: "nn.Module | None") -> int:
     """Parameters of a sparse layer's experts that one token leaves out: fused tensors `[E, ..., ...]`, k of E used."""
     experts = getattr(mlp, "experts", None)
     if experts is None:
@@ -156,9 +168,9 @@ def idle_parameters(config, mlp) -> int:
     return sum(weight.numel() // weight.shape[0] * unused for weight in experts.parameters())
 
 
-def cache_sizes(model) -> list[tuple[int, int, int]]:
-    """(bytes each further token adds, bytes held whatever the length, bytes beside these while a CPU decodes) for each
-    layer's cache.
+def cache_sizes(model: "PreTrainedModel") -> list[tuple[int, int, int]]:
+    """For each layer's cache: bytes that each token adds, bytes whatever the length, and bytes of buffers that decoding
+    on a CPU adds.
 
     transformers' own cache is filled with one token and with two: what grew is per token, the rest is state.
     """
@@ -168,13 +180,14 @@ def cache_sizes(model) -> list[tuple[int, int, int]]:
     for index in set(first):
         # An older transformers makes no cache layer for a layer that reads another's keys.
         shorter, longer = (held_bytes(cache.layers[index : index + 1]) for cache in caches)
-        waiting = waiting_bytes(body_of(model).layers[index], caches[0], index)
-        sizes[index] = longer - shorter, 2 * shorter - longer, waiting
+        workspace = workspace_bytes(body_of(model).layers[index], caches[0], index)
+        sizes[index] = longer - shorter, 2 * shorter - longer, workspace
     return [sizes[index] for index in first]
 
 
-def waiting_bytes(layer, cache, index: int) -> int:
-    """Bytes in which writes of single tokens wait beside a layer's state: see modeling_zoo/ops_recurrence_decode.py."""
+def workspace_bytes(layer: "nn.Module", cache: "Cache", index: int) -> int:
+    """Bytes of the buffers in which a CPU collects the writes of single tokens to a layer's state: see
+    modeling_zoo/ops_recurrence_decode.py."""
     from modeling_zoo.ops_recurrence_decode import DeferredState
     from modeling_zoo.recurrent_linear import DeltaAttention
 
@@ -186,7 +199,7 @@ def waiting_bytes(layer, cache, index: int) -> int:
     return deferred.workspace_bytes
 
 
-def filled_cache(model, length: int, indices):
+def filled_cache(model: "PreTrainedModel", length: int, indices: Iterable[int]) -> "DynamicCache":
     """A cache after `length` tokens of the layers `indices`, each fed alone, as sizes do not depend on its input."""
     import torch
     from transformers import DynamicCache
@@ -213,7 +226,7 @@ def filled_cache(model, length: int, indices):
     return cache
 
 
-def first_alike(model) -> list[int]:
+def first_alike(model: "PreTrainedModel") -> list[int]:
     """For each layer the first one whose cache is of the same kind: same word, mixer, settings and parameters.
 
     Itself where layers read each other's caches or differ in fields.
@@ -231,7 +244,7 @@ def first_alike(model) -> list[int]:
     return [first[kind] for kind in kinds]
 
 
-def held_bytes(holder) -> int:
+def held_bytes(holder: Any) -> int:
     """Bytes of the tensors a cache layer holds, in attributes, lists and dicts; what is not a float counts tokens."""
     import torch
 
@@ -243,7 +256,7 @@ def held_bytes(holder) -> int:
     return sum(held_bytes(part) for part in parts.values())
 
 
-def layer_runs(layers: list[dict]):
+def layer_runs(layers: list[dict]) -> Iterator[tuple[int, int, dict]]:
     """(first, last, layer) of each run of layers that differ in nothing but their number."""
     start = 0
     for index in range(1, len(layers) + 1):

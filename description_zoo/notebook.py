@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from configuration_zoo import ZooConfig
 from configuration_zoo.config_file import own_defaults
 from configuration_zoo.field_settings import settings_of, spread
 
@@ -19,7 +20,7 @@ FAINT = "opacity:0.65"
 LONGEST = 200
 
 
-def as_table(config) -> str:
+def as_table(config: ZooConfig) -> str:
     """An HTML table of the fields whose value is not the default, under the headings of `zoo flags`."""
     groups = settings_of(type(config))
     values = spread(config.to_diff_dict(), groups)

@@ -75,7 +75,7 @@ def _run(parts: list[str], y: int, first: int, last: int, layer: dict) -> int:
 
 
 def _mixer(layer: dict) -> str:
-    return f"{layer['mixer']}, {layer['reach']}" if layer["mixer"] else ""
+    return f"{layer['mixer']}, {layer['context']}" if layer["mixer"] else ""
 
 
 def _arrow(parts: list[str], y: int) -> int:

@@ -10,6 +10,7 @@ Importing this package loads neither torch nor transformers; the first use of a 
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOME = {
     "__version__": ("configuration_zoo.version", "__version__"),
@@ -22,7 +23,7 @@ _HOME = {
 __all__ = ["Config", "ConversionError", "__version__", "convert", "inspect", "load"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     package, attribute = _HOME[name]

@@ -1,9 +1,12 @@
 """What a model is and costs, from whatever names it: a folder, a config.json, a preset, a config."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cli.errors import UserError
+
+if TYPE_CHECKING:
+    from configuration_zoo import ZooConfig
 
 
 def inspect(model: Any) -> dict:
@@ -18,7 +21,7 @@ def inspect(model: Any) -> dict:
     return measure(model if isinstance(model, ZooConfig) else config_of(str(model)))
 
 
-def config_of(model: str):
+def config_of(model: str) -> "ZooConfig":
     """The ZooConfig of a folder, a config.json or a preset; raises UserError, or ValueError with what is wrong."""
     from configuration_zoo import ZooConfig
     from conversion.engine.config_bridge import import_config

@@ -149,7 +149,7 @@ def test_the_cache_holds_what_inspect_says(variant):
         cache = run(model, tokens, None, 0).past_key_values
         # A window of w tokens needs the w - 1 before the next one.
         window = (model.config.sliding_window or length + 1) - 1
-        kept = [min(length, window if "window" in row["reach"] else length) for row in layers]
+        kept = [min(length, window if "window" in row["context"] else length) for row in layers]
         expected = [
             row["state_bytes"] + row["cache_bytes_per_token"] * tokens for row, tokens in zip(layers, kept, strict=True)
         ]
@@ -157,7 +157,7 @@ def test_the_cache_holds_what_inspect_says(variant):
     # One more token, whose write waits.
     with torch.no_grad():
         model(tokens[:, :1], past_key_values=cache)
-    assert [bytes_beside_state(layer) for layer in cache.layers] == [row["waiting_bytes"] for row in layers]
+    assert [bytes_beside_state(layer) for layer in cache.layers] == [row["workspace_bytes"] for row in layers]
 
 
 def bytes_beside_state(layer):

@@ -156,13 +156,13 @@ def test_inspect_counts_what_the_real_model_has(zoo, converted, which):
     assert report["cache_bytes_at_full_length"] == 512 * report["cache_bytes_per_token"]
 
 
-def test_inspect_shows_reach_and_bounded_caches(zoo, tmp_path):
+def test_inspect_shows_contexts_and_bounded_caches(zoo, tmp_path):
     sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 80}
-    reach = {"layer_types": ["sliding_attention", "full_attention", "chunked_attention"], "num_hidden_layers": 3}
-    reach |= {"sliding_window": 10, "attention_chunk_size": 20, "max_position_embeddings": 100, "vocab_size": 70}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "zoo", "dtype": "float32"} | sizes | reach))
+    sizes |= {"layer_types": ["sliding_attention", "full_attention", "chunked_attention"], "num_hidden_layers": 3}
+    sizes |= {"sliding_window": 10, "attention_chunk_size": 20, "max_position_embeddings": 100, "vocab_size": 70}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "zoo", "dtype": "float32"} | sizes))
     report = json.loads(zoo("inspect", tmp_path, "--json")[1])
-    assert [layer["reach"] for layer in report["layers"]] == ["window 10", "full", "chunk 20"]
+    assert [layer["context"] for layer in report["layers"]] == ["window 10", "full", "chunk 20"]
     # keys and values, 2 heads of 8 channels, 4 bytes
     per_token = 2 * 2 * 8 * 4
     assert [layer["cache_bytes_per_token"] for layer in report["layers"]] == [per_token] * 3
@@ -177,7 +177,7 @@ def test_a_state_is_counted_once_and_not_per_token(zoo, tmp_path):
     config = {"model_type": "zoo", "dtype": "bfloat16", "num_hidden_layers": 2} | sizes | mixers
     (tmp_path / "config.json").write_text(json.dumps(config))
     linear, full = json.loads(zoo("inspect", tmp_path, "--json")[1])["layers"]
-    assert (linear["reach"], linear["cache_bytes_per_token"]) == ("state", 0)
+    assert (linear["context"], linear["cache_bytes_per_token"]) == ("state", 0)
     # A float32 state of 12 x 12 in each of 4 heads, and the last inputs of a convolution over queries, keys and values.
     window = linear["state_bytes"] - 4 * 12 * 12 * 4
     assert window in (3 * 48 * 3 * 2, 3 * 48 * 4 * 2)
@@ -221,9 +221,9 @@ def test_idle_experts_are_not_active(zoo):
     assert "2 of 8 experts" in zoo("inspect", "grok-1")[1]
 
 
-def test_a_sparse_pattern_is_the_reach_of_its_layers(zoo):
+def test_a_sparse_pattern_is_the_context_of_its_layers(zoo):
     layers = json.loads(zoo("inspect", "gpt3-175b", "--json")[1])["layers"]
-    assert [layer["reach"] for layer in layers] == ["full", "banded 256"] * 48
+    assert [layer["context"] for layer in layers] == ["full", "banded 256"] * 48
 
 
 def test_presets_are_listed_and_printed_as_configs(zoo):

@@ -1,7 +1,7 @@
 """zoo flags [NAME]: what can be set, and what it means."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,7 +62,7 @@ def in_words(facts: dict) -> str:
     return "\n".join([facts["name"], *(fill(f"  {word:<10}{text}", **after) for word, text in lines.items() if text)])
 
 
-def said(default) -> str:
+def said(default: Any) -> str:
     """A default as it stands in config.json; what is not there is derived, or off."""
     return "-" if default is None else json.dumps(default)
 

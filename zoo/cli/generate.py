@@ -6,12 +6,15 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import UserError, blamed_on
 from .loading import DEVICE_HELP, DTYPE_HELP, TRUST_HELP, load_model, load_tokenizer, open_folder
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 # What a terminal takes for a command, not for text.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -50,7 +53,7 @@ def generate(
         answer(model, tokenizer, inputs, settings, seed, as_json)
 
 
-def sampling(temperature: float | None, **limits) -> dict:
+def sampling(temperature: float | None, **limits: Any) -> dict:
     """Generation options: greedy if asked for, sampled if something only sampling understands was, else as the folder
     says."""
     limits = {name: value for name, value in limits.items() if value is not None}
@@ -63,7 +66,7 @@ def sampling(temperature: float | None, **limits) -> dict:
     return {"do_sample": True} | limits | ({"temperature": temperature} if temperature else {})
 
 
-def settings_of(model, options: dict):
+def settings_of(model: "PreTrainedModel", options: dict) -> "GenerationConfig":
     """The folder's generation settings as `options` change them."""
     settings = copy.deepcopy(model.generation_config)
     settings.update(**options)
@@ -75,7 +78,9 @@ def settings_of(model, options: dict):
     return settings
 
 
-def load(folder: Path, attn: str | None, trust: bool, **options):
+def load(
+    folder: Path, attn: str | None, trust: bool, **options: Any
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """-> model and tokenizer; what is wrong with the folder is found before any weight is read."""
     open_folder(folder, trust)
     tokenizer = load_tokenizer(folder, trust)
@@ -87,7 +92,7 @@ def load(folder: Path, attn: str | None, trust: bool, **options):
     return model, tokenizer
 
 
-def encode(tokenizer, prompt: str, chat: bool):
+def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool) -> "BatchEncoding":
     """Text -> input_ids and attention_mask [1, T]; raises UserError for an empty prompt or a missing template."""
     if not chat:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
@@ -101,7 +106,14 @@ def encode(tokenizer, prompt: str, chat: bool):
     return inputs
 
 
-def answer(model, tokenizer, inputs, settings, seed: int | None, as_json: bool) -> None:
+def answer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    inputs: "BatchEncoding",
+    settings: "GenerationConfig",
+    seed: int | None,
+    as_json: bool,
+) -> None:
     """Generate, and print the whole text: while it comes if it can, else at the end."""
     import torch
 
@@ -123,7 +135,7 @@ def answer(model, tokenizer, inputs, settings, seed: int | None, as_json: bool) 
         typer.echo(CONTROL.sub("", text))
 
 
-def streamer_of(tokenizer):
+def streamer_of(tokenizer: "PreTrainedTokenizerBase") -> "TextStreamer":
     """Prints words as they come; a terminal shall obey no model."""
     from transformers import TextStreamer
 

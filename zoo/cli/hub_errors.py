@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from conversion.errors import sentence
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 LOG_IN = "set HF_TOKEN to a token with write access, or run `hf auth login`"
 AGAIN = "run the same command again (files that have arrived are not sent twice)"
@@ -38,7 +42,7 @@ def explain(repository: str, error: BaseException | None) -> str | None:
     return explain(repository, error.__cause__) if isinstance(error, RuntimeError) else None
 
 
-def of_status(repository: str, error) -> str:
+def of_status(repository: str, error: "HfHubHTTPError") -> str:
     """A sentence for an answer that was no success."""
     status = getattr(error.response, "status_code", 0)
     if status == 401:

@@ -44,13 +44,13 @@ def show(report: dict) -> None:
         rows.append((
             str(first) if first == last else f"{first}-{last}",
             layer["mixer"],
-            layer["reach"],
+            layer["context"],
             layer["mlp"],
             short(layer["parameters"]),
             short_bytes(layer["cache_bytes_per_token"]),
             short_bytes(layer["state_bytes"]) if report["state_bytes"] else "",
         ))  # fmt: skip
-    columns = ("layer", "mixer", "reach", "MLP", "parameters", "cache / token", "state")
+    columns = ("layer", "mixer", "context", "MLP", "parameters", "cache / token", "state")
     shown = len(columns) if report["state_bytes"] else len(columns) - 1
     print_table(columns[:shown], [row[:shown] for row in rows], numeric=(4, 5, 6))
     source = report["source_model_type"]
@@ -61,8 +61,8 @@ def show(report: dict) -> None:
     length = report["max_position_embeddings"]
     per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
     say(f"cache       {per_token} per token, {full} at {length} tokens")
-    if report["waiting_bytes"]:
-        state, waiting = (short_bytes(report[f"{part}_bytes"]) for part in ("state", "waiting"))
-        say(f"state       {state}, counted above; a CPU that decodes holds {waiting} of writes beside it")
+    if report["workspace_bytes"]:
+        state, workspace = (short_bytes(report[f"{part}_bytes"]) for part in ("state", "workspace"))
+        say(f"state       {state}, included above; decoding on a CPU adds buffers of {workspace}")
     if "placement" in report:
         say(show_placement(report["placement"]))

@@ -1,10 +1,15 @@
 """From a folder to a model: whose classes run it, and whether the folder's own code may."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conversion.command import quiet
 
 from .errors import UserError, blamed_on
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_TYPE = "zoo"
 TRUST_HELP = "Run the code that the folder itself brings. Installed classes never need it."
@@ -30,7 +35,7 @@ def open_folder(folder: Path, trust: bool) -> dict:
     return config
 
 
-def parse_dtype(name: str | None):
+def parse_dtype(name: str | None) -> "torch.dtype | str":
     """ "float32", "bfloat16", "float16" or "auto" (as the checkpoint is stored) -> what transformers takes."""
     import torch
 
@@ -41,7 +46,9 @@ def parse_dtype(name: str | None):
     return getattr(torch, name)
 
 
-def load_model(folder: Path, dtype=None, device: str | None = None, trust: bool = False, original: bool = False):
+def load_model(
+    folder: Path, dtype: str | None = None, device: str | None = None, trust: bool = False, original: bool = False
+) -> "PreTrainedModel":
     """The model a folder holds, whole, in eval mode: what `architectures` says, usually a causal language model.
 
     zoo folder -> the installed zoo classes (its own code with `trust`). Foreign folder -> transformers' own class with
@@ -65,7 +72,7 @@ def load_model(folder: Path, dtype=None, device: str | None = None, trust: bool 
     return model.to(device or default_device()).eval()
 
 
-def load_by_transformers(folder: Path, config: dict, dtype, trust: bool):
+def load_by_transformers(folder: Path, config: dict, dtype: "torch.dtype | str", trust: bool) -> "PreTrainedModel":
     """The model as one of the Auto classes loads it, refused where a part of it would be random.
 
     A zoo folder with `trust` is run by its own class: the Auto classes prefer an installed one of the same model_type.
@@ -101,7 +108,7 @@ def default_device() -> str:
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
-def load_tokenizer(folder: Path, trust: bool = False):
+def load_tokenizer(folder: Path, trust: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; raises UserError if it has none."""
     from transformers import AutoTokenizer
 

@@ -5,8 +5,15 @@ Where M is more, what is not experts is split by FSDP over the M / N groups and 
 """
 
 import re
+from typing import TYPE_CHECKING
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from configuration_zoo import ZooConfig
 
 # Style of a rule -> the dimension of a weight it splits, from the back; biases and sinks have one dimension.
 SPLIT = {
@@ -16,7 +23,7 @@ SPLIT = {
 SPLITS_BIAS = ("colwise", "colwise_gather_output", "packed_colwise")
 
 
-def place(config, tp: int, ep: int) -> dict:
+def place(config: "ZooConfig", tp: int, ep: int) -> dict:
     """Bytes of weights and cache on the fullest rank; raises UserError for sizes the model does not divide into."""
     from description_zoo.measure import cache_sizes, empty_model
 
@@ -45,7 +52,7 @@ def place(config, tp: int, ep: int) -> dict:
     }
 
 
-def check_sizes(config, tp: int, ep: int) -> None:
+def check_sizes(config: "ZooConfig", tp: int, ep: int) -> None:
     """What transformers, or a tensor, would refuse later and less clearly."""
     if ep > 1 and "sparse" not in config.mlp_layer_types:
         raise UserError(f"--ep {ep} splits experts, and this model has none.")
@@ -60,13 +67,13 @@ def check_sizes(config, tp: int, ep: int) -> None:
                 raise UserError(f"--tp {tp} does not divide {name}={getattr(layer, name)} of layer {index}.")
 
 
-def splits_heads(config, index: int, of: str = "k_proj") -> bool:
+def splits_heads(config: "ZooConfig", index: int, of: str = "k_proj") -> bool:
     """Whether the plan gives each rank some heads of this layer: of its keys, or of its output."""
     rule = config.base_model_tp_plan.get(f"layers.*.self_attn.{of}", "")
     return rule in ("colwise", "rowwise") and config.attention_mixers[index] is not None
 
 
-def rule_of(config, name: str, ep: int) -> tuple[str, bool]:
+def rule_of(config: "ZooConfig", name: str, ep: int) -> tuple[str, bool]:
     """(the style that splits this parameter or "", whether its rule is one of expert parallelism)."""
     path = name.removeprefix("model.")
     experts = (config.base_model_ep_plan or {}) if ep > 1 else {}
@@ -79,7 +86,7 @@ def rule_of(config, name: str, ep: int) -> tuple[str, bool]:
     return "", False
 
 
-def share(config, name: str, weight, tp: int, ep: int, groups: int = 1) -> int:
+def share(config: "ZooConfig", name: str, weight: "torch.Tensor", tp: int, ep: int, groups: int = 1) -> int:
     """Elements of a parameter on the rank that holds the most of it."""
     style, by_experts = rule_of(config, name, ep)
     shape = list(weight.shape)
@@ -95,7 +102,7 @@ def share(config, name: str, weight, tp: int, ep: int, groups: int = 1) -> int:
     return count
 
 
-def gathered(config, model, tp: int, ep: int) -> int:
+def gathered(config: "ZooConfig", model: "PreTrainedModel", tp: int, ep: int) -> int:
     """Bytes held on top while FSDP computes: the largest layer or the embedding, without experts, and head and norm."""
     from description_zoo.measure import body_of
 

@@ -1,13 +1,19 @@
 """Which experts a model sends each token to, read off whatever class of router it has."""
 
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 LAYER = re.compile(r"\.(\d+)\.")
 
 
 @contextmanager
-def recorded_routes(model, tokens: int):
+def recorded_routes(model: "PreTrainedModel", tokens: int) -> "Iterator[dict[int, torch.Tensor]]":
     """While it is open, each forward over `tokens` tokens leaves {layer: chosen experts `[tokens, k]`, sorted} in the
     dict it gives, sparse layers only.
 
@@ -41,14 +47,14 @@ def recorded_routes(model, tokens: int):
         routes |= {layer: chosen.get(layer, called.get(layer)) for layer in sorted(chosen | called)}
 
 
-def choice_in(output, tokens: int):
+def choice_in(output: Any, tokens: int) -> "torch.Tensor | None":
     """Sorted experts `[tokens, k]` in what a router returned, None without."""
     parts = output if isinstance(output, (tuple, list)) else [output]
     numbers = numbers_in(parts, tokens)
     return weights_in(parts, tokens) if numbers is None else numbers
 
 
-def numbers_in(parts, tokens: int):
+def numbers_in(parts: Iterable[Any], tokens: int) -> "torch.Tensor | None":
     """The first integers with a row for each token, sorted in each."""
     for part in parts:
         if getattr(part, "ndim", 0) == 2 and len(part) == tokens and not part.is_floating_point():
@@ -56,7 +62,7 @@ def numbers_in(parts, tokens: int):
     return None
 
 
-def weights_in(parts, tokens: int):
+def weights_in(parts: Iterable[Any], tokens: int) -> "torch.Tensor | None":
     """The columns that are not zero, of the first weights with a row for each token and as many zeros in each."""
     for part in parts:
         if getattr(part, "ndim", 0) == 2 and len(part) == tokens:

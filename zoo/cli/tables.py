@@ -1,11 +1,14 @@
 """Tables that stay whole in a pipe and readable in a terminal."""
 
 import sys
+from collections.abc import Iterable, Sequence
 
 from description_zoo.foreign_text import printable
 
 
-def print_table(columns, rows, title: str | None = None, numeric: tuple[int, ...] = ()) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, numeric: tuple[int, ...] = ()
+) -> None:
     """Print rows of strings; the columns numbered in `numeric` are aligned to the right."""
     from rich import box
     from rich.console import Console
@@ -22,7 +25,7 @@ def print_table(columns, rows, title: str | None = None, numeric: tuple[int, ...
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
 
-def short(number: float, base: int = 1000, units=("", "K", "M", "B", "T")) -> str:
+def short(number: float, base: int = 1000, units: Sequence[str] = ("", "K", "M", "B", "T")) -> str:
     """1234567 -> "1.23M"; base 1024 with units of bytes for memory."""
     index = 0
     while abs(number) >= base and index < len(units) - 1:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from conversion.command import say
 from .errors import UserError, blamed_on
 from .loading import DEVICE_HELP, TRUST_HELP, load_model, load_tokenizer, read_config
 from .routes import agreement, recorded_routes
+
+if TYPE_CHECKING:
+    import torch
 
 # Relative to the largest logit: what the order of float32 sums may change.
 TOLERANCE = 2e-5
@@ -51,7 +54,9 @@ def vocabulary_of(config: dict, folder: Path) -> int:
     return size
 
 
-def make_input(folder: Path, prompt: str | None, tokens: int, vocab_size: int, seed: int, trust: bool):
+def make_input(
+    folder: Path, prompt: str | None, tokens: int, vocab_size: int, seed: int, trust: bool
+) -> "torch.Tensor":
     """input_ids [1, T]: the prompt, or random ones."""
     import torch
 
@@ -65,12 +70,12 @@ def make_input(folder: Path, prompt: str | None, tokens: int, vocab_size: int, s
     return input_ids
 
 
-def outcome(out):
+def outcome(out: Any) -> "torch.Tensor":
     """Logits; of a model without them what stands in their place."""
     return next(out[name] for name in ("logits", "start_logits", "last_hidden_state") if name in out)
 
 
-def run(folder: Path, input_ids, new_tokens: int, options: dict) -> dict:
+def run(folder: Path, input_ids: "torch.Tensor", new_tokens: int, options: dict) -> dict:
     """Logits, the stream after each layer (float32, on the CPU), chosen experts and the greedy continuation of one
     model."""
     import torch
@@ -93,7 +98,7 @@ def run(folder: Path, input_ids, new_tokens: int, options: dict) -> dict:
     }
 
 
-def differences(ours, theirs) -> tuple[float | None, float | None]:
+def differences(ours: "torch.Tensor", theirs: "torch.Tensor") -> tuple[float | None, float | None]:
     """max |a - b|, and the same relative to max |a|; None where the two cannot be compared (shapes, NaN in one)."""
     if ours.shape != theirs.shape or not (ours.isfinite() == theirs.isfinite()).all():
         return None, None
