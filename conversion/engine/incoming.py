@@ -15,6 +15,7 @@ from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint
 from ..files.kept import record
 from ..files.sidecar import Manifest
+from ..files.training_wrappers import take_off
 from ..files.writer import CODES
 from ..formats.quantised import refuse_quantized_tensors
 from ..formats.schemes import decoded, without_scheme
@@ -74,10 +75,10 @@ class Incoming:
 def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Incoming:
     """Plans the import of a foreign folder; raises ConversionError for whatever does not fit."""
     model_type = model_type_of(raw, str(folder / "config.json"))
+    checkpoint = Checkpoint(folder, named=raw.get("transformers_weights"))
+    take_off(checkpoint)
     # What is cast later is decoded in float32, so that it is rounded once.
-    checkpoint = decoded(
-        Checkpoint(folder, named=raw.get("transformers_weights")), raw, None if dtype is None else torch.float32
-    )
+    checkpoint = decoded(checkpoint, raw, None if dtype is None else torch.float32)
     raw, overrides = without_scheme(raw), {}
     reader = Reader(checkpoint)
 

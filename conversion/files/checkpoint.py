@@ -78,6 +78,13 @@ class StoredTensors:
                 missing = missing[count:]
         return tensor
 
+    def rename(self, names: dict[str, str]) -> None:
+        """Calls every tensor by another name from here on."""
+        for place in (self.headers, self._file_of, self._start_of):
+            renamed = {names[name]: value for name, value in place.items()}
+            place.clear()
+            place.update(renamed)
+
     def holds_the_same(self, other: "StoredTensors") -> bool:
         """Whether both have the same tensors, to the bit."""
         shapes = [{name: (t.dtype, t.shape) for name, t in one.headers.items()} for one in (self, other)]

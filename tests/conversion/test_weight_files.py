@@ -243,3 +243,37 @@ def test_a_dtype_no_model_computes_in_is_refused_before_anything_is_read(dtype, 
     refused(tmp_path / "source", tmp_path / "target", "is not a floating dtype.*bfloat16", dtype=dtype)
     with pytest.raises(ConversionError, match="is not a floating dtype"):
         load(tmp_path / "source", dtype=dtype)
+
+
+# -- names of wrappers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.replace("layers.1.", "layers.1._orig_mod._checkpoint_wrapped_module."),
+    ],
+    ids=["compiled", "DDP", "both", "PEFT", "compiled layers"],
+)
+def test_names_of_training_wrappers_are_taken_off(wrap, source, tmp_path):
+    expected = tensors_of(source)
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[wrap(name)] = tensors.pop(name)
+
+    rewrite(source, rename)
+    convert(source, tmp_path / "zoo", **QUIET)
+    convert(tmp_path / "zoo", tmp_path / "back", to="llama", **QUIET)
+    assert_same_tensors(tensors_of(tmp_path / "back"), expected)
+
+
+def test_a_tensor_with_and_without_its_wrapper_is_named(source, tmp_path):
+    rewrite(
+        source, lambda tensors: tensors.update({"_orig_mod.model.norm.weight": tensors["model.norm.weight"].clone()})
+    )
+    refused(source, tmp_path / "target", r"model.norm.weight' and .*model.norm.weight' are both 'model.norm.weight'")
