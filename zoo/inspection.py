@@ -18,7 +18,19 @@ def inspect(model: Any) -> dict:
     from configuration_zoo import ZooConfig
     from description_zoo.measure import measure
 
-    return measure(model if isinstance(model, ZooConfig) else config_of(str(model)))
+    if isinstance(model, ZooConfig):
+        return measure(model)
+    return measure(config_of(str(model))) | storage(str(model))
+
+
+def storage(model: str) -> dict:
+    """How the files of a folder store its weights: `stored_as` and `stored_bytes`; {} for what has none."""
+    from conversion.formats.storage import storage_of
+
+    from .cli.loading import read_config
+
+    path = Path(model)
+    return storage_of(path, read_config(path)) if path.is_dir() else {}
 
 
 def config_of(model: str) -> "ZooConfig":

@@ -213,6 +213,20 @@ def test_plain_weights_that_are_said_to_be_packed(tmp_path):
         load(tmp_path / "packed")
 
 
+def test_inspect_says_the_format_and_the_bytes_of_the_files(tmp_path, zoo):
+    packed_checkpoint(tmp_path / "packed", "llama", in_blocks(torch.float32), FP8, **SIZES)
+    convert(tmp_path / "packed", tmp_path / "zoo", **QUIET)
+    for folder, word in ((tmp_path / "packed", "fp8 (e4m3)"), (tmp_path / "zoo", "bfloat16")):
+        size = sum(t.numel() * t.element_size() for t in load_file(folder / "model.safetensors").values())
+        code, out, err = zoo("inspect", folder, "--json")
+        assert (code, err) == (0, "")
+        report = json.loads(out)
+        assert (report["stored_as"], report["stored_bytes"]) == (word, size)
+        assert report["parameters"] * 2 == report["bytes"]
+        code, out, err = zoo("inspect", folder)
+        assert (code, err) == (0, "") and f"stored as   {word}, " in out
+
+
 # -- compressed-tensors ------------------------------------------------------------------------------------------------
 
 WHOLE = {"num_bits": 8, "type": "float", "symmetric": True}

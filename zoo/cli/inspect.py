@@ -18,12 +18,12 @@ def inspect(
     from conversion.command import quiet
     from description_zoo.measure import measure
 
-    from ..inspection import config_of
+    from ..inspection import config_of, storage
     from .placement import place
 
     quiet()
     config = config_of(model)
-    report = measure(config)
+    report = measure(config) | storage(model)
     if max(tp, ep) > 1:
         report["placement"] = place(config, tp, ep)
     if as_json:
@@ -58,6 +58,8 @@ def show(report: dict) -> None:
     total, active, table = (report[name] for name in ("parameters", "active_parameters", "embedding_parameters"))
     say(f"parameters  {total:,}; active for one token {active:,}; in embedding and head {table:,}")
     say(f"weights     {short_bytes(report['bytes'])}")
+    if "stored_as" in report:
+        say(f"stored as   {report['stored_as']}, {short_bytes(report['stored_bytes'])}")
     length = report["max_position_embeddings"]
     per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
     say(f"cache       {per_token} per token, {full} at {length} tokens")

@@ -1,0 +1,30 @@
+"""How a folder stores its weights, and how many bytes they take there."""
+
+from pathlib import Path
+from typing import Any
+
+from ..files.checkpoint import Checkpoint, has_weights
+from ..files.writer import nbytes
+from .schemes import scheme_of
+
+
+def storage_of(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """{"stored_as": the scheme that config.json names, or the dtype of most bytes, "stored_bytes": of all tensors in
+    its files}; {} for a folder without weights. Raises ConversionError where the files are damaged."""
+    if not has_weights(folder):
+        return {}
+    headers = Checkpoint(folder, named=raw.get("transformers_weights")).headers
+    sizes: dict[str, int] = {}
+    for tensor in headers.values():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        sizes[dtype] = sizes.get(dtype, 0) + nbytes(tensor)
+    scheme = scheme_of(raw, folder)
+    word = in_words(scheme) if scheme else max(sizes, key=sizes.get, default="")
+    return {"stored_as": word, "stored_bytes": sum(sizes.values())}
+
+
+def in_words(scheme: dict[str, Any]) -> str:
+    """`fp8`, `gptq, 4 bits`, `compressed-tensors (pack-quantized)`, `modelopt (NVFP4)`"""
+    kind = scheme.get("format") or scheme.get("fmt") or scheme.get("quant_algo") or scheme.get("bnb_4bit_quant_type")
+    bits = scheme.get("bits") or scheme.get("w_bit")
+    return scheme["quant_method"] + (f" ({kind})" if kind else "") + (f", {bits} bits" if bits else "")
