@@ -74,13 +74,17 @@ def ways(run: Run, name: str, fields: dict, weights: dict) -> dict[str, tuple[fl
             for kind in ("none", "dynamic", "static", "int8"):
                 if dtype == HALF and backend == "eager" and kind != "dynamic":
                     continue
-                limit = CHOOSING_LIMIT if dtype == HALF and name in CHOOSING else LIMITS[dtype]
-                limit = max(limit, INT8_LIMIT) if kind == "int8" else limit
+                limit = max(limit_of(name, dtype), INT8_LIMIT if kind == "int8" else 0.0)
                 has_kernel = run.cuda and has_triton() and backend == "sdpa" and kind in ("dynamic", "static")
                 for form in ("chosen", "plain") if has_kernel else ("chosen",):
                     way = f"{str(dtype)[6:]} {backend} {kind}{'' if form == 'chosen' else ' plain'}"
                     found[way] = limit, partial(logits_by, run, model_of, dtype, backend, kind, form)
     return found
+
+
+def limit_of(name: str, dtype: torch.dtype) -> float:
+    """The largest relative error of a mixer in this dtype."""
+    return CHOOSING_LIMIT if dtype == HALF and name in CHOOSING else LIMITS[dtype]
 
 
 def logits_by(run: Run, model_of: Callable, dtype, backend: str, kind: str, form: str) -> torch.Tensor:

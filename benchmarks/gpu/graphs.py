@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import torch
 
-from .correct import CACHE, LENGTH, LIMITS, PROMPT, reference, tokens_and_mask
-from .harness import Item, Run, aside, label, relative_error, seconds
+from .correct import CACHE, LENGTH, LIMITS, PROMPT, limit_of, reference, tokens_and_mask
+from .harness import HALF, Item, Run, aside, label, relative_error, seconds
 from .mixers import chosen, random_model
 from .models import SIDES, all_heads, decoder, new_cache, one_layer
 
@@ -70,18 +70,19 @@ def prompted(model, tokens: torch.Tensor):
 
 def compile_items(run: Run) -> list[Item]:
     return [
-        Item(name, lambda fields=fields: compiled_steps(run, fields), needs=5 if run.cuda else 1)
-        for name, fields in chosen(run.options.mixers).items()
-    ]
+        Item(f"{name}, {str(dtype)[6:]}", lambda case=(name, fields, dtype): compiled_steps(run, *case),
+             needs=5 if run.cuda else 1)
+        for dtype in (torch.float32, HALF) for name, fields in chosen(run.options.mixers).items()
+    ]  # fmt: skip
 
 
 @torch.no_grad()
-def compiled_steps(run: Run, fields: dict) -> dict:
+def compiled_steps(run: Run, name: str, fields: dict, dtype: torch.dtype) -> dict:
     """Decoding over the static cache by torch.compile against the CPU: the error, graphs, breaks, recordings."""
     expected, weights = reference(fields, padded=False)
     model = random_model(fields)
     model.load_state_dict(weights)
-    model.to(run.device)
+    model.to(run.device, dtype)
     if run.cuda and "num_experts" in fields:
         model.set_experts_implementation("batched_mm")  # as generate does while it decodes
     tokens = tokens_and_mask()[0].to(run.device)
@@ -100,7 +101,7 @@ def compiled_steps(run: Run, fields: dict) -> dict:
     last = counted()
     later = {f"more_{key}_later": last[key] - first[key] for key in ("graphs", "recordings")}
     alone = first["graphs"] == 1 and not first["cudagraph_skips"] and not any(later.values())
-    met = error < LIMITS[torch.float32] and alone
+    met = error < limit_of(name, dtype) and alone
     return {"difference": error, **first, **later, "met": met}
 
 

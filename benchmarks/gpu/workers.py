@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -47,10 +48,10 @@ def serve(name: str, options: Options, stop: float, ceilings: dict, taken, pipe:
     gc.freeze()
     if section.together:
         torch.set_num_threads(1)
-        import torch._inductor.config as inductor
-
         # The processes beside this one compile as well.
-        inductor.compile_threads = 1
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        if "torch._inductor.config" in sys.modules:
+            sys.modules["torch._inductor.config"].compile_threads = 1
     try:
         items_in_turn(Run(options, pipe.send, stop, ceilings), section, taken)
     except Exception:

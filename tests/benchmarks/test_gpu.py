@@ -204,6 +204,8 @@ def test_the_part_of_the_readme_is_absent_without_results_and_replaced_with_them
     rows = [
         {"section": "ceilings", "name": "", "copy_GBps": 2000.0},
         {"section": "correct", "name": "gqa", "ways": 3, "bad": {"a": 1.0}},
+        {"section": "traced", "name": "gqa, float32", "met": True},
+        {"section": "traced", "name": "gqa, bfloat16", "met": False},
         {"section": "core", "name": "", "model": "mla", "context": 32768, "batch": 8, "form": "chosen", "share": 0.5},
     ]
     for side, us in (("transformers", 3000.0), ("zoo", 1500.0)):
@@ -214,6 +216,7 @@ def test_the_part_of_the_readme_is_absent_without_results_and_replaced_with_them
     part = page.readme_part(tmp_path)
     said = " ".join(part.split())
     assert "1 of 1 mixers were compared in 3 ways" in said and "2 are within" in said and "3.00 → 1.50 (2 ×)" in said
+    assert "Compiled, 1 of 2 are right" in said
     assert "2,000 GB/s: latent, 128 heads 0.50" in said and "grouped queries 30.0 → 15.0 (2.00 ×)" in said
     text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
     assert page.with_part(text, part) == f"before\n{page.BEGIN}\n{part}{page.END}\nafter\n"
