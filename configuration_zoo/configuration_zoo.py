@@ -166,14 +166,19 @@ class ZooConfig(
         unknown = [key for key in cls._unknown(config_dict) if not cls._is_refused(key, names)]
         notes = {key: config_dict.pop(key) for key in unknown}
 
+        # transformers formats what it has read for a line of its log, at half the cost of reading it: not if it is off.
+        unlogged = not logging.get_logger(PreTrainedConfig.__module__).isEnabledFor(logging.INFO)
+
         def build(values):
-            return super(ZooConfig, cls).from_dict(values, **kwargs)
+            return super(ZooConfig, cls).from_dict(values | {"_is_being_read": unlogged}, **kwargs)
 
         returned = build_without_unread(build, config_dict, set(given)) if fewer else build(config_dict)
+        config = returned[0] if isinstance(returned, tuple) else returned
+        del config._is_being_read
         for sentence in about_unknown(notes, config_dict.get("zoo_version")):
             logger.warning(sentence)
         for key, value in notes.items():
-            setattr(returned[0] if isinstance(returned, tuple) else returned, key, value)
+            setattr(config, key, value)
         return returned
 
     def settle_depth(self) -> None:
@@ -269,7 +274,7 @@ class ZooConfig(
 
     def to_diff_dict(self):
         """What config.json and `repr` show: what differs and cannot be derived (config_file.py), and zoo's version."""
-        return written(self, super().to_diff_dict())
+        return {} if vars(self).get("_is_being_read") else written(self, super().to_diff_dict())
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows: the table of the installed package, None for the copy in a model folder."""

@@ -6,6 +6,7 @@ import pytest
 from combinations import ROWS, SIZES
 from huggingface_hub.errors import StrictDataclassError
 from random_models import is_here, their_class_config
+from transformers.utils import logging
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.config_file import ALWAYS
@@ -103,3 +104,22 @@ def test_a_newer_zoo_is_named_once(monkeypatch):
     warned.clear()
     ZooConfig.from_dict({**SIZES, "zoo_version": "99.0.0"})
     assert warned == []
+
+
+def test_what_is_read_is_formatted_for_the_log_alone(monkeypatch):
+    """transformers formats a config it has read, whether its log takes the line or not."""
+    printed = []
+    monkeypatch.setattr(
+        "configuration_zoo.configuration_zoo.written", lambda config, whole: printed.append(whole) or {"as": "read"}
+    )
+    values = {**SIZES, "qk_norm": "rms_norm"}
+    config = ZooConfig.from_dict(values)
+    assert printed == [] and "as" in repr(config) and len(printed) == 1
+    assert vars(config).keys() == vars(ZooConfig(**values)).keys()
+    level = logging.get_verbosity()
+    try:
+        logging.set_verbosity_info()
+        again, rest = ZooConfig.from_dict(values, return_unused_kwargs=True, elsewhere=1)
+    finally:
+        logging.set_verbosity(level)
+    assert len(printed) == 2 and again.to_dict() == config.to_dict() and rest == {"elsewhere": 1}
