@@ -84,6 +84,19 @@ def normal(run: Run, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, device=run.device, dtype=HALF)
 
 
+def on_cpu(states: torch.Tensor) -> torch.Tensor:
+    """The last row in float32: offsets into a large cache are the largest there."""
+    return states[-1:].cpu().float()
+
+
+def refuse_wrong(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raises where the last row is not what the CPU computed, in whatever order of axes of length one: what is wrong
+    is not timed."""
+    error = relative_error(found[-1:].reshape(expected.shape), expected)
+    if not error < 2e-2:
+        raise AssertionError(f"wrong by {error:.2g}")
+
+
 # -- latent, grouped, sparse, recurrent --------------------------------------------------------------------------------
 
 
@@ -92,7 +105,7 @@ def latent_size(context: int, batch: int) -> int:
 
 
 def latent_core(heads: int) -> Callable[..., Built]:
-    """Absorbed latent attention of so many heads; refuses to time what is wrong."""
+    """Absorbed latent attention of so many heads."""
 
     def build(run: Run, context: int, batch: int, form: str) -> Built:
         size = latent_size(context, batch)
@@ -103,11 +116,8 @@ def latent_core(heads: int) -> Callable[..., Built]:
         def work(i):
             return read((query,), (keys[i],), RANK, 0.1)[0]
 
-        # The last row: offsets into a large cache are the largest there.
-        parts = [part[-1:].float().cpu() for part in (query, keys[0])]
-        error = relative_error(work(0)[-1:], plain_multi_query(parts[:1], parts[1:], RANK, 0.1)[0])
-        if not error < 2e-2:
-            raise AssertionError(f"wrong by {error:.2g}")
+        parts = [on_cpu(part) for part in (query, keys[0])]
+        refuse_wrong(work(0), plain_multi_query(parts[:1], parts[1:], RANK, 0.1)[0])
         return work, size, len(keys)
 
     return build
@@ -142,6 +152,10 @@ def grouped_core(window: int | None = None, masked: bool = False) -> Callable[..
                 )
             return attention(layer, query, *keys[i], mask)[0]
 
+        expected = scaled_dot_product_attention(
+            on_cpu(query), *map(on_cpu, keys[0]), scale=layer.scaling, enable_gqa=True
+        )
+        refuse_wrong(work(0), expected)
         return work, size, len(keys)
 
     return build
@@ -165,6 +179,8 @@ def sparse_core(run: Run, context: int, batch: int, form: str) -> Built:
         at = top_positions(index_scores(index_query, keys, weights), topk).int()
         return read(layer, parts, (latents,), None, at)
 
+    chosen = latents[-1:, top_positions(index_scores(index_query, keys, weights), topk)[-1, 0]]
+    refuse_wrong(work(0), plain_multi_query((on_cpu(query),), (on_cpu(chosen),), RANK, layer.scaling)[0])
     return work, sparse_size(context, batch) + batch * topk * 2 * (RANK + ROPE), 1
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from places import ROOT
 
-from benchmarks.gpu import correct, launches, page, workers
+from benchmarks.gpu import core, correct, launches, page, workers
 from benchmarks.gpu.command import Check
 from benchmarks.gpu.forms import CHOOSERS, plain_forms
 from benchmarks.gpu.harness import Item, Options, Run, Section, perform
@@ -62,6 +62,24 @@ def test_a_wrong_result_is_noticed(monkeypatch):
     monkeypatch.setattr(correct, "decoded", lambda run, model, kind: right(run, model, kind) * (1 + (kind == "static")))
     (row,) = rows_of(find("correct"))
     assert not row["met"] and {way.split()[2] for way in row["bad"]} == {"static"}
+
+
+@pytest.mark.parametrize("name", ["multi_query_attention", "attention", "read_gathered"])
+def test_what_is_wrong_in_the_last_row_is_not_timed(monkeypatch, name):
+    right = getattr(core, name)
+
+    def wrong(*args):
+        found = right(*args)
+        states = found[0] if isinstance(found, tuple) else found
+        states[-1] *= 1.1
+        return found
+
+    monkeypatch.setattr(core, name, wrong)
+    rows = [row for row in rows_of(find("core"), most=16) if row["name"].endswith("chosen")]
+    expected = {"multi_query_attention": ("mla",), "attention": ("gqa", "sliding"), "read_gathered": ("dsa",)}[name]
+    assert {row["name"] for row in rows if "wrong by" in row.get("error", "")} == {
+        row["name"] for row in rows if row["name"].startswith(expected)
+    }
 
 
 def test_what_fails_is_a_row_and_the_rest_goes_on(monkeypatch):
