@@ -84,6 +84,7 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/python -m description_zoo.stub
 
 clean:
 	rm -rf $(VENV) $(SERVING) .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -10,7 +10,13 @@ Importing this package loads neither torch nor transformers; the first use of a 
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # What editors follow.
+    from configuration_zoo import ZooConfig as Config
+    from configuration_zoo.version import __version__
+    from conversion import ConversionError, convert, load
+    from zoo.inspection import inspect
 
 _HOME = {
     "__version__": ("configuration_zoo.version", "__version__"),

@@ -1,0 +1,1083 @@
+# Written by `python -m description_zoo.stub`; do not edit.
+"""ZooConfig: what a model is, one field per concept."""
+
+from typing import Any, Literal, TypedDict
+
+from transformers import PreTrainedConfig
+
+class Precision(TypedDict, total=False):
+    norm: Literal["cast_then_scale", "float32", "native", "scale_then_cast"] | None
+    """Order of casts in a norm: cast_then_scale or scale_then_cast of an RMS norm, native or float32 of a layer
+    norm. None: cast_then_scale, scale_then_cast with norm_unit_offset; native. Needs a norm with a weight
+    (norm_elementwise_affine=True). Source: Llama's published code (cast_then_scale); Gemma's (scale_then_cast)."""
+    linear_norm: Literal["cast_then_scale", "float32"] | None
+    """The norm on a recurrence's output is rounded before its weight, or at the end. None: what the mechanism's
+    paper does. Source: Mamba-2's published code (cast_then_scale); Falcon-H1's (float32)."""
+    linear_decay: Literal["float32", "activation"] | None
+    """The decay of a recurrence is kept in float32, or rounded to the activations' dtype. None: float32. Source:
+    flash-linear-attention (float32); Ling 3's published code (activation)."""
+    linear_float32_parameters: bool | None
+    """The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype. Source: Ling 3's
+    published code."""
+    rope: Literal["activation", "float32_trig", "float32_qk"] | None
+    """Rotation: trigonometry in the activations' dtype, kept in float32, or queries and keys computed with in
+    float32 too. None: activation. Needs a layer with softmax attention that rotates (position_embedding_type,
+    no_rope_layers). Source: the published code of Llama (activation), OLMo (float32_trig) and Cohere
+    (float32_qk)."""
+    alibi: Literal["float32", "bfloat16", "float16"] | None
+    """The dtype in which ALiBi's slope · position is rounded. None: not at all. Source: Falcon's published code
+    (bfloat16)."""
+    router: Literal["activation", "float32_scores", "float32_linear", "float32_weight"] | None
+    """Where a router's float32 starts: nowhere (activation), at the scores, at the linear map, or at the stored
+    weight. None: float32_scores. Source: the published code of gpt-oss (activation), Mixtral (float32_scores),
+    DeepSeek-V3 (float32_linear) and Ernie 4.5 (float32_weight)."""
+    router_weights: Literal["activation", "float32"] | None
+    """The dtype of the weights that the outputs of the experts are multiplied with. None: float32. Source: the
+    published code of Qwen3-MoE (activation) and DeepSeek-V3 (float32)."""
+    attention_upcast: bool | None
+    """Scores are products of float32 queries and keys in the plain backend; the fused ones sum in float32 anyway.
+    Needs a layer of layer_types with softmax attention. Source: GPT-Neo's and GPT-J's published code."""
+    residual_in_fp32: bool | None
+    """The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each norm. Source:
+    Mamba's published code."""
+    embedding_multiplier_in_weight_dtype: bool | None
+    """The factor embedding_multiplier belongs to the table, in the weight's dtype, and leaves `inputs_embeds` as
+    they are. Needs an embedding_multiplier other than 1. Source: Gemma's published code."""
+    parallel_sum_order: Literal["residual_first", "branches_first"] | None
+    """What a parallel block adds first: (x + mixer) + mlp, or x + (mixer + mlp). None: residual_first. Source:
+    GPT-J's and GPT-NeoX's published code."""
+
+class ZooConfig(PreTrainedConfig):
+    """A decoder, described by one name or number per concept.
+
+    `ZooConfig(num_hidden_layers=12, layer_types="3*linear_attention, full_attention", ...)`; `zoo flags` lists
+    the fields, which stand by concept in `fields_<concept>.py` with meaning, source and checks. What is left at
+    None is derived from the rest, now and when config.json is read again. A bad value, a contradiction or a name
+    that does not exist raises at construction (`huggingface_hub.errors.StrictDataclassError`, or ValueError) with
+    the field, the value and what is allowed."""
+    vocab_size: int
+    """Rows of the token table: how many tokens there are. Source: transformers."""
+    hidden_size: int
+    """Width of the residual stream, which every layer reads and adds to. Source: transformers."""
+    num_hidden_layers: int
+    """How many layers the model has. Source: transformers."""
+    tie_word_embeddings: bool
+    """The matrix of the head is the token table. Source: Press & Wolf 2017, arXiv 1608.05859."""
+    embedding_size: int | None
+    """Width of the token table and of the head where it is not hidden_size, with a projection at each end. None:
+    hidden_size. Source: Zhang et al. 2022, OPT, arXiv 2205.01068 (the 350m model)."""
+    embedding_multiplier: float | int
+    """Factor on the embeddings. precision.embedding_multiplier_in_weight_dtype says where the product is rounded.
+    Source: Vaswani et al. 2017, §3.4; Granite's name."""
+    logits_scaling: float | int
+    """Logits are divided by this number, before they are capped. Source: Granite 3 (IBM 2024)."""
+    final_logit_softcapping: float | int | None
+    """Logits become cap · tanh(logit / cap). None: no cap. Source: Gemma 2, arXiv 2408.00118, §2."""
+    lm_head_bias: bool
+    """The head has a learned bias on the logits. Source: GPT-J (Wang & Komatsuzaki 2021)."""
+    suppressed_token_ids: list[int] | None
+    """Tokens that are never produced: their logits become the smallest number of the dtype. Source: Chameleon, arXiv
+    2405.09818, as transformers runs it."""
+    embedding_dropout: float | int
+    """Rate of dropout on the embeddings, in training. Source: Vaswani et al. 2017, §5.4."""
+    residual_dropout: float | int
+    """Rate of dropout on the output of each sub-layer before it joins the stream, in training. Source: Vaswani et
+    al. 2017, §5.4."""
+    initializer_range: float | int
+    """Standard deviation of a new matrix, where initializer_type does not say otherwise. Source: transformers."""
+    use_cache: bool
+    """Whether a forward returns its cache. Source: transformers."""
+    pad_token_id: int | None
+    """The token that fills the rows of a batch up. Source: transformers."""
+    bos_token_id: int | list[int] | None
+    """The token that begins a text, or several. Source: transformers."""
+    eos_token_id: int | list[int] | None
+    """The token that ends a text, or several. Source: transformers."""
+    source_config: dict[str, Any] | None
+    """The config.json this model was converted from, word for word, so that the way back loses nothing. Source: own
+    to zoo."""
+    source_extras: dict[str, Any] | None
+    """What the source held beside this model (a vision tower, layers that predict further tokens): how many
+    `tensors` of which names, and the `repository` and `revision` they came from. Source: own to zoo."""
+    attention_type: Literal["grouped_query", "latent"] | list[Literal["grouped_query", "latent"] | None]
+    """The mechanism of softmax attention, one name for all layers or one for each (None for a layer without). Needs
+    a layer of layer_types with softmax attention. Source: Ainslie et al. 2023, arXiv 2305.13245; DeepSeek-V2,
+    arXiv 2405.04434."""
+    num_attention_heads: int
+    """Heads of the queries. Source: Vaswani et al. 2017, §3.2.2."""
+    num_key_value_heads: int | None
+    """Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as many as
+    num_attention_heads. Source: Shazeer 2019, arXiv 1911.02150; Ainslie et al. 2023, arXiv 2305.13245."""
+    head_dim: int | None
+    """Channels of a head. None: hidden_size / num_attention_heads. Source: transformers."""
+    v_head_dim: int | None
+    """Channels of a head's value, hence of its output; latent attention always has it. None: head_dim. Needs a layer
+    of layer_types with softmax attention. Source: DeepSeek-V2, arXiv 2405.04434; MiMo-V2-Flash (Xiaomi 2025)."""
+    attention_value_scale: float | int | None
+    """Factor on the values before they are cached. None: 1. Needs a layer of layer_types with softmax attention.
+    Source: MiMo-V2-Flash (Xiaomi 2025)."""
+    key_multiplier: float | int | None
+    """Factor on the projected keys before they are cached. None: 1. Needs a layer of layer_types with softmax
+    attention. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
+    value_norm: bool
+    """Each head's values pass an RMS norm without a weight before they are cached. Needs a layer of layer_types with
+    softmax attention. Source: Gemma 4's published code."""
+    attention_k_eq_v: bool
+    """The values are the projected keys, before those are normed and rotated. Needs a layer of layer_types with
+    softmax attention. Source: Gemma 4's published code."""
+    layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"]] | None
+    """What transformers calls each layer: how far it sees, hence its mask and its cache. A number n: every n-th is
+    full_attention, the others slide, or are what linear_attention_type or attention_chunk_size is for. None:
+    sliding_attention with a sliding_window, else full_attention. Source: transformers."""
+    sliding_window: int | None
+    """A token sees itself and window - 1 before it, in the layers that slide. Without layer_types it is one for
+    every layer. Source: Beltagy et al. 2020, arXiv 2004.05150."""
+    attention_chunk_size: int | None
+    """A token sees what is before it in its own chunk of so many tokens, in chunked_attention layers. Source: Llama
+    4 (Meta 2025)."""
+    sparse_attention_pattern: Literal["none", "strided", "fixed", "banded"] | list[Literal["none", "strided", "fixed", "banded"]] | None
+    """Factorised pattern over a full_attention layer, one name for all of them or one for each layer. Source: Child
+    et al. 2019, arXiv 1904.10509, §4.2; "banded": Brown et al. 2020, arXiv 2005.14165, §2.1."""
+    sparse_attention_stride: int | None
+    """Stride of the factorised patterns, in tokens; the width of a band. Source: Child et al. 2019, arXiv
+    1904.10509, §4.2."""
+    use_bidirectional_attention: bool
+    """Every token sees every other, those after it too: an encoder made of a decoder. Needs a layer of layer_types
+    with softmax attention. Source: Gemma 3 embeddings (EmbeddingGemma, arXiv 2509.20354); transformers' name."""
+    attention_bias: bool
+    """The projections of queries, keys and values have biases. Needs a layer of layer_types with softmax attention.
+    Source: transformers."""
+    attention_out_bias: bool | None
+    """The output projection has a bias. None: as attention_bias says. Needs a layer of layer_types with softmax
+    attention. Source: own to zoo."""
+    attention_multiplier: float | int | None
+    """Scale of the scores. None: width of a key ** -0.5. Needs a layer of layer_types with softmax attention.
+    Source: Granite 3 (IBM 2024)."""
+    scale_attn_by_inverse_layer_idx: bool
+    """Scores are divided by the layer's number, counted from one. Needs a layer of layer_types with softmax
+    attention after the first layer. Source: Mistral-GPT-2 (Stanford CRFM 2021); transformers' GPT-2."""
+    attn_logit_softcapping: float | int | None
+    """Scores become cap · tanh(score / cap). None: no cap. Needs a layer of layer_types with softmax attention.
+    Source: Gemma 2, arXiv 2408.00118, §2."""
+    clip_qkv: float | int | None
+    """Projected queries, keys and values are clamped to ± this number. None: no clamp. Needs a layer of layer_types
+    with softmax attention. Source: MPT (MosaicML 2023); OLMo, arXiv 2402.00838."""
+    clip_qkv_position: Literal["before_norm", "after_norm"] | None
+    """Queries and keys are clamped before or after their norm. None: before_norm. Source: OLMoE, arXiv 2409.02060."""
+    qk_norm: Literal["rms_norm", "layer_norm"] | None
+    """The norm on queries and keys. None: no norm. Needs a layer of layer_types with softmax attention. Source:
+    Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442."""
+    qk_norm_scope: Literal["head", "full"] | None
+    """The norm goes over each head or over the full projection. None: head. Source: Qwen3, arXiv 2505.09388 (head);
+    OLMo 2, arXiv 2501.00656 (full)."""
+    qk_norm_weight: Literal["shared", "per_head", "none"] | None
+    """The norm's weight is shared by the heads, one for each head, or none. None: shared. Source: Qwen3, arXiv
+    2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)."""
+    qk_norm_bias: bool | None
+    """A layer norm on queries and keys has a bias. Source: Phi (Microsoft 2023); Chameleon, arXiv 2405.09818."""
+    qk_norm_position: Literal["before_rope", "after_rope"] | None
+    """The norm stands before or after the rotation. None: before_rope. Source: Qwen3, arXiv 2505.09388
+    (before_rope); Llama 4, Meta 2025 (after_rope)."""
+    qk_norm_layers: Literal["all", "rope"] | None
+    """The norm is in all layers, or in those alone that rotate. None: all. Source: Llama 4 (Meta 2025)."""
+    qk_norm_eps: float | int | None
+    """Epsilon of the norm on queries and keys. None: norm_eps. Source: own to zoo."""
+    attention_sinks: Literal["all", "full_attention", "sliding_attention", "chunked_attention"] | None
+    """One learned logit per head takes probability and gives nothing, on the layers of this word. Needs a layer of
+    layer_types with softmax attention that it names. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925; Xiao et al.
+    2023, arXiv 2309.17453."""
+    attn_output_gate: Literal["query", "elementwise", "headwise"] | None
+    """A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query),
+    or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate. Needs a layer of
+    layer_types with softmax attention. Source: Qiu et al. 2025, arXiv 2505.06708."""
+    attention_dropout: float | int
+    """Rate of dropout on the weights of attention, in training. Needs a layer of layer_types with softmax attention.
+    Source: Vaswani et al. 2017, as published in tensor2tensor."""
+    kv_lora_rank: int | None
+    """Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · head_dim.
+    Source: DeepSeek-V2, arXiv 2405.04434, §2.1."""
+    q_lora_rank: int | None
+    """Rank of the latent that queries are made of. None: one full projection. Source: DeepSeek-V2, arXiv 2405.04434,
+    §2.1.2."""
+    qk_nope_head_dim: int | None
+    """Channels of a head's query and key that do not rotate. None: head_dim, or hidden_size / num_attention_heads.
+    Source: DeepSeek-V2, arXiv 2405.04434, §2.1.3."""
+    qk_rope_head_dim: int | None
+    """Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of head_dim, 0
+    without rope. Source: DeepSeek-V2, arXiv 2405.04434, §2.1.3."""
+    mla_norm_eps: float | int | None
+    """Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6. Source: DeepSeek-V2's published
+    code."""
+    mla_scale_q_lora: bool | None
+    """Queries are multiplied by sqrt(hidden_size / q_lora_rank). Source: LongCat-Flash, arXiv 2509.01322, §2.2."""
+    mla_scale_kv_lora: bool | None
+    """The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank). Source: LongCat-Flash, arXiv
+    2509.01322, §2.2."""
+    scale_attn_by_mscale: bool | None
+    """Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters have an
+    mscale_all_dim and a rope_type other than default. None: yes, with rope. Source: YaRN, arXiv 2309.00071, §3.4,
+    as DeepSeek-V2 applies it."""
+    index_topk: int | None
+    """How many keys the indexer chooses for each query. None: 2048. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
+    index_n_heads: int | None
+    """Heads of the indexer. None: 64. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
+    index_head_dim: int | None
+    """Channels of a head of the indexer. None: 128. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
+    indexer_types: list[Literal["full", "shared", "none"]] | None
+    """For each layer: "full" has an indexer, "shared" takes what the last one before it chose, "none" is every other
+    layer. None: "full" in every indexed layer. Source: GLM-5, arXiv 2603.12201."""
+    indexer_rope_interleave: bool | None
+    """Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says. Source:
+    DeepSeek-V3.2's published code."""
+    indexer_loss_coef: float | int | None
+    """Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0. Source: DeepSeek-V3.2,
+    arXiv 2512.02556, §2.1.1."""
+    indexer_warmup: bool | None
+    """Attention is dense and the divergence goes over all keys, instead of over the selected ones. Source:
+    DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
+    linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None
+    """The recurrence or convolution, one name for all layers that have one or one for each layer. Source: arXiv
+    2412.06464 (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), 2006.16236
+    (linear_attention), 2312.06635 (gated_linear_attention), 2401.04658 (lightning_attention), 2405.21060
+    (mamba2), 2312.00752 (mamba), 2402.19427 (rg_lru), LFM2, Liquid AI 2025 (short_conv)."""
+    linear_num_key_heads: int | None
+    """Heads of queries and keys; groups of a state space model; unused in a gated unit. Source: Qwen3-Next (Qwen
+    2025); Mamba-2, arXiv 2405.21060, §8."""
+    linear_num_value_heads: int | None
+    """Heads of values, a multiple of those of keys; heads of a state space model; blocks of a gated unit. Source:
+    Qwen3-Next (Qwen 2025); Mamba-2, arXiv 2405.21060, §8; Griffin, arXiv 2402.19427."""
+    linear_key_head_dim: int | None
+    """Channels of a head of queries and keys; states of a state space model. Source: Qwen3-Next (Qwen 2025); Mamba,
+    arXiv 2312.00752."""
+    linear_value_head_dim: int | None
+    """Channels of a head of values; of a head of a state space model; of a block of a gated unit. Source: Qwen3-Next
+    (Qwen 2025); Mamba-2, arXiv 2405.21060."""
+    linear_bias: bool | None
+    """The projections into and out of the mixer have biases. Source: Mamba's published code."""
+    linear_conv_kernel_dim: int | None
+    """Taps of the causal convolution on what is projected, 0 for none. Source: Mamba, arXiv 2312.00752, §3.4; H3,
+    arXiv 2212.14052."""
+    linear_conv_bias: bool | None
+    """The convolution has a bias. Source: Mamba's published code."""
+    linear_act: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
+    """Activation behind the convolution. Source: Mamba, arXiv 2312.00752, §3.4."""
+    linear_qk_norm: Literal["l2", "none"] | None
+    """Queries and keys are brought to length 1, or not. Source: Yang et al. 2024, arXiv 2406.06484, §3.4."""
+    linear_feature_map: Literal["none", "elu_plus_one", "relu"] | None
+    """Map that makes queries and keys positive. Source: Katharopoulos et al. 2020, arXiv 2006.16236, §3.2.1."""
+    linear_attention_multiplier: float | int | None
+    """Scale of the outputs. None: linear_key_head_dim ** -0.5. Source: own to zoo."""
+    linear_decay: Literal["softplus", "bounded_sigmoid", "log_sigmoid", "constant"] | None
+    """How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear attention, or a
+    constant per head. modeling_zoo/recurrent_decays.py has the formulas. Source: Mamba, arXiv 2312.00752; Yang et
+    al. 2023, arXiv 2312.06635; Qin et al. 2024, arXiv 2401.04658."""
+    linear_decay_granularity: Literal["head", "channel"] | None
+    """The decay is one number per head or one per channel of the keys. Source: Gated DeltaNet, arXiv 2412.06464
+    (head); Kimi Linear, arXiv 2510.26692 (channel)."""
+    linear_decay_rank: int | None
+    """Width of the narrow projection that the decay comes through. None: one projection, without a narrow one.
+    Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
+    linear_lower_bound: float | int | None
+    """The bound of a bounded_sigmoid decay, below 0. Source: Ling 3's published code."""
+    linear_decay_normalizer: float | int | None
+    """The divisor of a log_sigmoid decay. None: 16. Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
+    linear_allow_neg_eigval: bool | None
+    """Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction. Source: Grazzi et
+    al. 2024, arXiv 2411.12537."""
+    linear_output_norm: Literal["head", "group", "full", "none"] | None
+    """RMS norm of the output over each head, each group of heads, all of it, or none. Source: Mamba-2, arXiv
+    2405.21060, §7.1 (group); RetNet, arXiv 2307.08621 (head)."""
+    linear_norm_before_gate: bool | None
+    """The output is normed before it is gated, instead of after. Source: Mamba-2's published code (after); Gated
+    DeltaNet's (before)."""
+    linear_norm_eps: float | int | None
+    """Epsilon of the norms in the mixer. None: norm_eps. Source: own to zoo."""
+    linear_output_gate: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
+    """Activation of the gate on the output, "none" for no gate. Source: Mamba, arXiv 2312.00752, §3.4; RetNet, arXiv
+    2307.08621."""
+    linear_gate_rank: int | None
+    """Width of the narrow projection that the gate comes through. None: one projection, without a narrow one.
+    Source: Kimi Linear, arXiv 2510.26692."""
+    time_step_limit: list[float | int | None] | None
+    """Bounds [low, high] of a state space model's time steps, None for open. Source: Mamba-2's published code."""
+    time_step_rank: int | None
+    """Width of the projection that the time steps come through. None: hidden_size / 16, rounded up. Source: Mamba,
+    arXiv 2312.00752, §3.6."""
+    linear_step_norm: Literal["none", "rms_norm", "rms_norm_without_weight"] | None
+    """Norm on the time steps, B and C of a Mamba layer. Source: Jamba, arXiv 2403.19887, §6.4; FalconMamba, arXiv
+    2410.05355 (without a weight)."""
+    time_step_min: float | int | None
+    """Least initial time step. None: 0.001. Source: Mamba, arXiv 2312.00752, §3.6."""
+    time_step_max: float | int | None
+    """Largest initial time step. None: 0.1. Source: Mamba, arXiv 2312.00752, §3.6."""
+    time_step_floor: float | int | None
+    """Initial time steps are raised to this number. None: 1e-4. Source: Mamba's published code."""
+    linear_in_multiplier: float | int | None
+    """Factor on the input of a state space model. None: 1. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
+    linear_out_multiplier: float | int | None
+    """Factor on the output of a state space model. None: 1. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
+    linear_section_multipliers: list[float | int] | None
+    """Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each. Source:
+    Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
+    attention_in_multiplier: float | int | None
+    """Factor on the input of the attention beside a recurrence. None: 1. Source: Falcon-H1, arXiv 2507.22448, §3.2
+    (muP)."""
+    attention_out_multiplier: float | int | None
+    """Factor on the output of the attention beside a recurrence. None: 1. Source: Falcon-H1, arXiv 2507.22448, §3.2
+    (muP)."""
+    num_mem_blocks: int | None
+    """How many shared blocks take turns over the layers with block_type "shared_block". None: 1. Source: Glorioso et
+    al. 2024, Zamba, arXiv 2405.16712; Zamba2's name."""
+    shared_attention_adapter_rank: int | None
+    """Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing. Source:
+    Zamba2, arXiv 2411.15242."""
+    shared_mlp_adapter_rank: int | None
+    """Rank of what each of those layers adds to the first projection of the shared block's MLP. None: nothing.
+    Source: Zamba2, arXiv 2411.15242."""
+    position_embedding_type: Literal["rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none"]
+    """How a model knows where a token stands. "transformer_xl": each layer scores distances with projections of its
+    own; "relative": T5's bias by bucket. Source: Su et al. 2021, arXiv 2104.09864 (rope); Press et al. 2022,
+    arXiv 2108.12409 (alibi); Dai et al. 2019, arXiv 1901.02860, §3.3; Raffel et al. 2020, arXiv 1910.10683, §2.1."""
+    max_position_embeddings: int
+    """How long a text may be: rows of a learned table, and what scaled rotations are scaled by. Source:
+    transformers."""
+    rope_parameters: dict[str, Any] | None
+    """The dict of transformers with rope_type, rope_theta, partial_rotary_factor, factor ...: one for all layers, or
+    one for each layer type, where None means no rotation. Needs a layer with softmax attention that rotates
+    (position_embedding_type, no_rope_layers). Source: Su et al. 2021, arXiv 2104.09864; scalings: transformers'
+    modeling_rope_utils."""
+    rope_interleave: bool | None
+    """Channels (2j, 2j + 1) rotate together instead of (j, j + d/2). None: no, with rope. Needs a layer with softmax
+    attention that rotates (position_embedding_type, no_rope_layers). Source: Su et al. 2021, arXiv 2104.09864
+    (yes; GPT-J); GPT-NeoX, arXiv 2204.06745 (no)."""
+    no_rope_layers: list[int] | None
+    """One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
+    Source: Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name."""
+    position_offset: int | None
+    """The number of the first position: rows skipped at the start of a learned table. None: 0. Source: fairseq's
+    published code (2, as OPT and XGLM have it)."""
+    sinusoid_layout: Literal["interleaved", "halves", "closed_halves"] | None
+    """Order of the sinusoids: sine and cosine in turn (interleaved), sines before cosines (halves), or so with wave
+    lengths from 1 to 10000 inclusive (closed_halves). None: interleaved. Source: Vaswani et al. 2017, §3.5; CTRL,
+    arXiv 1909.05858; tensor2tensor."""
+    position_ids_from_mask: bool
+    """Where no positions are given they count the attended tokens, so that padding takes none. Source: OPT's
+    published code."""
+    alibi_scaled: bool | None
+    """The bias of ALiBi is multiplied by the attention scale. Source: Falcon's published code."""
+    relative_attention_num_buckets: int | None
+    """Buckets of the relative bias, of which there is one table for all layers. None: 32. Source: Raffel et al.
+    2020, arXiv 1910.10683, §2.1."""
+    relative_attention_max_distance: int | None
+    """Distance from which on all share the last bucket. None: 128. Source: Raffel et al. 2020, arXiv 1910.10683,
+    §2.1."""
+    attn_temperature_layers: Literal["all", "rope", "no_rope"] | None
+    """Queries are multiplied by 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)): in all layers,
+    in those that rotate, or in those that do not. None: nowhere. Needs a layer with softmax attention that it
+    names (no_rope_layers says which rotate). Source: Nakanishi 2025, arXiv 2501.19399; Llama 4 (Meta 2025)."""
+    attn_scale: float | int | None
+    """Strength of the query temperature. Source: Llama 4 (Meta 2025)."""
+    floor_scale: float | int | None
+    """How many positions a step of the query temperature lasts. Source: Llama 4 (Meta 2025)."""
+    attn_temperature_offset: int | None
+    """Added to the position before the steps are counted. None: 0. Source: Llama 4's published code (1); Ministral
+    3's (0)."""
+    norm_type: Literal["rms_norm", "layer_norm"]
+    """The norm of the residual stream. Source: Zhang & Sennrich 2019, arXiv 1910.07467 (rms_norm); Ba et al. 2016,
+    arXiv 1607.06450 (layer_norm)."""
+    norm_eps: float | int
+    """Added to the mean square, or the variance, so that nothing is divided by zero. Source: transformers."""
+    norm_elementwise_affine: bool
+    """The norms have a learned scale; without it they have no parameters at all. Source: Ba et al. 2016, arXiv
+    1607.06450; without: OLMo, arXiv 2402.00838."""
+    norm_bias: bool | None
+    """A layer norm has a learned shift. None: as the norm has it by default, layer norm with one, RMS norm without.
+    Source: Ba et al. 2016, arXiv 1607.06450."""
+    norm_unit_offset: bool
+    """The stored weight is an offset from one: y = x̂ · (1 + w). Source: Gemma, arXiv 2403.08295; Nemotron-4, arXiv
+    2402.16819."""
+    block_type: Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]]
+    """Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
+    Source: Xiong et al. 2020, arXiv 2002.04745; Wang & Komatsuzaki 2021 (parallel)."""
+    residual_multiplier: float | int
+    """Factor on the output of each sub-layer before it joins the stream. Source: MiniCPM, arXiv 2404.06395; Granite
+    3 (IBM 2024)."""
+    full_attn_alpha_factor: float | int | None
+    """The α of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm.
+    None: 1. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    full_attn_beta_factor: float | int | None
+    """The β of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm.
+    None: 1. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    linear_attn_alpha_factor: float | int | None
+    """The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None:
+    1. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    linear_attn_beta_factor: float | int | None
+    """The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None:
+    1. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    mlp_alpha_factor: float | int | None
+    """The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
+    Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    mlp_beta_factor: float | int | None
+    """The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
+    Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    embedding_norm: bool
+    """A norm stands on the embeddings. Source: BLOOM, arXiv 2211.05100, §3.2."""
+    final_norm: bool
+    """A norm stands before the head. Source: Radford et al. 2019 (GPT-2), §2.3."""
+    hc_mult: int | None
+    """How many residual streams there are. None: 4. Source: Zhu et al. 2024, arXiv 2409.19606."""
+    hc_sinkhorn_iters: int | None
+    """Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20. Source: Xie et al. 2025, arXiv
+    2512.24880."""
+    hc_eps: float | int | None
+    """Added to weights and sums so that nothing is divided by zero. None: 1e-6. Source: DeepSeek-V4's published
+    code."""
+    num_kv_shared_layers: int
+    """So many last layers have no keys and values of their own and read those of the last layer before them that has
+    the same word in layer_types; they cache nothing. Source: Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's
+    name."""
+    hidden_size_per_layer_input: int | None
+    """Channels of the row that each layer has of every token in a second table. None: no such table. Source: Gemma
+    3n (Google 2025)."""
+    vocab_size_per_layer_input: int | None
+    """Tokens of that second table. None: vocab_size. Source: Gemma 3n (Google 2025)."""
+    num_experts: int | None
+    """How many routed experts a sparse layer has. Source: Shazeer et al. 2017, arXiv 1701.06538."""
+    num_experts_per_tok: int | None
+    """How many experts a token goes to. Source: Shazeer et al. 2017, arXiv 1701.06538."""
+    moe_intermediate_size: int | None
+    """Inner width of a routed expert. None: intermediate_size. Source: DeepSeekMoE, Dai et al. 2024, arXiv
+    2401.06066, §3.1."""
+    moe_latent_size: int | None
+    """Width of the space the experts work in, between two projections of the layer's own. None: hidden_size. Source:
+    Nemotron 3 (NVIDIA 2025)."""
+    zero_expert_num: int | None
+    """Further ids of the router that cost nothing. None: no such ids. Source: MoE++, Jin et al. 2024, arXiv
+    2410.07348; LongCat-Flash, arXiv 2509.01322."""
+    zero_expert_type: Literal["identity", "zero"] | None
+    """A zero expert gives the token back, or zero. None: identity. Source: MoE++, Jin et al. 2024, arXiv 2410.07348,
+    §3.1; LongCat-Flash, arXiv 2509.01322."""
+    expert_bias: bool | None
+    """The projections of the experts have biases. gated_mlp and hidden_act say what an expert computes, as for a
+    dense layer. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
+    swiglu_limit: float | int | None
+    """In routed and shared experts the gate is cut at this limit, the other half at ± the limit. None: neither.
+    Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
+    swiglu_alpha: float | int | None
+    """The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act. Source: gpt-oss (OpenAI
+    2025), arXiv 2508.10925."""
+    swiglu_up_offset: float | int | None
+    """Added to the half of an expert that the gate multiplies. None: 0. Source: gpt-oss (OpenAI 2025), arXiv
+    2508.10925 (1)."""
+    scoring_func: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"] | None
+    """Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. None:
+    softmax. Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 (sigmoid); DeepSeek-V4
+    (sqrtsoftplus); Liu et al. 2024, arXiv 2409.12136 (sparsemixer)."""
+    sparsemixer_jitter_eps: float | int | None
+    """Half of the threshold of sparsemixer. None: 0.01. Source: Liu et al. 2024, arXiv 2409.12136."""
+    score_after_topk: bool | None
+    """Experts are selected by their logits and the selected ones alone are scored, instead of all before. Source:
+    gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)."""
+    norm_topk_prob: bool | None
+    """Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to one as
+    they are or scoring_func is sparsemixer. Source: Lepikhin et al. 2020, GShard, arXiv 2006.16668; Mixtral,
+    arXiv 2401.04088."""
+    norm_topk_eps: float | int | None
+    """The eps in that division. None: 1e-20. Source: DeepSeek-V3's published code."""
+    norm_topk_min: float | int | None
+    """The min in that division. None: no such bound. Source: Ernie 4.5's published code."""
+    routed_scaling_factor: float | int | None
+    """Factor on the weights of the experts, after their division. None: 1. Source: DeepSeek-V2, arXiv 2405.04434."""
+    n_group: int | None
+    """Experts are selected within the best topk_group of so many groups. None: no groups. Source: DeepSeek-V2, arXiv
+    2405.04434, §2.2.2."""
+    topk_group: int | None
+    """How many groups a token's experts come from. Source: DeepSeek-V2, arXiv 2405.04434, §2.2.2."""
+    group_score: Literal["top2_sum", "max"] | None
+    """Score of a group: the sum of its two best experts, or its best one. None: top2_sum. Source: DeepSeek-V3, arXiv
+    2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)."""
+    group_mask_value: Literal["-inf", "zero"] | None
+    """What the scores of experts outside the chosen groups are set to before the selection. None: -inf. Source:
+    DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)."""
+    use_score_correction_bias: bool | None
+    """A bias per expert counts in the selection, not in the weights. Source: Wang et al. 2024, arXiv 2408.15664;
+    DeepSeek-V3, arXiv 2412.19437."""
+    router_bias: bool | None
+    """The router has a learned bias on its logits. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
+    apply_router_weight_on_input: bool | None
+    """The weight multiplies an expert's input instead of its output. Source: Llama 4 (Meta 2025)."""
+    router_input_norm: bool | None
+    """What the router reads passes an RMS norm with a weight first. Source: Gemma 4's published code."""
+    router_input_multiplier: float | int | None
+    """Constant factor on what the router reads, behind its norm. None: 1. Source: Gemma 4's published code."""
+    router_per_expert_scale: bool | None
+    """A learned factor per expert on the weights. Source: Gemma 4's published code."""
+    router_jitter_noise: float | int | None
+    """In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0. Source: Switch
+    Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4."""
+    n_shared_experts: int | None
+    """How many experts every token visits, computed as one MLP. None: 0, or 1 with a
+    shared_expert_intermediate_size. Source: DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, §3.2."""
+    shared_expert_intermediate_size: int | None
+    """Inner width of that MLP. None: n_shared_experts · moe_intermediate_size. Source: Qwen1.5-MoE (Qwen 2024)."""
+    shared_expert_gate: bool | None
+    """A sigmoid gate, one number per token, on the output of the shared experts. Source: Qwen1.5-MoE (Qwen 2024)."""
+    shared_expert_combination_strategy: Literal["sum", "average"] | None
+    """The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum. Source:
+    DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)."""
+    gated_mlp: bool
+    """An MLP is down(act(gate x) · up x) instead of down(act(up x)). Needs a layer with an MLP, which
+    block_type='mixer_only' has not. Source: Shazeer 2020, arXiv 2002.05202."""
+    hidden_act: Literal["elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu"]
+    """Activation of an MLP; "linear" with a gate is the bilinear unit, "sigmoid" the first gated one. Needs a layer
+    with an MLP, which block_type='mixer_only' has not. Source: transformers' ACT2FN; Shazeer 2020, arXiv
+    2002.05202."""
+    intermediate_size: int | None
+    """Inner width of an MLP. None: 4 · hidden_size, or with a gate 8/3 · hidden_size rounded up to 64, which has as
+    many parameters. Source: Shazeer 2020, arXiv 2002.05202, §2."""
+    mlp_bias: bool
+    """The projections of an MLP have biases. Needs a layer with a dense MLP, shared experts or moe_latent_size.
+    Source: transformers."""
+    mlp_multipliers: list[float | int] | None
+    """Factors on the gate before its activation and on the output. None: 1 each. Needs a layer with an MLP, which
+    block_type='mixer_only' has not. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
+    mlp_layer_types: list[Literal["dense", "sparse"]] | None
+    """For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with
+    num_experts, else dense. Source: transformers."""
+    precision: dict[str, Any]
+    """Where this implementation rounds, key by key; a key that is left out is what the concept has by default."""
+    output_router_logits: bool | None
+    """Whether the balance loss and the z-loss of routers are added to the loss. True: always, and router logits are
+    returned; False: never, whatever the coefficients; None: in training alone, and no logits are returned.
+    Source: transformers."""
+    router_aux_loss_coef: float | int | None
+    """Factor on the loss that balances the experts. None: 0. Source: Switch Transformer, Fedus et al. 2021, arXiv
+    2101.03961, §2.2."""
+    router_z_loss_coef: float | int | None
+    """Factor on the mean square of log Z of the router. None: 0. Source: ST-MoE, Zoph et al. 2022, arXiv 2202.08906,
+    eq. 5."""
+    output_z_loss_coef: float | int
+    """Factor on log² Z of the vocabulary's softmax, which keeps Z near one; PaLM has 1e-4. Source: PaLM, Chowdhery
+    et al. 2022, arXiv 2204.02311, §5."""
+    loss_chunk_size: int | None
+    """Training computes the loss over so many target tokens at a time and returns no logits. None: over all at once.
+    Source: own to zoo."""
+    initializer_type: Literal["normal", "small", "fan_in"]
+    """Spread of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) (fan_in).
+    Source: Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv 2204.02311
+    (fan_in)."""
+    residual_initializer_type: Literal["same", "depth", "layer", "wang", "zero"]
+    """Spread of the matrices that write to the stream: as the others (same), theirs / sqrt(N) with N the writers of
+    the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or zero.
+    Source: Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer);
+    GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
+    embedding_initializer_range: float | int | None
+    """Spread of the token table where it is another; PaLM has 1. None: as initializer_type says. Source: PaLM,
+    Chowdhery et al. 2022, arXiv 2204.02311, §5."""
+    initializer_cutoff: float | int | None
+    """What lies further out than this many times the spread is drawn again; OLMo 2 has 3. None: a plain normal
+    distribution. Source: OLMo 2, arXiv 2501.00656."""
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 32000,
+        hidden_size: int = 4096,
+        num_hidden_layers: int = 32,
+        tie_word_embeddings: bool = False,
+        embedding_size: int | None = None,
+        embedding_multiplier: float | int = 1.0,
+        logits_scaling: float | int = 1.0,
+        final_logit_softcapping: float | int | None = None,
+        lm_head_bias: bool = False,
+        suppressed_token_ids: list[int] | None = None,
+        embedding_dropout: float | int = 0.0,
+        residual_dropout: float | int = 0.0,
+        initializer_range: float | int = 0.02,
+        use_cache: bool = True,
+        pad_token_id: int | None = None,
+        bos_token_id: int | list[int] | None = None,
+        eos_token_id: int | list[int] | None = None,
+        source_config: dict[str, Any] | None = None,
+        source_extras: dict[str, Any] | None = None,
+        attention_type: Literal["grouped_query", "latent"] | list[Literal["grouped_query", "latent"] | None] | str = 'grouped_query',
+        num_attention_heads: int = 32,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        v_head_dim: int | None = None,
+        attention_value_scale: float | int | None = None,
+        key_multiplier: float | int | None = None,
+        value_norm: bool = False,
+        attention_k_eq_v: bool = False,
+        layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"]] | None | str | int = None,
+        sliding_window: int | None = None,
+        attention_chunk_size: int | None = None,
+        sparse_attention_pattern: Literal["none", "strided", "fixed", "banded"] | list[Literal["none", "strided", "fixed", "banded"]] | None | str = None,
+        sparse_attention_stride: int | None = None,
+        use_bidirectional_attention: bool = False,
+        attention_bias: bool = False,
+        attention_out_bias: bool | None = None,
+        attention_multiplier: float | int | None = None,
+        scale_attn_by_inverse_layer_idx: bool = False,
+        attn_logit_softcapping: float | int | None = None,
+        clip_qkv: float | int | None = None,
+        clip_qkv_position: Literal["before_norm", "after_norm"] | None = None,
+        qk_norm: Literal["rms_norm", "layer_norm"] | None = None,
+        qk_norm_scope: Literal["head", "full"] | None = None,
+        qk_norm_weight: Literal["shared", "per_head", "none"] | None = None,
+        qk_norm_bias: bool | None = None,
+        qk_norm_position: Literal["before_rope", "after_rope"] | None = None,
+        qk_norm_layers: Literal["all", "rope"] | None = None,
+        qk_norm_eps: float | int | None = None,
+        attention_sinks: Literal["all", "full_attention", "sliding_attention", "chunked_attention"] | None = None,
+        attn_output_gate: Literal["query", "elementwise", "headwise"] | None = None,
+        attention_dropout: float | int = 0.0,
+        kv_lora_rank: int | None = None,
+        q_lora_rank: int | None = None,
+        qk_nope_head_dim: int | None = None,
+        qk_rope_head_dim: int | None = None,
+        mla_norm_eps: float | int | None = None,
+        mla_scale_q_lora: bool | None = None,
+        mla_scale_kv_lora: bool | None = None,
+        scale_attn_by_mscale: bool | None = None,
+        index_topk: int | None = None,
+        index_n_heads: int | None = None,
+        index_head_dim: int | None = None,
+        indexer_types: list[Literal["full", "shared", "none"]] | None | str = None,
+        indexer_rope_interleave: bool | None = None,
+        indexer_loss_coef: float | int | None = None,
+        indexer_warmup: bool | None = None,
+        linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None | str = None,
+        linear_num_key_heads: int | None = None,
+        linear_num_value_heads: int | None = None,
+        linear_key_head_dim: int | None = None,
+        linear_value_head_dim: int | None = None,
+        linear_bias: bool | None = None,
+        linear_conv_kernel_dim: int | None = None,
+        linear_conv_bias: bool | None = None,
+        linear_act: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None = None,
+        linear_qk_norm: Literal["l2", "none"] | None = None,
+        linear_feature_map: Literal["none", "elu_plus_one", "relu"] | None = None,
+        linear_attention_multiplier: float | int | None = None,
+        linear_decay: Literal["softplus", "bounded_sigmoid", "log_sigmoid", "constant"] | None = None,
+        linear_decay_granularity: Literal["head", "channel"] | None = None,
+        linear_decay_rank: int | None = None,
+        linear_lower_bound: float | int | None = None,
+        linear_decay_normalizer: float | int | None = None,
+        linear_allow_neg_eigval: bool | None = None,
+        linear_output_norm: Literal["head", "group", "full", "none"] | None = None,
+        linear_norm_before_gate: bool | None = None,
+        linear_norm_eps: float | int | None = None,
+        linear_output_gate: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None = None,
+        linear_gate_rank: int | None = None,
+        time_step_limit: list[float | int | None] | None = None,
+        time_step_rank: int | None = None,
+        linear_step_norm: Literal["none", "rms_norm", "rms_norm_without_weight"] | None = None,
+        time_step_min: float | int | None = None,
+        time_step_max: float | int | None = None,
+        time_step_floor: float | int | None = None,
+        linear_in_multiplier: float | int | None = None,
+        linear_out_multiplier: float | int | None = None,
+        linear_section_multipliers: list[float | int] | None = None,
+        attention_in_multiplier: float | int | None = None,
+        attention_out_multiplier: float | int | None = None,
+        num_mem_blocks: int | None = None,
+        shared_attention_adapter_rank: int | None = None,
+        shared_mlp_adapter_rank: int | None = None,
+        position_embedding_type: Literal["rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none"] = 'rope',
+        max_position_embeddings: int = 4096,
+        rope_parameters: dict[str, Any] | None = None,
+        rope_interleave: bool | None = None,
+        no_rope_layers: list[int] | None | str | int = None,
+        position_offset: int | None = None,
+        sinusoid_layout: Literal["interleaved", "halves", "closed_halves"] | None = None,
+        position_ids_from_mask: bool = False,
+        alibi_scaled: bool | None = None,
+        relative_attention_num_buckets: int | None = None,
+        relative_attention_max_distance: int | None = None,
+        attn_temperature_layers: Literal["all", "rope", "no_rope"] | None = None,
+        attn_scale: float | int | None = None,
+        floor_scale: float | int | None = None,
+        attn_temperature_offset: int | None = None,
+        norm_type: Literal["rms_norm", "layer_norm"] = 'rms_norm',
+        norm_eps: float | int = 1e-06,
+        norm_elementwise_affine: bool = True,
+        norm_bias: bool | None = None,
+        norm_unit_offset: bool = False,
+        block_type: Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]] | str = 'pre_norm',
+        residual_multiplier: float | int = 1.0,
+        full_attn_alpha_factor: float | int | None = None,
+        full_attn_beta_factor: float | int | None = None,
+        linear_attn_alpha_factor: float | int | None = None,
+        linear_attn_beta_factor: float | int | None = None,
+        mlp_alpha_factor: float | int | None = None,
+        mlp_beta_factor: float | int | None = None,
+        embedding_norm: bool = False,
+        final_norm: bool = True,
+        hc_mult: int | None = None,
+        hc_sinkhorn_iters: int | None = None,
+        hc_eps: float | int | None = None,
+        num_kv_shared_layers: int = 0,
+        hidden_size_per_layer_input: int | None = None,
+        vocab_size_per_layer_input: int | None = None,
+        num_experts: int | None = None,
+        num_experts_per_tok: int | None = None,
+        moe_intermediate_size: int | None = None,
+        moe_latent_size: int | None = None,
+        zero_expert_num: int | None = None,
+        zero_expert_type: Literal["identity", "zero"] | None = None,
+        expert_bias: bool | None = None,
+        swiglu_limit: float | int | None = None,
+        swiglu_alpha: float | int | None = None,
+        swiglu_up_offset: float | int | None = None,
+        scoring_func: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"] | None = None,
+        sparsemixer_jitter_eps: float | int | None = None,
+        score_after_topk: bool | None = None,
+        norm_topk_prob: bool | None = None,
+        norm_topk_eps: float | int | None = None,
+        norm_topk_min: float | int | None = None,
+        routed_scaling_factor: float | int | None = None,
+        n_group: int | None = None,
+        topk_group: int | None = None,
+        group_score: Literal["top2_sum", "max"] | None = None,
+        group_mask_value: Literal["-inf", "zero"] | None = None,
+        use_score_correction_bias: bool | None = None,
+        router_bias: bool | None = None,
+        apply_router_weight_on_input: bool | None = None,
+        router_input_norm: bool | None = None,
+        router_input_multiplier: float | int | None = None,
+        router_per_expert_scale: bool | None = None,
+        router_jitter_noise: float | int | None = None,
+        n_shared_experts: int | None = None,
+        shared_expert_intermediate_size: int | None = None,
+        shared_expert_gate: bool | None = None,
+        shared_expert_combination_strategy: Literal["sum", "average"] | None = None,
+        gated_mlp: bool = True,
+        hidden_act: Literal["elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu"] = 'silu',
+        intermediate_size: int | None = None,
+        mlp_bias: bool = False,
+        mlp_multipliers: list[float | int] | None = None,
+        mlp_layer_types: list[Literal["dense", "sparse"]] | None | str | int = None,
+        precision: Precision | None = None,
+        output_router_logits: bool | None = None,
+        router_aux_loss_coef: float | int | None = None,
+        router_z_loss_coef: float | int | None = None,
+        output_z_loss_coef: float | int = 0.0,
+        loss_chunk_size: int | None = None,
+        initializer_type: Literal["normal", "small", "fan_in"] = 'normal',
+        residual_initializer_type: Literal["same", "depth", "layer", "wang", "zero"] = 'same',
+        embedding_initializer_range: float | int | None = None,
+        initializer_cutoff: float | int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Args:
+            vocab_size: Rows of the token table: how many tokens there are.
+            hidden_size: Width of the residual stream, which every layer reads and adds to.
+            num_hidden_layers: How many layers the model has.
+            tie_word_embeddings: The matrix of the head is the token table.
+            embedding_size: Width of the token table and of the head where it is not hidden_size, with a projection at each end. None: hidden_size.
+            embedding_multiplier: Factor on the embeddings. precision.embedding_multiplier_in_weight_dtype says where the product is rounded.
+            logits_scaling: Logits are divided by this number, before they are capped.
+            final_logit_softcapping: Logits become cap · tanh(logit / cap). None: no cap.
+            lm_head_bias: The head has a learned bias on the logits.
+            suppressed_token_ids: Tokens that are never produced: their logits become the smallest number of the dtype.
+            embedding_dropout: Rate of dropout on the embeddings, in training.
+            residual_dropout: Rate of dropout on the output of each sub-layer before it joins the stream, in training.
+            initializer_range: Standard deviation of a new matrix, where initializer_type does not say otherwise.
+            use_cache: Whether a forward returns its cache.
+            pad_token_id: The token that fills the rows of a batch up.
+            bos_token_id: The token that begins a text, or several.
+            eos_token_id: The token that ends a text, or several.
+            source_config: The config.json this model was converted from, word for word, so that the way back loses nothing.
+            source_extras: What the source held beside this model (a vision tower, layers that predict further tokens): how many `tensors` of which names, and the `repository` and `revision` they came from.
+            attention_type: The mechanism of softmax attention, one name for all layers or one for each (None for a layer without).
+            num_attention_heads: Heads of the queries.
+            num_key_value_heads: Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as many as num_attention_heads.
+            head_dim: Channels of a head. None: hidden_size / num_attention_heads.
+            v_head_dim: Channels of a head's value, hence of its output; latent attention always has it. None: head_dim.
+            attention_value_scale: Factor on the values before they are cached. None: 1.
+            key_multiplier: Factor on the projected keys before they are cached. None: 1.
+            value_norm: Each head's values pass an RMS norm without a weight before they are cached.
+            attention_k_eq_v: The values are the projected keys, before those are normed and rotated.
+            layer_types: What transformers calls each layer: how far it sees, hence its mask and its cache. A number n: every n-th is full_attention, the others slide, or are what linear_attention_type or attention_chunk_size is for. None: sliding_attention with a sliding_window, else full_attention.
+            sliding_window: A token sees itself and window - 1 before it, in the layers that slide. Without layer_types it is one for every layer.
+            attention_chunk_size: A token sees what is before it in its own chunk of so many tokens, in chunked_attention layers.
+            sparse_attention_pattern: Factorised pattern over a full_attention layer, one name for all of them or one for each layer.
+            sparse_attention_stride: Stride of the factorised patterns, in tokens; the width of a band.
+            use_bidirectional_attention: Every token sees every other, those after it too: an encoder made of a decoder.
+            attention_bias: The projections of queries, keys and values have biases.
+            attention_out_bias: The output projection has a bias. None: as attention_bias says.
+            attention_multiplier: Scale of the scores. None: width of a key ** -0.5.
+            scale_attn_by_inverse_layer_idx: Scores are divided by the layer's number, counted from one.
+            attn_logit_softcapping: Scores become cap · tanh(score / cap). None: no cap.
+            clip_qkv: Projected queries, keys and values are clamped to ± this number. None: no clamp.
+            clip_qkv_position: Queries and keys are clamped before or after their norm. None: before_norm.
+            qk_norm: The norm on queries and keys. None: no norm.
+            qk_norm_scope: The norm goes over each head or over the full projection. None: head.
+            qk_norm_weight: The norm's weight is shared by the heads, one for each head, or none. None: shared.
+            qk_norm_bias: A layer norm on queries and keys has a bias.
+            qk_norm_position: The norm stands before or after the rotation. None: before_rope.
+            qk_norm_layers: The norm is in all layers, or in those alone that rotate. None: all.
+            qk_norm_eps: Epsilon of the norm on queries and keys. None: norm_eps.
+            attention_sinks: One learned logit per head takes probability and gives nothing, on the layers of this word.
+            attn_output_gate: A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate.
+            attention_dropout: Rate of dropout on the weights of attention, in training.
+            kv_lora_rank: Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · head_dim.
+            q_lora_rank: Rank of the latent that queries are made of. None: one full projection.
+            qk_nope_head_dim: Channels of a head's query and key that do not rotate. None: head_dim, or hidden_size / num_attention_heads.
+            qk_rope_head_dim: Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of head_dim, 0 without rope.
+            mla_norm_eps: Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6.
+            mla_scale_q_lora: Queries are multiplied by sqrt(hidden_size / q_lora_rank).
+            mla_scale_kv_lora: The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank).
+            scale_attn_by_mscale: Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters have an mscale_all_dim and a rope_type other than default. None: yes, with rope.
+            index_topk: How many keys the indexer chooses for each query. None: 2048.
+            index_n_heads: Heads of the indexer. None: 64.
+            index_head_dim: Channels of a head of the indexer. None: 128.
+            indexer_types: For each layer: "full" has an indexer, "shared" takes what the last one before it chose, "none" is every other layer. None: "full" in every indexed layer.
+            indexer_rope_interleave: Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says.
+            indexer_loss_coef: Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0.
+            indexer_warmup: Attention is dense and the divergence goes over all keys, instead of over the selected ones.
+            linear_attention_type: The recurrence or convolution, one name for all layers that have one or one for each layer.
+            linear_num_key_heads: Heads of queries and keys; groups of a state space model; unused in a gated unit.
+            linear_num_value_heads: Heads of values, a multiple of those of keys; heads of a state space model; blocks of a gated unit.
+            linear_key_head_dim: Channels of a head of queries and keys; states of a state space model.
+            linear_value_head_dim: Channels of a head of values; of a head of a state space model; of a block of a gated unit.
+            linear_bias: The projections into and out of the mixer have biases.
+            linear_conv_kernel_dim: Taps of the causal convolution on what is projected, 0 for none.
+            linear_conv_bias: The convolution has a bias.
+            linear_act: Activation behind the convolution.
+            linear_qk_norm: Queries and keys are brought to length 1, or not.
+            linear_feature_map: Map that makes queries and keys positive.
+            linear_attention_multiplier: Scale of the outputs. None: linear_key_head_dim ** -0.5.
+            linear_decay: How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear attention, or a constant per head. modeling_zoo/recurrent_decays.py has the formulas.
+            linear_decay_granularity: The decay is one number per head or one per channel of the keys.
+            linear_decay_rank: Width of the narrow projection that the decay comes through. None: one projection, without a narrow one.
+            linear_lower_bound: The bound of a bounded_sigmoid decay, below 0.
+            linear_decay_normalizer: The divisor of a log_sigmoid decay. None: 16.
+            linear_allow_neg_eigval: Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction.
+            linear_output_norm: RMS norm of the output over each head, each group of heads, all of it, or none.
+            linear_norm_before_gate: The output is normed before it is gated, instead of after.
+            linear_norm_eps: Epsilon of the norms in the mixer. None: norm_eps.
+            linear_output_gate: Activation of the gate on the output, "none" for no gate.
+            linear_gate_rank: Width of the narrow projection that the gate comes through. None: one projection, without a narrow one.
+            time_step_limit: Bounds [low, high] of a state space model's time steps, None for open.
+            time_step_rank: Width of the projection that the time steps come through. None: hidden_size / 16, rounded up.
+            linear_step_norm: Norm on the time steps, B and C of a Mamba layer.
+            time_step_min: Least initial time step. None: 0.001.
+            time_step_max: Largest initial time step. None: 0.1.
+            time_step_floor: Initial time steps are raised to this number. None: 1e-4.
+            linear_in_multiplier: Factor on the input of a state space model. None: 1.
+            linear_out_multiplier: Factor on the output of a state space model. None: 1.
+            linear_section_multipliers: Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each.
+            attention_in_multiplier: Factor on the input of the attention beside a recurrence. None: 1.
+            attention_out_multiplier: Factor on the output of the attention beside a recurrence. None: 1.
+            num_mem_blocks: How many shared blocks take turns over the layers with block_type "shared_block". None: 1.
+            shared_attention_adapter_rank: Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing.
+            shared_mlp_adapter_rank: Rank of what each of those layers adds to the first projection of the shared block's MLP. None: nothing.
+            position_embedding_type: How a model knows where a token stands. "transformer_xl": each layer scores distances with projections of its own; "relative": T5's bias by bucket.
+            max_position_embeddings: How long a text may be: rows of a learned table, and what scaled rotations are scaled by.
+            rope_parameters: The dict of transformers with rope_type, rope_theta, partial_rotary_factor, factor ...: one for all layers, or one for each layer type, where None means no rotation.
+            rope_interleave: Channels (2j, 2j + 1) rotate together instead of (j, j + d/2). None: no, with rope.
+            no_rope_layers: One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
+            position_offset: The number of the first position: rows skipped at the start of a learned table. None: 0.
+            sinusoid_layout: Order of the sinusoids: sine and cosine in turn (interleaved), sines before cosines (halves), or so with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.
+            position_ids_from_mask: Where no positions are given they count the attended tokens, so that padding takes none.
+            alibi_scaled: The bias of ALiBi is multiplied by the attention scale.
+            relative_attention_num_buckets: Buckets of the relative bias, of which there is one table for all layers. None: 32.
+            relative_attention_max_distance: Distance from which on all share the last bucket. None: 128.
+            attn_temperature_layers: Queries are multiplied by 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)): in all layers, in those that rotate, or in those that do not. None: nowhere.
+            attn_scale: Strength of the query temperature.
+            floor_scale: How many positions a step of the query temperature lasts.
+            attn_temperature_offset: Added to the position before the steps are counted. None: 0.
+            norm_type: The norm of the residual stream.
+            norm_eps: Added to the mean square, or the variance, so that nothing is divided by zero.
+            norm_elementwise_affine: The norms have a learned scale; without it they have no parameters at all.
+            norm_bias: A layer norm has a learned shift. None: as the norm has it by default, layer norm with one, RMS norm without.
+            norm_unit_offset: The stored weight is an offset from one: y = x̂ · (1 + w).
+            block_type: Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
+            residual_multiplier: Factor on the output of each sub-layer before it joins the stream.
+            full_attn_alpha_factor: The α of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm. None: 1.
+            full_attn_beta_factor: The β of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm. None: 1.
+            linear_attn_alpha_factor: The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None: 1.
+            linear_attn_beta_factor: The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None: 1.
+            mlp_alpha_factor: The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
+            mlp_beta_factor: The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
+            embedding_norm: A norm stands on the embeddings.
+            final_norm: A norm stands before the head.
+            hc_mult: How many residual streams there are. None: 4.
+            hc_sinkhorn_iters: Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.
+            hc_eps: Added to weights and sums so that nothing is divided by zero. None: 1e-6.
+            num_kv_shared_layers: So many last layers have no keys and values of their own and read those of the last layer before them that has the same word in layer_types; they cache nothing.
+            hidden_size_per_layer_input: Channels of the row that each layer has of every token in a second table. None: no such table.
+            vocab_size_per_layer_input: Tokens of that second table. None: vocab_size.
+            num_experts: How many routed experts a sparse layer has.
+            num_experts_per_tok: How many experts a token goes to.
+            moe_intermediate_size: Inner width of a routed expert. None: intermediate_size.
+            moe_latent_size: Width of the space the experts work in, between two projections of the layer's own. None: hidden_size.
+            zero_expert_num: Further ids of the router that cost nothing. None: no such ids.
+            zero_expert_type: A zero expert gives the token back, or zero. None: identity.
+            expert_bias: The projections of the experts have biases. gated_mlp and hidden_act say what an expert computes, as for a dense layer.
+            swiglu_limit: In routed and shared experts the gate is cut at this limit, the other half at ± the limit. None: neither.
+            swiglu_alpha: The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act.
+            swiglu_up_offset: Added to the half of an expert that the gate multiplies. None: 0.
+            scoring_func: Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. None: softmax.
+            sparsemixer_jitter_eps: Half of the threshold of sparsemixer. None: 0.01.
+            score_after_topk: Experts are selected by their logits and the selected ones alone are scored, instead of all before.
+            norm_topk_prob: Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to one as they are or scoring_func is sparsemixer.
+            norm_topk_eps: The eps in that division. None: 1e-20.
+            norm_topk_min: The min in that division. None: no such bound.
+            routed_scaling_factor: Factor on the weights of the experts, after their division. None: 1.
+            n_group: Experts are selected within the best topk_group of so many groups. None: no groups.
+            topk_group: How many groups a token's experts come from.
+            group_score: Score of a group: the sum of its two best experts, or its best one. None: top2_sum.
+            group_mask_value: What the scores of experts outside the chosen groups are set to before the selection. None: -inf.
+            use_score_correction_bias: A bias per expert counts in the selection, not in the weights.
+            router_bias: The router has a learned bias on its logits.
+            apply_router_weight_on_input: The weight multiplies an expert's input instead of its output.
+            router_input_norm: What the router reads passes an RMS norm with a weight first.
+            router_input_multiplier: Constant factor on what the router reads, behind its norm. None: 1.
+            router_per_expert_scale: A learned factor per expert on the weights.
+            router_jitter_noise: In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0.
+            n_shared_experts: How many experts every token visits, computed as one MLP. None: 0, or 1 with a shared_expert_intermediate_size.
+            shared_expert_intermediate_size: Inner width of that MLP. None: n_shared_experts · moe_intermediate_size.
+            shared_expert_gate: A sigmoid gate, one number per token, on the output of the shared experts.
+            shared_expert_combination_strategy: The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum.
+            gated_mlp: An MLP is down(act(gate x) · up x) instead of down(act(up x)).
+            hidden_act: Activation of an MLP; "linear" with a gate is the bilinear unit, "sigmoid" the first gated one.
+            intermediate_size: Inner width of an MLP. None: 4 · hidden_size, or with a gate 8/3 · hidden_size rounded up to 64, which has as many parameters.
+            mlp_bias: The projections of an MLP have biases.
+            mlp_multipliers: Factors on the gate before its activation and on the output. None: 1 each.
+            mlp_layer_types: For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with num_experts, else dense.
+            precision: Where this implementation rounds, key by key; a key that is left out is what the concept has by default.
+            output_router_logits: Whether the balance loss and the z-loss of routers are added to the loss. True: always, and router logits are returned; False: never, whatever the coefficients; None: in training alone, and no logits are returned.
+            router_aux_loss_coef: Factor on the loss that balances the experts. None: 0.
+            router_z_loss_coef: Factor on the mean square of log Z of the router. None: 0.
+            output_z_loss_coef: Factor on log² Z of the vocabulary's softmax, which keeps Z near one; PaLM has 1e-4.
+            loss_chunk_size: Training computes the loss over so many target tokens at a time and returns no logits. None: over all at once.
+            initializer_type: Spread of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) (fan_in).
+            residual_initializer_type: Spread of the matrices that write to the stream: as the others (same), theirs / sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or zero.
+            embedding_initializer_range: Spread of the token table where it is another; PaLM has 1. None: as initializer_type says.
+            initializer_cutoff: What lies further out than this many times the spread is drawn again; OLMo 2 has 3. None: a plain normal distribution."""
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As transformers', but a field named beside the file takes part in derivation and checks like one in it.
+
+        A key of the file that is no field is kept as an attribute with a warning, and refused if it looks misspelt.
+        Fewer layers than the file names are its first ones."""
+    def settle_depth(self) -> None:
+        """Where num_hidden_layers was lowered on a config at hand, cuts what there is for each layer off as well."""
+    @classmethod
+    def preset(cls, name: str, tiny: bool=False, **fields):
+        """A published architecture by name (`zoo presets` lists them), `fields` on top; raises ValueError for no such
+        name.
+
+        `tiny` keeps its concepts and takes sizes that run anywhere."""
+    def standardize_rope_params(self):
+        """transformers' own. An older one leaves a theta beside tables by layer type and asks for one of every type."""
+    def to_diff_dict(self):
+        """What config.json and `repr` show: what differs and cannot be derived (config_file.py), and zoo's version."""
+    def save_pretrained(self, save_directory, push_to_hub: bool=False, **kwargs):
+        """Writes config.json and, from the installed package, the code that goes with it and the complete auto_map.
+
+        The hook is here because every way to save a model comes through it after an upload has taken its time stamps.
+        A copy that was itself loaded as remote code leaves the copying of its files to transformers."""
+    def write_card(self, folder) -> None:
+        """Puts the card of the installed package where transformers has left an empty one before an upload."""
+    @property
+    def output_width(self) -> int:
+        """Width of the token table, of the last hidden states and of the head's input."""
+    @property
+    def logit_scale(self) -> float:
+        """What logits are multiplied by, where serving engines that make them from the head look for it."""
+    def even_head_dim(self) -> int:
+        """hidden_size / num_attention_heads; raises ValueError where that leaves a rest."""
+    @property
+    def value_width(self) -> int:
+        """Channels of a head's value, hence of its output."""
+    def attention_scaling(self, layer_idx: int) -> float:
+        """The factor on the scores of layer `layer_idx`."""
+    def has_qk_norm(self, layer_idx: int) -> bool:
+        """Whether layer `layer_idx` normalises queries and keys."""
+    def has_attention_sinks(self, layer_idx: int) -> bool:
+        """Whether layer `layer_idx` has learned sink logits."""
+    def sparse_pattern_of(self, layer_idx: int) -> str:
+        """The factorised pattern of layer `layer_idx`, "none" for a plain one."""
+    @property
+    def qk_head_dim(self) -> int | None:
+        """Channels of a query or key where they differ from head_dim, else None: the name under which transformers asks
+        whether a cache can be laid out from head_dim alone."""
+    def indexer_of(self, layer_idx: int) -> int:
+        """The layer whose indexer chooses for layer `layer_idx`: itself, or the last "full" one before it."""
+    def mscale_factor(self, layer_idx: int) -> float:
+        """The factor on the scores that comes from the scaling of the rotation of layer `layer_idx`."""
+    def recurrent_layers(self) -> list[int]:
+        """Indices of the layers with a recurrence or a short convolution."""
+    def linear_mechanisms(self) -> list[str]:
+        """The distinct mechanisms in use, in order of their first layer."""
+    def linear_settings(self, layer_idx: int) -> SimpleNamespace:
+        """What the mixer of layer `layer_idx` reads: every field of its mechanism, without `linear_` in front."""
+    @property
+    def shared_block_layers(self) -> list[int]:
+        """The layers that have a shared block."""
+    @property
+    def rope_tables(self) -> dict[str, dict]:
+        """Rotation name → parameters: layer types for nested `rope_parameters`, else the one name "default"."""
+    def turns(self, layer_idx: int) -> bool:
+        """Whether `no_rope_layers` lets layer `layer_idx` rotate."""
+    def rope_table_of(self, layer_idx: int) -> str | None:
+        """The name of the rotation layer `layer_idx` uses, None where it does not rotate."""
+    def rope_changes_between(self, seen: int, length: int) -> bool:
+        """Whether keys cached at a length of `seen` > 0 are rotated otherwise at `length`: LongRoPE's long factors."""
+    def has_attention_temperature(self, layer_idx: int) -> bool:
+        """Whether the queries of layer `layer_idx` are scaled by position."""
+    def residual_factors(self, layer_idx: int) -> tuple[tuple, tuple]:
+        """(α, β) of the mixer's sum and of the MLP's in layer `layer_idx`."""
+    @property
+    def block_types(self) -> list[str]:
+        """The residual topology of each layer."""
+    @property
+    def first_sharing_layer(self) -> int:
+        """The layer from which on all share; of all there are words for, however many of them run."""
+    def shares_key_values(self, layer_idx: int) -> bool:
+        """Whether layer `layer_idx` reads the keys and values of another."""
+    def kv_source_of(self, layer_idx: int) -> int | None:
+        """The layer whose keys and values layer `layer_idx` reads: itself, or the last of its word before the sharing
+        ones, None without one."""
+    @property
+    def kv_sharing_modes(self) -> list[str | None]:
+        """transformers' words for it, by which its caches leave a layer out: "store", "reuse" or None."""
+    @property
+    def num_router_outputs(self) -> int:
+        """Ids the router chooses among: the experts and the zero experts after them."""
+    def outside_layers(self):
+        """The config as the parts of a model outside its layers read it: nothing differs."""
+    @property
+    def mixer_types(self) -> list[str | None]:
+        """The mechanism of each layer: a name of the mixer registry, None for a layer that has no mixer."""
+    @property
+    def attention_types(self) -> list[str | None]:
+        """The mechanism of softmax attention, for each layer."""
+    @property
+    def recurrent_mixers(self) -> list[str | None]:
+        """The recurrence or convolution of each layer, None for a layer without: its `linear_attn`."""
+    @property
+    def attention_mixers(self) -> list[str | None]:
+        """The attention of each layer, None for a layer without one of its own: its `self_attn`."""
+    @property
+    def softmax_layers(self) -> list[int]:
+        """Indices of the layers with softmax attention, alone or beside a recurrence."""
+    @property
+    def attentions(self) -> set[str]:
+        """The distinct mechanisms of softmax attention."""
+    def rotary_width(self, layer_idx: int) -> int:
+        """Channels of a head that rotate in layer `layer_idx`, before partial_rotary_factor."""
+    def key_width(self, layer_idx: int) -> int:
+        """Channels of a query or key of layer `layer_idx`."""
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """Tensor parallel (Shoeybi et al. 2019, Megatron-LM, §3)."""
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]) -> None:
+        ...
+    @property
+    def base_model_ep_plan(self) -> dict[str, str] | None:
+        """Expert parallel (Lepikhin et al. 2020, GShard): every rank holds some experts whole."""
