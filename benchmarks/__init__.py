@@ -1,1 +1,1 @@
-"""zoo against transformers: the same converted weights, one process, in turn."""
+"""zoo against transformers: the same converted weights, one process, alternately."""

@@ -1,4 +1,4 @@
-"""zoo against transformers: the same converted weights, one process, in turn, medians.
+"""zoo against transformers: the same converted weights, one process, alternately, medians.
 
     python -m benchmarks                                       the cases
     python -m benchmarks decode --case mla --context 8192      one of them

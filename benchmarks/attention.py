@@ -24,7 +24,7 @@ from .decode import paired, random_states
 from .measuring import difference, in_turns, peak_memory, result, synchronize
 from .models import COMMON, GROUPED, INDEXED, LATENT, LONG, TINY, TINY_MODELS
 
-# Projections of the stream that cost the same in both.
+# Projections of the residual stream that cost the same in both.
 SHARED = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj")
 STREAM = 7168
 

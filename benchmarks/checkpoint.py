@@ -1,4 +1,4 @@
-"""zoo against transformers' own class on one foreign checkpoint, in one process, measured in turns.
+"""zoo against transformers' own class on one foreign checkpoint, in one process, measured alternately.
 
     python -m benchmarks checkpoint examples/stories260K --prompt-tokens 256 --new-tokens 64
 

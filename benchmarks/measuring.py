@@ -1,4 +1,4 @@
-"""Time in turns, peak memory, difference: what is measured of two sides that do the same."""
+"""Alternating timings, peak memory, difference: what is measured of two sides that do the same."""
 
 import ctypes
 import statistics

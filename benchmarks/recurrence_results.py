@@ -31,7 +31,7 @@ def show(one: dict) -> str:
 
 
 def write(folder: Path, one: dict, order: list[str]) -> None:
-    """Adds a measurement to `recurrences.json`, in place of an earlier one of its case, and writes the page anew."""
+    """Adds a measurement to `recurrences.json`, in place of an earlier one of its case, and writes the page again."""
     folder.mkdir(parents=True, exist_ok=True)
     store = folder / "recurrences.json"
     known = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
@@ -52,7 +52,7 @@ def page(found: list[dict]) -> str:
     lines = ["# Recurrences of zoo against those of transformers", ""]
     for text in dict.fromkeys(one["machine"] for one in found):
         lines += [f"`python benchmarks/recurrences.py --memory --write` on {text}; float32.", ""]
-    lines += ["Ratio is transformers' median over zoo's, both in one process, in turn, on the same inputs or weights."]
+    lines += ["Ratio: transformers' median over zoo's, alternately in one process, on the same inputs or weights."]
     lines += ["Of a step the time of one token is given. What a row compares stands in the script.", ""]
     lines += ["| case | threads | transformers | zoo | ratio | difference | bar |", "|---|---|---|---|---|---|---|"]
     for one in found:

@@ -90,7 +90,7 @@ def write(arguments, options: cases.Options) -> str:
     order = [f"{case.kind} {case.case} {case.context}" for case in cases.CASES]
     found = [known[key] for key in sorted(known, key=lambda key: order.index(key) if key in order else len(order))]
     lines = ["# zoo against transformers", "", f"`python -m benchmarks table --name {name}` on {machine(options)}.", ""]
-    lines += ["Ratio is transformers' median over zoo's, both in one process, in turn, on the same converted weights."]
+    lines += ["Ratio: transformers' median over zoo's, alternately in one process, on the same converted weights."]
     lines += ["In brackets the same in processor time of all threads, which other work on the machine disturbs less."]
     lines += ["Memory is the peak beyond what was held before: weights are not in it, a prompt's cache is."]
     lines += [

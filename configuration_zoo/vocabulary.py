@@ -79,7 +79,7 @@ BLOCK_TYPES = (
 # Blocks whose residual is a norm's output, not the bare stream.
 WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
 PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
-# Blocks whose mixers and MLPs read the stream through a norm alone.
+# Blocks whose mixers and MLPs read the residual stream through a norm alone.
 PRE_NORM_BLOCKS = (
     "pre_norm", "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only", "shared_block", "shortcut",
 )  # fmt: skip

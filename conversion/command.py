@@ -12,8 +12,8 @@ from description_zoo.foreign_text import printable
 
 from .errors import report
 
-SOURCE_HELP = "On the way back: the checkpoint it came from, for what zoo does not use, where the folder has lost it."
-ALONE_HELP = "On the way back: the language model alone, without vision tower or further prediction layers."
+SOURCE_HELP = "When converting back: the original checkpoint, for tensors that zoo does not use and the folder lacks."
+ALONE_HELP = "When converting back: only the language model, without vision tower or further prediction layers."
 
 
 def convert(
@@ -40,13 +40,13 @@ def convert(
         return
     say(f"{source} -> {target}: {done.model_type}, {done.parameters:,} parameters")
     if done.kept:
-        say(f"kept for the way back, not used by zoo: {done.listed(done.kept)}")
+        say(f"kept for converting back, not used by zoo: {done.listed(done.kept)}")
     if done.left_behind:
         say(f"left behind: {done.listed(done.left_behind)}")
 
 
 def say(text: object) -> None:
-    """Print a line that may hold what somebody's files say: no terminal obeys it."""
+    """Print a line that may quote a file, without the control characters that a terminal would act on."""
     typer.echo(printable(text))
 
 

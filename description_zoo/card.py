@@ -50,7 +50,7 @@ def known_source(config: ZooConfig) -> str | None:
 
 
 def replace_empty_card(folder: str | Path, config: ZooConfig) -> None:
-    """A card in the place of the template that transformers' `push_to_hub` fills with nothing; any other card stays."""
+    """A card in place of the template that transformers' `push_to_hub` fills with nothing; any other card stays."""
     card = Path(folder) / CARD
     if card.is_file() and _TEMPLATE in card.read_text(encoding="utf-8"):
         write_plain_card(Path(folder), config, origin_of(config))
@@ -94,7 +94,7 @@ def _layers(report: dict) -> str:
 
 
 def _costs(report: dict) -> str:
-    text = f"{report['parameters']:,} parameters, {report['active_parameters']:,} of them at work for one token. "
+    text = f"{report['parameters']:,} parameters, {report['active_parameters']:,} of them active per token. "
     text += f"The cache takes {report['cache_bytes_per_token']:,} bytes per token in {report['dtype']}"
     full = report["cache_bytes_at_full_length"]
     text += f", {full:,} bytes at {report['max_position_embeddings']:,} tokens"

@@ -18,7 +18,7 @@ class Origin(Protocol):
     """What a card says of the checkpoint a folder was converted from."""
 
     model_type: str | None
-    # Names of tensors that are kept for the way back alone.
+    # Names of tensors that are kept for converting back alone.
     kept: list[str]
     # The dtype the tensors were cast to, if any.
     cast: str | None
@@ -98,7 +98,7 @@ def front_matter(carried: dict[str, Any], pipeline: str = "text-generation") -> 
 
 
 def source_note(folder: Path, origin: Origin) -> str:
-    """Licence, the original's card, and the tensors that are kept for the way back."""
+    """Licence, the original's card, and the tensors that are kept for converting back."""
     licences = sorted(path.name for path in folder.iterdir() if path.name.startswith(("LICENSE", "LICENCE", "NOTICE")))
     named = carried_over(folder).get("license")
     note = f"## Source\n\nConverted from a {code_span(origin.model_type)} checkpoint; its licence applies to these"
@@ -109,7 +109,7 @@ def source_note(folder: Path, origin: Origin) -> str:
         note += f" Its own card is `{SOURCE_FOLDER}/{CARD}`."
     if origin.kept:
         note += (
-            f" {len(origin.kept)} tensors that zoo does not use are kept in `{SOURCE_FOLDER}/` for the way back: "
+            f" {len(origin.kept)} tensors that zoo does not use are kept in `{SOURCE_FOLDER}/` for converting back: "
             + ", ".join(map(code_span, origin.kept[:5]))
             + (" ..." if len(origin.kept) > 5 else ".")
         )

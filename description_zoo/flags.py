@@ -85,7 +85,7 @@ def takes(kind: Kind) -> str:
 
 def _number(kind: Number) -> str:
     bounds = {"above": kind.above, "at least": kind.least, "below": kind.below, "at most": kind.most}
-    # The largest sizes that are taken guard against slips; nobody asks for them.
+    # Upper limits on sizes only guard against typing errors; they are not listed.
     said = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None and bound < 2**12]
     said += ["not 0"] if kind.nonzero else []
     return " ".join(["a whole number" if kind.whole else "a number", " and ".join(said)]).strip()

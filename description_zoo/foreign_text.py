@@ -1,4 +1,4 @@
-"""Text of somebody else's files on its way into a terminal, a sentence or a card, where it is never more than text."""
+"""Text from other people's files, made safe for a terminal, a sentence or a card."""
 
 import re
 import unicodedata
@@ -9,8 +9,8 @@ _SLUG = re.compile(r"[A-Za-z0-9][\w.+/-]{0,127}")
 
 
 def printable(text: object) -> str:
-    """`text` with control, format and lone surrogate characters spelled out (`\\x1b`), so that no terminal obeys them;
-    line ends and tabs stay."""
+    """`text` with control, format and lone surrogate characters spelled out (`\\x1b`), so that no terminal acts on
+    them; line ends and tabs stay."""
     return "".join(character if _is_shown(character) else _spelled(character) for character in str(text))
 
 

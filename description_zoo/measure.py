@@ -25,7 +25,7 @@ CONTEXTS = {
     "linear_attention": ("state", None),
     "conv": ("state", None),
 }
-# What a mechanism with a state of fixed size has in the place of heads of keys and values: see fields_linear.py.
+# What a mechanism with a state of fixed size has in place of heads of keys and values: see fields_linear.py.
 STATE_SPACE = "{name} {num_key_heads}/{num_value_heads} x {value_head_dim}, {key_head_dim} states"
 SHAPES = {
     "mamba2": STATE_SPACE,
@@ -88,12 +88,11 @@ def mixer_of(layer: "nn.Module") -> "TokenMixer | None":
 def measure_layer(model: "PreTrainedModel", index: int, per_token: int, state: int, workspace: int) -> dict:
     """One layer's mixer, context, MLP, parameters and cache."""
     layer, config = body_of(model).layers[index], model.config.per_layer_config[index]
-    word = config.layer_types[index]
     mixer, mlp = mixer_of(layer), getattr(layer, "mlp", None)
     context, limit = context_of(config, index)
     return {
         "layer": index,
-        "layer_type": word,
+        "layer_type": config.layer_types[index],
         "mixer": describe_mixer(config, mixer, index),
         "context": context if mixer is not None else "",
         "mlp": describe_mlp(config, index) if mlp is not None else "",
@@ -111,8 +110,8 @@ def context_of(config: ZooConfig, index: int) -> tuple[str, int]:
     pattern = config.sparse_pattern_of(index)
     if pattern != "none":
         return f"{pattern} {config.sparse_attention_stride}", config.max_position_embeddings
-    word = config.layer_types[index]
-    text, field = CONTEXTS.get(word, (word, None))
+    layer_type = config.layer_types[index]
+    text, field = CONTEXTS.get(layer_type, (layer_type, None))
     limit = getattr(config, field) if field else None
     return (text, config.max_position_embeddings) if limit is None else (f"{text} {limit}", limit)
 
@@ -227,7 +226,7 @@ def filled_cache(model: "PreTrainedModel", length: int, indices: Iterable[int]) 
 
 
 def first_alike(model: "PreTrainedModel") -> list[int]:
-    """For each layer the first one whose cache is of the same kind: same word, mixer, settings and parameters.
+    """For each layer the first one whose cache is of the same kind: same layer type, mixer, settings and parameters.
 
     Itself where layers read each other's caches or differ in fields.
     """
@@ -238,8 +237,8 @@ def first_alike(model: "PreTrainedModel") -> list[int]:
     for index, layer in enumerate(body_of(model).layers):
         settings = getattr(getattr(layer, "linear_attn", None), "settings", None)
         shapes = tuple((name, weight.shape) for name, weight in layer.named_parameters())
-        word, mixer, shared = config.layer_types[index], config.mixer_types[index], index in config.shared_block_layers
-        kinds.append((word, mixer, shared, repr(settings), shapes))
+        types, shared = (config.layer_types[index], config.mixer_types[index]), index in config.shared_block_layers
+        kinds.append((types, shared, repr(settings), shapes))
         first.setdefault(kinds[-1], index)
     return [first[kind] for kind in kinds]
 

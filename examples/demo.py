@@ -66,7 +66,7 @@ def compare(answer: dict) -> None:
 
 
 def compare_tensors(back: Path) -> None:
-    """Raises SystemExit unless the way back gave every tensor bit for bit."""
+    """Raises SystemExit unless converting back gave every tensor bit for bit."""
     from safetensors.torch import load_file
 
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (back, SOURCE))

@@ -60,7 +60,8 @@ def main() -> None:
         for batch in passes:
             with accelerator.accumulate(model):
                 loss = model(input_ids=batch, labels=batch, num_items_in_batch=targets).loss
-                # The count of targets has divided already; processes and passes are divided by once more.
+                # The loss is already divided by the number of targets; accelerate divides by processes and passes
+                # again.
                 accelerator.backward(loss * accelerator.num_processes * options.passes)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)

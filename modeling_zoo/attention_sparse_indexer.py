@@ -91,7 +91,7 @@ def change_layout(
 class SharedIndices:
     """What the layers of one forward pass on to later ones: the positions an indexer chose, by its layer, and its loss.
 
-    Made anew for each forward and handed to every layer, so that a layer recomputed for its gradient finds the choice
+    Made for each forward and handed to every layer, so that a layer recomputed for its gradient finds the choice
     it had, whatever came after.
     """
 

@@ -13,7 +13,7 @@ from configuration_zoo import ZooConfig
 
 
 def doubly_stochastic(weights: torch.Tensor, iterations: int, eps: float) -> torch.Tensor:
-    """Rows and columns of positive `[..., N, N]` normed in turns until both sum to one, columns first and last.
+    """Rows and columns of positive `[..., N, N]` normed alternately until both sum to one, columns first and last.
 
     (Sinkhorn & Knopp 1967.)
     """

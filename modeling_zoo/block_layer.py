@@ -57,12 +57,12 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         return getattr(self, self.mixer_name)(x, **context)[0]
 
     def mix(self, x: torch.Tensor, context: dict) -> torch.Tensor:
-        """The mixer's contribution to the stream."""
+        """The mixer's contribution to the residual stream."""
         output = self.mixer(x, context)
         return self.scaled(self.attn_output_norm(output) if "attn_output_norm" in self.norms else output)
 
     def feed(self, x: torch.Tensor) -> torch.Tensor:
-        """The MLP's contribution to the stream."""
+        """The MLP's contribution to the residual stream."""
         output = self.mlp(x)
         return self.scaled(self.mlp_output_norm(output) if "mlp_output_norm" in self.norms else output)
 

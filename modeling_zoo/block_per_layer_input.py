@@ -1,4 +1,4 @@
-"""Per-layer embeddings: what a token is, told to every layer anew."""
+"""Per-layer embeddings: an embedding of the token for every layer."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from .platform_transformers import resized_embedding
 class PerLayerEmbeddings(nn.Module):
     """(table[token] · √p + norm(W x · D^-½)) · 2^-½, one row of p channels for each layer (Gemma 3n, Gemma 4).
 
-    Tokens `[B, T]` and the stream where it starts `[B, T, D]` → `[B, T, L, p]`.
+    Tokens `[B, T]` and their embeddings `[B, T, D]` → `[B, T, L, p]`.
     """
 
     def __init__(self, config: ZooConfig):
@@ -51,7 +51,7 @@ class PerLayerEmbeddings(nn.Module):
 
 
 class PerLayerInput(nn.Module):
-    """norm(W (act(G x) · row)): a layer's row, gated by the stream, `[B, T, D]` and `[B, T, p]` → `[B, T, D]`."""
+    """norm(W (act(G x) · row)), a layer's row `[B, T, p]` gated by the residual stream `[B, T, D]` → `[B, T, D]`."""
 
     def __init__(self, config: ZooConfig):
         super().__init__()

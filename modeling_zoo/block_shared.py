@@ -93,7 +93,8 @@ class SharedMLP(GatedMLP):
 
 
 class SharedBlock(nn.Module):
-    """mlp(norm(attention(norm([x; x₀])))), x the stream and x₀ the stream where it started, `[B, T, D]` each.
+    """mlp(norm(attention(norm([x; x₀])))), x the residual stream and x₀ the embeddings it started from, `[B, T, D]`
+    each.
 
     No residual: what comes out, `[B, T, D]`, is the calling layer's to add. (Glorioso et al. 2024, Zamba,
     arXiv 2405.16712, and Zamba2, arXiv 2411.15242.)
@@ -124,7 +125,7 @@ class SharedBlocks(nn.ModuleList):
         self.turn = {index: turn % config.num_mem_blocks for turn, index in enumerate(users)}
 
     def context(self, layer_idx: int, start: torch.Tensor) -> dict[str, Any]:
-        """What layer `layer_idx` is given beside the rest: its block and the stream where it started."""
+        """What layer `layer_idx` is given beside the rest: its block, and the embeddings that the residual stream started from."""
         if layer_idx not in self.turn:
             return {}
         return {"shared_block": self[self.turn[layer_idx]], "start": start}

@@ -1,4 +1,4 @@
-"""Residual topologies: how a layer's mixer and MLP join the stream.
+"""Residual topologies: how a layer's mixer and MLP join the residual stream.
 
 pre_norm           x ─┬─ norm ── f ──────── + ─     output_norm    x ─┬─ f ── norm ── + ─
                       └──────────────────── ┘                        └───────────── ┘
@@ -157,7 +157,7 @@ class SharedBlockLayer(MixerOnlyLayer):
     """x + mixer(norm(x + W block([x; x₀]))): a block that layers share stands before the mixer (Zamba).
 
     `shared_block` and `start` (x₀, `[B, T, D]`) come from the model; what the layer adds to the block's projections is
-    its own. `attention_mask` is one mask per part, {word: mask}.
+    its own. `attention_mask` is one mask per part, {layer type: mask}.
     """
 
     def __init__(self, config: ZooConfig, layer_idx: int):
@@ -220,7 +220,7 @@ class ShortcutLayer(ZooDecoderLayer):
 
 
 class HyperConnectionLayer(ZooDecoderLayer):
-    """N streams `[B, T, N, D]` in the place of one; mixer and MLP each read a weighted sum of them, normed, and their
+    """N streams `[B, T, N, D]` in place of one; mixer and MLP each read a weighted sum of them, normed, and their
     output joins all of them while these mix (hyper-connections, Zhu et al. 2024; mHC, Xie et al. 2025; DeepSeek-V4)."""
 
     def __init__(self, config: ZooConfig, layer_idx: int):
@@ -257,7 +257,7 @@ def make_block(config: ZooConfig, layer_idx: int) -> ZooDecoderLayer:
 
 
 def make_cross_layer_state(config: ZooConfig) -> dict[str, type]:
-    """{name: class} of the objects in which layers of one forward leave something for later ones, made anew for each
+    """{name: class} of the objects in which layers of one forward leave something for later ones, made for each
     forward."""
     needed = {
         "shared_indices": (SharedIndices, config.indexer_types is not None),

@@ -11,8 +11,8 @@ from .cache_storage import PackedStore, PairStore, TokenBuffer
 class StoredLayer:
     """What a dynamic attention layer does to its store, whatever the layout; mixed in before transformers' class.
 
-    `keys` and `values` are views of the store, `[B, H, T, D]`. A view stays valid until its tokens are cropped away and
-    written anew; copy it to keep it longer.
+    `keys` and `values` are views of the store, `[B, H, T, D]`. A view stays valid until its tokens are cropped and
+    overwritten; copy it to keep it longer.
     """
 
     store_class = PairStore

@@ -67,7 +67,7 @@ def refuse_crop(count: int, reason: str) -> NoReturn:
 class DeferringStates(LinearAttentionLayer):
     """Recurrent states some of whose writes are deferred (see `ops_recurrence_decode`).
 
-    Whoever reads `recurrent_states` gets complete ones, which stay complete until the next single token.
+    Reading `recurrent_states` completes them; they stay complete until the next single token.
     """
 
     @property

@@ -27,9 +27,9 @@ def storage_size(needed: int, max_tokens: int | None = None) -> int:
 class TokenBuffer:
     """`storage[..., start:end, :]` is what is cached, `[B, ..., T, D]`; `append` writes behind it. Empty: no storage.
 
-    Tokens are written in place, below `limit`, where nobody can notice: never with gradients enabled (backward may need
-    the tensors that `append` returned), never while tracing, never into a tensor that came from outside. There, and
-    while it is small, the buffer concatenates, as transformers' own layers do.
+    Tokens are written in place, below `limit`, where no other view changes: never with gradients enabled (backward may
+    need the tensors that `append` returned), never while tracing, never into a tensor that came from outside. There,
+    and while it is small, the buffer concatenates, as transformers' own layers do.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Which cache layer a layer of the model gets: layers without copies in the place of transformers' own.
+"""Which cache layer a layer of the model gets: layers without copies in place of transformers' own.
 
 `upgrade_cache` keeps transformers' cache object, vocabulary and every promise of its layers; the layers it puts in hold
 the same tokens in storage that is not copied for every token. No layer is replaced for other models.
@@ -100,7 +100,7 @@ def upgrade_cache(cache: Cache | None, config: ZooConfig, quantized: bool = Fals
     `config` says per layer whether attention is latent (`attention_type`) and how wide (`kv_lora_rank`,
     `qk_rope_head_dim`); windows, lengths and what `activate_past_recording` and offloading asked for are taken over.
     Only layers of exactly transformers' classes are replaced, so a second call changes nothing, and neither a filled
-    layer nor one of somebody else's class is touched. `quantized` stores eight bits wherever a class for it exists.
+    layer nor one of another class is touched. `quantized` stores eight bits wherever a class for it exists.
     """
     if not isinstance(getattr(cache, "layers", None), list):
         return cache
@@ -127,8 +127,8 @@ def prepare_cache(cache: Cache | None, config: ZooConfig) -> None:
     """Makes a caller's own cache fit for layers that keep something else than keys and values, in place, before its
     first token.
 
-    `DynamicCache()` has no layers yet and would give each of them keys and values; one made from a config has nobody
-    who counts tokens where no layer has keys.
+    `DynamicCache()` has no layers yet and would give each of them keys and values; in one made from a config nothing
+    counts tokens where no layer has keys.
     """
     layers = getattr(cache, "layers", None)
     counted = not isinstance(layers, list) or any(isinstance(layer, CacheLayerMixin) for layer in layers)
@@ -193,7 +193,7 @@ def _keeps_nothing(layer):
 
 
 def upgraded_layer(layer: CacheLayer, config: ZooConfig, latent: bool, quantized: bool) -> CacheLayer:
-    """The layer to put in the place of the empty `layer`: itself where the tables above have none for its class."""
+    """The layer to put in place of the empty `layer`: itself where the tables above have none for its class."""
     layer_class = (LATENT_LAYERS.get(type(layer)) if latent else None) or PLAIN_LAYERS.get(type(layer))
     if layer_class is None:
         return layer

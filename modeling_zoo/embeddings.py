@@ -37,7 +37,7 @@ def make_embedding(config: ZooConfig) -> nn.Embedding:
 
 
 def make_width_projection(config: ZooConfig, inputs: int, outputs: int) -> nn.Module:
-    """A linear map where a narrow embedding meets the stream, else Identity (OPT 350m)."""
+    """A linear map where a narrow embedding meets the residual stream, else Identity (OPT 350m)."""
     return nn.Linear(inputs, outputs, bias=False) if config.embedding_size is not None else nn.Identity()
 
 

@@ -47,8 +47,8 @@ def gate_and_clamp(
 class Experts(nn.Module):
     """y = Σ_k weight_k · expert_k(x): x `[N, D]`, expert ids and weights `[N, k]` → `[N, D]`.
 
-    An id of `num_experts` is nobody's: expert parallelism marks the slots of other ranks so. A subclass names its
-    `input_projection`, registers it and says what `activate` computes between the two projections.
+    The id `num_experts` stands for no expert: expert parallelism marks the slots of other ranks so. A subclass names
+    its `input_projection`, registers it and says what `activate` computes between the two projections.
     """
 
     input_projection: str

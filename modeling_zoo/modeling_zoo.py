@@ -235,7 +235,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """transformers' own, but the whole sequence once more where its cached keys were rotated otherwise."""
+        """transformers' own, but the whole sequence again where its cached keys were rotated differently."""
         # `generate` reads from this signature that embeddings may be given.
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if self.config.rope_changes_between(seen, input_ids.shape[1]):

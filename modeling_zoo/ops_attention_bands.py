@@ -25,8 +25,8 @@ class BandMask:
     """Which of S keys each of T queries sees, as a rule: itself and the window - 1 before it (None: all before it).
 
     `first_query` and `first_key` are the positions of the first of each, padding counted. `chunked` keeps a query
-    inside its own chunk of `window` tokens, counted from `starts` `[B]`. `padding` `[B, S]` is False for keys nobody
-    sees; `segments` `[B, T]` numbers packed sequences, which do not see each other (queries and keys are the same
+    inside its own chunk of `window` tokens, counted from `starts` `[B]`. `padding` `[B, S]` is False for hidden
+    keys; `segments` `[B, T]` numbers packed sequences, which do not see each other (queries and keys are the same
     tokens then), and `origins`, T numbers, are where the sequence that a token stands in starts, at the earliest over
     the rows.
     """
@@ -148,7 +148,7 @@ def slice_keys(states: torch.Tensor, first: int, last: int) -> tuple[torch.Tenso
 
 class KeySlice(torch.autograd.Function):
     """`slice_keys` where gradients are wanted: those of all slices are added up in one tensor, while the gradient of an
-    ordinary slice is as large as all keys, for each slice anew."""
+    ordinary slice is as large as all keys, for every slice."""
 
     generate_vmap_rule = True
 

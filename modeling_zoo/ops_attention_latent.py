@@ -228,7 +228,7 @@ def attend_heads(
     return attn_output[..., :width], weights
 
 
-# -- absorbed: by the forms of this package, or by a backend of somebody else ------------------------------------------
+# -- absorbed: by the forms of this package, or by a registered backend ------------------------------------------------
 
 
 def attend_latents(

@@ -11,7 +11,7 @@ from .ops_attention_bands import mask_rows
 class SharedKeyValues:
     """Keys and values `[B, K, S, d]` that layers of one forward pass on to later ones, by layer.
 
-    Made anew for each forward: a window's cache holds fewer keys than the first queries of a prompt see, so they cannot
+    Made for each forward: a window's cache holds fewer keys than the first queries of a prompt see, so they cannot
     be read back from there.
     """
 
@@ -38,7 +38,7 @@ class SharedKeyValues:
 class Shortcuts:
     """What the experts of a layer give to the next one, by layer.
 
-    Made anew for each forward and handed to every layer, so that a layer recomputed for its gradient finds it again.
+    Made for each forward and handed to every layer, so that a layer recomputed for its gradient finds it again.
     """
 
     def __init__(self):
@@ -54,7 +54,7 @@ class Shortcuts:
             return None
         output, recorded = self.outputs[layer_idx]
         if not torch.is_grad_enabled():
-            # Nobody asks again, unless for a gradient.
+            # It is asked for again only for a gradient.
             self.outputs[layer_idx] = None, False
         elif not recorded:
             raise ValueError(

@@ -33,7 +33,7 @@ def is_eager_cpu_inference(x: torch.Tensor) -> bool:
 
 
 def is_emulated(dtype: torch.dtype) -> bool:
-    """Whether this machine's CPU lacks units for products in `dtype`; False on processors where nobody has measured."""
+    """Whether this machine's CPU lacks units for products in `dtype`; False on processors that were not measured."""
     if dtype not in HALF_DTYPES or platform.machine() not in ("x86_64", "AMD64"):
         return False
     # An older torch that cannot say counts as a CPU without units.

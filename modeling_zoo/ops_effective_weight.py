@@ -1,7 +1,7 @@
 """The matrix that a linear layer really applies, whatever has been done to the layer.
 
 Adapters, quantisation and tensor parallelism replace or wrap a layer and leave a `weight` that is not what the layer
-multiplies with. Whoever needs the matrix itself has to ask for the effective one: `direct_weight` where the layer's own
+multiplies with. Code that needs the matrix itself asks for the effective one: `direct_weight` where the layer's own
 tensor is it, else `basis_weight` where `is_linear_map`.
 """
 

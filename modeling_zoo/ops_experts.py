@@ -5,7 +5,7 @@ names: "eager" (the loop itself), "grouped_mm" (the default), "batched_mm" or wh
 "grouped_mm", this file chooses: products in groups do not take every width and dtype, and a CPU has faster forms.
 
 All take hidden states `[N, D]`, expert ids and weights `[N, k]` and give `[N, D]`. `experts` is a
-`mlp_experts.Experts`. An id of `num_experts` is nobody's: expert parallelism marks the slots of other ranks so.
+`mlp_experts.Experts`. The id `num_experts` stands for no expert: expert parallelism marks the slots of other ranks so.
 """
 
 import math
@@ -27,7 +27,7 @@ GROUPED_BYTES, GROUPED_WIDTH = 16, 4
 
 
 class ExpertsForms(ExpertsInterface):
-    """transformers' interface, whatever is registered in it, with a chooser in the place of "grouped_mm" and a
+    """transformers' interface, whatever is registered in it, with a chooser in place of "grouped_mm" and a
     check in front of "sonicmoe"."""
 
     def get_interface(self, experts_implementation: str, default: Callable) -> Callable:

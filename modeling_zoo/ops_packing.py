@@ -43,7 +43,7 @@ def starts_of_lengths(
 
 
 class PackedSequences(NamedTuple):
-    """What a recurrent layer is given in the place of a padding mask, for rows of T tokens.
+    """What a recurrent layer is given in place of a padding mask, for rows of T tokens.
 
     `starts` `[B, T]` is set at each first token of a sequence; `places` `[B, T]` is how far a token stands behind that
     one. `cu_seqlens` `[N + 1]`, where kernels ask for it: the starts of all N sequences, rows end to end, and B · T.
@@ -70,7 +70,7 @@ class PackedSequences(NamedTuple):
 def packed_sequences(position_ids: torch.Tensor | None, batch: int) -> PackedSequences | None:
     """What is packed in `batch` rows, by their positions `[B or 1, T]`; None for one sequence per row.
 
-    On an accelerator, and in a traced graph, nobody looks whether a row has a second sequence, since that would wait
+    On an accelerator, and in a traced graph, rows are not searched for a second sequence, since that would wait
     for the device: `starts` is then used in either case. Kernels that need the lengths on the CPU wait anyway.
     """
     if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] == 1:

@@ -2,7 +2,7 @@
 
     S <- Diag(e**g) S + β k (v - [delta] Sᵀk)ᵀ        o = scale · Sᵀq
 
-Shapes: query, key `[B, L, H', K]`, or both in the place of query, `[B, L, 2, H', K]`, and no key; value `[B, L, H, V]`,
+Shapes: query, key `[B, L, H', K]`, or both in place of query, `[B, L, 2, H', K]`, and no key; value `[B, L, H, V]`,
 H a multiple of H' (consecutive heads share a key head);
 beta `[B, L, H]`; log_decay (g <= 0) `[B, L, H]` per head or `[B, L, H, K]` per channel, or None for no decay;
 state `[B, H, K, V]`, float32 (float64 for float64 inputs), None for zeros. All arithmetic is in the dtype of the state.

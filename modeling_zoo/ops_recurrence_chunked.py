@@ -34,7 +34,7 @@ def from_chunks(chunks: list[torch.Tensor], batch: int, length: int) -> torch.Te
 
 
 def by_chunk(*states: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Tuples of one chunk of each, in turn.
+    """Tuples of one chunk of each, one after the other.
 
     Unbound at once: the gradient of an index is as large as all chunks together, and would be made for each of them.
     """

@@ -113,7 +113,7 @@ class StepViews(NamedTuple):
     keys: torch.Tensor
     writes: torch.Tensor
     scores: torch.Tensor
-    # Of this token: q · k [B, 1, H, 1], its write w [B, 1, H, V] and w once more as [V, B, 1, H].
+    # Of this token: q · k [B, 1, H, 1], its write w [B, 1, H, V] and the same as [V, B, 1, H].
     query_dot_key: torch.Tensor
     write: torch.Tensor
     write_by_channel: torch.Tensor

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel
 from configuration_zoo import ZooConfig
 
 # What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
-# drops sinks in silence, flash attention drops a position bias in silence.
+# silently drops sinks, flash attention a position bias.
 SCORE_NEEDS = {
     "attn_logit_softcapping": ("eager", "flex_attention", "vllm"),
     "attention_sinks": ("eager", "flex_attention"),

@@ -1,6 +1,6 @@
-"""A model whose layers stand in several processes: transformers' pipeline has `nn.Identity` in the place of the others.
+"""A model whose layers stand in several processes: transformers' pipeline has `nn.Identity` in place of the others.
 
-A stage after the first one gets the stream `[B, T, D]` of the one before as `inputs_embeds`.
+A stage after the first one gets the residual stream `[B, T, D]` of the one before as `inputs_embeds`.
 """
 
 import os
@@ -15,7 +15,8 @@ from configuration_zoo import ZooConfig
 
 from .platform_transformers import stage_of
 
-# What a stage would need beside the stream: the tokens, keys or blocks of another stage, more streams than one.
+# What a stage would need beside the residual stream: the tokens, keys or blocks of another stage, more streams than
+# one.
 UNCUT = ("hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult")
 
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from configuration_zoo import ZooConfig
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a folder keeps beside its weights for whoever wants the model's origin back; nothing here reads it.
+# What a folder keeps beside its weights for converting back; nothing here reads it.
 SOURCE_FOLDER = "source"
 
 
@@ -31,8 +31,8 @@ class SavedFolder:
             carry_along(self.config, save_directory)
 
     def load_custom_generate(self, pretrained_model_name_or_path: str | None = None, **kwargs: Any) -> Callable:
-        """transformers' own. Raises OSError for the model's own folder, whose code is its two files: a load asks
-        nobody for a third."""
+        """transformers' own. Raises OSError for the model's own folder, whose code is its two files: loading it
+        looks for no third one."""
         if pretrained_model_name_or_path == self.config.name_or_path:
             raise OSError(f"{pretrained_model_name_or_path} generates as transformers does.")
         return super().load_custom_generate(pretrained_model_name_or_path, **kwargs)

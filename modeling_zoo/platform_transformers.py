@@ -1,4 +1,4 @@
-"""What zoo needs of transformers that transformers has promised nobody, each with what happens where it is gone.
+"""Undocumented parts of transformers that zoo needs, each with what happens where a version lacks it.
 
 A version that has renamed one of these gives the same numbers, or says in one sentence what is missing.
 """
@@ -59,8 +59,8 @@ def enter_among_causal_models(model_class: type[PreTrainedModel]) -> None:
 
 
 def place_window(layer: CacheLayerMixin) -> None:
-    """The window's size as a tensor goes to the device of a sliding layer of a cache, for whoever asks transformers for
-    it; zoo does not. Gone: nobody asks."""
+    """Moves the window's size, a tensor of a sliding layer of a cache, to the layer's device, for code of transformers
+    that reads it; zoo does not. Gone: nothing reads it."""
     window = getattr(layer, "_sliding_window_tensor", None)
     if window is not None:
         layer._sliding_window_tensor = window.to(layer.device)

@@ -1,4 +1,4 @@
-"""What a serving engine that runs transformers models (vLLM's backend) would drop in silence is refused by name.
+"""What a serving engine that runs transformers models (vLLM's backend) would silently drop is refused by name.
 
 The engine keeps its own cache, computes attention by its own kernels and experts by its own fused SiLU, and makes
 logits from `lm_head` itself. Everything between is the code of this package.
@@ -64,7 +64,7 @@ def _of_attention(layer):
     grouped = "grouped_query" in layer.attentions
     return _asked({
         "attention_sinks": layer.attention_sinks,
-        # The engine puts its own norm, with one weight for all heads, in the place of every RMS norm.
+        # The engine puts its own norm, with one weight for all heads, in place of every RMS norm.
         "qk_norm_weight": grouped and layer.qk_norm == "rms_norm" and layer.qk_norm_weight == "per_head",
         "v_head_dim": grouped and layer.v_head_dim not in (None, layer.head_dim),
     })  # fmt: skip
@@ -135,7 +135,7 @@ class ServedLatent:
     """The same for latent attention.
 
     Where the engine keeps a cache of latents, it merges the two first maps and takes the call of `expand` out of this
-    text, so that latent and rope key reach its function in the place of keys and values.
+    text, so that latent and rope key reach its function in place of keys and values.
     """
 
     def forward(
@@ -177,7 +177,7 @@ def _served(mixer_class, forward_class):
 
 
 def refuse_in_latent_engine(mixer: nn.Module) -> None:
-    """Raises ValueError for what the engine's own attention over latents would drop in silence (over keys and values of
+    """Raises ValueError for what the engine's own attention over latents would silently drop (over keys and values of
     every head it honours both), and where it takes another width for that of a cached latent."""
     config = mixer.config
     if config._attn_implementation != "vllm_mla":

@@ -24,7 +24,7 @@ class TokenRows(NamedTuple):
     """Where the tokens of a batch stand while a recurrence runs over them.
 
     `index` `[B, T]`: for each place of the new layout the number of the token that moves there, rows end to end;
-    `inverse` the same for the way back; both None where nothing moves. `valid` `[B, T]`: where the new layout holds a
+    `inverse` undoes it; both None where nothing moves. `valid` `[B, T]`: where the new layout holds a
     token, None for everywhere. `positions` `[B, T]` of the tokens, where they are known. `packed`: where rows hold
     several sequences.
     """

@@ -188,7 +188,7 @@ class CorrectionBiasBalancer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Moves every bias by ± rate and starts counting anew; a router that saw no token keeps its bias."""
+        """Moves every bias by ± rate and resets the counts; a router that saw no token keeps its bias."""
         for index, router in enumerate(self.routers):
             load = self.loads[index]
             if torch.distributed.is_available() and torch.distributed.is_initialized():

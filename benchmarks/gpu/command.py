@@ -1,4 +1,5 @@
-"""`python -m benchmarks gpu`: every section in turn within the time, rows written as they come, the table last."""
+"""`python -m benchmarks gpu`: the sections one after the other within the time limit, rows written as they come, the
+table last."""
 
 import argparse
 import os
@@ -77,7 +78,7 @@ class Check:
             self.work(section, stop, ceilings)
             if section.name == "ceilings":
                 if not self.measured() and self.options.start == "fork":
-                    # The device cannot be used in a fork: from here on every process starts anew.
+                    # The device cannot be used in a fork: from here on every process is started from scratch.
                     self.options.start = self.results.info["start"] = "spawn"
                     self.results.rows.clear()
                     self.work(section, stop + 20, ceilings)

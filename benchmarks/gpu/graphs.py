@@ -95,7 +95,7 @@ def compiled_steps(run: Run, name: str, fields: dict, dtype: torch.dtype) -> dic
         if run.cuda:
             torch.compiler.cudagraph_mark_step_begin()
         found.append(forward(input_ids=token, position_ids=position, past_key_values=cache).logits.clone())
-        # A graph is compiled, warmed up and recorded by then: all that comes later is once more.
+        # A graph is compiled, warmed up and recorded by then: all that comes later is a repetition.
         first = counted() if i == PROMPT + 3 else first
     error = relative_error(torch.cat(found, 1), expected)
     last = counted()

@@ -199,7 +199,7 @@ def planning(results: Results) -> str:
         return ""
     return (
         "Transformers → zoo, batch 1. Steps over a growing cache of 50 ms and more are cuDNN's, which torch chooses "
-        "for one query over many keys: it plans anew for each length."
+        "for one query over many keys: it plans again for each length."
     )
 
 

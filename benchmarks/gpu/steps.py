@@ -23,7 +23,7 @@ from .models import (
 # Those that everybody asks for first.
 FIRST = ((8192, 1), (32768, 1), (131072, 1), (32768, 8), (8192, 64))
 MOST_MEMORY = 6e10
-PLANS = "cuDNN plans anew for each length"
+PLANS = "cuDNN plans again for each length"
 
 # -- one token ---------------------------------------------------------------------------------------------------------
 

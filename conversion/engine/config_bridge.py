@@ -1,8 +1,8 @@
 """Configs there and back: config.json of a family <-> ZooConfig, with nothing lost and nothing guessed.
 
-The way back starts from the config.json that came in (`source_config`) and changes only what has changed since; a model
-that never came from anywhere starts from the defaults of the family's config class. Either way the result is imported
-again, and a field of ZooConfig that would come out different is refused by name.
+The reverse conversion starts from the config.json that came in (`source_config`) and changes only what has changed
+since; a model that never came from anywhere starts from the defaults of the family's config class. Either way the
+result is imported again, and a field of ZooConfig that would come out different is refused by name.
 """
 
 import json
@@ -37,7 +37,7 @@ _OLD_SPELLINGS = {
     "dtype": ("torch_dtype",),
 }  # fmt: skip
 # What transformers before 5.19 calls layers that newer ones, and zoo, call otherwise.
-_OLD_WORDS = {"deepseek_sparse_attention": "indexed_attention"}
+_OLD_LAYER_TYPES = {"deepseek_sparse_attention": "indexed_attention"}
 
 
 def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
@@ -82,8 +82,8 @@ def _imported(raw: dict[str, Any], model_type: str, family: Family, overrides: d
     arguments |= family.fixed
     if family.derive:
         arguments |= family.derive(theirs)
-    if words := arguments.get("layer_types"):
-        arguments["layer_types"] = [_OLD_WORDS.get(word, word) for word in words]
+    if layer_types := arguments.get("layer_types"):
+        arguments["layer_types"] = [_OLD_LAYER_TYPES.get(name, name) for name in layer_types]
     foreign = arguments.keys() - overrides.keys()
     head = head_of(raw)
     arguments |= {"architectures": [head]} | labels_of(theirs, head)

@@ -15,7 +15,7 @@ _LABELS = ("id2label", "label2id", "problem_type")
 def head_of(raw: Mapping[str, Any]) -> str:
     """The class of zoo's that corresponds to the one a config.json names; a causal language model where it names none.
 
-    Raises ConversionError for a class of the checkpoint's own whose head nobody here knows.
+    Raises ConversionError for a class of the checkpoint's own whose head is unknown.
     """
     name = named_class(raw)
     for ours, head in HEADS.items():

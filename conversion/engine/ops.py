@@ -26,7 +26,7 @@ Size = int | str | Callable[[Any], int]
 class Context:
     """What an operation may know: zoo's config, the placeholders' values on our side, the slots the rule has there.
 
-    `shapes` are those of the tensors that came in, where they are known on the way back.
+    `shapes` are those of the tensors that came in, where they are known when converting back.
     """
 
     config: Any
@@ -47,11 +47,11 @@ class Context:
             return self.config
         return self.config.per_layer_config[self.layer]
 
-    def layer_word(self, name: str = "layer_types") -> str | None:
-        """This layer's word in a per-layer list of the config; None outside the layers."""
-        words = getattr(self.config, name, None)
-        inside = self.layer is not None and words is not None and self.layer < len(words)
-        return words[self.layer] if inside else None
+    def layer_entry(self, name: str = "layer_types") -> str | None:
+        """This layer's entry in a per-layer list of the config; None outside the layers."""
+        entries = getattr(self.config, name, None)
+        inside = self.layer is not None and entries is not None and self.layer < len(entries)
+        return entries[self.layer] if inside else None
 
     def size(self, size: Size) -> int:
         """A size: a number, a function of the layer's config, or text of fields and numbers joined by `*`, `/`, `+`."""
@@ -191,8 +191,8 @@ def Concat(*sizes: Size, parts: int | None = None, groups: Size = 1, dim: int = 
 
 
 class Join(Op):
-    """Several tensors to one `[sum(sizes), ...]`, wherever they were cut; on the way back cut as they came, else by
-    `sizes`."""
+    """Several tensors to one `[sum(sizes), ...]`, wherever they were cut; when converting back cut as they came, else
+    by `sizes`."""
 
     def __init__(self, *sizes: Size):
         self.sizes = sizes

@@ -99,7 +99,9 @@ def _company(folder: Path, config: ZooConfig, to: str, company: Company) -> tupl
     home = came_from is not None and file_name(model_type_of(config.source_config)) == file_name(to)
     if not home or (company.alone and family_of(to).section):
         if company.source is not None:
-            raise ConversionError(f"a source is of use on the way back to what a model came from, {came_from}, alone.")
+            raise ConversionError(
+                f"source= is only of use when converting back to {came_from}, where the model is from."
+            )
         kept = extras.manifest.kept or (config.source_extras or {}).get("tensors", {})
         to = text_family(config, to) if home else to
         return to, Extras(), sorted(kept)
@@ -132,7 +134,7 @@ def _kept(planner: Planner, plan: Plan, theirs: dict[str, torch.dtype]) -> dict[
 
 
 def _buffers(planner: Planner, config: ZooConfig, target: dict[str, Any], extras: Extras) -> dict[str, Callable]:
-    """What the family's files hold, zoo works out and nobody set aside, in the dtype of the target."""
+    """What the family's files hold and zoo computes, where it was not set aside; in the dtype of the target."""
     made = planner.family.buffers(config, target) if planner.family.buffers else {}
     made = {planner.in_files(name): make for name, make in made.items()}
     dtype = getattr(torch, target.get("dtype") or target.get("torch_dtype") or "float32")

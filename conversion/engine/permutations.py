@@ -83,5 +83,5 @@ class SwapHalves(HeadPermutation):
 def rotary_channels(head_dim: int, ctx: Context) -> int:
     """How many channels of a head this layer rotates."""
     rope = getattr(ctx.settings, "rope_parameters", None) or {}
-    rope = rope.get(ctx.layer_word(), rope) or {}
+    rope = rope.get(ctx.layer_entry(), rope) or {}
     return int(head_dim * rope.get("partial_rotary_factor", 1.0))

@@ -258,7 +258,7 @@ class Planner:
 
 
 def _refuse_mixed_dtypes(step: Step, headers: dict[str, Tensor]) -> None:
-    """One tensor cannot hold two dtypes, and casting silently would lose the way back."""
+    """One tensor cannot hold two dtypes, and after a silent cast the original could not be restored."""
     first, *rest = step.source_names()
     for name in rest:
         if headers[name].dtype != headers[first].dtype:

@@ -29,9 +29,9 @@ Values = dict[str, int | str]
 
 
 class Rule:
-    """`theirs` <-> `ours` through `ops`, applied left to right from theirs to ours and inverted on the way back.
+    """`theirs` <-> `ours` through `ops`, applied left to right from theirs to ours and inverted when converting back.
 
-    `where(ctx)` restricts the rule to some layers: `where=lambda ctx: ctx.layer_word() == "linear_attention"`.
+    `where(ctx)` restricts the rule to some layers: `where=lambda ctx: ctx.layer_entry() == "linear_attention"`.
     `index=(to_ours, to_theirs)` translates placeholder values when layers are counted differently:
     `index=(lambda v: {"i": 2 * v["i"] + v["s"]}, lambda v: {"i": v["i"] // 2, "s": v["i"] % 2})`.
     """
@@ -84,7 +84,8 @@ class Rule:
 
 
 class Keep(Rule):
-    """A tensor zoo has no place for (a multi-token prediction head): set aside, reported, restored on the way back."""
+    """A tensor zoo has no place for (a multi-token prediction head): set aside, reported, restored when converting
+    back."""
 
     aside = True
 

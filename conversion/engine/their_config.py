@@ -1,7 +1,7 @@
 """config.json -> transformers' own config object, with what its classes drop or refuse although the file is clear.
 
 Old keys of rotation beside new ones are merged, lists with entries for layers that are not there are read as far as
-layers go, and heads whose sizes the file gives need not divide the stream.
+layers go, and heads whose sizes the file gives need not divide the residual stream.
 """
 
 from copy import deepcopy
@@ -68,8 +68,8 @@ def _one_rotation(text: dict[str, Any], config_class: type) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         return text
     theirs = [key for key in LEGACY_ROPE_KEYS if key in text and key in config_class.__dataclass_fields__]
-    words = [word for word, table in parameters.items() if isinstance(table, dict)]
-    merged = merge_rope_keys({key: value for key, value in text.items() if key not in theirs}, words)
+    layer_types = [name for name, table in parameters.items() if isinstance(table, dict)]
+    merged = merge_rope_keys({key: value for key, value in text.items() if key not in theirs}, layer_types)
     return merged | {key: text[key] for key in theirs}
 
 

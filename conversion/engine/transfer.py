@@ -37,7 +37,7 @@ class Report:
     model_type: str
     parameters: int
     files: list[str]
-    kept: list[str] = field(default_factory=list)  # set aside for the way back
+    kept: list[str] = field(default_factory=list)  # set aside for converting back
     dropped: list[str] = field(default_factory=list)  # recomputable buffers, set aside too
     left_behind: list[str] = field(default_factory=list)  # of the source, not in the target
 
@@ -75,10 +75,10 @@ def convert(
     if to is not None:
         family_of(to)
     if raw.get("model_type") != OWN_TYPE and (source is not None or text_only):
-        raise ConversionError(f"{model} is no zoo folder: a source, or to do without one, is for the way back (to=).")
+        raise ConversionError(f"{model} is no zoo folder: source= and text_only= are for converting back (to=).")
     if raw.get("model_type") == OWN_TYPE:
         if to is None:
-            raise ConversionError(f"{model} is a zoo folder already: say which family it shall become (to=).")
+            raise ConversionError(f"{model} is a zoo folder already: name the family to convert it to (to=).")
         with new_folder(target, overwrite) as new:
             report = _export(folder, raw, new, to, company=Company(source, text_only), **options)
     elif to is None:

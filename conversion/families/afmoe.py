@@ -14,7 +14,7 @@ NAMES = {
 
 
 def derive(theirs: Theirs) -> Keys:
-    rotates = [int(word == "sliding_attention") for word in theirs.layer_types]
+    rotates = [int(layer_type == "sliding_attention") for layer_type in theirs.layer_types]
     return window_fields(theirs) | {
         "rope_parameters": rope(theirs),
         "no_rope_layers": rotates,

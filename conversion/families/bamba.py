@@ -19,7 +19,7 @@ def derive(theirs: Theirs) -> Keys:
 
 
 def restore(ours: Ours) -> Keys:
-    attention = [index for index, word in enumerate(ours.layer_types) if word == "full_attention"]
+    attention = [index for index, layer_type in enumerate(ours.layer_types) if layer_type == "full_attention"]
     return {"rope_parameters": restore_rope(ours), "attn_layer_indices": attention} | (
         restore_duality(ours) or {"mamba_n_heads": 1}
     )

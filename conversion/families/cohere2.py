@@ -8,7 +8,7 @@ from .shared_common import LLAMA_RULES, restore_window, tiny, window_fields
 
 
 def derive(theirs: Theirs) -> Keys:
-    rotates = [int(word == "sliding_attention") for word in theirs.layer_types]
+    rotates = [int(layer_type == "sliding_attention") for layer_type in theirs.layer_types]
     return cohere(theirs) | window_fields(theirs) | {"no_rope_layers": rotates}
 
 

@@ -14,8 +14,8 @@ STRATEGY = "shared_expert_combination_strategy"
 def _rotates(theirs):
     dense_too = theirs.prefix_dense_sliding_window_pattern == 1
     rotates = [
-        int(word == "sliding_attention" or (dense_too and mlp == "dense"))
-        for word, mlp in zip(theirs.layer_types, theirs.mlp_layer_types, strict=True)
+        int(layer_type == "sliding_attention" or (dense_too and mlp == "dense"))
+        for layer_type, mlp in zip(theirs.layer_types, theirs.mlp_layer_types, strict=True)
     ]
     return None if all(rotates) else rotates
 
@@ -40,7 +40,7 @@ def restore(ours: Ours) -> Keys:
     norm = "rms_norm_eps" if ours.norm_type == "rms_norm" else "layer_norm_eps"
     rotates = ours.no_rope_layers or [1] * ours.num_hidden_layers
     layers = zip(ours.layer_types, ours.mlp_layer_types, rotates, strict=True)
-    dense_too = any(turns and mlp == "dense" and word == "full_attention" for word, mlp, turns in layers)
+    dense_too = any(turns and mlp == "dense" and layer_type == "full_attention" for layer_type, mlp, turns in layers)
     fields = {"intermediate_size": ours.moe_intermediate_size, norm: ours.norm_eps}
     fields |= {"prefix_dense_intermediate_size": ours.intermediate_size}
     fields |= {"prefix_dense_sliding_window_pattern": 1 if dense_too else 4}

@@ -8,7 +8,7 @@ from .shared_common import LLAMA_RULES, restore_window, tiny, window_fields
 def derive(theirs: Theirs) -> Keys:
     scale = {"logits_scaling": 1 / theirs.logit_scale} if theirs.logit_scale is not None else {}
     tables = rope(theirs)
-    if not any(tables.get(word) for word in theirs.layer_types):
+    if not any(tables.get(layer_type) for layer_type in theirs.layer_types):
         return {"position_embedding_type": "none"} | window_fields(theirs) | scale
     return {"rope_parameters": tables} | window_fields(theirs) | scale
 

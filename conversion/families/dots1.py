@@ -10,8 +10,8 @@ from .shared_experts import GROUPS, SIGMOID_ROUTER, dense_first, leading_dense
 
 
 def derive(theirs: Theirs) -> Keys:
-    words = dense_first(theirs.first_k_dense_replace, theirs.num_hidden_layers)
-    return {"rope_parameters": rope(theirs), "mlp_layer_types": words} | window_fields(theirs)
+    mlps = dense_first(theirs.first_k_dense_replace, theirs.num_hidden_layers)
+    return {"rope_parameters": rope(theirs), "mlp_layer_types": mlps} | window_fields(theirs)
 
 
 def restore(ours: Ours) -> Keys:

@@ -1,5 +1,5 @@
-"""Emu3 (Wang et al. 2024), the language model: Llama with dropout on its branches; the image tokenizer is kept for the
-way back."""
+"""Emu3 (Wang et al. 2024), the language model: Llama with dropout on its branches; the image tokenizer is kept for
+converting back."""
 
 from ..engine.family import Family, Keys, Theirs, restore_rope, rope
 from ..engine.rules import Keep

@@ -21,7 +21,7 @@ def derive(theirs: Theirs) -> Keys:
 
 
 def restore(ours: Ours) -> Keys:
-    sparse = [index for index, word in enumerate(ours.mlp_layer_types) if word == "sparse"] or [ours.num_hidden_layers]
+    sparse = [index for index, mlp in enumerate(ours.mlp_layer_types) if mlp == "sparse"] or [ours.num_hidden_layers]
     step = sparse[1] - sparse[0] if len(sparse) > 1 else 1
     span = {"moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1], "moe_layer_interval": step}
     return ERNIE.restore(ours) | span

@@ -14,7 +14,7 @@ def prepare(raw: Keys) -> Keys:
 
 
 def derive(theirs: Theirs) -> Keys:
-    rotates = [int(theirs.sliding_window is None or word == "sliding_attention") for word in theirs.layer_types]
+    rotates = [int(theirs.sliding_window is None or kind == "sliding_attention") for kind in theirs.layer_types]
     return {"rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates} | window_fields(
         theirs
     )

@@ -1,4 +1,4 @@
-"""Fuyu 8B (Adept 2023), the language model: Persimmon; the projection of image patches is kept for the way back."""
+"""Fuyu 8B (Adept 2023), the language model: Persimmon; the projection of image patches is kept for converting back."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Gemma 3 with vision (Gemma team 2025): its text model is Gemma 3's; the vision tower is kept for the way back."""
+"""Gemma 3 with vision (Gemma team 2025): its text model is Gemma 3's; the vision tower is kept for converting back."""
 
 from dataclasses import replace
 

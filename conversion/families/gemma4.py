@@ -1,4 +1,4 @@
-"""Gemma 4 with vision and audio (Gemma team 2026): its text model is Gemma 4's; the towers are kept aside."""
+"""Gemma 4 with vision and audio (Gemma team 2026): its text model is Gemma 4's; the towers are set aside."""
 
 from dataclasses import replace
 

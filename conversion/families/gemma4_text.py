@@ -30,9 +30,9 @@ def per_layer(theirs: Theirs) -> Keys:
     """Head size, key-value heads, whether keys are values, and the MLP's width: as in the first layer, and where a
     layer differs."""
     layers, first_shared = [], theirs.num_hidden_layers - theirs.num_kv_shared_layers
-    for index, (word, layer) in enumerate(zip(theirs.layer_types, theirs.per_layer_config, strict=True)):
+    for index, (layer_type, layer) in enumerate(zip(theirs.layer_types, theirs.per_layer_config, strict=True)):
         # A layer that reads the keys and values of another makes none.
-        both = theirs.attention_k_eq_v and word == FULL and index < first_shared
+        both = theirs.attention_k_eq_v and layer_type == FULL and index < first_shared
         width = theirs.intermediate_size * (2 if theirs.use_double_wide_mlp and index >= first_shared else 1)
         layers.append(dict(zip(PER_LAYER, (layer.head_dim, layer.num_key_value_heads, both, width), strict=True)))
     differing = {i: dict(one.items() - layers[0].items()) for i, one in enumerate(layers) if one != layers[0]}
@@ -41,7 +41,7 @@ def per_layer(theirs: Theirs) -> Keys:
 
 def restore(ours: Ours) -> Keys:
     first, last = ours.per_layer_config[0], ours.per_layer_config[-1]
-    layers = {word: ours.per_layer_config[ours.layer_types.index(word)] for word in ours.layer_types}
+    layers = {layer_type: ours.per_layer_config[ours.layer_types.index(layer_type)] for layer_type in ours.layer_types}
     full, other = layers[FULL], layers.get("sliding_attention", layers[FULL])
     keys = {"head_dim": other.head_dim, "num_key_value_heads": other.num_key_value_heads}
     keys |= {"global_head_dim": full.head_dim, "attention_k_eq_v": full.attention_k_eq_v}

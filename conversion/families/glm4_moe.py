@@ -19,9 +19,9 @@ FIELDS = SIGMOID_FIELDS | {
 
 
 def derive(theirs: Theirs) -> Keys:
-    words = dense_first(theirs.first_k_dense_replace, theirs.num_hidden_layers)
+    mlps = dense_first(theirs.first_k_dense_replace, theirs.num_hidden_layers)
     norm = "rms_norm" if theirs.use_qk_norm else None
-    return {"rope_parameters": rope(theirs, partial=True), "mlp_layer_types": words, "qk_norm": norm}
+    return {"rope_parameters": rope(theirs, partial=True), "mlp_layer_types": mlps, "qk_norm": norm}
 
 
 def restore(ours: Ours) -> Keys:

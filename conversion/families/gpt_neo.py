@@ -4,18 +4,21 @@ from ..engine.family import Family, Keys, Ours, Theirs
 from ..engine.rules import Drop, renames
 from .shared_gpt import BIASED, GPT2_FIELDS
 
-WORDS = {"global": "full_attention", "local": "sliding_attention"}
-KINDS = {word: kind for kind, word in WORDS.items()}
+LAYER_TYPES = {"global": "full_attention", "local": "sliding_attention"}
+KINDS = {layer_type: kind for kind, layer_type in LAYER_TYPES.items()}
 ABSENT = ("n_positions", "n_inner", "embd_pdrop", "resid_pdrop", "attn_pdrop")
 
 
 def derive(theirs: Theirs) -> Keys:
-    words = [WORDS[kind] for kind in theirs.attention_layers]
-    return {"layer_types": words, "sliding_window": theirs.window_size if "sliding_attention" in words else None}
+    layer_types = [LAYER_TYPES[kind] for kind in theirs.attention_layers]
+    return {
+        "layer_types": layer_types,
+        "sliding_window": theirs.window_size if "sliding_attention" in layer_types else None,
+    }
 
 
 def restore(ours: Ours) -> Keys:
-    kinds = [[[KINDS[word]], 1] for word in ours.layer_types]
+    kinds = [[[KINDS[layer_type]], 1] for layer_type in ours.layer_types]
     window = {} if ours.sliding_window is None else {"window_size": ours.sliding_window}
     return {"attention_types": kinds} | window
 

@@ -1,6 +1,6 @@
 """gpt-oss 20b and 120b (OpenAI 2025): sinks in every layer, every other one sliding, clamped experts with biases.
 
-Their experts are stored `[E, in, out]`, gate and up in turn. A checkpoint in MXFP4 has to be dequantised first.
+Their experts are stored `[E, in, out]`, gate and up interleaved. A checkpoint in MXFP4 has to be dequantised first.
 """
 
 from ..engine.family import Family, restore_rope, rope

@@ -13,13 +13,13 @@ def derive(theirs: Theirs) -> Keys:
     """One rotation if the layers agree on a base, else one per kind of layer."""
     found = granite(theirs) | window_fields(theirs)
     bases = {}
-    for word, theta in zip(theirs.layer_types, theirs.layer_rope_theta, strict=True):
-        if theta and bases.setdefault(word, theta) != theta:
+    for layer_type, theta in zip(theirs.layer_types, theirs.layer_rope_theta, strict=True):
+        if theta and bases.setdefault(layer_type, theta) != theta:
             raise ConversionError(
-                f"layer_rope_theta has both {bases[word]} and {theta} for {word!r}: one per kind is supported."
+                f"layer_rope_theta has {bases[layer_type]} and {theta} for {layer_type!r}: use one per layer type."
             )
     shared, rotates = found["rope_parameters"], [int(bool(theta)) for theta in theirs.layer_rope_theta]
-    tables = {word: shared | {"rope_theta": theta} for word, theta in bases.items()}
+    tables = {layer_type: shared | {"rope_theta": theta} for layer_type, theta in bases.items()}
     if len(set(bases.values())) < 2:
         tables = next(iter(tables.values()), shared)
     return found | {"rope_parameters": tables, "no_rope_layers": None if all(rotates) else rotates}

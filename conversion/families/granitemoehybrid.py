@@ -44,7 +44,7 @@ def restore(ours: Ours) -> Keys:
 
 
 def is_dense(ctx: Context) -> bool:
-    return ctx.layer_word("mlp_layer_types") == "dense"
+    return ctx.layer_entry("mlp_layer_types") == "dense"
 
 
 TINY = GRANITE_TINY | {

@@ -1,4 +1,4 @@
-"""InternLM3 8B (Shanghai AI Laboratory 2025): Llama in other words; its biases are everywhere or nowhere."""
+"""InternLM3 8B (Shanghai AI Laboratory 2025): Llama under another name; with biases everywhere or nowhere."""
 
 from dataclasses import replace
 

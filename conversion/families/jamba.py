@@ -40,8 +40,8 @@ def derive(theirs: Theirs) -> Keys:
 
 
 def restore(ours: Ours) -> Keys:
-    keys = restore_periodic([word == "full_attention" for word in ours.layer_types], "attn")
-    keys |= restore_periodic([word == "sparse" for word in ours.mlp_layer_types], "expert")
+    keys = restore_periodic([layer_type == "full_attention" for layer_type in ours.layer_types], "attn")
+    keys |= restore_periodic([mlp == "sparse" for mlp in ours.mlp_layer_types], "expert")
     if ours.linear_attention_type is not None:
         keys |= {name: getattr(ours, field) for name, field in SCAN.items()} | {"mamba_expand": expansion(ours)}
     if ours.num_experts is None:

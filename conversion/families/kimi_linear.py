@@ -49,7 +49,7 @@ FAMILY = Family(
     rules=[
         *RULES,
         *MIXTRAL_RULES,
-        Rule(f"{LAYER}mlp.{{*}}", f"{LAYER}mlp.{{*}}", where=lambda ctx: ctx.layer_word("mlp_layer_types") == "dense"),
+        Rule(f"{LAYER}mlp.{{*}}", f"{LAYER}mlp.{{*}}", where=lambda ctx: ctx.layer_entry("mlp_layer_types") == "dense"),
         Rule(f"{LAYER}block_sparse_moe.{{*}}", f"{LAYER}mlp.{{*}}"),
         *QWEN_MOE_RULES,
     ],

@@ -29,11 +29,11 @@ def inner_width(theirs: Theirs) -> int:
 
 def convolutions(theirs: Theirs) -> Keys:
     """`layer_types`, the rotation and the short convolutions, if there are any."""
-    words = {"layer_types": list(theirs.layer_types), "rope_parameters": rope(theirs)}
+    fields = {"layer_types": list(theirs.layer_types), "rope_parameters": rope(theirs)}
     if "conv" not in theirs.layer_types:
-        return words
+        return fields
     bias, taps = theirs.conv_bias, theirs.conv_L_cache
-    return words | {
+    return fields | {
         "linear_attention_type": "short_conv", "linear_conv_kernel_dim": taps, "linear_conv_bias": bias,
         "linear_bias": bias,
     }  # fmt: skip
@@ -41,10 +41,10 @@ def convolutions(theirs: Theirs) -> Keys:
 
 def restore_convolutions(ours: Ours) -> Keys:
     """The inverse of `convolutions`."""
-    words = {"layer_types": list(ours.layer_types), "rope_parameters": restore_rope(ours)}
+    fields = {"layer_types": list(ours.layer_types), "rope_parameters": restore_rope(ours)}
     if ours.linear_attention_type is None:
-        return words
-    return words | {"conv_L_cache": ours.linear_conv_kernel_dim, "conv_bias": ours.linear_conv_bias}
+        return fields
+    return fields | {"conv_L_cache": ours.linear_conv_kernel_dim, "conv_bias": ours.linear_conv_bias}
 
 
 GATED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}

@@ -1,4 +1,4 @@
-"""Llama 4 with vision (Meta 2025): its text model; the vision tower is kept for the way back."""
+"""Llama 4 with vision (Meta 2025): its text model; the vision tower is kept for converting back."""
 
 from dataclasses import replace
 

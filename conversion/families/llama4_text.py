@@ -14,7 +14,7 @@ QK_NORM = {"qk_norm": "rms_norm", "qk_norm_weight": "none", "qk_norm_position": 
 
 
 def derive(theirs: Theirs) -> Keys:
-    rotates, words, width = list(theirs.no_rope_layers), list(theirs.layer_types), theirs.intermediate_size
+    rotates, layer_types, width = list(theirs.no_rope_layers), list(theirs.layer_types), theirs.intermediate_size
     fields = QK_NORM if theirs.use_qk_norm else {}
     if theirs.attn_temperature_tuning and not all(rotates):
         fields = fields | {
@@ -23,8 +23,9 @@ def derive(theirs: Theirs) -> Keys:
         }  # fmt: skip
     sparse = [index in theirs.moe_layers for index in range(theirs.num_hidden_layers)]
     return fields | {
-        "rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates, "layer_types": words,
-        "attention_chunk_size": theirs.attention_chunk_size if "chunked_attention" in words else None,
+        "rope_parameters": rope(theirs), "no_rope_layers": None if all(rotates) else rotates,
+        "layer_types": layer_types,
+        "attention_chunk_size": theirs.attention_chunk_size if "chunked_attention" in layer_types else None,
         "mlp_layer_types": ["sparse" if one else "dense" for one in sparse], "moe_intermediate_size": width,
         "shared_expert_intermediate_size": width,
     }  # fmt: skip
@@ -42,7 +43,7 @@ def restore(ours: Ours) -> Keys:
     return fields | {
         "rope_parameters": restore_rope(ours), "layer_types": list(ours.layer_types),
         "no_rope_layers": ours.no_rope_layers or [1] * ours.num_hidden_layers,
-        "moe_layers": [index for index, word in enumerate(ours.mlp_layer_types) if word == "sparse"],
+        "moe_layers": [index for index, mlp in enumerate(ours.mlp_layer_types) if mlp == "sparse"],
     }  # fmt: skip
 
 

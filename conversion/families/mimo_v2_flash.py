@@ -19,19 +19,19 @@ from .shared_experts import (
 
 
 def derive(theirs: Theirs) -> Keys:
-    words, heads = theirs.layer_types, theirs.num_key_value_heads
-    slides = [index for index, word in enumerate(words) if word == "sliding_attention"]
-    tables = {word: {"partial_rotary_factor": 0.334} | table for word, table in rope(theirs, partial=True).items()}
-    fields = {"rope_parameters": {word: tables[word] for word in tables if word in words}} | window_fields(theirs)
+    layer_types, heads = theirs.layer_types, theirs.num_key_value_heads
+    slides = [index for index, kind in enumerate(layer_types) if kind == "sliding_attention"]
+    tables = {kind: {"partial_rotary_factor": 0.334} | table for kind, table in rope(theirs, partial=True).items()}
+    fields = {"rope_parameters": {kind: tables[kind] for kind in tables if kind in layer_types}} | window_fields(theirs)
     fields["attention_sinks"] = "sliding_attention" if slides else None
-    if len(slides) == len(words):
+    if len(slides) == len(layer_types):
         return fields | {"num_key_value_heads": 2 * heads}
     return fields | ({"per_layer_config": {i: {"num_key_value_heads": 2 * heads} for i in slides}} if slides else {})
 
 
 def restore(ours: Ours) -> Keys:
     layers = zip(ours.layer_types, ours.per_layer_config, strict=True)
-    heads = {word: layer.num_key_value_heads for word, layer in layers}
+    heads = {kind: layer.num_key_value_heads for kind, layer in layers}
     count = heads.get("full_attention") or heads["sliding_attention"] // 2
     return {"rope_parameters": restore_rope(ours), "num_key_value_heads": count} | restore_set_window(ours)
 

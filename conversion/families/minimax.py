@@ -18,14 +18,16 @@ OWN_EPS = 1e-6
 
 def derive(theirs: Theirs) -> Keys:
     slides = theirs.sliding_window is not None
-    words = ["sliding_attention" if slides and word != "linear_attention" else word for word in theirs.layer_types]
-    fields = {"layer_types": words, "rope_parameters": rope(theirs)}
-    absent = () if "linear_attention" in words else ("linear_attn",)
-    absent += () if set(words) - {"linear_attention"} else ("full_attn",)
+    layer_types = [
+        "sliding_attention" if slides and kind != "linear_attention" else kind for kind in theirs.layer_types
+    ]
+    fields = {"layer_types": layer_types, "rope_parameters": rope(theirs)}
+    absent = () if "linear_attention" in layer_types else ("linear_attn",)
+    absent += () if set(layer_types) - {"linear_attention"} else ("full_attn",)
     fields |= {name: getattr(theirs, name) for name in FACTORS if not name.startswith(absent)}
-    if "sliding_attention" in words:
+    if "sliding_attention" in layer_types:
         fields["sliding_window"] = theirs.sliding_window
-    if "linear_attention" in words:
+    if "linear_attention" in layer_types:
         width = theirs.head_dim or theirs.hidden_size // theirs.num_attention_heads
         fields |= {
             "linear_attention_type": "lightning_attention", "linear_num_value_heads": theirs.num_attention_heads,
@@ -35,8 +37,8 @@ def derive(theirs: Theirs) -> Keys:
 
 
 def restore(ours: Ours) -> Keys:
-    words = ["full_attention" if word == "sliding_attention" else word for word in ours.layer_types]
-    fields = {"layer_types": words, "rope_parameters": restore_rope(ours), "sliding_window": ours.sliding_window}
+    layer_types = ["full_attention" if kind == "sliding_attention" else kind for kind in ours.layer_types]
+    fields = {"layer_types": layer_types, "rope_parameters": restore_rope(ours), "sliding_window": ours.sliding_window}
     return fields | {name: 1 if getattr(ours, name) is None else getattr(ours, name) for name in FACTORS}
 
 
@@ -45,7 +47,7 @@ def buffers(ours: Ours, raw: Keys) -> dict[str, Callable]:
     sizes = (ours.num_attention_heads, ours.num_hidden_layers, raw["block_size"])
     return {
         f"model.layers.{i}.self_attn.{name}": lambda i=i, name=name: decays(sizes[0], i, *sizes[1:])[name]
-        for i, word in enumerate(ours.layer_types) if word == "linear_attention" for name in DECAYS
+        for i, kind in enumerate(ours.layer_types) if kind == "linear_attention" for name in DECAYS
     }  # fmt: skip
 
 

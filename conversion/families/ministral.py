@@ -1,4 +1,4 @@
-"""Ministral 8B (Mistral AI 2024): Mistral whose layers slide or not, one word each."""
+"""Ministral 8B (Mistral AI 2024): Mistral with full and sliding layers."""
 
 from ..engine.family import Family, restore_rope, rope
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, restore_window, tiny, window_fields

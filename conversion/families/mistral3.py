@@ -1,5 +1,5 @@
 """Mistral Small 3.1 and Ministral 3 with vision (Mistral AI 2025): the text model of Mistral or of Ministral 3; the
-vision tower is kept for the way back."""
+vision tower is kept for converting back."""
 
 from dataclasses import replace
 

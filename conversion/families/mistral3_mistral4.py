@@ -1,5 +1,5 @@
 """Mistral Small 4 with vision (Mistral AI 2026), a `mistral3` folder around a text model of the type `mistral4`; the
-vision tower is kept for the way back."""
+vision tower is kept for converting back."""
 
 from dataclasses import replace
 

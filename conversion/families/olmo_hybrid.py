@@ -33,7 +33,7 @@ def derive(theirs: Theirs) -> Keys:
     return delta(theirs) | {
         "linear_norm_eps": OUTPUT_EPS,
         "linear_allow_neg_eigval": theirs.linear_allow_neg_eigval,
-        "block_type": [BLOCKS[word] for word in theirs.layer_types],
+        "block_type": [BLOCKS[layer_type] for layer_type in theirs.layer_types],
         "position_embedding_type": "rope" if rotates else "none",
         "rope_parameters": rotation if rotates else None,
         "precision.rope": "float32_trig" if rotates else None,

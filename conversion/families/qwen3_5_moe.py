@@ -1,4 +1,4 @@
-"""Qwen3.5 with experts and vision (Qwen team 2026): its text model; the vision tower is kept for the way back."""
+"""Qwen3.5 with experts and vision (Qwen team 2026): its text model; the vision tower is kept for converting back."""
 
 from dataclasses import replace
 

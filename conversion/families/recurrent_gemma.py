@@ -13,18 +13,18 @@ from ..engine.rules import Rule, renames
 from .shared_common import ROPE_BUFFERS, tiny
 from .shared_linear import ATTENTION, LAYER, MIXER, recurrent_rule
 
-WORDS = {"linear_attention": "recurrent", "sliding_attention": "attention"}
-OURS = {theirs: ours for ours, theirs in WORDS.items()}  # An older transformers gives the words of the file.
+LAYER_TYPES = {"linear_attention": "recurrent", "sliding_attention": "attention"}
+OURS = {theirs: ours for ours, theirs in LAYER_TYPES.items()}  # An older transformers gives the names of the file.
 
 
 def derive(theirs: Theirs) -> Keys:
-    words = [OURS.get(word, word) for word in theirs.layers_block_type]
+    layer_types = [OURS.get(layer_type, layer_type) for layer_type in theirs.layers_block_type]
     scale = torch.tensor(sqrt(theirs.hidden_size), dtype=torch.bfloat16, device="cpu").item()
-    fields = {"layer_types": words, "rope_parameters": rope(theirs, partial=True), "embedding_multiplier": scale}
+    fields = {"layer_types": layer_types, "rope_parameters": rope(theirs, partial=True), "embedding_multiplier": scale}
     fields["intermediate_size"] = theirs.intermediate_size // 2
-    if "sliding_attention" in words:
+    if "sliding_attention" in layer_types:
         fields["sliding_window"] = theirs.attention_window_size
-    if "linear_attention" in words:
+    if "linear_attention" in layer_types:
         fields |= {
             "linear_attention_type": "rg_lru", "linear_num_value_heads": theirs.num_attention_heads,
             "linear_value_head_dim": theirs.lru_width // theirs.num_attention_heads,
@@ -35,7 +35,7 @@ def derive(theirs: Theirs) -> Keys:
 
 def restore(ours: Ours) -> Keys:
     fields = {"intermediate_size": 2 * ours.intermediate_size, "rope_parameters": restore_rope(ours)}
-    fields["block_types"] = [WORDS[word] for word in ours.layer_types]
+    fields["block_types"] = [LAYER_TYPES[layer_type] for layer_type in ours.layer_types]
     if ours.sliding_window is not None:
         fields["attention_window_size"] = ours.sliding_window
     if ours.linear_attention_type is not None:

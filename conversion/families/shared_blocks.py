@@ -19,22 +19,22 @@ def shared_fields(theirs: Any, shared: int) -> dict[str, Any]:
     `shared` blocks take turns over the layers that use one. transformers ties these uses together with the head, or
     neither: then each has a block of its own.
     """
-    words, width = list(theirs.layers_block_type), 2 * theirs.hidden_size // theirs.num_attention_heads
-    blocks = ["shared_block" if word == SHARED else "mixer_only" for word in words]
-    fields = {"layer_types": words, "block_type": blocks, "head_dim": width}
-    if SHARED in words:
-        fields["num_mem_blocks"] = shared if theirs.tie_word_embeddings else words.count(SHARED)
+    layer_types, width = list(theirs.layers_block_type), 2 * theirs.hidden_size // theirs.num_attention_heads
+    blocks = ["shared_block" if layer_type == SHARED else "mixer_only" for layer_type in layer_types]
+    fields = {"layer_types": layer_types, "block_type": blocks, "head_dim": width}
+    if SHARED in layer_types:
+        fields["num_mem_blocks"] = shared if theirs.tie_word_embeddings else layer_types.count(SHARED)
     return fields | {"attention_multiplier": (width / 2) ** -0.5}
 
 
 def is_plain(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer without a shared block."""
-    return ctx.layer_word("block_types") == "mixer_only"
+    return ctx.layer_entry("block_types") == "mixer_only"
 
 
 def is_shared(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer with a shared block."""
-    return ctx.layer_word("block_types") == "shared_block"
+    return ctx.layer_entry("block_types") == "shared_block"
 
 
 def stored_blocks(config: Any, name: str) -> Iterator[tuple[int, int, int, str]]:

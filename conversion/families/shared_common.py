@@ -51,7 +51,7 @@ PREDICTION_LAYERS = [Keep("model.layers.{i}.{*}", where=lambda ctx: ctx.layer >=
 
 
 def window_fields(theirs: Theirs) -> Keys:
-    """`layer_types`, and the window only where a layer slides: a number nobody uses is not copied."""
+    """`layer_types`, and the window only where a layer slides: a number without effect is not copied."""
     slides = "sliding_attention" in theirs.layer_types
     return {"layer_types": list(theirs.layer_types), "sliding_window": theirs.sliding_window if slides else None}
 

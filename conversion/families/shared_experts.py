@@ -83,5 +83,5 @@ def stepped(theirs: Theirs) -> Keys:
 
 def restore_stepped(ours: Ours) -> Keys:
     """The inverse of `stepped`: every dense layer by its number."""
-    dense = [index for index, word in enumerate(ours.mlp_layer_types) if word == "dense"]
+    dense = [index for index, mlp in enumerate(ours.mlp_layer_types) if mlp == "dense"]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}

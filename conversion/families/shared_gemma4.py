@@ -1,4 +1,4 @@
-"""Gemma 4's tensors: norms and experts beside the MLP, rows per layer, maps that nobody uses; and its test sizes."""
+"""Gemma 4's tensors: norms and experts beside the MLP, rows per layer, maps that no layer uses; and its test sizes."""
 
 from ..engine.rules import Keep, Rule, renames
 from .gemma2 import NORMS

@@ -28,7 +28,7 @@ TINY_DELTA = {
 
 def is_recurrent(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer without softmax attention."""
-    return ctx.layer_word() in ("linear_attention", "conv")
+    return ctx.layer_entry() in ("linear_attention", "conv")
 
 
 def is_attention(ctx: Context) -> bool:
@@ -43,11 +43,11 @@ def recurrent_rule(theirs: str | list[str], ours: str | list[str], *ops: Op) -> 
 
 def delta(theirs: Theirs) -> Keys:
     """`layer_types` and the gated delta rule of the linear layers, if there are any."""
-    words = {"layer_types": list(theirs.layer_types)}
+    fields = {"layer_types": list(theirs.layer_types)}
     if "linear_attention" not in theirs.layer_types:
-        return words
+        return fields
     sizes = {name: getattr(theirs, name) for name in DELTA_FIELDS}
-    return words | sizes | {"linear_attention_type": "gated_delta_net", "linear_act": theirs.hidden_act}
+    return fields | sizes | {"linear_attention_type": "gated_delta_net", "linear_act": theirs.hidden_act}
 
 
 def restore_delta(ours: Ours) -> Keys:
@@ -57,12 +57,12 @@ def restore_delta(ours: Ours) -> Keys:
 
 
 def kimi_delta(theirs: Theirs) -> Keys:
-    """The words of the layers and the delta rule of the linear ones, if there are any."""
-    words = {"layer_types": list(theirs.layer_types), "mlp_layer_types": list(theirs.mlp_layer_types)}
+    """The types of the layers and the delta rule of the linear ones, if there are any."""
+    fields = {"layer_types": list(theirs.layer_types), "mlp_layer_types": list(theirs.mlp_layer_types)}
     if "linear_attention" not in theirs.layer_types:
-        return words
+        return fields
     heads, width = theirs.linear_num_heads, theirs.linear_head_dim
-    return words | {
+    return fields | {
         "linear_attention_type": "kimi_delta_attention", "linear_num_key_heads": heads, "linear_num_value_heads": heads,
         "linear_key_head_dim": width, "linear_value_head_dim": width,
         "linear_conv_kernel_dim": theirs.linear_conv_kernel_dim, "linear_act": theirs.hidden_act,
@@ -71,10 +71,10 @@ def kimi_delta(theirs: Theirs) -> Keys:
 
 def restore_kimi_delta(ours: Ours) -> Keys:
     """The inverse of `kimi_delta`."""
-    words = {"layer_types": list(ours.layer_types), "mlp_layer_types": list(ours.mlp_layer_types)}
+    fields = {"layer_types": list(ours.layer_types), "mlp_layer_types": list(ours.mlp_layer_types)}
     if ours.linear_attention_type is None:
-        return words
-    return words | {
+        return fields
+    return fields | {
         "linear_num_heads": ours.linear_num_value_heads, "linear_head_dim": ours.linear_key_head_dim,
         "linear_conv_kernel_dim": ours.linear_conv_kernel_dim,
     }  # fmt: skip

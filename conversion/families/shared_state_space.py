@@ -49,17 +49,17 @@ def pure(names: dict[str, str]) -> dict[str, str]:
 
 def is_recurrent(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer whose mixer is a recurrence."""
-    return ctx.layer_word() == RECURRENT
+    return ctx.layer_entry() == RECURRENT
 
 
 def has_mixer(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer that is a mixer alone."""
-    return ctx.layer_word("block_types") == "mixer_only"
+    return ctx.layer_entry("block_types") == "mixer_only"
 
 
 def has_mlp(ctx: Context) -> bool:
     """Whether a tensor belongs to a layer that is an MLP alone."""
-    return ctx.layer_word("block_types") == "mlp_only"
+    return ctx.layer_entry("block_types") == "mlp_only"
 
 
 def mixer_rules(
@@ -119,18 +119,19 @@ def inner_width(ours: Any) -> int:
 
 
 def expansion(ours: Any) -> int:
-    """Channels of a state space mixer for one of the stream; rounded down, which the check of an export sees."""
+    """Channels of a state space mixer for one of the residual stream; rounded down, which the check of an export
+    sees."""
     return inner_width(ours) // ours.hidden_size
 
 
 def duality(theirs: Any, fields: dict[str, str] = SSD_FIELDS) -> dict[str, Any]:
     """Mamba-2 mixers in the layers that are recurrent, if there are any."""
-    words = list(theirs.layer_types)
-    if not set(words) - {"full_attention", "moe", "mlp"}:
-        return {"layer_types": words}
+    layer_types = list(theirs.layer_types)
+    if not set(layer_types) - {"full_attention", "moe", "mlp"}:
+        return {"layer_types": layer_types}
     sizes = {ours: getattr(theirs, name) for name, ours in fields.items()}
     limit = step_limit(getattr(theirs, "time_step_limit", None))
-    return {"layer_types": words, "linear_attention_type": "mamba2", "time_step_limit": limit} | sizes
+    return {"layer_types": layer_types, "linear_attention_type": "mamba2", "time_step_limit": limit} | sizes
 
 
 def restore_duality(ours: Any, fields: dict[str, str] = SSD_FIELDS) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def restore_duality(ours: Any, fields: dict[str, str] = SSD_FIELDS) -> dict[str,
     return keys | {"mamba_expand": expansion(ours), "time_step_limit": restore_step_limit(ours)}
 
 
-# transformers' word for a layer that is one thing -> zoo's: its topology, its word, its MLP.
+# transformers' type of a layer that is one thing -> zoo's topology, layer type and MLP.
 SINGLE_BLOCKS = {
     "linear_attention": ("mixer_only", "linear_attention", "dense"),
     "full_attention": ("mixer_only", "full_attention", "dense"),
@@ -151,15 +152,15 @@ SINGLE_BLOCKS = {
 _COLUMNS = ("block_type", "layer_types", "mlp_layer_types")
 
 
-def single_blocks(words: Sequence[str]) -> dict[str, list[str]]:
+def single_blocks(names: Sequence[str]) -> dict[str, list[str]]:
     """The three fields that say what each layer is, for layers that are a mixer, an MLP or experts alone."""
-    layers = [SINGLE_BLOCKS[word] for word in words]
+    layers = [SINGLE_BLOCKS[name] for name in names]
     return {field: [layer[column] for layer in layers] for column, field in enumerate(_COLUMNS)}
 
 
 def restore_single_blocks(ours: Any) -> list[str]:
     """The inverse of `single_blocks`; "mlp" for a layer that is more, which the check of an export sees."""
-    known = {layer: word for word, layer in SINGLE_BLOCKS.items()}
+    known = {layer: layer_type for layer_type, layer in SINGLE_BLOCKS.items()}
     layers = zip(ours.block_types, ours.layer_types, ours.mlp_layer_types, strict=True)
     return [known.get(layer, "mlp") for layer in layers]
 

@@ -1,5 +1,5 @@
 """Zamba 7B (Glorioso et al. 2024, arXiv 2405.16712): Mamba layers whose heads scan apart; in front of some stands one
-transformer block that all of them share, which reads the embeddings beside the stream."""
+transformer block that all of them share, which reads the embeddings beside the residual stream."""
 
 from collections.abc import Callable
 

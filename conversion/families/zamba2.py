@@ -1,5 +1,5 @@
 """Zamba2 (Glorioso et al. 2024, arXiv 2411.15242): Mamba-2 layers; in front of some stands one of a few transformer
-blocks that they share, which reads the embeddings beside the stream and has small adapters for each use."""
+blocks that they share, which reads the embeddings beside the residual stream and has small adapters for each use."""
 
 from ..engine.family import Family, Keys, Ours, Theirs, restore_rope, rope
 from ..engine.rules import Rule

@@ -115,7 +115,7 @@ class Checkpoint(StoredTensors):
             raise ConversionError(_no_weights(folder))
 
     def _refuse_another_set(self, whole: Path, index: Path) -> None:
-        """An index beside the one file is a leftover where its shards are gone or hold the same; else nobody can tell
+        """An index beside the one file is a leftover where its shards are gone or hold the same; else it is unknown
         which was saved last, and transformers would load the one file without a word."""
         other = StoredTensors(self.folder)
         _, paths = other.shards(index)

@@ -36,7 +36,7 @@ def copy_companions(source: Path, target: Path) -> list[str]:
 
 
 def keep_card(source: Path, target: Path) -> None:
-    """The source's card, kept for the way back; the target gets its own."""
+    """The source's card, kept for converting back; the target gets its own."""
     if (source / CARD).is_file():
         _copy(inside(source, CARD), target / FOLDER / CARD)
 

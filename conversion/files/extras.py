@@ -1,4 +1,5 @@
-"""What a source held beside the model, which zoo does not use: recorded in the config, found again on the way back.
+"""What a source held beside the model, which zoo does not use: recorded in the config, found again when converting
+back.
 
 A vision tower, a projector, layers that predict further tokens. `source/` of a converted folder holds them, and saving
 a model carries it along where it can; `source_extras` of the config says what there was, wherever the model goes.

@@ -15,7 +15,7 @@ class Stopped(SystemExit):
 @contextmanager
 def cleaned_up() -> Iterator[None]:
     """Inside, the first signal that would end the process at once unwinds the block instead, further ones wait; the
-    process ends by it afterwards. Signals that somebody handles are left to him."""
+    process ends by it afterwards. Signals that already have a handler are left to it."""
     caught: list[int] = []
 
     def stop(number, frame):

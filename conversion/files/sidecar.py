@@ -1,4 +1,4 @@
-"""What only the source knows and zoo cannot hold, kept in the folder `source/` so that the way back loses nothing.
+"""What only the source knows and zoo cannot hold, kept in the folder `source/` so that converting back loses nothing.
 
 `source/manifest.json`: model_type; `tied`, second names under which the source stored a shared tensor; `unshared`, the
 first names that it left out for them; `overrides`,

@@ -174,7 +174,7 @@ def _can_be_moved(target: Path, work: Path) -> bool:
 
 def _replace(work: Path, target: Path, overwrite: bool) -> None:
     if target.exists() and not overwrite:
-        target.rmdir()  # fails if somebody has put something there meanwhile
+        target.rmdir()  # fails if another process has put something there meanwhile
     elif target.exists():
         os.replace(target, work / _OLD)
         if any((work / _OLD).iterdir()):

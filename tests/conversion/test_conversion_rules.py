@@ -231,7 +231,7 @@ def test_a_missing_expert_is_named(missing):
 
 def test_first_rule_wins_where_limits_and_index_translates():
     rules = [
-        Rule("l.{i}.g", "l.{i}.linear_g", where=lambda ctx: ctx.layer_word() == "linear_attention"),
+        Rule("l.{i}.g", "l.{i}.linear_g", where=lambda ctx: ctx.layer_entry() == "linear_attention"),
         Rule("l.{i}.g", "l.{i}.full_g"),
         Rule(
             "s.{i}.{s}",

@@ -13,7 +13,7 @@ class UserError(ValueError):
 @contextmanager
 def blamed_on(what: str) -> Iterator[None]:
     """Inside this block a library reads what a folder brings, and whatever it raises is the folder's: UserError says so
-    and names `what`. A lack of memory is nobody's file."""
+    and names `what`. A lack of memory is not the folder's fault."""
     try:
         yield
     except (UserError, OSError, MemoryError):

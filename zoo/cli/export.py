@@ -1,4 +1,4 @@
-"""zoo export FOLDER [--check]: the code in a model folder, written anew or compared."""
+"""zoo export FOLDER [--check]: the code in a model folder, written again or compared."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +33,7 @@ def export(
         if other:
             raise UserError(
                 f"{folder}: {' and '.join(other)} {'is' if len(other) == 1 else 'are'} not what this version of zoo "
-                f"writes: `zoo export {folder}` writes it anew."
+                f"writes: `zoo export {folder}` writes it again."
             )
         typer.echo(f"{' and '.join(FILES)} are as this version of zoo writes them.")
         return

@@ -39,8 +39,8 @@ def generate(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of streamed text.")] = False,
 ) -> None:
-    """Continue a text, word by word, as the folder's generation_config.json says (greedily without one) and the options
-    given here change it."""
+    """Continue a text and print it as it is generated. The folder's generation_config.json decides how (greedily
+    without one), unless an option says otherwise."""
     options = sampling(temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     further = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
     options |= {name: value for name, value in further.items() if value is not None}
@@ -71,7 +71,7 @@ def settings_of(model: "PreTrainedModel", options: dict) -> "GenerationConfig":
     settings = copy.deepcopy(model.generation_config)
     settings.update(**options)
     if settings.do_sample and settings.top_k is None:
-        # Zero is transformers' word for "all": without it its default of 50 would cut silently.
+        # Zero means all to transformers: without it its default of 50 would cut silently.
         settings.top_k = 0
     if settings.max_new_tokens is None and settings.max_length is None:
         settings.max_new_tokens = 100
@@ -136,7 +136,7 @@ def answer(
 
 
 def streamer_of(tokenizer: "PreTrainedTokenizerBase") -> "TextStreamer":
-    """Prints words as they come; a terminal shall obey no model."""
+    """Prints text as it comes, without control characters: a model must not command a terminal."""
     from transformers import TextStreamer
 
     class Printer(TextStreamer):

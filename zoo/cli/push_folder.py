@@ -42,7 +42,7 @@ def files_to_push(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def complaints(folder: Path) -> str | None:
-    """Why nobody could load this folder from the Hub, in one sentence; None if all is there."""
+    """Why this folder could not be loaded from the Hub, in one sentence; None if it could."""
     if not folder.is_dir():
         return f"{folder} is not a folder."
     if not (folder / CONFIG).is_file():

@@ -76,8 +76,8 @@ def outcome(out: Any) -> "torch.Tensor":
 
 
 def run(folder: Path, input_ids: "torch.Tensor", new_tokens: int, options: dict) -> dict:
-    """Logits, the stream after each layer (float32, on the CPU), chosen experts and the greedy continuation of one
-    model."""
+    """Logits, the residual stream after each layer (float32, on the CPU), chosen experts and the greedy continuation of
+    one model."""
     import torch
 
     model = load_model(folder, **options)
@@ -115,7 +115,8 @@ def within(relative: float | None, tolerance: float) -> bool:
 def compare(ours: dict, theirs: dict, tolerance: float) -> dict:
     """What `zoo verify --json` prints."""
     absolute, relative = differences(ours["logits"], theirs["logits"])
-    # Entry 0 is the embedding, entry i the stream after layer i - 1; the last one has been through the final norm.
+    # Entry 0 is the embedding, entry i the residual stream after layer i - 1; the last one has been through the final
+    # norm.
     layers = [differences(a, b)[1] for a, b in zip(ours["hidden_states"], theirs["hidden_states"], strict=False)]
     names = ["embedding", *(f"layer {i}" for i in range(len(layers) - 1))]
     parting = [name for name, value in zip(names, layers, strict=True) if not within(value, tolerance)]
