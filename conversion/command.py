@@ -33,8 +33,9 @@ def convert(
 
     quiet()
     progress = progress and sys.stderr.isatty()
-    company = {"source": original, "text_only": text_only}
-    done = carry_out(source, target, to, dtype, max_shard_size, overwrite, progress, **company)
+    done = carry_out(
+        source, target, to, dtype, max_shard_size, overwrite, progress, source=original, text_only=text_only
+    )
     if as_json:
         typer.echo(json.dumps(asdict(done), default=str))
         return

@@ -125,7 +125,8 @@ class SharedBlocks(nn.ModuleList):
         self.turn = {index: turn % config.num_mem_blocks for turn, index in enumerate(users)}
 
     def context(self, layer_idx: int, start: torch.Tensor) -> dict[str, Any]:
-        """What layer `layer_idx` is given beside the rest: its block, and the embeddings that the residual stream started from."""
+        """What layer `layer_idx` is given beside the rest: its block, and the embeddings that the residual stream
+        started from."""
         if layer_idx not in self.turn:
             return {}
         return {"shared_block": self[self.turn[layer_idx]], "start": start}

@@ -52,20 +52,21 @@ class Outgoing:
 
 
 @dataclass(frozen=True)
-class Company:
-    """What goes out beside the model: `source` is where to find it again, `alone` means without."""
+class ExtrasOptions:
+    """Tensors of the original that zoo does not use: `source` is a checkpoint to take them from, `text_only` leaves them
+    out."""
 
     source: str | Path | None = None
-    alone: bool = False
+    text_only: bool = False
 
 
 def read_outgoing(
-    folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype | None = None, company: Company | None = None
+    folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype | None = None, wanted: ExtrasOptions | None = None
 ) -> Outgoing:
     """Plans the export of a zoo folder to the family `to`."""
     refuse_quantized_config(raw)
-    config, company = import_config(raw), company or Company()
-    to, extras, left_behind = _company(folder, config, to, company)
+    config, wanted = import_config(raw), wanted or ExtrasOptions()
+    to, extras, left_behind = _planned_extras(folder, config, to, wanted)
     family, manifest = family_of(to), extras.manifest
     target = export_config(config, to, **manifest.overrides)
     checkpoint, expected = Checkpoint(folder, named=raw.get("transformers_weights")), expected_tensors(config)
@@ -86,31 +87,31 @@ def read_outgoing(
     _check_comes_back(planner, plan, reader.headers, to)
     # The name of a file of the source, which the target has under the usual one.
     target.pop("transformers_weights", None)
-    if company.alone:
+    if wanted.text_only:
         promise_nothing(target)
     buffers = _buffers(planner, config, target, extras)
     return Outgoing(config, to, target, reader, plan, extras, left_behind, buffers)
 
 
-def _company(folder: Path, config: ZooConfig, to: str, company: Company) -> tuple[str, Extras, list[str]]:
+def _planned_extras(folder: Path, config: ZooConfig, to: str, wanted: ExtrasOptions) -> tuple[str, Extras, list[str]]:
     """-> the family to write, what goes there beside the model, and what stays behind."""
     came_from = (config.source_config or {}).get("model_type")
     to, extras = variant_of(to, config.source_config), of_folder(folder)
-    home = came_from is not None and file_name(model_type_of(config.source_config)) == file_name(to)
-    if not home or (company.alone and family_of(to).section):
-        if company.source is not None:
+    is_original = came_from is not None and file_name(model_type_of(config.source_config)) == file_name(to)
+    if not is_original or (wanted.text_only and family_of(to).section):
+        if wanted.source is not None:
             raise ConversionError(
                 f"source= is only of use when converting back to {came_from}, where the model is from."
             )
         kept = extras.manifest.kept or (config.source_extras or {}).get("tensors", {})
-        to = text_family(config, to) if home else to
+        to = text_family(config, to) if is_original else to
         return to, Extras(), sorted(kept)
     planner = Planner(family_of(to), config)
     if file_name(extras.manifest.model_type or "") != file_name(to):
         extras = Extras()
-    if company.source is not None:
-        extras = of_source(company.source, planner, config)
-    if company.alone:
+    if wanted.source is not None:
+        extras = of_source(wanted.source, planner, config)
+    if wanted.text_only:
         return to, extras.without(extras.manifest.kept), sorted(extras.manifest.kept)
     refuse_loss(extras, planner, config, folder, to)
     return to, extras, []

@@ -19,7 +19,7 @@ from ..files.sources import read_config, resolve_source
 from ..files.workspace import check_apart, new_folder
 from ..files.writer import ShardWriter, nbytes, parse_size
 from .incoming import read_incoming
-from .outgoing import Company, read_outgoing
+from .outgoing import ExtrasOptions, read_outgoing
 from .patterns import natural_key
 from .plan import Plan
 from .registry import OWN_TYPE, family_of
@@ -80,7 +80,7 @@ def convert(
         if to is None:
             raise ConversionError(f"{model} is a zoo folder already: name the family to convert it to (to=).")
         with new_folder(target, overwrite) as new:
-            report = _export(folder, raw, new, to, company=Company(source, text_only), **options)
+            report = _export(folder, raw, new, to, wanted=ExtrasOptions(source, text_only), **options)
     elif to is None:
         with new_folder(target, overwrite) as new:
             report = _import(folder, raw, new, **options)
@@ -124,9 +124,16 @@ def _import(folder: Path, raw: dict, new: Path, dtype, max_bytes: int, progress:
 
 
 def _export(
-    folder: Path, raw: dict, new: Path, to: str, dtype, max_bytes: int, progress: bool, company: Company | None = None
+    folder: Path,
+    raw: dict,
+    new: Path,
+    to: str,
+    dtype,
+    max_bytes: int,
+    progress: bool,
+    wanted: ExtrasOptions | None = None,
 ) -> Report:
-    outgoing = read_outgoing(folder, raw, to, dtype, company)
+    outgoing = read_outgoing(folder, raw, to, dtype, wanted)
     outputs = outgoing.outputs()
     outputs = {name: outputs[name] for name in sorted(outputs, key=natural_key)}
     writer = ShardWriter(new, outputs, max_bytes)

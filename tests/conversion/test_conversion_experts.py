@@ -158,7 +158,7 @@ def test_what_is_not_converted_is_said(name, changes, match):
         import_config(raw)
 
 
-# Billions of parameters, and of those at work for one token, as the models' own papers and cards give them.
+# Billions of parameters, and of those active per token, as the models' own papers and cards give them.
 PUBLISHED = {
     "mixtral-8x7b": (46.7, 12.9),
     "qwen3-moe-30b-a3b": (30.5, 3.3),

@@ -182,7 +182,7 @@ def test_another_checkpoint_is_not_the_source(tmp_path):
     wrapped("mistral3", tmp_path / "mistral3")
     with pytest.raises(ConversionError, match="is a mistral3 checkpoint, this model came from gemma3"):
         convert(out, tmp_path / "back", to="gemma3", source=tmp_path / "mistral3", progress=False)
-    with pytest.raises(ConversionError, match="is for the way back"):
+    with pytest.raises(ConversionError, match="are for converting back"):
         convert(tmp_path / "source", tmp_path / "back", source=other, progress=False)
     with pytest.raises(ConversionError, match="of use when converting back to gemma3, where the model is from"):
         convert(out, tmp_path / "back", to="gemma3_text", source=other, progress=False)
