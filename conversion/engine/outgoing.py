@@ -53,8 +53,8 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class ExtrasOptions:
-    """Tensors of the original that zoo does not use: `source` is a checkpoint to take them from, `text_only` leaves them
-    out."""
+    """Tensors of the original that zoo does not use: `source` is a checkpoint to take them from, `text_only` leaves
+    them out."""
 
     source: str | Path | None = None
     text_only: bool = False
