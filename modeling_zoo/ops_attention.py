@@ -17,7 +17,7 @@ from configuration_zoo import ZooConfig
 
 from .ops_attention_bands import AttentionMask, BandMask, band_mask, banded_attention
 from .ops_attention_triton import decode_mask, split_decode, use_triton
-from .ops_dispatch import is_traced
+from .ops_dispatch import HALF_DTYPES, is_recent_cuda, is_traced
 
 # Queries of a banded mask that are computed together. More of them share a read of their keys, fewer compute less that
 # is hidden.
@@ -100,7 +100,7 @@ def attention(
         attend = partial(attention, module, **kwargs)
         return banded_attention(attend, query, key, value, attention_mask, query_block(query.device)), None
     backend, options = module.config._attn_implementation, backend_kwargs(module, **kwargs)
-    fast = fast_form(backend, query, key, attention_mask, **options)
+    fast = fast_form(backend, query, key, value, attention_mask, **options)
     if fast is not None:
         return fast(query, key, value, attention_mask, module.scaling), None
     if backend == "flex_attention" and options.get("position_bias") is not None:
@@ -129,6 +129,7 @@ def fast_form(
     backend: str,
     query: torch.Tensor,
     key: torch.Tensor,
+    value: torch.Tensor,
     attention_mask: AttentionMask,
     dropout: float = 0.0,
     position_bias: torch.Tensor | None = None,
@@ -139,21 +140,38 @@ def fast_form(
 ) -> Callable | None:
     """The function below that computes what `backend` would, and faster; None where there is none.
 
-    On a CPU transformers reads the keys once per query head where there is one query, and beside a mask it repeats them
-    for every query head.
+    On a CPU transformers reads the keys once per query head where there is one query; beside a mask, or in a compiled
+    graph, it repeats them for every query head on any device.
     """
     plain = position_bias is None and cache is None and softcap is None and s_aux is None and not dropout
     if backend != "sdpa" or not plain:
         return None
     on_cpu, grouped = query.device.type == "cpu", key.shape[1] < query.shape[1]
     if query.shape[2] == 1:
-        if use_triton(query):
-            return triton_decode
-        return gqa_decode if on_cpu and grouped else None
+        return decode_form(query, key, value, attention_mask)
     if not (on_cpu and grouped and isinstance(attention_mask, torch.Tensor)) or torch.is_grad_enabled():
         return None
     fits = attention_mask.dtype == torch.bool and attention_mask.shape[-1] == key.shape[2]
     return gqa_prefill if fits else None
+
+
+def decode_form(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: AttentionMask
+) -> Callable | None:
+    """The function below for one query per head; None where the backend's own is as good."""
+    grouped = key.shape[1] < query.shape[1]
+    if attention_mask is None and suits_flash(query, key, value):
+        return flash_decode
+    if use_triton(query) and decode_mask(attention_mask)[1]:
+        return triton_decode
+    return gqa_decode if grouped and (query.device.type == "cpu" or attention_mask is not None or is_traced()) else None
+
+
+def suits_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch's flash kernel takes these heads."""
+    width = query.shape[-1]
+    fits = query.dtype == key.dtype in HALF_DTYPES and width == value.shape[-1] and width <= 256 and width % 8 == 0
+    return fits and is_recent_cuda(query.device)
 
 
 def query_block(device: torch.device) -> int:
@@ -188,16 +206,25 @@ def gqa_prefill(
     return output.transpose(1, 2)
 
 
+def flash_decode(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, scaling: float
+) -> torch.Tensor:
+    """`gqa_decode` without a mask by torch's flash kernel, which splits the keys over the device.
+
+    `scaled_dot_product_attention` would choose cuDNN there, which makes a plan anew for every number of keys.
+    """
+    output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scaling)[0]
+    return output.transpose(1, 2)
+
+
 def triton_decode(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
 ) -> torch.Tensor:
-    """`gqa_decode` by the kernel for one decoded token, unless the mask differs from head to head or has numbers."""
-    visible, fits = decode_mask(attention_mask)
-    if not fits:
-        return gqa_decode(query, key, value, attention_mask, scaling)
+    """`gqa_decode` by the kernels for a decoded token; the mask is one for all heads, of booleans, or None."""
     batch, heads, _, width = query.shape
-    rows = query.reshape(batch, key.shape[1], -1, width)
-    return split_decode(rows, key, value, scaling, visible=visible).reshape(batch, 1, heads, value.shape[-1])
+    rows, (visible, _) = query.reshape(batch, key.shape[1], -1, width), decode_mask(attention_mask)
+    output = split_decode(rows, key, value, value.shape[-1], scaling, visible=visible)
+    return output.reshape(batch, 1, heads, -1)
 
 
 # -- which form a mask takes -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .ops_attention_triton import decode_mask, split_decode, use_triton
-from .ops_dispatch import use_fp32_gemm
+from .ops_dispatch import has_wide_products, use_fp32_gemm
 
 # Scores that the plain form holds at once; keys up to which torch's own kernel is the fastest on a CPU; keys per pass
 # of the streamed form, so that their float32 copy stays in a core's cache.
@@ -28,6 +28,7 @@ def plain_multi_query(
     scaling: float,
     sinks: torch.Tensor | None = None,
     upcast: bool = False,
+    wide: bool = False,
     **shape: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(cap(Σ q kᵀ · scaling) + bias + mask) l → (`[B, H, T, c]`, weights `[B, H, T, S]`).
@@ -35,15 +36,20 @@ def plain_multi_query(
     Queries `[B, H, T, d]` and keys `[B, S, d]` come in one part or in two that lie side by side; the value l is the
     first `rank` channels of the first key. Heads and queries are the rows of one product, so no key is repeated.
     `sinks` `[H]` and `shape` (mask, position_bias, softcap) as in `eager_attention_forward`, a mask of booleans too.
+    `wide` keeps the float32 sums that are the scores, where the device can give them (`has_wide_products`).
     """
     batch, heads, length, _ = queries[0].shape
-    dtype, value = queries[0].dtype, keys[0][..., :rank]
+    dtype, value = queries[0].dtype, keys[0].narrow(-1, 0, rank)
     scores = None
     for query, key in zip(queries, keys, strict=True):
         rows, columns = query.reshape(batch, heads * length, -1), key.transpose(1, 2)
         if upcast:
             rows, columns = rows.float(), columns.float()
-        scores = torch.bmm(rows, columns) if scores is None else torch.baddbmm(scores, rows, columns)
+        if wide:
+            products = torch.bmm(rows, columns, out_dtype=torch.float32)
+            scores = products if scores is None else scores + products
+        else:
+            scores = torch.bmm(rows, columns) if scores is None else torch.baddbmm(scores, rows, columns)
     scores = shape_scores(scores.view(batch, heads, length, -1) * scaling, **shape)
     if sinks is not None:
         column = sinks.view(1, -1, 1, 1).expand(batch, -1, length, 1)
@@ -95,7 +101,8 @@ def multi_query_attention(
             return sdpa_multi_query(queries, keys, rank, scaling, mask), None
     if use_fp32_gemm(keys[0]):
         return streamed_multi_query(queries, keys, rank, scaling, **options), None
-    return in_query_blocks(queries, keys, rank, scaling, upcast=upcast, **options), None
+    wide = has_wide_products(keys[0]) and not upcast
+    return in_query_blocks(queries, keys, rank, scaling, upcast=upcast, wide=wide, **options), None
 
 
 def is_softmax_alone(
@@ -114,10 +121,10 @@ def is_softmax_alone(
 def triton_multi_query(
     query: torch.Tensor, key: torch.Tensor, rank: int, scaling: float, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """One query per head `[B, H, 1, d]` over `[B, S, d]` by the kernel for a decoded token → `[B, H, 1, c]`."""
-    key = key.unsqueeze(1)
+    """One query per head `[B, H, 1, d]` over `[B, S, d]` by the kernels for a decoded token → `[B, H, 1, c]`."""
     visible, _ = decode_mask(mask)
-    return split_decode(query.transpose(1, 2), key, key[..., :rank], scaling, visible=visible).transpose(1, 2)
+    rows = query.transpose(1, 2)
+    return split_decode(rows, key.unsqueeze(1), None, rank, scaling, visible=visible).transpose(1, 2)
 
 
 def sdpa_multi_query(
@@ -143,11 +150,14 @@ def in_query_blocks(
     rank: int,
     scaling: float,
     upcast: bool = False,
+    wide: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """The plain form, of so many queries at once as memory bounds → `[B, H, T, c]`."""
     batch, heads, length, _ = queries[0].shape
     step = max(1, MOST_SCORES // (batch * heads * keys[0].shape[1]))
+    if step >= length:
+        return plain_multi_query(queries, keys, rank, scaling, upcast=upcast, wide=wide, **options)[0]
     contexts = []
     for start in range(0, length, step):
         block = slice(start, start + step)
@@ -157,8 +167,8 @@ def in_query_blocks(
             if part is not None and part.shape[-2] == length:
                 here[name] = part[..., block, :]
         parts = [query[:, :, block] for query in queries]
-        contexts.append(plain_multi_query(parts, keys, rank, scaling, upcast=upcast, **here)[0])
-    return contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=2)
+        contexts.append(plain_multi_query(parts, keys, rank, scaling, upcast=upcast, wide=wide, **here)[0])
+    return torch.cat(contexts, dim=2)
 
 
 def streamed_multi_query(

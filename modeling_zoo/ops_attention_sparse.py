@@ -222,15 +222,16 @@ def chosen_visible(
 
 
 def kernel_suits(module: nn.Module, latent: torch.Tensor) -> bool:
-    """Whether the kernel for a decoded token is asked for and computes all that this layer needs."""
+    """Whether the kernels for a decoded token are there and compute all that this layer needs."""
     return use_triton(latent) and module.sink_logits is None and module.softcap is None and not module.upcast
 
 
 def read_in_place(
     module: nn.Module, query: Queries, keys: tuple[torch.Tensor], attention_mask: AttentionMask, positions: torch.Tensor
 ) -> torch.Tensor:
-    """One query per head over the chosen rows of `[B, S, c + r]` where they lie, by the kernel → `[B, H, 1, c]`."""
+    """One query per head over the chosen rows of `[B, S, c + r]` where they lie, by the kernels → `[B, H, 1, c]`."""
     visible = chosen_visible(attention_mask, positions, slice(0, 1), 1, keys[0].shape[1])
-    key, visible = keys[0].unsqueeze(1), None if visible is None else visible[:, 0, 0]
-    query = torch.cat(query, dim=-1).transpose(1, 2)
-    return split_decode(query, key, key[..., : module.rank], module.scaling, positions[:, 0], visible).transpose(1, 2)
+    query, key = torch.cat(query, dim=-1).transpose(1, 2), keys[0].unsqueeze(1)
+    visible = None if visible is None else visible[:, 0, 0]
+    context = split_decode(query, key, None, module.rank, module.scaling, positions[:, 0], visible)
+    return context.transpose(1, 2)

@@ -47,3 +47,16 @@ def use_fp32_gemm(x: torch.Tensor) -> bool:
     if x.dtype not in HALF_DTYPES or not is_eager_cpu_inference(x):
         return False
     return not torch.is_autocast_enabled("cpu") and is_emulated(x.dtype)
+
+
+def is_recent_cuda(device: torch.device) -> bool:
+    """Whether `device` is one of NVIDIA that multiplies bfloat16 (compute capability 8); True for one that is only made
+    believe, where torch has no CUDA at all."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.version.cuda is None or torch.cuda.get_device_properties(device).major >= 8
+
+
+def has_wide_products(x: torch.Tensor) -> bool:
+    """Whether `bmm` gives products of `x` in float32, as its units sum them, for a dtype half as wide; in inference."""
+    return x.dtype in HALF_DTYPES and is_recent_cuda(x.device) and not torch.is_grad_enabled()

@@ -56,17 +56,17 @@ SPECIAL = {"dropout": 0.1, "position_bias": torch.zeros(1), "cache": object(), "
 
 @pytest.mark.parametrize("name", SPECIAL)
 def test_what_it_cannot_compute_is_left_to_the_backend(name):
-    query, key, _ = states()
-    assert fast_form("sdpa", query, key, None) is gqa_decode
-    assert fast_form("sdpa", query, key, None, **{name: SPECIAL[name]}) is None
+    query, key, value = states()
+    assert fast_form("sdpa", query, key, value, None) is gqa_decode
+    assert fast_form("sdpa", query, key, value, None, **{name: SPECIAL[name]}) is None
 
 
 def test_only_where_it_is_faster():
-    query, key, _ = states()
-    assert fast_form("eager", query, key, None) is None
-    assert fast_form("sdpa", query.expand(-1, -1, 2, -1), key, None) is None
-    assert fast_form("sdpa", query, query, None) is None
-    assert fast_form("sdpa", query.to("meta"), key, None) is None
+    query, key, value = states()
+    assert fast_form("eager", query, key, value, None) is None
+    assert fast_form("sdpa", query.expand(-1, -1, 2, -1), key, value, None) is None
+    assert fast_form("sdpa", query, query, value, None) is None
+    assert fast_form("sdpa", query.to("meta"), key, value, None) is None
 
 
 @torch.no_grad()

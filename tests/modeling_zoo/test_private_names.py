@@ -32,6 +32,7 @@ ELSEWHERE = {
     "_forward_pre_hooks": "the same",
     "_is_avx512_bf16_supported": "torch's; without it a CPU counts as one without units",
     "_replace": "a named tuple's, documented",
+    "_scaled_dot_product_flash_attention": "an operation of torch, which stands in every exported graph",
 }
 
 
