@@ -12,28 +12,32 @@ class Precision(TypedDict, total=False):
     (norm_elementwise_affine=True). Source: Llama's published code (cast_then_scale); Gemma's (scale_then_cast)."""
     linear_norm: Literal["cast_then_scale", "float32"] | None
     """The norm on a recurrence's output is rounded before its weight, or at the end. None: what the mechanism's
-    paper does. Source: Mamba-2's published code (cast_then_scale); Falcon-H1's (float32)."""
+    paper does. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net',
+    'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source:
+    Mamba-2's published code (cast_then_scale); Falcon-H1's (float32)."""
     linear_decay: Literal["float32", "activation"] | None
-    """The decay of a recurrence is kept in float32, or rounded to the activations' dtype. None: float32. Source:
+    """The decay of a recurrence is kept in float32, or rounded to the activations' dtype. None: float32. Needs a
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source:
     flash-linear-attention (float32); Ling 3's published code (activation)."""
     linear_float32_parameters: bool | None
-    """The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype. Source: Ling 3's
-    published code."""
+    """The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype. Needs a
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention']. Source: Ling 3's published code."""
     rope: Literal["activation", "float32_trig", "float32_qk"] | None
     """Rotation: trigonometry in the activations' dtype, kept in float32, or queries and keys computed with in
     float32 too. None: activation. Needs a layer with softmax attention that rotates (position_embedding_type,
     no_rope_layers). Source: the published code of Llama (activation), OLMo (float32_trig) and Cohere
     (float32_qk)."""
     alibi: Literal["float32", "bfloat16", "float16"] | None
-    """The dtype in which ALiBi's slope · position is rounded. None: not at all. Source: Falcon's published code
-    (bfloat16)."""
+    """The dtype in which ALiBi's slope · position is rounded. None: not at all. Needs
+    position_embedding_type='alibi'. Source: Falcon's published code (bfloat16)."""
     router: Literal["activation", "float32_scores", "float32_linear", "float32_weight"] | None
     """Where a router's float32 starts: nowhere (activation), at the scores, at the linear map, or at the stored
-    weight. None: float32_scores. Source: the published code of gpt-oss (activation), Mixtral (float32_scores),
-    DeepSeek-V3 (float32_linear) and Ernie 4.5 (float32_weight)."""
+    weight. None: float32_scores. Needs a 'sparse' layer in mlp_layer_types. Source: the published code of gpt-oss
+    (activation), Mixtral (float32_scores), DeepSeek-V3 (float32_linear) and Ernie 4.5 (float32_weight)."""
     router_weights: Literal["activation", "float32"] | None
-    """The dtype of the weights that the outputs of the experts are multiplied with. None: float32. Source: the
-    published code of Qwen3-MoE (activation) and DeepSeek-V3 (float32)."""
+    """The dtype of the weights that the outputs of the experts are multiplied with. None: float32. Needs a 'sparse'
+    layer in mlp_layer_types. Source: the published code of Qwen3-MoE (activation) and DeepSeek-V3 (float32)."""
     attention_upcast: bool | None
     """Scores are products of float32 queries and keys in the plain backend; the fused ones sum in float32 anyway.
     Needs a layer of layer_types with softmax attention. Source: GPT-Neo's and GPT-J's published code."""
@@ -44,8 +48,8 @@ class Precision(TypedDict, total=False):
     """The factor embedding_multiplier belongs to the table, in the weight's dtype, and leaves `inputs_embeds` as
     they are. Needs an embedding_multiplier other than 1. Source: Gemma's published code."""
     parallel_sum_order: Literal["residual_first", "branches_first"] | None
-    """What a parallel block adds first: (x + mixer) + mlp, or x + (mixer + mlp). None: residual_first. Source:
-    GPT-J's and GPT-NeoX's published code."""
+    """What a parallel block adds first: (x + mixer) + mlp, or x + (mixer + mlp). None: residual_first. Needs a
+    parallel block_type. Source: GPT-J's and GPT-NeoX's published code."""
 
 class ZooConfig(PreTrainedConfig):
     """A decoder, described by one name or number per concept.
@@ -131,16 +135,17 @@ class ZooConfig(PreTrainedConfig):
     sliding_attention with a sliding_window, else full_attention. Source: transformers."""
     sliding_window: int | None
     """A token sees itself and window - 1 before it, in the layers that slide. Without layer_types it is one for
-    every layer. Source: Beltagy et al. 2020, arXiv 2004.05150."""
+    every layer. Needs a layer of layer_types that is one of ['sliding_attention', 'hybrid_sliding']. Source:
+    Beltagy et al. 2020, arXiv 2004.05150."""
     attention_chunk_size: int | None
-    """A token sees what is before it in its own chunk of so many tokens, in chunked_attention layers. Source: Llama
-    4 (Meta 2025)."""
+    """A token sees what is before it in its own chunk of so many tokens, in chunked_attention layers. Needs a layer
+    of layer_types that is one of ['chunked_attention']. Source: Llama 4 (Meta 2025)."""
     sparse_attention_pattern: Literal["none", "strided", "fixed", "banded"] | list[Literal["none", "strided", "fixed", "banded"]] | None
     """Factorised pattern over a full_attention layer, one name for all of them or one for each layer. Source: Child
     et al. 2019, arXiv 1904.10509, §4.2; "banded": Brown et al. 2020, arXiv 2005.14165, §2.1."""
     sparse_attention_stride: int | None
-    """Stride of the factorised patterns, in tokens; the width of a band. Source: Child et al. 2019, arXiv
-    1904.10509, §4.2."""
+    """Stride of the factorised patterns, in tokens; the width of a band. Needs a sparse_attention_pattern. Source:
+    Child et al. 2019, arXiv 1904.10509, §4.2."""
     use_bidirectional_attention: bool
     """Every token sees every other, those after it too: an encoder made of a decoder. Needs a layer of layer_types
     with softmax attention. Source: Gemma 3 embeddings (EmbeddingGemma, arXiv 2509.20354); transformers' name."""
@@ -163,25 +168,28 @@ class ZooConfig(PreTrainedConfig):
     """Projected queries, keys and values are clamped to ± this number. None: no clamp. Needs a layer of layer_types
     with softmax attention. Source: MPT (MosaicML 2023); OLMo, arXiv 2402.00838."""
     clip_qkv_position: Literal["before_norm", "after_norm"] | None
-    """Queries and keys are clamped before or after their norm. None: before_norm. Source: OLMoE, arXiv 2409.02060."""
+    """Queries and keys are clamped before or after their norm. None: before_norm. Needs clip_qkv. Source: OLMoE,
+    arXiv 2409.02060."""
     qk_norm: Literal["rms_norm", "layer_norm"] | None
     """The norm on queries and keys. None: no norm. Needs a layer of layer_types with softmax attention. Source:
     Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442."""
     qk_norm_scope: Literal["head", "full"] | None
-    """The norm goes over each head or over the full projection. None: head. Source: Qwen3, arXiv 2505.09388 (head);
-    OLMo 2, arXiv 2501.00656 (full)."""
+    """The norm goes over each head or over the full projection. None: head. Needs qk_norm. Source: Qwen3, arXiv
+    2505.09388 (head); OLMo 2, arXiv 2501.00656 (full)."""
     qk_norm_weight: Literal["shared", "per_head", "none"] | None
-    """The norm's weight is shared by the heads, one for each head, or none. None: shared. Source: Qwen3, arXiv
-    2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)."""
+    """The norm's weight is shared by the heads, one for each head, or none. None: shared. Needs qk_norm. Source:
+    Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)."""
     qk_norm_bias: bool | None
-    """A layer norm on queries and keys has a bias. Source: Phi (Microsoft 2023); Chameleon, arXiv 2405.09818."""
+    """A layer norm on queries and keys has a bias. Needs qk_norm. Source: Phi (Microsoft 2023); Chameleon, arXiv
+    2405.09818."""
     qk_norm_position: Literal["before_rope", "after_rope"] | None
-    """The norm stands before or after the rotation. None: before_rope. Source: Qwen3, arXiv 2505.09388
-    (before_rope); Llama 4, Meta 2025 (after_rope)."""
+    """The norm stands before or after the rotation. None: before_rope. Needs qk_norm. Source: Qwen3, arXiv
+    2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)."""
     qk_norm_layers: Literal["all", "rope"] | None
-    """The norm is in all layers, or in those alone that rotate. None: all. Source: Llama 4 (Meta 2025)."""
+    """The norm is in all layers, or in those alone that rotate. None: all. Needs qk_norm. Source: Llama 4 (Meta
+    2025)."""
     qk_norm_eps: float | int | None
-    """Epsilon of the norm on queries and keys. None: norm_eps. Source: own to zoo."""
+    """Epsilon of the norm on queries and keys. None: norm_eps. Needs qk_norm. Source: own to zoo."""
     attention_sinks: Literal["all", "full_attention", "sliding_attention", "chunked_attention"] | None
     """One learned logit per head takes probability and gives nothing, on the layers of this word. Needs a layer of
     layer_types with softmax attention that it names. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925; Xiao et al.
@@ -194,146 +202,192 @@ class ZooConfig(PreTrainedConfig):
     """Rate of dropout on the weights of attention, in training. Needs a layer of layer_types with softmax attention.
     Source: Vaswani et al. 2017, as published in tensor2tensor."""
     kv_lora_rank: int | None
-    """Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · head_dim.
-    Source: DeepSeek-V2, arXiv 2405.04434, §2.1."""
+    """Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · head_dim. Needs
+    attention_type='latent'. Source: DeepSeek-V2, arXiv 2405.04434, §2.1."""
     q_lora_rank: int | None
-    """Rank of the latent that queries are made of. None: one full projection. Source: DeepSeek-V2, arXiv 2405.04434,
-    §2.1.2."""
+    """Rank of the latent that queries are made of. None: one full projection. Needs attention_type='latent'. Source:
+    DeepSeek-V2, arXiv 2405.04434, §2.1.2."""
     qk_nope_head_dim: int | None
     """Channels of a head's query and key that do not rotate. None: head_dim, or hidden_size / num_attention_heads.
-    Source: DeepSeek-V2, arXiv 2405.04434, §2.1.3."""
+    Needs attention_type='latent'. Source: DeepSeek-V2, arXiv 2405.04434, §2.1.3."""
     qk_rope_head_dim: int | None
     """Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of head_dim, 0
-    without rope. Source: DeepSeek-V2, arXiv 2405.04434, §2.1.3."""
+    without rope. Needs attention_type='latent'. Source: DeepSeek-V2, arXiv 2405.04434, §2.1.3."""
     mla_norm_eps: float | int | None
-    """Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6. Source: DeepSeek-V2's published
-    code."""
+    """Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6. Needs attention_type='latent'.
+    Source: DeepSeek-V2's published code."""
     mla_scale_q_lora: bool | None
-    """Queries are multiplied by sqrt(hidden_size / q_lora_rank). Source: LongCat-Flash, arXiv 2509.01322, §2.2."""
+    """Queries are multiplied by sqrt(hidden_size / q_lora_rank). Needs attention_type='latent'. Source:
+    LongCat-Flash, arXiv 2509.01322, §2.2."""
     mla_scale_kv_lora: bool | None
-    """The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank). Source: LongCat-Flash, arXiv
-    2509.01322, §2.2."""
+    """The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank). Needs
+    attention_type='latent'. Source: LongCat-Flash, arXiv 2509.01322, §2.2."""
     scale_attn_by_mscale: bool | None
     """Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters have an
-    mscale_all_dim and a rope_type other than default. None: yes, with rope. Source: YaRN, arXiv 2309.00071, §3.4,
-    as DeepSeek-V2 applies it."""
+    mscale_all_dim and a rope_type other than default. None: yes, with rope. Needs attention_type='latent'.
+    Source: YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it."""
     index_topk: int | None
-    """How many keys the indexer chooses for each query. None: 2048. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
+    """How many keys the indexer chooses for each query. None: 2048. Needs an 'indexed_attention' layer in
+    layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
     index_n_heads: int | None
-    """Heads of the indexer. None: 64. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
+    """Heads of the indexer. None: 64. Needs an 'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2,
+    arXiv 2512.02556, §2.1."""
     index_head_dim: int | None
-    """Channels of a head of the indexer. None: 128. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
+    """Channels of a head of the indexer. None: 128. Needs an 'indexed_attention' layer in layer_types. Source:
+    DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
     indexer_types: list[Literal["full", "shared", "none"]] | None
     """For each layer: "full" has an indexer, "shared" takes what the last one before it chose, "none" is every other
-    layer. None: "full" in every indexed layer. Source: GLM-5, arXiv 2603.12201."""
+    layer. None: "full" in every indexed layer. Needs an 'indexed_attention' layer in layer_types. Source: GLM-5,
+    arXiv 2603.12201."""
     indexer_rope_interleave: bool | None
-    """Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says. Source:
-    DeepSeek-V3.2's published code."""
+    """Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says. Needs an
+    'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2's published code."""
     indexer_loss_coef: float | int | None
-    """Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0. Source: DeepSeek-V3.2,
-    arXiv 2512.02556, §2.1.1."""
+    """Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0. Needs an
+    'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
     indexer_warmup: bool | None
-    """Attention is dense and the divergence goes over all keys, instead of over the selected ones. Source:
-    DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
+    """Attention is dense and the divergence goes over all keys, instead of over the selected ones. Needs an
+    'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
     linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None
-    """The recurrence or convolution, one name for all layers that have one or one for each layer. Source: arXiv
-    2412.06464 (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), 2006.16236
-    (linear_attention), 2312.06635 (gated_linear_attention), 2401.04658 (lightning_attention), 2405.21060
-    (mamba2), 2312.00752 (mamba), 2402.19427 (rg_lru), LFM2, Liquid AI 2025 (short_conv)."""
+    """The recurrence or convolution, one name for all layers that have one or one for each layer. Needs a layer of
+    layer_types that is one of ['linear_attention', 'conv', 'hybrid', 'hybrid_sliding']. Source: arXiv 2412.06464
+    (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), 2006.16236 (linear_attention),
+    2312.06635 (gated_linear_attention), 2401.04658 (lightning_attention), 2405.21060 (mamba2), 2312.00752
+    (mamba), 2402.19427 (rg_lru), LFM2, Liquid AI 2025 (short_conv)."""
     linear_num_key_heads: int | None
-    """Heads of queries and keys; groups of a state space model; unused in a gated unit. Source: Qwen3-Next (Qwen
-    2025); Mamba-2, arXiv 2405.21060, §8."""
+    """Heads of queries and keys; groups of a state space model; unused in a gated unit. Needs a
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025);
+    Mamba-2, arXiv 2405.21060, §8."""
     linear_num_value_heads: int | None
-    """Heads of values, a multiple of those of keys; heads of a state space model; blocks of a gated unit. Source:
-    Qwen3-Next (Qwen 2025); Mamba-2, arXiv 2405.21060, §8; Griffin, arXiv 2402.19427."""
+    """Heads of values, a multiple of those of keys; heads of a state space model; blocks of a gated unit. Needs a
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025);
+    Mamba-2, arXiv 2405.21060, §8; Griffin, arXiv 2402.19427."""
     linear_key_head_dim: int | None
-    """Channels of a head of queries and keys; states of a state space model. Source: Qwen3-Next (Qwen 2025); Mamba,
-    arXiv 2312.00752."""
+    """Channels of a head of queries and keys; states of a state space model. Needs a linear_attention_type of
+    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
+    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025); Mamba, arXiv 2312.00752."""
     linear_value_head_dim: int | None
-    """Channels of a head of values; of a head of a state space model; of a block of a gated unit. Source: Qwen3-Next
-    (Qwen 2025); Mamba-2, arXiv 2405.21060."""
+    """Channels of a head of values; of a head of a state space model; of a block of a gated unit. Needs a
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025);
+    Mamba-2, arXiv 2405.21060."""
     linear_bias: bool | None
-    """The projections into and out of the mixer have biases. Source: Mamba's published code."""
+    """The projections into and out of the mixer have biases. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
+    'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba's published code."""
     linear_conv_kernel_dim: int | None
-    """Taps of the causal convolution on what is projected, 0 for none. Source: Mamba, arXiv 2312.00752, §3.4; H3,
+    """Taps of the causal convolution on what is projected, 0 for none. Needs a linear_attention_type of
+    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
+    'lightning_attention', 'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4; H3,
     arXiv 2212.14052."""
     linear_conv_bias: bool | None
-    """The convolution has a bias. Source: Mamba's published code."""
+    """The convolution has a bias. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention',
+    'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
+    'short_conv']. Source: Mamba's published code."""
     linear_act: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
-    """Activation behind the convolution. Source: Mamba, arXiv 2312.00752, §3.4."""
+    """Activation behind the convolution. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
+    'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4."""
     linear_qk_norm: Literal["l2", "none"] | None
-    """Queries and keys are brought to length 1, or not. Source: Yang et al. 2024, arXiv 2406.06484, §3.4."""
+    """Queries and keys are brought to length 1, or not. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net']. Source: Yang et al. 2024, arXiv 2406.06484, §3.4."""
     linear_feature_map: Literal["none", "elu_plus_one", "relu"] | None
-    """Map that makes queries and keys positive. Source: Katharopoulos et al. 2020, arXiv 2006.16236, §3.2.1."""
+    """Map that makes queries and keys positive. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention'].
+    Source: Katharopoulos et al. 2020, arXiv 2006.16236, §3.2.1."""
     linear_attention_multiplier: float | int | None
-    """Scale of the outputs. None: linear_key_head_dim ** -0.5. Source: own to zoo."""
+    """Scale of the outputs. None: linear_key_head_dim ** -0.5. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention'].
+    Source: own to zoo."""
     linear_decay: Literal["softplus", "bounded_sigmoid", "log_sigmoid", "constant"] | None
     """How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear attention, or a
-    constant per head. modeling_zoo/recurrent_decays.py has the formulas. Source: Mamba, arXiv 2312.00752; Yang et
-    al. 2023, arXiv 2312.06635; Qin et al. 2024, arXiv 2401.04658."""
+    constant per head. modeling_zoo/recurrent_decays.py has the formulas. Needs a linear_attention_type of
+    ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention', 'lightning_attention']. Source: Mamba,
+    arXiv 2312.00752; Yang et al. 2023, arXiv 2312.06635; Qin et al. 2024, arXiv 2401.04658."""
     linear_decay_granularity: Literal["head", "channel"] | None
-    """The decay is one number per head or one per channel of the keys. Source: Gated DeltaNet, arXiv 2412.06464
-    (head); Kimi Linear, arXiv 2510.26692 (channel)."""
+    """The decay is one number per head or one per channel of the keys. Needs a linear_attention_type of
+    ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source: Gated DeltaNet, arXiv
+    2412.06464 (head); Kimi Linear, arXiv 2510.26692 (channel)."""
     linear_decay_rank: int | None
-    """Width of the narrow projection that the decay comes through. None: one projection, without a narrow one.
-    Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
+    """Width of the narrow projection that the decay comes through. None: one projection, without a narrow one. Needs
+    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source: Yang
+    et al. 2023, arXiv 2312.06635, §4.4."""
     linear_lower_bound: float | int | None
-    """The bound of a bounded_sigmoid decay, below 0. Source: Ling 3's published code."""
+    """The bound of a bounded_sigmoid decay, below 0. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention']. Source: Ling 3's published code."""
     linear_decay_normalizer: float | int | None
-    """The divisor of a log_sigmoid decay. None: 16. Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
+    """The divisor of a log_sigmoid decay. None: 16. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention']. Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
     linear_allow_neg_eigval: bool | None
-    """Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction. Source: Grazzi et
-    al. 2024, arXiv 2411.12537."""
+    """Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction. Needs a
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net']. Source: Grazzi et al. 2024,
+    arXiv 2411.12537."""
     linear_output_norm: Literal["head", "group", "full", "none"] | None
-    """RMS norm of the output over each head, each group of heads, all of it, or none. Source: Mamba-2, arXiv
-    2405.21060, §7.1 (group); RetNet, arXiv 2307.08621 (head)."""
+    """RMS norm of the output over each head, each group of heads, all of it, or none. Needs a linear_attention_type
+    of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
+    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2, arXiv 2405.21060, §7.1 (group); RetNet,
+    arXiv 2307.08621 (head)."""
     linear_norm_before_gate: bool | None
-    """The output is normed before it is gated, instead of after. Source: Mamba-2's published code (after); Gated
+    """The output is normed before it is gated, instead of after. Needs a linear_attention_type of
+    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
+    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2's published code (after); Gated
     DeltaNet's (before)."""
     linear_norm_eps: float | int | None
-    """Epsilon of the norms in the mixer. None: norm_eps. Source: own to zoo."""
+    """Epsilon of the norms in the mixer. None: norm_eps. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
+    'mamba2', 'mamba', 'rg_lru']. Source: own to zoo."""
     linear_output_gate: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
-    """Activation of the gate on the output, "none" for no gate. Source: Mamba, arXiv 2312.00752, §3.4; RetNet, arXiv
-    2307.08621."""
+    """Activation of the gate on the output, "none" for no gate. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
+    'mamba2', 'mamba', 'rg_lru']. Source: Mamba, arXiv 2312.00752, §3.4; RetNet, arXiv 2307.08621."""
     linear_gate_rank: int | None
-    """Width of the narrow projection that the gate comes through. None: one projection, without a narrow one.
-    Source: Kimi Linear, arXiv 2510.26692."""
+    """Width of the narrow projection that the gate comes through. None: one projection, without a narrow one. Needs
+    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention']. Source: Kimi Linear, arXiv 2510.26692."""
     time_step_limit: list[float | int | None] | None
-    """Bounds [low, high] of a state space model's time steps, None for open. Source: Mamba-2's published code."""
+    """Bounds [low, high] of a state space model's time steps, None for open. Needs a linear_attention_type of
+    ['mamba2']. Source: Mamba-2's published code."""
     time_step_rank: int | None
-    """Width of the projection that the time steps come through. None: hidden_size / 16, rounded up. Source: Mamba,
-    arXiv 2312.00752, §3.6."""
+    """Width of the projection that the time steps come through. None: hidden_size / 16, rounded up. Needs a
+    linear_attention_type of ['mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
     linear_step_norm: Literal["none", "rms_norm", "rms_norm_without_weight"] | None
-    """Norm on the time steps, B and C of a Mamba layer. Source: Jamba, arXiv 2403.19887, §6.4; FalconMamba, arXiv
-    2410.05355 (without a weight)."""
+    """Norm on the time steps, B and C of a Mamba layer. Needs a linear_attention_type of ['mamba']. Source: Jamba,
+    arXiv 2403.19887, §6.4; FalconMamba, arXiv 2410.05355 (without a weight)."""
     time_step_min: float | int | None
-    """Least initial time step. None: 0.001. Source: Mamba, arXiv 2312.00752, §3.6."""
+    """Least initial time step. None: 0.001. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
     time_step_max: float | int | None
-    """Largest initial time step. None: 0.1. Source: Mamba, arXiv 2312.00752, §3.6."""
+    """Largest initial time step. None: 0.1. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
     time_step_floor: float | int | None
-    """Initial time steps are raised to this number. None: 1e-4. Source: Mamba's published code."""
+    """Initial time steps are raised to this number. None: 1e-4. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba's published code."""
     linear_in_multiplier: float | int | None
-    """Factor on the input of a state space model. None: 1. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
-    linear_out_multiplier: float | int | None
-    """Factor on the output of a state space model. None: 1. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
-    linear_section_multipliers: list[float | int] | None
-    """Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each. Source:
+    """Factor on the input of a state space model. None: 1. Needs a linear_attention_type of ['mamba2']. Source:
     Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
+    linear_out_multiplier: float | int | None
+    """Factor on the output of a state space model. None: 1. Needs a linear_attention_type of ['mamba2']. Source:
+    Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
+    linear_section_multipliers: list[float | int] | None
+    """Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each. Needs a
+    linear_attention_type of ['mamba2']. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
     attention_in_multiplier: float | int | None
-    """Factor on the input of the attention beside a recurrence. None: 1. Source: Falcon-H1, arXiv 2507.22448, §3.2
-    (muP)."""
+    """Factor on the input of the attention beside a recurrence. None: 1. Needs a layer of layer_types that is one of
+    ['hybrid', 'hybrid_sliding']. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
     attention_out_multiplier: float | int | None
-    """Factor on the output of the attention beside a recurrence. None: 1. Source: Falcon-H1, arXiv 2507.22448, §3.2
-    (muP)."""
+    """Factor on the output of the attention beside a recurrence. None: 1. Needs a layer of layer_types that is one
+    of ['hybrid', 'hybrid_sliding']. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
     num_mem_blocks: int | None
-    """How many shared blocks take turns over the layers with block_type "shared_block". None: 1. Source: Glorioso et
-    al. 2024, Zamba, arXiv 2405.16712; Zamba2's name."""
+    """How many shared blocks take turns over the layers with block_type "shared_block". None: 1. Needs a block_type
+    'shared_block'. Source: Glorioso et al. 2024, Zamba, arXiv 2405.16712; Zamba2's name."""
     shared_attention_adapter_rank: int | None
-    """Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing. Source:
-    Zamba2, arXiv 2411.15242."""
+    """Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing. Needs a
+    block_type 'shared_block'. Source: Zamba2, arXiv 2411.15242."""
     shared_mlp_adapter_rank: int | None
-    """Rank of what each of those layers adds to the first projection of the shared block's MLP. None: nothing.
-    Source: Zamba2, arXiv 2411.15242."""
+    """Rank of what each of those layers adds to the first projection of the shared block's MLP. None: nothing. Needs
+    a block_type 'shared_block'. Source: Zamba2, arXiv 2411.15242."""
     position_embedding_type: Literal["rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none"]
     """How a model knows where a token stands. "transformer_xl": each layer scores distances with projections of its
     own; "relative": T5's bias by bucket. Source: Su et al. 2021, arXiv 2104.09864 (rope); Press et al. 2022,
@@ -352,36 +406,39 @@ class ZooConfig(PreTrainedConfig):
     (yes; GPT-J); GPT-NeoX, arXiv 2204.06745 (no)."""
     no_rope_layers: list[int] | None
     """One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
-    Source: Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name."""
+    Needs position_embedding_type='rope'. Source: Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name."""
     position_offset: int | None
-    """The number of the first position: rows skipped at the start of a learned table. None: 0. Source: fairseq's
-    published code (2, as OPT and XGLM have it)."""
+    """The number of the first position: rows skipped at the start of a learned table. None: 0. Needs learned or
+    sinusoidal positions. Source: fairseq's published code (2, as OPT and XGLM have it)."""
     sinusoid_layout: Literal["interleaved", "halves", "closed_halves"] | None
     """Order of the sinusoids: sine and cosine in turn (interleaved), sines before cosines (halves), or so with wave
-    lengths from 1 to 10000 inclusive (closed_halves). None: interleaved. Source: Vaswani et al. 2017, §3.5; CTRL,
-    arXiv 1909.05858; tensor2tensor."""
+    lengths from 1 to 10000 inclusive (closed_halves). None: interleaved. Needs
+    position_embedding_type='sinusoidal'. Source: Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858;
+    tensor2tensor."""
     position_ids_from_mask: bool
-    """Where no positions are given they count the attended tokens, so that padding takes none. Source: OPT's
-    published code."""
+    """Where no positions are given they count the attended tokens, so that padding takes none. Needs learned or
+    sinusoidal positions. Source: OPT's published code."""
     alibi_scaled: bool | None
-    """The bias of ALiBi is multiplied by the attention scale. Source: Falcon's published code."""
+    """The bias of ALiBi is multiplied by the attention scale. Needs position_embedding_type='alibi'. Source:
+    Falcon's published code."""
     relative_attention_num_buckets: int | None
-    """Buckets of the relative bias, of which there is one table for all layers. None: 32. Source: Raffel et al.
-    2020, arXiv 1910.10683, §2.1."""
+    """Buckets of the relative bias, of which there is one table for all layers. None: 32. Needs
+    position_embedding_type='relative'. Source: Raffel et al. 2020, arXiv 1910.10683, §2.1."""
     relative_attention_max_distance: int | None
-    """Distance from which on all share the last bucket. None: 128. Source: Raffel et al. 2020, arXiv 1910.10683,
-    §2.1."""
+    """Distance from which on all share the last bucket. None: 128. Needs position_embedding_type='relative'. Source:
+    Raffel et al. 2020, arXiv 1910.10683, §2.1."""
     attn_temperature_layers: Literal["all", "rope", "no_rope"] | None
     """Queries are multiplied by 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)): in all layers,
     in those that rotate, or in those that do not. None: nowhere. Needs a layer with softmax attention that it
     names (no_rope_layers says which rotate). Source: Nakanishi 2025, arXiv 2501.19399; Llama 4 (Meta 2025)."""
     attn_scale: float | int | None
-    """Strength of the query temperature. Source: Llama 4 (Meta 2025)."""
+    """Strength of the query temperature. Needs attn_temperature_layers. Source: Llama 4 (Meta 2025)."""
     floor_scale: float | int | None
-    """How many positions a step of the query temperature lasts. Source: Llama 4 (Meta 2025)."""
+    """How many positions a step of the query temperature lasts. Needs attn_temperature_layers. Source: Llama 4 (Meta
+    2025)."""
     attn_temperature_offset: int | None
-    """Added to the position before the steps are counted. None: 0. Source: Llama 4's published code (1); Ministral
-    3's (0)."""
+    """Added to the position before the steps are counted. None: 0. Needs attn_temperature_layers. Source: Llama 4's
+    published code (1); Ministral 3's (0)."""
     norm_type: Literal["rms_norm", "layer_norm"]
     """The norm of the residual stream. Source: Zhang & Sennrich 2019, arXiv 1910.07467 (rms_norm); Ba et al. 2016,
     arXiv 1607.06450 (layer_norm)."""
@@ -404,34 +461,41 @@ class ZooConfig(PreTrainedConfig):
     3 (IBM 2024)."""
     full_attn_alpha_factor: float | int | None
     """The α of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm.
-    None: 1. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    None: 1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
+    2203.00555; MiniMax-01, arXiv 2501.08313."""
     full_attn_beta_factor: float | int | None
     """The β of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm.
-    None: 1. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    None: 1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
+    2203.00555; MiniMax-01, arXiv 2501.08313."""
     linear_attn_alpha_factor: float | int | None
     """The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None:
-    1. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
+    2203.00555; MiniMax-01, arXiv 2501.08313."""
     linear_attn_beta_factor: float | int | None
     """The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None:
-    1. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
+    2203.00555; MiniMax-01, arXiv 2501.08313."""
     mlp_alpha_factor: float | int | None
     """The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
-    Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555;
+    MiniMax-01, arXiv 2501.08313."""
     mlp_beta_factor: float | int | None
     """The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
-    Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313."""
+    Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555;
+    MiniMax-01, arXiv 2501.08313."""
     embedding_norm: bool
     """A norm stands on the embeddings. Source: BLOOM, arXiv 2211.05100, §3.2."""
     final_norm: bool
     """A norm stands before the head. Source: Radford et al. 2019 (GPT-2), §2.3."""
     hc_mult: int | None
-    """How many residual streams there are. None: 4. Source: Zhu et al. 2024, arXiv 2409.19606."""
+    """How many residual streams there are. None: 4. Needs block_type='hyper_connection'. Source: Zhu et al. 2024,
+    arXiv 2409.19606."""
     hc_sinkhorn_iters: int | None
-    """Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20. Source: Xie et al. 2025, arXiv
-    2512.24880."""
+    """Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20. Needs
+    block_type='hyper_connection'. Source: Xie et al. 2025, arXiv 2512.24880."""
     hc_eps: float | int | None
-    """Added to weights and sums so that nothing is divided by zero. None: 1e-6. Source: DeepSeek-V4's published
-    code."""
+    """Added to weights and sums so that nothing is divided by zero. None: 1e-6. Needs block_type='hyper_connection'.
+    Source: DeepSeek-V4's published code."""
     num_kv_shared_layers: int
     """So many last layers have no keys and values of their own and read those of the last layer before them that has
     the same word in layer_types; they cache nothing. Source: Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's
@@ -440,91 +504,104 @@ class ZooConfig(PreTrainedConfig):
     """Channels of the row that each layer has of every token in a second table. None: no such table. Source: Gemma
     3n (Google 2025)."""
     vocab_size_per_layer_input: int | None
-    """Tokens of that second table. None: vocab_size. Source: Gemma 3n (Google 2025)."""
+    """Tokens of that second table. None: vocab_size. Needs hidden_size_per_layer_input. Source: Gemma 3n (Google
+    2025)."""
     num_experts: int | None
     """How many routed experts a sparse layer has. Source: Shazeer et al. 2017, arXiv 1701.06538."""
     num_experts_per_tok: int | None
-    """How many experts a token goes to. Source: Shazeer et al. 2017, arXiv 1701.06538."""
+    """How many experts a token goes to. Needs a 'sparse' layer in mlp_layer_types. Source: Shazeer et al. 2017,
+    arXiv 1701.06538."""
     moe_intermediate_size: int | None
-    """Inner width of a routed expert. None: intermediate_size. Source: DeepSeekMoE, Dai et al. 2024, arXiv
-    2401.06066, §3.1."""
+    """Inner width of a routed expert. None: intermediate_size. Needs a 'sparse' layer in mlp_layer_types. Source:
+    DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, §3.1."""
     moe_latent_size: int | None
-    """Width of the space the experts work in, between two projections of the layer's own. None: hidden_size. Source:
-    Nemotron 3 (NVIDIA 2025)."""
+    """Width of the space the experts work in, between two projections of the layer's own. None: hidden_size. Needs a
+    'sparse' layer in mlp_layer_types. Source: Nemotron 3 (NVIDIA 2025)."""
     zero_expert_num: int | None
-    """Further ids of the router that cost nothing. None: no such ids. Source: MoE++, Jin et al. 2024, arXiv
-    2410.07348; LongCat-Flash, arXiv 2509.01322."""
+    """Further ids of the router that cost nothing. None: no such ids. Needs a 'sparse' layer in mlp_layer_types.
+    Source: MoE++, Jin et al. 2024, arXiv 2410.07348; LongCat-Flash, arXiv 2509.01322."""
     zero_expert_type: Literal["identity", "zero"] | None
-    """A zero expert gives the token back, or zero. None: identity. Source: MoE++, Jin et al. 2024, arXiv 2410.07348,
-    §3.1; LongCat-Flash, arXiv 2509.01322."""
+    """A zero expert gives the token back, or zero. None: identity. Needs zero_expert_num. Source: MoE++, Jin et al.
+    2024, arXiv 2410.07348, §3.1; LongCat-Flash, arXiv 2509.01322."""
     expert_bias: bool | None
     """The projections of the experts have biases. gated_mlp and hidden_act say what an expert computes, as for a
-    dense layer. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
+    dense layer. Needs a 'sparse' layer in mlp_layer_types. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
     swiglu_limit: float | int | None
     """In routed and shared experts the gate is cut at this limit, the other half at ± the limit. None: neither.
-    Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
+    Needs gated_mlp=True. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
     swiglu_alpha: float | int | None
-    """The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act. Source: gpt-oss (OpenAI
-    2025), arXiv 2508.10925."""
+    """The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act. Needs gated_mlp=True.
+    Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
     swiglu_up_offset: float | int | None
-    """Added to the half of an expert that the gate multiplies. None: 0. Source: gpt-oss (OpenAI 2025), arXiv
-    2508.10925 (1)."""
+    """Added to the half of an expert that the gate multiplies. None: 0. Needs gated_mlp=True. Source: gpt-oss
+    (OpenAI 2025), arXiv 2508.10925 (1)."""
     scoring_func: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"] | None
     """Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. None:
-    softmax. Source: Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 (sigmoid); DeepSeek-V4
-    (sqrtsoftplus); Liu et al. 2024, arXiv 2409.12136 (sparsemixer)."""
+    softmax. Needs a 'sparse' layer in mlp_layer_types. Source: Shazeer et al. 2017, arXiv 1701.06538;
+    DeepSeek-V3, arXiv 2412.19437 (sigmoid); DeepSeek-V4 (sqrtsoftplus); Liu et al. 2024, arXiv 2409.12136
+    (sparsemixer)."""
     sparsemixer_jitter_eps: float | int | None
-    """Half of the threshold of sparsemixer. None: 0.01. Source: Liu et al. 2024, arXiv 2409.12136."""
+    """Half of the threshold of sparsemixer. None: 0.01. Needs scoring_func='sparsemixer'. Source: Liu et al. 2024,
+    arXiv 2409.12136."""
     score_after_topk: bool | None
-    """Experts are selected by their logits and the selected ones alone are scored, instead of all before. Source:
-    gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)."""
+    """Experts are selected by their logits and the selected ones alone are scored, instead of all before. Needs a
+    'sparse' layer in mlp_layer_types. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)."""
     norm_topk_prob: bool | None
     """Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to one as
-    they are or scoring_func is sparsemixer. Source: Lepikhin et al. 2020, GShard, arXiv 2006.16668; Mixtral,
-    arXiv 2401.04088."""
+    they are or scoring_func is sparsemixer. Needs a 'sparse' layer in mlp_layer_types. Source: Lepikhin et al.
+    2020, GShard, arXiv 2006.16668; Mixtral, arXiv 2401.04088."""
     norm_topk_eps: float | int | None
-    """The eps in that division. None: 1e-20. Source: DeepSeek-V3's published code."""
+    """The eps in that division. None: 1e-20. Needs norm_topk_prob=True. Source: DeepSeek-V3's published code."""
     norm_topk_min: float | int | None
-    """The min in that division. None: no such bound. Source: Ernie 4.5's published code."""
+    """The min in that division. None: no such bound. Needs norm_topk_prob=True. Source: Ernie 4.5's published code."""
     routed_scaling_factor: float | int | None
-    """Factor on the weights of the experts, after their division. None: 1. Source: DeepSeek-V2, arXiv 2405.04434."""
+    """Factor on the weights of the experts, after their division. None: 1. Needs a 'sparse' layer in
+    mlp_layer_types. Source: DeepSeek-V2, arXiv 2405.04434."""
     n_group: int | None
-    """Experts are selected within the best topk_group of so many groups. None: no groups. Source: DeepSeek-V2, arXiv
-    2405.04434, §2.2.2."""
+    """Experts are selected within the best topk_group of so many groups. None: no groups. Needs a 'sparse' layer in
+    mlp_layer_types. Source: DeepSeek-V2, arXiv 2405.04434, §2.2.2."""
     topk_group: int | None
-    """How many groups a token's experts come from. Source: DeepSeek-V2, arXiv 2405.04434, §2.2.2."""
+    """How many groups a token's experts come from. Needs n_group. Source: DeepSeek-V2, arXiv 2405.04434, §2.2.2."""
     group_score: Literal["top2_sum", "max"] | None
-    """Score of a group: the sum of its two best experts, or its best one. None: top2_sum. Source: DeepSeek-V3, arXiv
-    2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)."""
+    """Score of a group: the sum of its two best experts, or its best one. None: top2_sum. Needs n_group. Source:
+    DeepSeek-V3, arXiv 2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)."""
     group_mask_value: Literal["-inf", "zero"] | None
-    """What the scores of experts outside the chosen groups are set to before the selection. None: -inf. Source:
-    DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)."""
+    """What the scores of experts outside the chosen groups are set to before the selection. None: -inf. Needs
+    n_group. Source: DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)."""
     use_score_correction_bias: bool | None
-    """A bias per expert counts in the selection, not in the weights. Source: Wang et al. 2024, arXiv 2408.15664;
-    DeepSeek-V3, arXiv 2412.19437."""
+    """A bias per expert counts in the selection, not in the weights. Needs a 'sparse' layer in mlp_layer_types.
+    Source: Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437."""
     router_bias: bool | None
-    """The router has a learned bias on its logits. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
+    """The router has a learned bias on its logits. Needs a 'sparse' layer in mlp_layer_types. Source: gpt-oss
+    (OpenAI 2025), arXiv 2508.10925."""
     apply_router_weight_on_input: bool | None
-    """The weight multiplies an expert's input instead of its output. Source: Llama 4 (Meta 2025)."""
+    """The weight multiplies an expert's input instead of its output. Needs a 'sparse' layer in mlp_layer_types.
+    Source: Llama 4 (Meta 2025)."""
     router_input_norm: bool | None
-    """What the router reads passes an RMS norm with a weight first. Source: Gemma 4's published code."""
+    """What the router reads passes an RMS norm with a weight first. Needs a 'sparse' layer in mlp_layer_types.
+    Source: Gemma 4's published code."""
     router_input_multiplier: float | int | None
-    """Constant factor on what the router reads, behind its norm. None: 1. Source: Gemma 4's published code."""
+    """Constant factor on what the router reads, behind its norm. None: 1. Needs router_input_norm=True. Source:
+    Gemma 4's published code."""
     router_per_expert_scale: bool | None
-    """A learned factor per expert on the weights. Source: Gemma 4's published code."""
+    """A learned factor per expert on the weights. Needs a 'sparse' layer in mlp_layer_types. Source: Gemma 4's
+    published code."""
     router_jitter_noise: float | int | None
-    """In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0. Source: Switch
-    Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4."""
+    """In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0. Needs a 'sparse' layer
+    in mlp_layer_types. Source: Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4."""
     n_shared_experts: int | None
     """How many experts every token visits, computed as one MLP. None: 0, or 1 with a
-    shared_expert_intermediate_size. Source: DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, §3.2."""
+    shared_expert_intermediate_size. Needs a 'sparse' layer in mlp_layer_types. Source: DeepSeekMoE, Dai et al.
+    2024, arXiv 2401.06066, §3.2."""
     shared_expert_intermediate_size: int | None
-    """Inner width of that MLP. None: n_shared_experts · moe_intermediate_size. Source: Qwen1.5-MoE (Qwen 2024)."""
+    """Inner width of that MLP. None: n_shared_experts · moe_intermediate_size. Needs a 'sparse' layer in
+    mlp_layer_types. Source: Qwen1.5-MoE (Qwen 2024)."""
     shared_expert_gate: bool | None
-    """A sigmoid gate, one number per token, on the output of the shared experts. Source: Qwen1.5-MoE (Qwen 2024)."""
+    """A sigmoid gate, one number per token, on the output of the shared experts. Needs n_shared_experts. Source:
+    Qwen1.5-MoE (Qwen 2024)."""
     shared_expert_combination_strategy: Literal["sum", "average"] | None
-    """The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum. Source:
-    DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)."""
+    """The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum. Needs
+    n_shared_experts. Source: DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)."""
     gated_mlp: bool
     """An MLP is down(act(gate x) · up x) instead of down(act(up x)). Needs a layer with an MLP, which
     block_type='mixer_only' has not. Source: Shazeer 2020, arXiv 2002.05202."""
@@ -548,14 +625,14 @@ class ZooConfig(PreTrainedConfig):
     """Where this implementation rounds, key by key; a key that is left out is what the concept has by default."""
     output_router_logits: bool | None
     """Whether the balance loss and the z-loss of routers are added to the loss. True: always, and router logits are
-    returned; False: never, whatever the coefficients; None: in training alone, and no logits are returned.
-    Source: transformers."""
+    returned; False: never, whatever the coefficients; None: in training alone, and no logits are returned. Needs
+    a 'sparse' layer in mlp_layer_types. Source: transformers."""
     router_aux_loss_coef: float | int | None
-    """Factor on the loss that balances the experts. None: 0. Source: Switch Transformer, Fedus et al. 2021, arXiv
-    2101.03961, §2.2."""
+    """Factor on the loss that balances the experts. None: 0. Needs a 'sparse' layer in mlp_layer_types. Source:
+    Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.2."""
     router_z_loss_coef: float | int | None
-    """Factor on the mean square of log Z of the router. None: 0. Source: ST-MoE, Zoph et al. 2022, arXiv 2202.08906,
-    eq. 5."""
+    """Factor on the mean square of log Z of the router. None: 0. Needs a 'sparse' layer in mlp_layer_types. Source:
+    ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5."""
     output_z_loss_coef: float | int
     """Factor on log² Z of the vocabulary's softmax, which keeps Z near one; PaLM has 1e-4. Source: PaLM, Chowdhery
     et al. 2022, arXiv 2204.02311, §5."""

@@ -1,13 +1,22 @@
 """What a layer must have for a field to be read, and the check that every field that is set is read by one.
 
 A field says its need beside its kind: `flag(needs="softmax")`. A value other than the field's default that no layer
-reads is refused, never ignored.
+reads is refused, never ignored: here for what a layer must have (`NEEDS`), by the checks of its group for what the
+model must have (`GROUP_NEEDS`).
 """
 
 from typing import Any
 
 from .field_settings import described
-from .vocabulary import ATTENDING_LAYERS
+from .vocabulary import (
+    ATTENDING_LAYERS,
+    CHUNKED,
+    HYBRID_LAYERS,
+    HYBRID_SLIDING,
+    SLIDING,
+    WEIGHTED_BLOCKS,
+    WITH_RECURRENCE,
+)
 
 
 class UnreadField(ValueError):
@@ -76,6 +85,37 @@ NEEDS = {
     "norm weight": (has_norm_weight, "a norm with a weight (norm_elementwise_affine=True)"),
     "scaled embedding": (has_scaled_embedding, "an embedding_multiplier other than 1"),
 }
+# What the checks of the groups ask of the whole model, in their words. fields_linear.py has what each recurrence reads.
+GROUP_NEEDS = {
+    "sparse layer": "a 'sparse' layer in mlp_layer_types",
+    "zero_expert_num": "zero_expert_num",
+    "gated_mlp": "gated_mlp=True",
+    "sparsemixer": "scoring_func='sparsemixer'",
+    "norm_topk_prob": "norm_topk_prob=True",
+    "n_group": "n_group",
+    "router_input_norm": "router_input_norm=True",
+    "n_shared_experts": "n_shared_experts",
+    "latent": "attention_type='latent'",
+    "indexed layer": "an 'indexed_attention' layer in layer_types",
+    "qk_norm": "qk_norm",
+    "clip_qkv": "clip_qkv",
+    "sliding layer": f"a layer of layer_types that is one of {[SLIDING, HYBRID_SLIDING]}",
+    "chunked layer": f"a layer of layer_types that is one of {[CHUNKED]}",
+    "sparse pattern": "a sparse_attention_pattern",
+    "hyper-connections": "block_type='hyper_connection'",
+    "per-layer input": "hidden_size_per_layer_input",
+    "weighted residual": f"a block_type of {list(WEIGHTED_BLOCKS)}",
+    "rope": "position_embedding_type='rope'",
+    "sinusoidal": "position_embedding_type='sinusoidal'",
+    "alibi": "position_embedding_type='alibi'",
+    "relative": "position_embedding_type='relative'",
+    "absolute positions": "learned or sinusoidal positions",
+    "attn_temperature_layers": "attn_temperature_layers",
+    "shared block": "a block_type 'shared_block'",
+    "parallel block": "a parallel block_type",
+    "hybrid layer": f"a layer of layer_types that is one of {list(HYBRID_LAYERS)}",
+    "recurrent layer": f"a layer of layer_types that is one of {list(WITH_RECURRENCE)}",
+}
 
 
 def says_something(field, value: Any) -> bool:
@@ -87,7 +127,7 @@ def says_something(field, value: Any) -> bool:
 def is_read(config, name: str) -> bool:
     """Whether a layer of a config reads a field that says what it needs, whatever its value."""
     need = described(type(config))[name].metadata.get("needs")
-    return need is not None and any(NEEDS[need][0](layer, index) for index, layer in enumerate(config.per_layer_config))
+    return need in NEEDS and any(NEEDS[need][0](layer, index) for index, layer in enumerate(config.per_layer_config))
 
 
 def refuse_unread(config) -> None:
@@ -95,7 +135,7 @@ def refuse_unread(config) -> None:
     layers = list(config.per_layer_config)
     for name, field in described(type(config)).items():
         need = field.metadata.get("needs")
-        if need is None:
+        if need not in NEEDS:
             continue
         values = [getattr(layer, name) for layer in (layers if config.is_heterogeneous else [config])]
         said = [value for value in values if says_something(field, value)]

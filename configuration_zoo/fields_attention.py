@@ -98,11 +98,13 @@ class AttentionFields:
         source="transformers",
     )
     sliding_window: int | None = length(
+        needs="sliding layer",
         meaning="A token sees itself and window - 1 before it, in the layers that slide. Without layer_types it is "
         "one for every layer.",
         source="Beltagy et al. 2020, arXiv 2004.05150",
     )
     attention_chunk_size: int | None = length(
+        needs="chunked layer",
         meaning="A token sees what is before it in its own chunk of so many tokens, in chunked_attention layers.",
         source="Llama 4 (Meta 2025)",
     )
@@ -112,6 +114,7 @@ class AttentionFields:
         source='Child et al. 2019, arXiv 1904.10509, §4.2; "banded": Brown et al. 2020, arXiv 2005.14165, §2.1',
     )
     sparse_attention_stride: int | None = length(
+        needs="sparse pattern",
         meaning="Stride of the factorised patterns, in tokens; the width of a band.",
         source="Child et al. 2019, arXiv 1904.10509, §4.2",
     )
@@ -153,6 +156,7 @@ class AttentionFields:
     )
     clip_qkv_position: str | None = choice(
         CLIP_POSITIONS,
+        needs="clip_qkv",
         meaning="Queries and keys are clamped before or after their norm. None: before_norm.",
         source="OLMoE, arXiv 2409.02060",
     )
@@ -164,30 +168,36 @@ class AttentionFields:
     )
     qk_norm_scope: str | None = choice(
         QK_NORM_SCOPES,
+        needs="qk_norm",
         meaning="The norm goes over each head or over the full projection. None: head.",
         source="Qwen3, arXiv 2505.09388 (head); OLMo 2, arXiv 2501.00656 (full)",
     )
     qk_norm_weight: str | None = choice(
         QK_NORM_WEIGHTS,
+        needs="qk_norm",
         meaning="The norm's weight is shared by the heads, one for each head, or none. None: shared.",
         source="Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)",
     )
     qk_norm_bias: bool | None = flag(
         None,
+        needs="qk_norm",
         meaning="A layer norm on queries and keys has a bias.",
         source="Phi (Microsoft 2023); Chameleon, arXiv 2405.09818",
     )
     qk_norm_position: str | None = choice(
         QK_NORM_POSITIONS,
+        needs="qk_norm",
         meaning="The norm stands before or after the rotation. None: before_rope.",
         source="Qwen3, arXiv 2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)",
     )
     qk_norm_layers: str | None = choice(
         QK_NORM_LAYERS,
+        needs="qk_norm",
         meaning="The norm is in all layers, or in those alone that rotate. None: all.",
         source="Llama 4 (Meta 2025)",
     )
     qk_norm_eps: float | int | None = positive(
+        needs="qk_norm",
         meaning="Epsilon of the norm on queries and keys. None: norm_eps.",
         source="own to zoo",
     )

@@ -32,151 +32,182 @@ class ExpertFields:
         source="Shazeer et al. 2017, arXiv 1701.06538",
     )
     num_experts_per_tok: int | None = size(
+        needs="sparse layer",
         meaning="How many experts a token goes to.",
         source="Shazeer et al. 2017, arXiv 1701.06538",
     )
     moe_intermediate_size: int | None = size(
+        needs="sparse layer",
         meaning="Inner width of a routed expert. None: intermediate_size.",
         source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, §3.1",
     )
     moe_latent_size: int | None = size(
+        needs="sparse layer",
         meaning="Width of the space the experts work in, between two projections of the layer's own. None: "
         "hidden_size.",
         source="Nemotron 3 (NVIDIA 2025)",
     )
     zero_expert_num: int | None = size(
+        needs="sparse layer",
         meaning="Further ids of the router that cost nothing. None: no such ids.",
         source="MoE++, Jin et al. 2024, arXiv 2410.07348; LongCat-Flash, arXiv 2509.01322",
     )
     zero_expert_type: str | None = choice(
         ZERO_EXPERT_TYPES,
+        needs="zero_expert_num",
         meaning="A zero expert gives the token back, or zero. None: identity.",
         source="MoE++, Jin et al. 2024, arXiv 2410.07348, §3.1; LongCat-Flash, arXiv 2509.01322",
     )
 
     expert_bias: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="The projections of the experts have biases. gated_mlp and hidden_act say what an expert computes, as "
         "for a dense layer.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
     )
     swiglu_limit: float | int | None = positive(
+        needs="gated_mlp",
         meaning="In routed and shared experts the gate is cut at this limit, the other half at ± the limit. None: "
         "neither.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
     )
     swiglu_alpha: float | int | None = positive(
+        needs="gated_mlp",
         meaning="The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
     )
     swiglu_up_offset: float | int | None = number(
+        needs="gated_mlp",
         meaning="Added to the half of an expert that the gate multiplies. None: 0.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925 (1)",
     )
 
     scoring_func: str | None = choice(
         SCORING_FUNCS,
+        needs="sparse layer",
         meaning="Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. "
         "None: softmax.",
         source="Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 (sigmoid); DeepSeek-V4 "
         "(sqrtsoftplus); Liu et al. 2024, arXiv 2409.12136 (sparsemixer)",
     )
     sparsemixer_jitter_eps: float | int | None = non_negative(
+        needs="sparsemixer",
         meaning="Half of the threshold of sparsemixer. None: 0.01.",
         source="Liu et al. 2024, arXiv 2409.12136",
     )
     score_after_topk: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="Experts are selected by their logits and the selected ones alone are scored, instead of all before.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)",
     )
     norm_topk_prob: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to "
         "one as they are or scoring_func is sparsemixer.",
         source="Lepikhin et al. 2020, GShard, arXiv 2006.16668; Mixtral, arXiv 2401.04088",
     )
     norm_topk_eps: float | int | None = non_negative(
+        needs="norm_topk_prob",
         meaning="The eps in that division. None: 1e-20.",
         source="DeepSeek-V3's published code",
     )
     norm_topk_min: float | int | None = non_negative(
+        needs="norm_topk_prob",
         meaning="The min in that division. None: no such bound.",
         source="Ernie 4.5's published code",
     )
     routed_scaling_factor: float | int | None = positive(
+        needs="sparse layer",
         meaning="Factor on the weights of the experts, after their division. None: 1.",
         source="DeepSeek-V2, arXiv 2405.04434",
     )
     n_group: int | None = size(
+        needs="sparse layer",
         meaning="Experts are selected within the best topk_group of so many groups. None: no groups.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.2.2",
     )
     topk_group: int | None = size(
+        needs="n_group",
         meaning="How many groups a token's experts come from.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.2.2",
     )
     group_score: str | None = choice(
         GROUP_SCORES,
+        needs="n_group",
         meaning="Score of a group: the sum of its two best experts, or its best one. None: top2_sum.",
         source="DeepSeek-V3, arXiv 2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)",
     )
     group_mask_value: str | None = choice(
         GROUP_MASK_VALUES,
+        needs="n_group",
         meaning="What the scores of experts outside the chosen groups are set to before the selection. None: -inf.",
         source="DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)",
     )
     use_score_correction_bias: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="A bias per expert counts in the selection, not in the weights.",
         source="Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437",
     )
     router_bias: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="The router has a learned bias on its logits.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
     )
     apply_router_weight_on_input: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="The weight multiplies an expert's input instead of its output.",
         source="Llama 4 (Meta 2025)",
     )
     router_input_norm: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="What the router reads passes an RMS norm with a weight first.",
         source="Gemma 4's published code",
     )
     router_input_multiplier: float | int | None = factor(
+        needs="router_input_norm",
         meaning="Constant factor on what the router reads, behind its norm. None: 1.",
         source="Gemma 4's published code",
     )
     router_per_expert_scale: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="A learned factor per expert on the weights.",
         source="Gemma 4's published code",
     )
     router_jitter_noise: float | int | None = probability(
         None,
+        needs="sparse layer",
         meaning="In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0.",
         source="Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4",
     )
 
     n_shared_experts: int | None = count(
+        needs="sparse layer",
         meaning="How many experts every token visits, computed as one MLP. None: 0, or 1 with a "
         "shared_expert_intermediate_size.",
         source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066, §3.2",
     )
     shared_expert_intermediate_size: int | None = size(
+        needs="sparse layer",
         meaning="Inner width of that MLP. None: n_shared_experts · moe_intermediate_size.",
         source="Qwen1.5-MoE (Qwen 2024)",
     )
     shared_expert_gate: bool | None = flag(
         None,
+        needs="n_shared_experts",
         meaning="A sigmoid gate, one number per token, on the output of the shared experts.",
         source="Qwen1.5-MoE (Qwen 2024)",
     )
     shared_expert_combination_strategy: str | None = choice(
         SHARED_EXPERT_COMBINATIONS,
+        needs="n_shared_experts",
         meaning="The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum.",
         source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)",
     )

@@ -15,6 +15,7 @@ class HyperConnectionFields:
     et al. 2025, arXiv 2512.24880; DeepSeek-V4). Chosen by block_type='hyper_connection' in all layers."""
 
     hc_mult: int | None = size(
+        needs="hyper-connections",
         meaning="How many residual streams there are. None: 4.",
         source="Zhu et al. 2024, arXiv 2409.19606",
     )
@@ -22,10 +23,12 @@ class HyperConnectionFields:
         whole=True,
         above=0,
         most=1000,
+        needs="hyper-connections",
         meaning="Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.",
         source="Xie et al. 2025, arXiv 2512.24880",
     )
     hc_eps: float | int | None = positive(
+        needs="hyper-connections",
         meaning="Added to weights and sums so that nothing is divided by zero. None: 1e-6.",
         source="DeepSeek-V4's published code",
     )

@@ -38,74 +38,89 @@ class LatentFields:
     """
 
     kv_lora_rank: int | None = size(
+        needs="latent",
         meaning="Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · "
         "head_dim.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.1",
     )
     q_lora_rank: int | None = size(
+        needs="latent",
         meaning="Rank of the latent that queries are made of. None: one full projection.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.1.2",
     )
     qk_nope_head_dim: int | None = size(
+        needs="latent",
         meaning="Channels of a head's query and key that do not rotate. None: head_dim, or hidden_size / "
         "num_attention_heads.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.1.3",
     )
     qk_rope_head_dim: int | None = count(
+        needs="latent",
         meaning="Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of "
         "head_dim, 0 without rope.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.1.3",
     )
     mla_norm_eps: float | int | None = positive(
+        needs="latent",
         meaning="Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6.",
         source="DeepSeek-V2's published code",
     )
     mla_scale_q_lora: bool | None = flag(
         None,
+        needs="latent",
         meaning="Queries are multiplied by sqrt(hidden_size / q_lora_rank).",
         source="LongCat-Flash, arXiv 2509.01322, §2.2",
     )
     mla_scale_kv_lora: bool | None = flag(
         None,
+        needs="latent",
         meaning="The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank).",
         source="LongCat-Flash, arXiv 2509.01322, §2.2",
     )
     scale_attn_by_mscale: bool | None = flag(
         None,
+        needs="latent",
         meaning="Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters "
         "have an mscale_all_dim and a rope_type other than default. None: yes, with rope.",
         source="YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it",
     )
 
     index_topk: int | None = length(
+        needs="indexed layer",
         meaning="How many keys the indexer chooses for each query. None: 2048.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
     )
     index_n_heads: int | None = size(
+        needs="indexed layer",
         meaning="Heads of the indexer. None: 64.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
     )
     index_head_dim: int | None = size(
+        needs="indexed layer",
         meaning="Channels of a head of the indexer. None: 128.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
     )
     indexer_types: list[str] | None = per_layer(
         Choice(INDEXER_TYPES),
+        needs="indexed layer",
         meaning='For each layer: "full" has an indexer, "shared" takes what the last one before it chose, "none" is '
         'every other layer. None: "full" in every indexed layer.',
         source="GLM-5, arXiv 2603.12201",
     )
     indexer_rope_interleave: bool | None = flag(
         None,
+        needs="indexed layer",
         meaning="Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says.",
         source="DeepSeek-V3.2's published code",
     )
     indexer_loss_coef: float | int | None = non_negative(
+        needs="indexed layer",
         meaning="Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1.1",
     )
     indexer_warmup: bool | None = flag(
         None,
+        needs="indexed layer",
         meaning="Attention is dense and the divergence goes over all keys, instead of over the selected ones.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1.1",
     )

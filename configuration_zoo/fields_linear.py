@@ -84,6 +84,7 @@ class LinearFields:
 
     linear_attention_type: str | list[str | None] | None = per_layer(
         Choice(RECURRENCES),
+        needs="recurrent layer",
         meaning="The recurrence or convolution, one name for all layers that have one or one for each layer.",
         source="arXiv 2412.06464 (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), "
         "2006.16236 (linear_attention), 2312.06635 (gated_linear_attention), 2401.04658 (lightning_attention), "
@@ -235,10 +236,12 @@ class LinearFields:
         source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
     )
     attention_in_multiplier: float | int | None = factor(
+        needs="hybrid layer",
         meaning="Factor on the input of the attention beside a recurrence. None: 1.",
         source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
     )
     attention_out_multiplier: float | int | None = factor(
+        needs="hybrid layer",
         meaning="Factor on the output of the attention beside a recurrence. None: 1.",
         source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
     )

@@ -54,31 +54,37 @@ class NormFields:
         source="MiniCPM, arXiv 2404.06395; Granite 3 (IBM 2024)",
     )
     full_attn_alpha_factor: float | int | None = positive(
+        needs="weighted residual",
         meaning="The α of the sum α · residual + β · output after softmax attention, where the residual comes out of "
         "a norm. None: 1.",
         source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
     )
     full_attn_beta_factor: float | int | None = positive(
+        needs="weighted residual",
         meaning="The β of the sum α · residual + β · output after softmax attention, where the residual comes out of "
         "a norm. None: 1.",
         source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
     )
     linear_attn_alpha_factor: float | int | None = positive(
+        needs="weighted residual",
         meaning="The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a "
         "norm. None: 1.",
         source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
     )
     linear_attn_beta_factor: float | int | None = positive(
+        needs="weighted residual",
         meaning="The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a "
         "norm. None: 1.",
         source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
     )
     mlp_alpha_factor: float | int | None = positive(
+        needs="weighted residual",
         meaning="The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. "
         "None: 1.",
         source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
     )
     mlp_beta_factor: float | int | None = positive(
+        needs="weighted residual",
         meaning="The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. "
         "None: 1.",
         source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",

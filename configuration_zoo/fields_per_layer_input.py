@@ -15,6 +15,7 @@ class PerLayerInputFields:
         source="Gemma 3n (Google 2025)",
     )
     vocab_size_per_layer_input: int | None = size(
+        needs="per-layer input",
         meaning="Tokens of that second table. None: vocab_size.",
         source="Gemma 3n (Google 2025)",
     )

@@ -57,35 +57,42 @@ class PositionFields:
     no_rope_layers: list[int] | None = per_layer(
         Number(whole=True, least=0, most=1),
         period=(1, 0),
+        needs="rope",
         meaning="One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer "
         "rotates.",
         source="Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name",
     )
     position_offset: int | None = count(
         most=LONGEST,
+        needs="absolute positions",
         meaning="The number of the first position: rows skipped at the start of a learned table. None: 0.",
         source="fairseq's published code (2, as OPT and XGLM have it)",
     )
     sinusoid_layout: str | None = choice(
         SINUSOID_LAYOUTS,
+        needs="sinusoidal",
         meaning="Order of the sinusoids: sine and cosine in turn (interleaved), sines before cosines (halves), or so "
         "with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.",
         source="Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858; tensor2tensor",
     )
     position_ids_from_mask: bool = flag(
+        needs="absolute positions",
         meaning="Where no positions are given they count the attended tokens, so that padding takes none.",
         source="OPT's published code",
     )
     alibi_scaled: bool | None = flag(
         None,
+        needs="alibi",
         meaning="The bias of ALiBi is multiplied by the attention scale.",
         source="Falcon's published code",
     )
     relative_attention_num_buckets: int | None = size(
+        needs="relative",
         meaning="Buckets of the relative bias, of which there is one table for all layers. None: 32.",
         source="Raffel et al. 2020, arXiv 1910.10683, §2.1",
     )
     relative_attention_max_distance: int | None = length(
+        needs="relative",
         meaning="Distance from which on all share the last bucket. None: 128.",
         source="Raffel et al. 2020, arXiv 1910.10683, §2.1",
     )
@@ -97,15 +104,18 @@ class PositionFields:
         source="Nakanishi 2025, arXiv 2501.19399; Llama 4 (Meta 2025)",
     )
     attn_scale: float | int | None = positive(
+        needs="attn_temperature_layers",
         meaning="Strength of the query temperature.",
         source="Llama 4 (Meta 2025)",
     )
     floor_scale: float | int | None = positive(
+        needs="attn_temperature_layers",
         meaning="How many positions a step of the query temperature lasts.",
         source="Llama 4 (Meta 2025)",
     )
     attn_temperature_offset: int | None = count(
         most=LONGEST,
+        needs="attn_temperature_layers",
         meaning="Added to the position before the steps are counted. None: 0.",
         source="Llama 4's published code (1); Ministral 3's (0)",
     )

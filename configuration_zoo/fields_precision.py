@@ -58,11 +58,13 @@ class PrecisionFields:
         ),
         alibi=choice(
             ALIBI_DTYPES,
+            needs="alibi",
             meaning="The dtype in which ALiBi's slope · position is rounded. None: not at all.",
             source="Falcon's published code (bfloat16)",
         ),
         router=choice(
             ROUTER_DTYPES,
+            needs="sparse layer",
             meaning="Where a router's float32 starts: nowhere (activation), at the scores, at the linear map, or at "
             "the stored weight. None: float32_scores.",
             source="the published code of gpt-oss (activation), Mixtral (float32_scores), DeepSeek-V3 "
@@ -70,6 +72,7 @@ class PrecisionFields:
         ),
         router_weights=choice(
             ROUTER_WEIGHTS_DTYPES,
+            needs="sparse layer",
             meaning="The dtype of the weights that the outputs of the experts are multiplied with. None: float32.",
             source="the published code of Qwen3-MoE (activation) and DeepSeek-V3 (float32)",
         ),
@@ -92,6 +95,7 @@ class PrecisionFields:
         ),
         parallel_sum_order=choice(
             PARALLEL_SUM_ORDERS,
+            needs="parallel block",
             meaning="What a parallel block adds first: (x + mixer) + mlp, or x + (mixer + mlp). None: residual_first.",
             source="GPT-J's and GPT-NeoX's published code",
         ),

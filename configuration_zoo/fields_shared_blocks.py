@@ -22,14 +22,17 @@ class SharedBlockFields:
     (Glorioso et al. 2024, Zamba, arXiv 2405.16712)."""
 
     num_mem_blocks: int | None = size(
+        needs="shared block",
         meaning='How many shared blocks take turns over the layers with block_type "shared_block". None: 1.',
         source="Glorioso et al. 2024, Zamba, arXiv 2405.16712; Zamba2's name",
     )
     shared_attention_adapter_rank: int | None = size(
+        needs="shared block",
         meaning="Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing.",
         source="Zamba2, arXiv 2411.15242",
     )
     shared_mlp_adapter_rank: int | None = size(
+        needs="shared block",
         meaning="Rank of what each of those layers adds to the first projection of the shared block's MLP. None: "
         "nothing.",
         source="Zamba2, arXiv 2411.15242",

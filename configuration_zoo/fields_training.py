@@ -21,16 +21,19 @@ class TrainingFields:
 
     output_router_logits: bool | None = flag(
         None,
+        needs="sparse layer",
         meaning="Whether the balance loss and the z-loss of routers are added to the loss. True: always, and router "
         "logits are returned; False: never, whatever the coefficients; None: in training alone, and no logits are "
         "returned.",
         source="transformers",
     )
     router_aux_loss_coef: float | int | None = non_negative(
+        needs="sparse layer",
         meaning="Factor on the loss that balances the experts. None: 0.",
         source="Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.2",
     )
     router_z_loss_coef: float | int | None = non_negative(
+        needs="sparse layer",
         meaning="Factor on the mean square of log Z of the router. None: 0.",
         source="ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5",
     )

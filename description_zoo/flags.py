@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_kinds import Choice, Flag, Items, Kind, Number, Record, Table, nearest
-from configuration_zoo.field_needs import NEEDS
+from configuration_zoo.field_needs import GROUP_NEEDS, NEEDS
 from configuration_zoo.field_settings import described
+from configuration_zoo.fields_linear import LINEAR_FIELDS, LINEAR_MECHANISMS
 from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS
 
 
@@ -42,12 +43,19 @@ def facts(name: str, field: Field, group: type) -> dict[str, Any]:
         "default": None if field.default is MISSING else field.default,
         "takes": f"{takes(kind.entry)}, or {takes(kind)}" if _one_or_list(field) else takes(kind),
         "allowed": list(getattr(getattr(kind, "entry", kind), "names", ())) or None,
-        "needs": NEEDS[need][1] if need else None,
+        "needs": needed(name, need),
         "by_layer": by_layer(name, kind),
         "meaning": field.metadata["meaning"],
         "source": field.metadata["source"],
         "file": f"configuration_zoo/{group.__module__.rpartition('.')[2]}.py",
     }
+
+
+def needed(name: str, need: str | None) -> str | None:
+    """What a field only means something with: the words of its refusal."""
+    if name in LINEAR_FIELDS:
+        return f"a linear_attention_type of {[one for one, fields in LINEAR_MECHANISMS.items() if name in fields]}"
+    return NEEDS[need][1] if need in NEEDS else GROUP_NEEDS.get(need)
 
 
 def heading(group: type) -> str:

@@ -5,6 +5,7 @@ what the field says of itself. What no computation could show is listed with the
 """
 
 import random
+import re
 from functools import cached_property
 
 import pytest
@@ -15,7 +16,11 @@ from random_fields import KINDS, candidates, draw_value
 from random_models import randomize
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.field_kinds import Items
+from configuration_zoo.field_needs import NEEDS
+from configuration_zoo.field_settings import described
 from configuration_zoo.fields_linear import LINEAR_FIELDS, LINEAR_MECHANISMS
+from description_zoo.flags import flags
 from modeling_zoo import ZooForCausalLM
 
 # Not one concept but many, or what tools and the tokenizer read.
@@ -33,6 +38,43 @@ TRUE_ANYWAY = {"precision.linear_norm", "qk_norm_layers", "scale_attn_by_mscale"
 # The indexer does not select while it warms up, nor with as many keys as there are tokens.
 LATER = {"index_topk"}
 SAME_FUNCTION = {"swish": "silu", "linear": "none", "gelu": "gelu_python"}
+
+# What a model has for the fields that only mean something with a choice among what others are about.
+CHOSEN = (
+    {},
+    {"num_experts": 4, "num_experts_per_tok": 2},
+    {"num_experts": 4, "num_experts_per_tok": 2, "gated_mlp": False},
+    {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    {"layer_types": ["full_attention"] * 3},
+    {"position_embedding_type": "none"},
+)
+
+
+def reasons(name):
+    """What the refusals of a field ask for, on models with little; None where it is accepted, or refused otherwise."""
+    kind = KINDS[name]
+    values = [[value] * (kind.count or 3) for value in candidates(kind.entry)] if isinstance(kind, Items) else None
+    for chosen in CHOSEN:
+        for value in [value for value in values or candidates(kind) if value is not False][:3]:
+            try:
+                ZooConfig(**{**SIZES, **chosen, name: value})
+            except (StrictDataclassError, ValueError) as error:
+                own = rf"(?<![\w.]){re.escape(name)}=.*? only means something with (.*): leave it out|$"
+                yield re.search(own, str(error))[1]
+            else:
+                yield None
+
+
+# What a layer must have is asked of models that lack it, below.
+NEEDED = {name: facts["needs"] for name, facts in flags().items()}
+BY_MODEL = [name for name, field in described(ZooConfig).items() if field.metadata.get("needs") not in NEEDS]
+
+
+@pytest.mark.parametrize("name", [name for name in BY_MODEL if name in KINDS and name not in WHOLE_MODEL])
+def test_a_field_says_what_it_needs_in_the_words_of_its_refusal(name):
+    needs = NEEDED[name]
+    assert needs in reasons(name) if needs else set(reasons(name)) <= {None}
+
 
 LINEAR = ["linear_attention"] * 3
 SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
