@@ -1,8 +1,9 @@
 """What a zoo model is. Importing this package loads neither torch nor transformers; the first use of a name does."""
 
+from collections.abc import Callable
 from importlib import import_module
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What editors follow.
     from configuration_zoo.configuration_zoo import ZooConfig
@@ -18,12 +19,12 @@ HOOKS = {
 }
 
 
-def hook(name: str):
+def hook(name: str) -> Callable:
     """The function that `HOOKS` names."""
     return resolve_name(HOOKS[name])
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module(".configuration_zoo", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 import re
 from contextlib import suppress
 from copy import copy, deepcopy
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -24,11 +24,11 @@ def same(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)
 
 
-def default_of(field) -> Any:
+def default_of(field: Field) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def own_defaults(config_class) -> dict[str, Any]:
+def own_defaults(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     """{name: default} of the fields of zoo itself; those of every transformers config are left to transformers.
 
     A key of a dict of settings is a field of its own here. They stand in the order of the concepts.
@@ -37,12 +37,12 @@ def own_defaults(config_class) -> dict[str, Any]:
     return {name: default_of(every[name]) for name in by_concept(config_class) if name not in theirs}
 
 
-def written(config, whole: dict[str, Any]) -> dict[str, Any]:
+def written(config: PreTrainedConfig, whole: dict[str, Any]) -> dict[str, Any]:
     """What config.json holds, and `repr` shows, of a config whose keys are `whole`: see `differences`."""
     return differences(config, whole) | {"zoo_version": __version__}
 
 
-def differences(config, whole: dict[str, Any]) -> dict[str, Any]:
+def differences(config: PreTrainedConfig, whole: dict[str, Any]) -> dict[str, Any]:
     """`whole` (every key of a config) without None and without what a config of the remaining keys has of itself.
 
     A config that cannot be built again, because it was changed after it was made, is written in full.
@@ -95,7 +95,7 @@ def _attributes(config, values: dict[str, Any]) -> dict[str, Any]:
     return found | {name: kind.filled(found.get(name)) for name, kind in settings_of(type(config)).items()}
 
 
-def completed(config_class, values: dict[str, Any]) -> dict[str, Any]:
+def completed(config_class: type[PreTrainedConfig], values: dict[str, Any]) -> dict[str, Any]:
     """The keys of a config.json with what is derived from them beside them; rotations stay as they are said."""
     whole = config_class(**deepcopy(values)).to_dict()
     names = {field.name for field in fields(config_class)} - {"rope_parameters"}

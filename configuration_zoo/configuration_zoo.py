@@ -1,9 +1,11 @@
 """ZooConfig: what a model is, one field per concept."""
 
+import os
 import sys
 from copy import deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
@@ -71,7 +73,7 @@ class DocstringWithFields:
     def __init__(self, text: str | None):
         self.text = text
 
-    def __get__(self, config, config_class) -> str | None:
+    def __get__(self, config: PreTrainedConfig | None, config_class: type[PreTrainedConfig]) -> str | None:
         help_text = ZooConfig._installed("help_text")
         return self.text if self.text is None or help_text is None else help_text(self.text)
 
@@ -123,7 +125,7 @@ class ZooConfig(
         "norm": (["hidden_states"], ["hidden_states"]),
     }
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("zoo_version", None)
         kwargs = self._apply_aliases(kwargs)
         self._refuse_unknown(kwargs)
@@ -146,7 +148,7 @@ class ZooConfig(
         self._set_layers(layers, given)
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ZooConfig | tuple[ZooConfig, dict]":
         """As transformers', but a field named beside the file takes part in derivation and checks like one in it.
 
         A key of the file that is no field is kept as an attribute with a warning, and refused if it looks misspelt.
@@ -193,7 +195,7 @@ class ZooConfig(
             self.per_layer_config = fresh.to_dict().get("per_layer_config") or None
 
     @classmethod
-    def preset(cls, name: str, tiny: bool = False, **fields):
+    def preset(cls, name: str, tiny: bool = False, **fields: Any) -> "ZooConfig":
         """A published architecture by name (`zoo presets` lists them), `fields` on top; raises ValueError for no such
         name.
 
@@ -263,7 +265,7 @@ class ZooConfig(
         self.resolve_precision()  # what the concepts above round by default
         self.resolve_training()
 
-    def standardize_rope_params(self):
+    def standardize_rope_params(self) -> None:
         """transformers' own. An older one leaves a theta beside tables by layer type and asks for one of every type."""
         tables = {key: table for key, table in (self.rope_parameters or {}).items() if key in (self.layer_types or ())}
         if not tables or hasattr(self, "nested_rope_parameter_keys"):
@@ -272,7 +274,7 @@ class ZooConfig(
         super().standardize_rope_params()
         self.rope_parameters = {key: self.rope_parameters[key] for key in tables}
 
-    def to_diff_dict(self):
+    def to_diff_dict(self) -> dict[str, Any]:
         """What config.json and `repr` show: what differs and cannot be derived (config_file.py), and zoo's version."""
         return {} if vars(self).get("_is_being_read") else written(self, super().to_diff_dict())
 
@@ -281,17 +283,17 @@ class ZooConfig(
         as_table = self._installed("as_table")
         return None if as_table is None else as_table(self)
 
-    def validate_needs(self):
+    def validate_needs(self) -> None:
         refuse_unread(self)
 
     @for_each_layer
-    def validate_rope(self):
+    def validate_rope(self) -> None:
         try:
             PreTrainedConfig.validate_rope(self)
         except KeyError as error:
             raise ValueError(error.args[0]) from error
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes config.json and, from the installed package, the code that goes with it and the complete auto_map.
 
         The hook is here because every way to save a model comes through it after an upload has taken its time stamps.
@@ -306,7 +308,7 @@ class ZooConfig(
         self.write_card(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
-    def write_card(self, folder) -> None:
+    def write_card(self, folder: str | os.PathLike) -> None:
         """Puts the card of the installed package where transformers has left an empty one before an upload."""
         if (replace_empty_card := self._installed("replace_empty_card")) is not None:
             replace_empty_card(folder, self)

@@ -1,6 +1,7 @@
 # Written by `python -m description_zoo.stub`; do not edit.
 """ZooConfig: what a model is, one field per concept."""
 
+import os
 from typing import Any, Literal, TypedDict
 
 from transformers import PreTrainedConfig
@@ -1035,7 +1036,7 @@ class ZooConfig(PreTrainedConfig):
             embedding_initializer_range: Spread of the token table where it is another; PaLM has 1. None: as initializer_type says.
             initializer_cutoff: What lies further out than this many times the spread is drawn again; OLMo 2 has 3. None: a plain normal distribution."""
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> 'ZooConfig | tuple[ZooConfig, dict]':
         """As transformers', but a field named beside the file takes part in derivation and checks like one in it.
 
         A key of the file that is no field is kept as an attribute with a warning, and refused if it looks misspelt.
@@ -1043,21 +1044,21 @@ class ZooConfig(PreTrainedConfig):
     def settle_depth(self) -> None:
         """Where num_hidden_layers was lowered on a config at hand, cuts what there is for each layer off as well."""
     @classmethod
-    def preset(cls, name: str, tiny: bool=False, **fields):
+    def preset(cls, name: str, tiny: bool=False, **fields: Any) -> 'ZooConfig':
         """A published architecture by name (`zoo presets` lists them), `fields` on top; raises ValueError for no such
         name.
 
         `tiny` keeps its concepts and takes sizes that run anywhere."""
-    def standardize_rope_params(self):
+    def standardize_rope_params(self) -> None:
         """transformers' own. An older one leaves a theta beside tables by layer type and asks for one of every type."""
-    def to_diff_dict(self):
+    def to_diff_dict(self) -> dict[str, Any]:
         """What config.json and `repr` show: what differs and cannot be derived (config_file.py), and zoo's version."""
-    def save_pretrained(self, save_directory, push_to_hub: bool=False, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool=False, **kwargs: Any) -> None:
         """Writes config.json and, from the installed package, the code that goes with it and the complete auto_map.
 
         The hook is here because every way to save a model comes through it after an upload has taken its time stamps.
         A copy that was itself loaded as remote code leaves the copying of its files to transformers."""
-    def write_card(self, folder) -> None:
+    def write_card(self, folder: str | os.PathLike) -> None:
         """Puts the card of the installed package where transformers has left an empty one before an upload."""
     @property
     def output_width(self) -> int:
@@ -1125,7 +1126,7 @@ class ZooConfig(PreTrainedConfig):
     @property
     def num_router_outputs(self) -> int:
         """Ids the router chooses among: the experts and the zero experts after them."""
-    def outside_layers(self):
+    def outside_layers(self) -> PreTrainedConfig:
         """The config as the parts of a model outside its layers read it: nothing differs."""
     @property
     def mixer_types(self) -> list[str | None]:

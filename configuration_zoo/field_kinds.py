@@ -191,35 +191,35 @@ def setting(
     return made
 
 
-def size(default: int | None = None, **says) -> Any:
+def size(default: int | None = None, **says: Any) -> Any:
     """How many rows or columns a matrix has, how many heads, layers or experts there are."""
     return setting(Number(whole=True, above=0, most=WIDEST), default, **says)
 
 
-def depth(default: int | None = None, **says) -> Any:
+def depth(default: int | None = None, **says: Any) -> Any:
     """How many layers."""
     return setting(Number(whole=True, above=0, most=DEEPEST), default, **says)
 
 
-def length(default: int | None = None, **says) -> Any:
+def length(default: int | None = None, **says: Any) -> Any:
     """How many tokens."""
     return setting(Number(whole=True, above=0, most=LONGEST), default, **says)
 
 
-def count(default: int | None = None, most: int = WIDEST, **says) -> Any:
+def count(default: int | None = None, most: int = WIDEST, **says: Any) -> Any:
     """How many, none included."""
     return setting(Number(whole=True, least=0, most=most), default, **says)
 
 
-def positive(default: float | None = None, **says) -> Any:
+def positive(default: float | None = None, **says: Any) -> Any:
     return setting(Number(above=0), default, **says)
 
 
-def non_negative(default: float | None = None, **says) -> Any:
+def non_negative(default: float | None = None, **says: Any) -> Any:
     return setting(Number(least=0), default, **says)
 
 
-def factor(default: float | None = None, **says) -> Any:
+def factor(default: float | None = None, **says: Any) -> Any:
     """A number that multiplies, of either sign."""
     return setting(Number(nonzero=True), default, **says)
 
@@ -231,20 +231,20 @@ def number(
     return setting(Number(**bounds), default, meaning=meaning, source=source, needs=needs)
 
 
-def probability(default: float | None = 0.0, **says) -> Any:
+def probability(default: float | None = 0.0, **says: Any) -> Any:
     """A rate of dropout or noise."""
     return setting(Number(least=0, below=1), default, **says)
 
 
-def choice(names: Iterable[str], default: str | None = None, **says) -> Any:
+def choice(names: Iterable[str], default: str | None = None, **says: Any) -> Any:
     return setting(Choice(tuple(names)), default, **says)
 
 
-def flag(default: bool | None = False, **says) -> Any:
+def flag(default: bool | None = False, **says: Any) -> Any:
     return setting(Flag(), default, **says)
 
 
-def items(entry: Number | Choice, count: int, **says) -> Any:
+def items(entry: Number | Choice, count: int, **says: Any) -> Any:
     return setting(Items(entry, count=count), None, **says)
 
 
@@ -253,6 +253,6 @@ def settings(meaning: str, /, **keys: dataclasses.Field) -> Any:
     return setting(Settings(keys), None, meaning=meaning, source="see its keys")
 
 
-def per_layer(entry: Number | Choice, default: str | None = None, period: tuple = (), **says) -> Any:
+def per_layer(entry: Number | Choice, default: str | None = None, period: tuple = (), **says: Any) -> Any:
     """One entry for each layer; where the field's type has it, one for all of them."""
     return setting(Items(entry, per_layer=True, period=period), default, **says)

@@ -5,7 +5,10 @@ reads is refused, never ignored: here for what a layer must have (`NEEDS`), by t
 model must have (`GROUP_NEEDS`).
 """
 
+from dataclasses import Field
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 from .field_settings import described
 from .vocabulary import (
@@ -27,15 +30,15 @@ class UnreadField(ValueError):
         self.field = field
 
 
-def has_softmax(layer, index: int) -> bool:
+def has_softmax(layer: PreTrainedConfig, index: int) -> bool:
     return layer.layer_types[index] in ATTENDING_LAYERS
 
 
-def has_later_softmax(layer, index: int) -> bool:
+def has_later_softmax(layer: PreTrainedConfig, index: int) -> bool:
     return index > 0 and has_softmax(layer, index)
 
 
-def rotates(layer, index: int) -> bool:
+def rotates(layer: PreTrainedConfig, index: int) -> bool:
     return layer.position_embedding_type == "rope" and has_softmax(layer, index) and _turns(layer, index)
 
 
@@ -43,33 +46,33 @@ def _turns(layer, index: int) -> bool:
     return layer.rope_parameters is None or layer.rope_table_of(index) is not None
 
 
-def has_sinks(layer, index: int) -> bool:
+def has_sinks(layer: PreTrainedConfig, index: int) -> bool:
     return has_softmax(layer, index) and layer.has_attention_sinks(index)
 
 
-def has_temperature(layer, index: int) -> bool:
+def has_temperature(layer: PreTrainedConfig, index: int) -> bool:
     return has_softmax(layer, index) and layer.has_attention_temperature(index)
 
 
-def has_mlp(layer, index: int) -> bool:
+def has_mlp(layer: PreTrainedConfig, index: int) -> bool:
     return layer.block_types[index] != "mixer_only"
 
 
-def has_experts(layer, index: int) -> bool:
+def has_experts(layer: PreTrainedConfig, index: int) -> bool:
     return has_mlp(layer, index) and layer.mlp_layer_types[index] == "sparse"
 
 
-def has_plain_mlp(layer, index: int) -> bool:
+def has_plain_mlp(layer: PreTrainedConfig, index: int) -> bool:
     beside_experts = layer.n_shared_experts or layer.moe_latent_size is not None
     return has_mlp(layer, index) and (not has_experts(layer, index) or bool(beside_experts))
 
 
-def has_norm_weight(layer, index: int) -> bool:
+def has_norm_weight(layer: PreTrainedConfig, index: int) -> bool:
     own = layer.qk_norm == layer.norm_type and layer.qk_norm_weight != "none"
     return layer.norm_elementwise_affine or own
 
 
-def has_scaled_embedding(layer, index: int) -> bool:
+def has_scaled_embedding(layer: PreTrainedConfig, index: int) -> bool:
     return layer.embedding_multiplier != 1
 
 
@@ -118,19 +121,19 @@ GROUP_NEEDS = {
 }
 
 
-def says_something(field, value: Any) -> bool:
+def says_something(field: Field, value: Any) -> bool:
     """Whether a value is more than the absence of what the field describes."""
     absent = value is None or (value is False and field.default is None)
     return not absent and value not in (field.default, *field.metadata["neutral"])
 
 
-def is_read(config, name: str) -> bool:
+def is_read(config: PreTrainedConfig, name: str) -> bool:
     """Whether a layer of a config reads a field that says what it needs, whatever its value."""
     need = described(type(config))[name].metadata.get("needs")
     return need in NEEDS and any(NEEDS[need][0](layer, index) for index, layer in enumerate(config.per_layer_config))
 
 
-def refuse_unread(config) -> None:
+def refuse_unread(config: PreTrainedConfig) -> None:
     """Raises UnreadField for a field whose value no layer reads."""
     layers = list(config.per_layer_config)
     for name, field in described(type(config)).items():

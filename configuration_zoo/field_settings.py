@@ -8,18 +8,20 @@ from dataclasses import Field, fields
 from functools import cache
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from .field_kinds import Settings
 
 
 @cache
-def settings_of(config_class) -> dict[str, Settings]:
+def settings_of(config_class: type[PreTrainedConfig]) -> dict[str, Settings]:
     """{field: its kind} of the fields that are dicts of settings."""
     kinds = {field.name: field.metadata.get("kind") for field in fields(config_class)}
     return {name: kind for name, kind in kinds.items() if isinstance(kind, Settings)}
 
 
 @cache
-def described(config_class) -> dict[str, Field]:
+def described(config_class: type[PreTrainedConfig]) -> dict[str, Field]:
     """{name: field} of everything that can be set by itself: keys stand in the place of the dict they are in."""
     found = {}
     for field in fields(config_class):
@@ -30,14 +32,14 @@ def described(config_class) -> dict[str, Field]:
 
 
 @cache
-def choices_of(config_class) -> set[str]:
+def choices_of(config_class: type[PreTrainedConfig]) -> set[str]:
     """Every name that some field takes."""
     kinds = [field.metadata.get("kind") for field in described(config_class).values()]
     return {name for kind in kinds for name in getattr(getattr(kind, "entry", kind), "names", ())}
 
 
 @cache
-def by_concept(config_class) -> tuple[str, ...]:
+def by_concept(config_class: type[PreTrainedConfig]) -> tuple[str, ...]:
     """The names of `described` as the groups of the class follow each other: what chooses before what it chooses."""
     order = [name for group in config_class.__mro__ for name in vars(group).get("__annotations__", ())]
     return tuple(sorted(described(config_class), key=lambda name: order.index(name.partition(".")[0])))
@@ -76,7 +78,7 @@ class SettingsAccess:
         super().__setattr__(name, kind.filled(value) if isinstance(kind, Settings) else value)
 
 
-def add_key_properties(config_class) -> None:
+def add_key_properties(config_class: type[PreTrainedConfig]) -> None:
     """Makes every key of a dict of settings a property of the class under its own name, for whoever reads fields by
     name."""
     for group, kind in settings_of(config_class).items():

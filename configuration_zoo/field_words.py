@@ -2,10 +2,11 @@
 where a name is due."""
 
 import re
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, get_args
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import PreTrainedConfig
 
 from .field_kinds import Choice, Items, Number
 from .vocabulary import CHUNKED, LINEAR, SLIDING
@@ -14,14 +15,14 @@ from .vocabulary import CHUNKED, LINEAR, SLIDING
 class Pattern(list):
     """Entries that are repeated until every layer has one, as soon as it is known how many there are."""
 
-    def for_layers(self, config) -> list:
+    def for_layers(self, config: PreTrainedConfig) -> list:
         return [self[index % len(self)] for index in range(config.num_hidden_layers)]
 
 
 class Period(Pattern):
     """A pattern of which only the last entry was said: sliding layers are what the other fields of a config are for."""
 
-    def for_layers(self, config) -> list:
+    def for_layers(self, config: PreTrainedConfig) -> list:
         others = {"linear_attention_type": LINEAR, "attention_chunk_size": CHUNKED}
         word = next((word for name, word in others.items() if getattr(config, name) is not None), SLIDING)
         return [word if entry == SLIDING else entry for entry in super().for_layers(config)]
@@ -56,7 +57,7 @@ def period(name: str, number: int, kind: Items) -> Period:
     return Period([kind.period[0]] * (number - 1) + [kind.period[-1]])
 
 
-def understood(field, value: Any) -> Any:
+def understood(field: Field, value: Any) -> Any:
     """`value` as the field stores it; raises ValueError for True, False or a number in the place of a name."""
     kind = field.metadata.get("kind")
     per_layer = isinstance(kind, Items) and kind.per_layer
@@ -71,7 +72,7 @@ def understood(field, value: Any) -> Any:
     return value
 
 
-def takes_words(config_class):
+def takes_words(config_class: type) -> type:
     """A class decorator: what is set is first made what `understood` says, then checked as before."""
     checked = config_class.__setattr__
 
@@ -90,7 +91,7 @@ def takes_words(config_class):
     return config_class
 
 
-def repeat_patterns(config) -> None:
+def repeat_patterns(config: PreTrainedConfig) -> None:
     """Every pattern as a list with one entry for each layer."""
     for field in fields(config):
         value = vars(config).get(field.name)

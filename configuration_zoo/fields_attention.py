@@ -220,12 +220,12 @@ class AttentionFields:
         source="Vaswani et al. 2017, as published in tensor2tensor",
     )
 
-    def resolve_layer_types(self):
+    def resolve_layer_types(self) -> None:
         if self.layer_types is None:
             word = SLIDING if self.sliding_window is not None else FULL
             self.layer_types = [NO_MIXER if block == "mlp_only" else word for block in self.block_types]
 
-    def resolve_attention(self):
+    def resolve_attention(self) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -253,7 +253,7 @@ class AttentionFields:
         return even_share(width, heads, f"hidden_size={width} / num_attention_heads={heads}", "head_dim")
 
     @for_each_layer
-    def validate_attention(self):
+    def validate_attention(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
@@ -284,7 +284,7 @@ class AttentionFields:
         if self.use_bidirectional_attention and any(word not in two_sided for word in self.layer_types):
             raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
 
-    def validate_windows(self):
+    def validate_windows(self) -> None:
         for name in dict.fromkeys(WINDOW_FIELDS.values()):
             words = [word for word, field in WINDOW_FIELDS.items() if field == name]
             used = any(word in words for word in self.layer_types)

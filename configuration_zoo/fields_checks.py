@@ -1,16 +1,17 @@
 """Checks shared by the field groups: each raises a ValueError that says the field, its value and what is allowed."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import wraps
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import PreTrainedConfig
 
 from .field_kinds import nearest
 from .field_needs import UnreadField
 
 
-def check_choice(config, field: str, allowed: Iterable[str]) -> None:
+def check_choice(config: PreTrainedConfig, field: str, allowed: Iterable[str]) -> None:
     """Raises ValueError unless `config.field` (or each entry of a list) is None or one of `allowed`."""
     value = getattr(config, field)
     allowed = sorted(allowed)
@@ -20,7 +21,7 @@ def check_choice(config, field: str, allowed: Iterable[str]) -> None:
             raise ValueError(f"{where}={entry!r} is not one of {allowed}.{nearest(str(entry), allowed)}")
 
 
-def check_lengths(config) -> None:
+def check_lengths(config: PreTrainedConfig) -> None:
     """Raises StrictDataclassFieldValidationError for a per-layer list whose length is not num_hidden_layers."""
     for field in fields(config):
         if not getattr(field.metadata.get("kind"), "per_layer", False):
@@ -44,7 +45,7 @@ def even_share(width: int, parts: int, says: str, instead: str) -> int:
     return width // parts
 
 
-def refuse_unless(config, condition: bool, reason: str, names: Iterable[str]) -> None:
+def refuse_unless(config: PreTrainedConfig, condition: bool, reason: str, names: Iterable[str]) -> None:
     """Raises UnreadField for any of `names` that is set although its concept is not selected.
 
     `reason` completes the sentence "field=value only means something with ...".
@@ -57,14 +58,14 @@ def refuse_unless(config, condition: bool, reason: str, names: Iterable[str]) ->
             raise UnreadField(field, value, reason)
 
 
-def require(config, reason: str, names: Iterable[str]) -> None:
+def require(config: PreTrainedConfig, reason: str, names: Iterable[str]) -> None:
     """Raises ValueError for any of `names` that a selected concept needs and that is None."""
     for field in names:
         if getattr(config, field) is None:
             raise ValueError(f"{reason} needs {field}, which is not set.")
 
 
-def for_each_layer(validator):
+def for_each_layer(validator: Callable) -> Callable:
     """Runs a validator on every layer's config where `per_layer_config` makes them differ, else on the config."""
 
     @wraps(validator)

@@ -212,7 +212,7 @@ class ExpertFields:
         source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)",
     )
 
-    def resolve_experts(self):
+    def resolve_experts(self) -> None:
         if "sparse" not in self.mlp_layer_types:
             return
         _fill(self, "moe_intermediate_size", self.intermediate_size)
@@ -257,7 +257,7 @@ class ExpertFields:
             _fill(self, "shared_expert_combination_strategy", "sum")
 
     @for_each_layer
-    def validate_experts(self):
+    def validate_experts(self) -> None:
         sparse = "sparse" in self.mlp_layer_types
         layer = "a 'sparse' layer in mlp_layer_types"
         refuse_unless(self, sparse, layer, [field.name for field in fields(ExpertFields)])

@@ -33,13 +33,13 @@ class HyperConnectionFields:
         source="DeepSeek-V4's published code",
     )
 
-    def resolve_hyper_connections(self):
+    def resolve_hyper_connections(self) -> None:
         if BLOCK in self.block_types:
             for field, default in zip(FIELDS, (4, 20, 1e-6), strict=True):
                 if getattr(self, field) is None:
                     setattr(self, field, default)
 
-    def validate_hyper_connections(self):
+    def validate_hyper_connections(self) -> None:
         refuse_unless(self, BLOCK in self.block_types, f"block_type={BLOCK!r}", FIELDS)
         if BLOCK not in self.block_types:
             return

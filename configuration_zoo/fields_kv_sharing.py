@@ -20,7 +20,7 @@ class KeyValueSharingFields:
         source="Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's name",
     )
 
-    def validate_kv_sharing(self):
+    def validate_kv_sharing(self) -> None:
         shared = self.num_kv_shared_layers
         if shared >= self.num_hidden_layers:
             raise ValueError(

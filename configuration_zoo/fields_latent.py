@@ -125,7 +125,7 @@ class LatentFields:
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1.1",
     )
 
-    def resolve_latent(self):
+    def resolve_latent(self) -> None:
         if "latent" in self.attentions:
             self._resolve_widths()
         if INDEXED in self.layer_types:
@@ -170,7 +170,7 @@ class LatentFields:
                 setattr(self, field, default)
 
     @for_each_layer
-    def validate_latent(self):
+    def validate_latent(self) -> None:
         latent = "latent" in self.attentions
         refuse_unless(self, latent, "attention_type='latent'", LATENT_FIELDS)
         indexed = INDEXED in self.layer_types

@@ -256,7 +256,7 @@ class LinearFields:
         names = [named[index] if isinstance(named, list) else named for index in self.recurrent_layers()]
         return list(dict.fromkeys(name for name in names if name is not None))
 
-    def resolve_linear(self):
+    def resolve_linear(self) -> None:
         mechanisms = self.linear_mechanisms()
         if len(mechanisms) == 1 and mechanisms[0] in LINEAR_MECHANISMS:
             for field, value in self._linear_values(mechanisms[0]).items():
@@ -316,7 +316,7 @@ class LinearFields:
         return even_share(width, parts, says, "linear_num_value_heads and linear_value_head_dim")
 
     @for_each_layer
-    def validate_linear(self):
+    def validate_linear(self) -> None:
         self._validate_linear_words()
         mechanisms = self.linear_mechanisms()
         for field in LINEAR_FIELDS:

@@ -51,19 +51,19 @@ class MlpFields:
         source="transformers",
     )
 
-    def resolve_mlp_layer_types(self):
+    def resolve_mlp_layer_types(self) -> None:
         if self.mlp_layer_types is None:
             kind = "dense" if self.num_experts is None else "sparse"
             self.mlp_layer_types = ["dense" if block == "mixer_only" else kind for block in self.block_types]
 
-    def resolve_mlp(self):
+    def resolve_mlp(self) -> None:
         if self.intermediate_size is None:
             plain = 4 * self.hidden_size
             matched = -(-(2 * plain) // (3 * WIDTH_MULTIPLE)) * WIDTH_MULTIPLE
             self.intermediate_size = matched if self.gated_mlp else plain
 
     @for_each_layer
-    def validate_mlp(self):
+    def validate_mlp(self) -> None:
         for index, (kind, block) in enumerate(zip(self.mlp_layer_types, self.block_types, strict=False)):
             if kind == "sparse" and block == "mixer_only":
                 raise ValueError(

@@ -119,7 +119,7 @@ class ModelFields:
         return 1 / self.logits_scaling
 
     @for_each_layer
-    def validate_model(self):
+    def validate_model(self) -> None:
         sizes = {"vocab_size": self.vocab_size, "vocab_size_per_layer_input": self.vocab_size_per_layer_input}
         for field, rows in sizes.items():
             # One below 0 counts from the end, as in torch's table.

@@ -99,14 +99,14 @@ class NormFields:
         source="Radford et al. 2019 (GPT-2), §2.3",
     )
 
-    def resolve_norm(self):
+    def resolve_norm(self) -> None:
         # A misspelt type is refused after this.
         norm = NORM_TYPES.get(self.norm_type)
         if norm is not None and self.norm_bias is None:
             self.norm_bias = norm.bias and self.norm_elementwise_affine
 
     @for_each_layer
-    def validate_norm(self):
+    def validate_norm(self) -> None:
         self._validate_shortcut()
         if self.norm_bias and not (self.norm_type in NORMS_WITH_BIAS and self.norm_elementwise_affine):
             raise ValueError(

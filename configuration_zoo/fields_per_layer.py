@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import fields
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 from .field_kinds import nearest
 from .field_settings import described, nested, settings_of, spread
@@ -122,7 +124,7 @@ READERS: dict[str, Callable] = {
 }
 
 
-def layers_of(given, count: int) -> dict[int, dict]:
+def layers_of(given: Any, count: int) -> dict[int, dict]:
     """What was given as `per_layer_config` with numbers as keys; raises ValueError for any other container."""
     if given is None:
         return {}
@@ -147,7 +149,7 @@ class PerLayerFields:
     What is derived is derived for each layer from its own values, and stands in `per_layer_config` as well.
     """
 
-    def outside_layers(self):
+    def outside_layers(self) -> PreTrainedConfig:
         """The config as the parts of a model outside its layers read it: nothing differs."""
         if not self.is_heterogeneous:
             return self

@@ -20,10 +20,10 @@ class PerLayerInputFields:
         source="Gemma 3n (Google 2025)",
     )
 
-    def resolve_per_layer_input(self):
+    def resolve_per_layer_input(self) -> None:
         if self.hidden_size_per_layer_input is not None and self.vocab_size_per_layer_input is None:
             self.vocab_size_per_layer_input = self.vocab_size
 
-    def validate_per_layer_input(self):
+    def validate_per_layer_input(self) -> None:
         has = self.hidden_size_per_layer_input is not None
         refuse_unless(self, has, "hidden_size_per_layer_input", ("vocab_size_per_layer_input",))

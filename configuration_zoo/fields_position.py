@@ -120,7 +120,7 @@ class PositionFields:
         source="Llama 4's published code (1); Ministral 3's (0)",
     )
 
-    def resolve_position(self):
+    def resolve_position(self) -> None:
         kind = self.position_embedding_type
         if kind == "rope":
             self.rope_interleave = bool(self.rope_interleave)
@@ -137,7 +137,7 @@ class PositionFields:
             self.attn_temperature_offset = self.attn_temperature_offset or 0
 
     @for_each_layer
-    def validate_position(self):
+    def validate_position(self) -> None:
         kind = self.position_embedding_type
         rope_fields = ("rope_parameters", "rope_interleave", "no_rope_layers")
         refuse_unless(self, kind == "rope", "position_embedding_type='rope'", rope_fields)
@@ -196,7 +196,7 @@ class PositionFields:
             if kind not in ROPE_TYPES:
                 raise ValueError(f"rope_parameters: rope_type={kind!r} of {name!r} is not one of {list(ROPE_TYPES)}.")
 
-    def validate_rotary_widths(self):
+    def validate_rotary_widths(self) -> None:
         for index, layer in enumerate(self.per_layer_config):
             table = layer.rope_tables.get(layer.rope_table_of(index))
             if table is None or layer.layer_types[index] not in ATTENDING_LAYERS:
@@ -213,7 +213,7 @@ class PositionFields:
                     f"pairs of channels, at least {least // 2}."
                 )
 
-    def validate_longrope(self):
+    def validate_longrope(self) -> None:
         for index, layer in enumerate(self.per_layer_config):
             table = layer.rope_tables.get(layer.rope_table_of(index), {})
             if table.get("rope_type") != "longrope":

@@ -101,7 +101,7 @@ class PrecisionFields:
         ),
     )
 
-    def resolve_precision(self):
+    def resolve_precision(self) -> None:
         norm = NORM_TYPES.get(self.norm_type)
         if norm is not None and norm.casts and self.precision["norm"] is None:
             offset = self.norm_unit_offset and self.norm_elementwise_affine
@@ -120,7 +120,7 @@ class PrecisionFields:
             setattr(self, f"precision.{key}", value)
 
     @for_each_layer
-    def validate_precision(self):
+    def validate_precision(self) -> None:
         check_choice(self, "precision.norm", NORM_TYPES[self.norm_type].casts)
         parallel = any(block in PARALLEL_BLOCKS for block in self.block_types)
         refuse_unless(self, parallel, "a parallel block_type", ("precision.parallel_sum_order",))

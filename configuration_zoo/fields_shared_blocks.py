@@ -43,11 +43,11 @@ class SharedBlockFields:
         """The layers that have a shared block."""
         return [index for index, block in enumerate(self.block_types) if block == "shared_block"]
 
-    def resolve_shared_blocks(self):
+    def resolve_shared_blocks(self) -> None:
         if self.shared_block_layers and self.num_mem_blocks is None:
             self.num_mem_blocks = 1
 
-    def validate_shared_blocks(self):
+    def validate_shared_blocks(self) -> None:
         users = self.shared_block_layers
         for layer in self.per_layer_config:
             refuse_unless(layer, bool(users), "a block_type 'shared_block'", SHARED_BLOCK_FIELDS)

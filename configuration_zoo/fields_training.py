@@ -74,7 +74,7 @@ class TrainingFields:
         source="OLMo 2, arXiv 2501.00656",
     )
 
-    def resolve_training(self):
+    def resolve_training(self) -> None:
         for field in ("router_aux_loss_coef", "router_z_loss_coef"):
             if getattr(self, field) is None:
                 setattr(self, field, 0.0)
@@ -90,14 +90,14 @@ class TrainingFields:
         return not spare or samples or self.router_aux_loss_coef > 0 or bool(self.use_score_correction_bias)
 
     @for_each_layer
-    def validate_training(self):
+    def validate_training(self) -> None:
         for field in ROUTER_FIELDS:
             if getattr(self, field) and "sparse" not in self.mlp_layer_types:
                 raise UnreadField(field, getattr(self, field), "a 'sparse' layer in mlp_layer_types")
         if self.output_router_logits is False and self.router_z_loss_coef:
             raise UnreadField("router_z_loss_coef", self.router_z_loss_coef, "output_router_logits left out or True")
 
-    def validate_initializers(self):
+    def validate_initializers(self) -> None:
         default = next(field.default for field in fields(self) if field.name == "initializer_range")
         matrices = self.initializer_type == "normal" or self.embedding_initializer_range is None
         others = self.position_embedding_type == "learned" or "hyper_connection" in self.block_types

@@ -1,6 +1,10 @@
 """The first layers of a model as a config of its own: what the others alone would have read goes with them."""
 
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
+
+from transformers import PreTrainedConfig
 
 from .field_needs import UnreadField
 from .vocabulary import ATTENDING_LAYERS, WITH_RECURRENCE
@@ -12,12 +16,12 @@ READ_IN = {
 }
 
 
-def per_layer_names(config_class) -> list[str]:
+def per_layer_names(config_class: type[PreTrainedConfig]) -> list[str]:
     """The fields that can hold one entry for each layer."""
     return [field.name for field in fields(config_class) if getattr(field.metadata.get("kind"), "per_layer", False)]
 
 
-def first_layers(config_class, values: dict, before: int, count: int) -> dict:
+def first_layers(config_class: type[PreTrainedConfig], values: dict, before: int, count: int) -> dict:
     """`values` of a config of `before` layers with every per-layer list and table cut off after `count` of them.
 
     Raises ValueError for a model in which every layer depends on how many there are.
@@ -48,7 +52,7 @@ def first_layers(config_class, values: dict, before: int, count: int) -> dict:
     return cut
 
 
-def build_without_unread(build, values: dict, kept: set[str]):
+def build_without_unread(build: Callable, values: dict, kept: set[str]) -> Any:
     """`build(values)`, without the fields that only layers left out would have read; those in `kept` are refused."""
     while True:
         try:

@@ -1,5 +1,7 @@
 """What the fields of a recurrence need of one another to be read."""
 
+from transformers import PreTrainedConfig
+
 from .field_needs import UnreadField
 
 TIME_STEP_FIELDS = ("time_step_min", "time_step_max", "time_step_floor")
@@ -42,7 +44,7 @@ LINEAR_NEEDS = {
 }
 
 
-def refuse_unread_linear(config, mechanisms: dict[str, tuple[dict, dict]]) -> None:
+def refuse_unread_linear(config: PreTrainedConfig, mechanisms: dict[str, tuple[dict, dict]]) -> None:
     """Raises UnreadField for a field whose value no mechanism reads, though one lists it.
 
     `mechanisms`: name -> (what the config means for it, what a config that sets nothing would mean for it).

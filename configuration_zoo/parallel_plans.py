@@ -4,6 +4,8 @@ A plan names modules by pattern, `*` for a layer's number, and says how each is 
 named. What stands in no plan is the same on every rank.
 """
 
+from transformers import PreTrainedConfig
+
 from .vocabulary import POSITION_BIASES
 
 COLWISE, ROWWISE = "colwise", "rowwise"
@@ -12,7 +14,7 @@ PREFIX = "layers.*.self_attn."
 WITHOUT_OWN_MLP = ("mixer_only", "shared_block")
 
 
-def grouped_query_plan(config) -> dict[str, str]:
+def grouped_query_plan(config: PreTrainedConfig) -> dict[str, str]:
     """Query heads and the key-value heads they read go together."""
     # A norm over all heads, or with a weight per head, sees whole projections: gather them before, split after.
     whole = config.qk_norm is not None and (config.qk_norm_scope == "full" or config.qk_norm_weight == "per_head")
@@ -23,7 +25,7 @@ def grouped_query_plan(config) -> dict[str, str]:
     return plan | gate_and_sinks_plan(config, whole)
 
 
-def latent_plan(config) -> dict[str, str]:
+def latent_plan(config: PreTrainedConfig) -> dict[str, str]:
     """Every rank has the whole latent, and the maps of its own heads out of it; an indexer is whole on every rank."""
     query = "q_proj" if config.q_lora_rank is None else "q_b_proj"
     plan = {f"{PREFIX}{query}": COLWISE, f"{PREFIX}kv_b_proj": COLWISE, f"{PREFIX}o_proj": ROWWISE}
@@ -33,7 +35,7 @@ def latent_plan(config) -> dict[str, str]:
     return plan | gate_and_sinks_plan(config)
 
 
-def gate_and_sinks_plan(config, whole: bool = False) -> dict[str, str]:
+def gate_and_sinks_plan(config: PreTrainedConfig, whole: bool = False) -> dict[str, str]:
     """What stands beside the heads, one row or number for each of them."""
     plan = {}
     if config.attn_output_gate in ("elementwise", "headwise"):
@@ -48,7 +50,7 @@ def gate_and_sinks_plan(config, whole: bool = False) -> dict[str, str]:
 HEAD_PLANS = {("grouped_query", "shared_key_value"): grouped_query_plan, ("latent", "indexed"): latent_plan}
 
 
-def attention_plan(config) -> dict[str, str]:
+def attention_plan(config: PreTrainedConfig) -> dict[str, str]:
     """Heads split over ranks, in the layers that have attention; nothing where one of them needs all heads."""
     mixers = {name for name in config.attention_mixers if name is not None}
     if not mixers or config.position_embedding_type in POSITION_BIASES:
@@ -69,7 +71,7 @@ def mlp_plan(prefix: str, gated: bool) -> dict[str, str]:
     return plan | ({f"{prefix}gate_proj": COLWISE} if gated else {})
 
 
-def experts_plan(config) -> dict[str, str]:
+def experts_plan(config: PreTrainedConfig) -> dict[str, str]:
     """Inner channels of every expert split over ranks; not with biases, which every rank would add."""
     prefix, plan = "layers.*.mlp.", {}
     if not config.expert_bias and config.gated_mlp:

@@ -6,6 +6,7 @@ where the paper counts another model than the decoder here. What the paper leave
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 # A gated or plain block, by the era of its paper.
 GPT = {
@@ -69,7 +70,7 @@ class Preset:
     tiny: dict = field(default_factory=dict)
 
 
-def sizes(layers, width, heads, **more):
+def sizes(layers: int, width: int, heads: int, **more: Any) -> dict[str, Any]:
     """The columns every paper's table has."""
     return {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, **more}
 

@@ -1,7 +1,7 @@
 """What an editor shows of ZooConfig: `configuration_zoo.pyi`, written from what the fields say of themselves.
 
 `python -m description_zoo.stub` writes the file; nothing imports it, and no model folder has it. An editor takes it in
-the place of the source: every argument with its type, the names it takes and what it means.
+place of the source: every argument with its type, the names it takes and what it means.
 """
 
 import ast
@@ -14,7 +14,7 @@ from typing import Any
 
 import configuration_zoo
 from configuration_zoo import ZooConfig
-from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Settings
+from configuration_zoo.field_kinds import Choice, Flag, Items, Kind, Number, Settings
 from configuration_zoo.field_settings import settings_of
 
 from .flags import flags
@@ -23,6 +23,7 @@ PATH = Path(configuration_zoo.__file__).with_name("configuration_zoo.pyi")
 HEAD = '''# Written by `python -m description_zoo.stub`; do not edit.
 """ZooConfig: what a model is, one field per concept."""
 
+import os
 from typing import Any, Literal, TypedDict
 
 from transformers import PreTrainedConfig
@@ -61,7 +62,7 @@ def about(facts: dict[str, Any]) -> str:
     return f"{facts['meaning']}{needs} Source: {facts['source']}."
 
 
-def entry_type(kind) -> str | None:
+def entry_type(kind: Kind) -> str | None:
     """The type of one value, of a kind that says more than the annotation of the field."""
     return f"Literal[{', '.join(json.dumps(name) for name in kind.names)}]" if isinstance(kind, Choice) else None
 

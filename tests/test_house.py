@@ -363,6 +363,48 @@ def test_no_mutable_module_state(path):
                 assert target.value.id not in literal, f"{target.value.id} is written to, line {node.lineno}"
 
 
+# -- types ---------------------------------------------------------------------------------------------------------
+
+
+def public_functions(body):
+    """Functions and methods of a module whose names, and their classes', begin without an underscore; `__init__` and
+    its like too."""
+    for node in body:
+        if isinstance(node, (ast.If, ast.Try)):
+            yield from public_functions([*node.body, *node.orelse])
+        elif getattr(node, "name", "_").startswith("_") and not re.fullmatch("__.*__", getattr(node, "name", "_")):
+            continue
+        elif isinstance(node, ast.ClassDef):
+            yield from public_functions(node.body)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def untyped(function):
+    """Names of the parameters without a hint, and `return`; without self and cls, and `__init__`, which returns
+    nothing."""
+    given = function.args
+    parameters = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
+    names = [p.arg for p in parameters if p is not None and p.annotation is None]
+    names += ["return"] if function.returns is None and function.name != "__init__" else []
+    return [name for name in names if name not in ("self", "cls")]
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=identify)
+def test_public_functions_have_type_hints(path):
+    found = {
+        f"{function.lineno}: {function.name}": untyped(function) for function in public_functions(tree_of(path).body)
+    }
+    assert {name: missing for name, missing in found.items() if missing} == {}
+
+
+def test_a_missing_type_hint_would_be_found():
+    code = (
+        "def f(x, *rest: int): ...\nclass A:\n    def __init__(self, y): ...\n    def _g(self, z): ...\ndef _h(w): ..."
+    )
+    assert [untyped(function) for function in public_functions(ast.parse(code).body)] == [["x", "return"], ["y"]]
+
+
 # -- registries ----------------------------------------------------------------------------------------------------
 
 
