@@ -61,7 +61,8 @@ def needed(name: str, need: str | None) -> str | None:
 def heading(group: type) -> str:
     """KeyValueSharingFields -> "Key value sharing"."""
     words = re.findall("[A-Z][a-z]*", group.__name__.removesuffix("Fields"))
-    return {"Mlp": "MLP"}.get(words[0], " ".join(words).capitalize())
+    plain = {"Mlp": "MLP", "Expert": "Experts", "Linear": "Recurrences", "Norm": "Norms and residuals"}
+    return plain.get(words[0], " ".join(words).capitalize())
 
 
 def _one_or_list(field: Field) -> bool:

@@ -13,7 +13,7 @@ from .flags import flags
 from .foreign_text import printable
 
 # Inherits the colours of the page, light or dark.
-STYLE = "border-collapse:collapse;font-size:0.9em;text-align:left"
+STYLE = "color:inherit;border-collapse:collapse;font-size:0.9em;text-align:left"
 CELL = "padding:0.15em 1em 0.15em 0;vertical-align:top;text-align:left"
 HEAD = f"{CELL};padding-top:0.7em;border-bottom:1px solid currentColor"
 FAINT = "opacity:0.65"
@@ -32,7 +32,7 @@ def as_table(config: ZooConfig) -> str:
             rooms.setdefault((facts["group"], facts["about"]), []).append(row)
     others = [_row(name, value, None, "") for name, value in values.items() if name not in every]
     if others:
-        rooms["transformers", "what every config of that library has"] = others
+        rooms["Others", "what every config of transformers has, and keys that are no fields"] = others
     rows = [line for (room, about), lines in rooms.items() for line in (_heading(room, about), *lines)]
     title = f"<b>{escape(type(config).__name__)}</b> <span style='{FAINT}'>what differs from the defaults</span>"
     return f"<div>{title}<table style='{STYLE}'>{''.join(rows)}</table></div>"
@@ -72,7 +72,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _heading(room: str, about: str) -> str:
-    return f"<tr><th colspan='3' style='{HEAD}'>{escape(room)} <span style='{FAINT}'>{escape(about)}</span></th></tr>"
+    said = escape(about.replace("`", ""))
+    return f"<tr><th colspan='3' style='{HEAD}'>{escape(room)} <span style='{FAINT}'>{said}</span></th></tr>"
 
 
 def _row(name: str, value: Any, default: Any, meaning: str) -> str:

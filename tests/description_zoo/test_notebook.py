@@ -28,7 +28,7 @@ def test_what_differs_is_there_under_its_concept():
     assert found["qk_norm"] == '"rms_norm"' and found["precision.rope"] == '"float32_qk"'
     assert found["hidden_size"] == "32 (4096)"
     assert not {"norm_type", "attention_sinks", "num_experts", "tie_word_embeddings"} & found.keys()
-    assert headings == ["Model", "Attention", "Position", "MLP", "Precision", "transformers"]
+    assert headings == ["Model", "Attention", "Position", "MLP", "Precision", "Others"]
     said = {name for name in ZooConfig(**SIZES).to_diff_dict() if name != "precision"}
     assert said <= found.keys() | flags().keys()
 
