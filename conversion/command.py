@@ -18,9 +18,9 @@ ALONE_HELP = "When converting back: only the language model, without vision towe
 
 def convert(
     source: Annotated[str, typer.Argument(help="Folder with config.json and safetensors, or a Hub id owner/name.")],
-    target: Annotated[Path, typer.Argument(help="Folder to write; afterwards it is absent or complete.")],
-    to: Annotated[str | None, typer.Option(metavar="MODEL_TYPE", help="Family to write. Without it: zoo.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Without it: as stored.")] = None,
+    target: Annotated[Path, typer.Argument(help="Folder to write; written completely or not at all.")],
+    to: Annotated[str | None, typer.Option(metavar="MODEL_TYPE", help="Family to convert to. Default: zoo.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: as stored.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, such as 500MB or 5GB.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET if it exists.")] = False,
     original: Annotated[str | None, typer.Option("--source", metavar="FOLDER|OWNER/NAME", help=SOURCE_HELP)] = None,
@@ -28,7 +28,7 @@ def convert(
     progress: Annotated[bool, typer.Option(help="Show a progress bar, where there is a terminal.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the summary.")] = False,
 ) -> None:
-    """Convert a published checkpoint into a zoo folder that loads anywhere, or a zoo folder back."""
+    """Convert a published checkpoint into a zoo folder that loads anywhere, or a zoo folder back into its family."""
     from . import convert as carry_out
 
     quiet()

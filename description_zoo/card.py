@@ -98,7 +98,7 @@ def _costs(report: dict) -> str:
     text += f"The cache takes {report['cache_bytes_per_token']:,} bytes per token in {report['dtype']}"
     full = report["cache_bytes_at_full_length"]
     text += f", {full:,} bytes at {report['max_position_embeddings']:,} tokens"
-    return text + (f", of which {report['state_bytes']:,} whatever the length." if report["state_bytes"] else ".")
+    return text + (f", of which {report['state_bytes']:,} are state of a fixed size." if report["state_bytes"] else ".")
 
 
 def _size(config: ZooConfig, name: str) -> Any:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from configuration_zoo import ZooConfig
 from modeling_zoo.platform_peft import lora_targets
-from modeling_zoo.platform_vllm import engine_obstacles
+from modeling_zoo.platform_vllm import unsupported_by_vllm
 
 from .heads import HEADS, head_of_own
 
@@ -46,7 +46,7 @@ def use_sections(model: "PreTrainedModel", family: str | None) -> list[str]:
 
 def serving(config: ZooConfig, family: str | None) -> str:
     """vLLM's snippet, or why it cannot and what serves instead."""
-    if not (found := [f"`{field}`" for field in engine_obstacles(config)]):
+    if not (found := [f"`{field}`" for field in unsupported_by_vllm(config)]):
         return f"```python\n{SERVE}\n```" + (LATENTS if "latent" in config.attentions else "")
     back = f": `python -m conversion THIS_FOLDER TARGET --to {family}`, then serve TARGET" if family else ""
     return (

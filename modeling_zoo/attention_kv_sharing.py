@@ -39,5 +39,7 @@ class SharedKeyValueAttention(GroupedQueryAttention):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Nothing is cached: keys `[B, K, S, d]` and values `[B, K, S, v]` are those of layer `source`."""
         if shared_key_values is None:
-            raise ValueError(f"Layer {self.layer_idx} has no keys of its own and was given no shared_key_values.")
+            raise ValueError(
+                f"Layer {self.layer_idx} has no keys of its own: pass it the shared_key_values of the earlier layers."
+            )
         return shared_key_values.of(self.source, hidden_states.device)

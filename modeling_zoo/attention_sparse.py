@@ -73,6 +73,8 @@ class IndexedAttention(LatentAttention):
                 shared_indices.positions[self.layer_idx] = positions
             return positions
         if shared_indices is None:
-            raise ValueError(f"Layer {self.layer_idx} has no indexer and was given no shared_indices.")
+            raise ValueError(
+                f"Layer {self.layer_idx} has no indexer: pass it the shared_indices of the earlier layers."
+            )
         positions = shared_indices.positions_of(self.indexer_layer)
         return positions if positions is None else positions.to(inputs.hidden_states.device)

@@ -213,7 +213,9 @@ class ShortcutLayer(ZooDecoderLayer):
         late = shortcuts.take(self.layer_idx - 1) if shortcuts is not None else None
         if self.moe is not None:
             if shortcuts is None:
-                raise ValueError(f"Layer {self.layer_idx} of block_type 'shortcut' needs the model's shortcuts.")
+                raise ValueError(
+                    f"Layer {self.layer_idx} of block_type 'shortcut' needs `shortcuts`, one object for all layers."
+                )
             shortcuts.put(self.layer_idx, self.scaled(self.moe(normed)))
         hidden_states = hidden_states + self.feed(normed)
         return hidden_states if late is None else hidden_states + late.to(hidden_states.device)

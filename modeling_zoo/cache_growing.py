@@ -99,9 +99,7 @@ class GrowingLayer(StoredLayer, DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens; raises ValueError for a positive number."""
         if tokens_to_remove > 0:
-            raise ValueError(
-                f"crop({tokens_to_remove}): pass minus the number of tokens to remove, so a number not above 0."
-            )
+            raise ValueError(f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number.")
         self.store.crop(-tokens_to_remove)
 
 

@@ -61,7 +61,7 @@ class Record:
 
 
 def refuse_crop(count: int, reason: str) -> NoReturn:
-    raise RuntimeError(f"crop({-count}): {reason}; the recurrent state of then cannot be restored.")
+    raise RuntimeError(f"crop({-count}): {reason}; the recurrent state before them cannot be restored.")
 
 
 class DeferringStates(LinearAttentionLayer):

@@ -74,9 +74,7 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
         once the window is full, that is unless `activate_past_recording` was called before they left it.
         """
         if tokens_to_remove > 0:
-            raise ValueError(
-                f"crop({tokens_to_remove}): pass minus the number of tokens to remove, so a number not above 0."
-            )
+            raise ValueError(f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number.")
         if self.cumulative_length >= self.sliding_window and not self.record_past:
             raise RuntimeError(
                 f"crop({tokens_to_remove}): the window of {self.sliding_window} tokens is full and its past is not "

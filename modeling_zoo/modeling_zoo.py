@@ -34,7 +34,7 @@ from .platform_peft import lora_targets
 from .platform_pipeline import StagedModel, refuse_uncut
 from .platform_saving import SavedFolder
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
-from .platform_vllm import served_by
+from .platform_vllm import check_backend
 from .train_indexer import add_indexer_loss, is_learning
 from .train_init import InitialWeights
 from .train_loss import logits_and_loss, share_of_batch
@@ -83,7 +83,7 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
                     f"attn_implementation={requested_attention!r} cannot compute a model with {reason}: use one of "
                     f"{list(backends)}."
                 )
-        return super().get_correct_attn_implementation(served_by(self.config, requested_attention), is_init_check)
+        return super().get_correct_attn_implementation(check_backend(self.config, requested_attention), is_init_check)
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         super().set_attn_implementation(*args, **kwargs)

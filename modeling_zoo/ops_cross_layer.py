@@ -25,7 +25,9 @@ class SharedKeyValues:
         """What layer `layer_idx` left; raises ValueError where it has not run, or ran without the gradient that is
         wanted now."""
         if layer_idx not in self.states:
-            raise ValueError(f"Layer {layer_idx} has left no keys and values: it runs before those that share them.")
+            raise ValueError(
+                f"Layer {layer_idx} has not left its keys and values: run it before the layers that share them."
+            )
         key, value, recorded = self.states[layer_idx]
         if torch.is_grad_enabled() and not recorded:
             raise ValueError(

@@ -26,7 +26,7 @@ UNIFORM = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_wi
 SEEN = {"full_attention", "sliding_attention"}
 
 
-def engine_obstacles(config: ZooConfig) -> list[str]:
+def unsupported_by_vllm(config: ZooConfig) -> list[str]:
     """Names of the fields that an engine cannot honour as they are; [] for a config it serves."""
     layers = config.per_layer_config
     found = _of_stack(config) + [name for layer in layers for name in _of_attention(layer) + _of_experts(layer)]
@@ -34,13 +34,13 @@ def engine_obstacles(config: ZooConfig) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _asked(conditions):
+def _names_of_set(conditions):
     return [name for name, asked in conditions.items() if asked]
 
 
 def _of_stack(config):
     tables = [table for layer in config.per_layer_config for table in layer.rope_tables.values()]
-    return _asked({
+    return _names_of_set({
         "layer_types": set(config.layer_types) - SEEN,
         "block_type": {"mixer_only", "mlp_only", "shortcut"} & set(config.block_types),
         "position_embedding_type": config.position_embedding_type in ("alibi", "relative", "transformer_xl"),
@@ -62,7 +62,7 @@ def _of_stack(config):
 
 def _of_attention(layer):
     grouped = "grouped_query" in layer.attentions
-    return _asked({
+    return _names_of_set({
         "attention_sinks": layer.attention_sinks,
         # The engine puts its own norm, with one weight for all heads, in place of every RMS norm.
         "qk_norm_weight": grouped and layer.qk_norm == "rms_norm" and layer.qk_norm_weight == "per_head",
@@ -73,7 +73,7 @@ def _of_attention(layer):
 def _of_experts(layer):
     if layer.num_experts is None:
         return []
-    return _asked({
+    return _names_of_set({
         "hidden_act": layer.hidden_act != "silu",
         "gated_mlp": not layer.gated_mlp,
         "swiglu_limit": layer.swiglu_limit is not None,
@@ -95,9 +95,9 @@ def is_served(config: ZooConfig) -> bool:
     return str(config._attn_implementation).startswith("vllm")
 
 
-def served_by(config: ZooConfig, backend: str | None) -> str | None:
+def check_backend(config: ZooConfig, backend: str | None) -> str | None:
     """`backend` as it is; raises ValueError where it is such an engine's, with the first field it would not honour."""
-    for field in engine_obstacles(config)[:1] if str(backend).startswith("vllm") else ():
+    for field in unsupported_by_vllm(config)[:1] if str(backend).startswith("vllm") else ():
         values = [getattr(layer, field) for layer in config.per_layer_config]
         differs = any(value != values[0] for value in values)
         value = f"{field} that differs over layers" if differs else f"{field}={values[0]!r}"

@@ -49,8 +49,8 @@ def logits_and_loss(
     everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
     if not everything and gathered_by_fsdp(model.lm_head):
         raise ValueError(
-            f"loss_chunk_size={chunk_size} with logits_to_keep={logits_to_keep} calls the head twice, which none that "
-            "FSDP2 shards can take: leave logits_to_keep out."
+            f"loss_chunk_size={chunk_size} with logits_to_keep={logits_to_keep} calls the head twice, which one that "
+            "FSDP2 shards does not allow: leave logits_to_keep out."
         )
     logits = None if everything else shape_logits(model.lm_head(hidden_states[:, keep, :]), model.config)
     return logits, chunked_loss(model.lm_head, hidden_states, labels, model.config, chunk_size, kwargs)

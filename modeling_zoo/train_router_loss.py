@@ -137,7 +137,7 @@ def add_router_losses(
     if wanted and lost and model.training and model.is_gradient_checkpointing:
         raise ValueError(
             f"router_aux_loss_coef={config.router_aux_loss_coef} and router_z_loss_coef={config.router_z_loss_coef} "
-            "would reach no router: gradient checkpointing needs use_reentrant=False, or both set to 0."
+            "would train no router: gradient checkpointing needs use_reentrant=False, or both set to 0."
         )
     mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
     losses = router_losses(config, router_logits, mask, mask_of_targets(labels), kwargs.get("num_items_in_batch"))

@@ -212,7 +212,9 @@ def _set(raw: dict[str, Any], name: str, value: Any, aliases: dict[str, str]) ->
 
 def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]:
     if family.section:
-        raise ConversionError(f"a {to} checkpoint has more than a text model; only one that came from there goes back.")
+        raise ConversionError(
+            f"a {to} checkpoint is more than a text model: only a model converted from one can be converted back."
+        )
     reads = class_key(to, family)
     config_class, keys = CONFIG_MAPPING[reads], _back(config, family)
     # What no layer has, but their class wants a value of, is as it comes.

@@ -158,7 +158,7 @@ def _check_comes_back(planner: Planner, plan: Plan, headers: dict[str, Tensor], 
     """Importing what will be written must give this model's tensors again."""
     again = planner.forward(plan.outputs).outputs
     if differing := sorted(set(again) ^ set(headers)):
-        raise ConversionError(f"{to} has no place for {differing[0]!r}: the export would not come back.")
+        raise ConversionError(f"{to} has no place for {differing[0]!r}: converted back, the model would lack it.")
     for name, tensor in headers.items():
         if again[name].shape != tensor.shape or again[name].dtype != tensor.dtype:
             raise ConversionError(f"{name!r} would come back from {to} with another shape: {list(again[name].shape)}.")

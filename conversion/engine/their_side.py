@@ -38,7 +38,7 @@ def planner_for(raw: dict[str, Any], model_type: str, config: ZooConfig) -> Plan
     model = their_model(raw, model_type, family, torch.float32, head)
     if model is None:
         raise ConversionError(
-            f"transformers has no {HEADS[head].ending} class of {model_type}: such a model is unknown."
+            f"transformers has no {HEADS[head].ending} class of {model_type}: such a model cannot be converted."
         )
     prefix = f"{model.base_model_prefix}."
     around = {} if prefix == family.base_prefix else {prefix: family.base_prefix}

@@ -27,7 +27,7 @@ def derive(theirs: Theirs) -> Keys:
 
 def restore(ours: Ours) -> Keys:
     if not (ours.source_config or {}).get("vocabulary_map"):
-        raise ConversionError("chameleon has an image tokenizer; only a model that came from there goes back.")
+        raise ConversionError("chameleon has an image tokenizer: only a model converted from it can be converted back.")
     return {"rope_parameters": restore_rope(ours), "swin_norm": ours.block_type == "output_norm"}
 
 

@@ -64,7 +64,7 @@ class Manifest:
             }
         except (TypeError, ValueError, LookupError, RuntimeError) as error:
             raise ConversionError(
-                f"{FOLDER}/{MANIFEST} says of a tensor in `names` what no tensor is: {one_line(error)}"
+                f"{FOLDER}/{MANIFEST} describes a tensor in `names` wrongly: {one_line(error)}"
             ) from error
 
 

@@ -91,7 +91,7 @@ def _held(work: Path, target: Path) -> Iterator[None]:
     """The folder of a run, its lock held, without leftovers; it is gone afterwards."""
     lock = FileLock(work / _LOCK, blocking=False)
     if work.is_symlink():
-        raise ConversionError(f"{work} is a link, and the place where this would be built: remove it first.")
+        raise ConversionError(f"{work} is a link where the target is to be built: remove it first.")
     try:
         _acquire(lock, target)
         _heal(work, target)

@@ -14,7 +14,7 @@ from description_zoo.measure import measure
 from modeling_zoo import ZooForCausalLM
 from modeling_zoo.cache_growing import GrowingLayer, LatentLayer
 from modeling_zoo.cache_upgrade import upgrade_cache
-from modeling_zoo.platform_vllm import engine_obstacles
+from modeling_zoo.platform_vllm import unsupported_by_vllm
 from zoo.cli.placement import place
 
 GROUPED, LATENT = "grouped_query", "latent"
@@ -108,7 +108,7 @@ def test_tools_see_each_layer_as_it_is():
     # A pattern of a plan means the same in every layer: heads of two kinds are split in none.
     assert not [name for name in config.base_model_tp_plan if "self_attn" in name]
     assert place(config, 2, 1)["cache_bytes_per_token_per_rank"] == 2 * (24 * 4 + 26)
-    assert engine_obstacles(config) == ["attention_type"]
+    assert unsupported_by_vllm(config) == ["attention_type"]
     adapted = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **model.lora_targets(["attention"])))
     assert {name.split(".self_attn.")[1].split(".")[0] for name in adapted.state_dict() if "lora_A" in name} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",

@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from description_zoo.card import write_plain_card
 from modeling_zoo import ZooConfig, ZooForCausalLM
 from modeling_zoo.ops_attention import eager_attention_forward
-from modeling_zoo.platform_vllm import engine_obstacles
+from modeling_zoo.platform_vllm import unsupported_by_vllm
 
 LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
           "linear_attention_type": "gated_delta_net", "linear_num_key_heads": 2, "linear_num_value_heads": 4,
@@ -54,7 +54,7 @@ def build(**flags):
 
 @pytest.mark.parametrize("flags", SERVED)
 def test_what_an_engine_honours_is_built_for_it(flags):
-    assert engine_obstacles(ZooConfig(**{**SIZES, **flags})) == []
+    assert unsupported_by_vllm(ZooConfig(**{**SIZES, **flags})) == []
     assert build(**flags).config._attn_implementation == "vllm"
 
 
@@ -95,7 +95,7 @@ def test_what_an_engine_would_drop_is_refused_by_name(field, flags, tmp_path):
 def test_every_flag_is_either_served_or_refused_by_a_field_it_has(group):
     for flags in ROWS[group]:
         config = ZooConfig(**{**SIZES, **flags})
-        assert all(hasattr(config.per_layer_config[0], field) for field in engine_obstacles(config))
+        assert all(hasattr(config.per_layer_config[0], field) for field in unsupported_by_vllm(config))
 
 
 @pytest.mark.parametrize(

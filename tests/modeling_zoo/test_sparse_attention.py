@@ -410,7 +410,7 @@ def test_a_shared_layer_needs_the_choice():
     model = make({"indexer_types": ["full", "shared"]})
     mixer, states = model.layers[1].self_attn, torch.randn(1, 7, 20)
     rotation = model.rotary_emb.tables_at(states, torch.arange(7)[None])["default"]
-    with pytest.raises(ValueError, match="Layer 1 has no indexer and was given no shared_indices"):
+    with pytest.raises(ValueError, match="Layer 1 has no indexer: pass it the shared_indices of the earlier layers"):
         mixer(states, position_embeddings=rotation)
     with pytest.raises(ValueError, match="The indexer of layer 0 has not chosen in this forward"):
         mixer(states, position_embeddings=rotation, shared_indices=SharedIndices())

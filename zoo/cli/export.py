@@ -11,7 +11,8 @@ from .errors import UserError
 def export(
     folder: Annotated[Path, typer.Argument(help="A zoo folder: one with a config.json of model_type zoo.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit code 1 if the code is not what this zoo would write.")
+        bool,
+        typer.Option("--check", help="Write nothing; exit code 1 if the code is not what this zoo writes."),
     ] = False,
 ) -> None:
     """Write the two files of code that a folder needs to load with trust_remote_code=True, or compare them."""

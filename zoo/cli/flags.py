@@ -7,10 +7,10 @@ import typer
 
 
 def flags(
-    name: Annotated[str | None, typer.Argument(help="A field of the config. Without it: all of them.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A field of the config. Default: list all fields.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
 ) -> None:
-    """List the fields of a config by group, or say what one of them takes, needs and means."""
+    """List the fields of a config by concept, or describe one: values, default, meaning, source."""
     from conversion.command import quiet
     from description_zoo import flags as described
 

@@ -18,21 +18,23 @@ if TYPE_CHECKING:
 
 # What a terminal takes for a command, not for text.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-LENGTH_HELP = "Without it: as generation_config.json says, else 100."
+LENGTH_HELP = "Default: as generation_config.json says, else 100."
 
 
 def generate(
     folder: Annotated[Path, typer.Argument(help="A zoo folder, or a foreign one of a family zoo knows.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")],
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help=LENGTH_HELP)] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="Above 0 samples; 0 is greedy.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Sample within this probability mass.")] = None,
-    min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Drop what is below min_p · best.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="Above 1 repeats less.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 decodes greedily, more samples.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Sample from this probability mass.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Drop tokens below this fraction of the best.")
+    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(min=0.0, help="Above 1 penalises repetition.")] = None,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beam search; more than one beam cannot stream.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the folder's chat template.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the sampling.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Apply the folder's chat template to the prompt.")] = False,
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, flex_attention ...")] = None,
@@ -86,7 +88,7 @@ def load(
     tokenizer = load_tokenizer(folder, trust)
     model = load_model(folder, trust=trust, **options)
     if not model.can_generate():
-        raise UserError(f"{folder} holds a {type(model).__name__}, which writes no text.")
+        raise UserError(f"{folder} holds a {type(model).__name__}, which does not generate text.")
     if attn is not None:
         model.set_attn_implementation(attn)
     return model, tokenizer

@@ -10,11 +10,11 @@ from conversion.command import say
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A model folder, a config.json, or a preset (see `zoo presets`).")],
-    tp: Annotated[int, typer.Option(min=1, help="Ranks that split every layer: what each of them holds.")] = 1,
-    ep: Annotated[int, typer.Option(min=1, help="Ranks that split the experts; a multiple of --tp.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks: show what each of them holds.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Expert-parallel ranks; a multiple of --tp.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
 ) -> None:
-    """Show what each layer is and costs, without allocating a weight. Reads zoo's configs and foreign ones."""
+    """Show what each layer is and costs, for a config of zoo or of any known family. No weight is allocated."""
     from conversion.command import quiet
     from description_zoo.measure import measure
 
@@ -56,7 +56,7 @@ def show(report: dict) -> None:
     source = report["source_model_type"]
     say(f"{report['class']}{f' (from {source})' if source else ''}, {report['dtype']}")
     total, active, table = (report[name] for name in ("parameters", "active_parameters", "embedding_parameters"))
-    say(f"parameters  {total:,}; active for one token {active:,}; in embedding and head {table:,}")
+    say(f"parameters  {total:,}, of which {active:,} active per token, {table:,} in embedding and head")
     say(f"weights     {short_bytes(report['bytes'])}")
     if "stored_as" in report:
         say(f"stored as   {report['stored_as']}, {short_bytes(report['stored_bytes'])}")

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_TYPE = "zoo"
-TRUST_HELP = "Run the code that the folder itself brings. Installed classes never need it."
+TRUST_HELP = "Run the code in the folder. Not needed where zoo's installed classes run the model."
 DTYPE_HELP = "auto (as stored), float32, bfloat16 or float16."
-DEVICE_HELP = "Without it: the accelerator if there is one."
+DEVICE_HELP = "Default: the accelerator if there is one."
 
 
 def read_config(folder: Path) -> dict:
@@ -65,7 +65,9 @@ def load_model(
     if (trust and own_code) or (original and native):
         model = load_by_transformers(folder, config, dtype, trust)
     elif own_code and not native and config.get("model_type") != MODEL_TYPE:
-        raise UserError(f"{folder} brings its own code (auto_map in config.json): --trust-remote-code lets it run.")
+        raise UserError(
+            f"{folder} has code of its own (auto_map in config.json): --trust-remote-code allows it to run."
+        )
     else:
         with blamed_on(f"what {folder} says of its model"):
             model = conversion.load(folder, dtype=None if dtype == "auto" else dtype)

@@ -16,7 +16,7 @@ from .push import push
 from .verify import verify
 
 app = typer.Typer(
-    help="One transformers model for every modern decoder: convert, look into, run and compare checkpoints.",
+    help="One transformers model for every modern decoder: convert, inspect, run and compare checkpoints.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,7 +34,7 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

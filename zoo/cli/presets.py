@@ -7,7 +7,7 @@ import typer
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print this one's config.json. Without it: list them.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print the config.json of this preset. Default: list all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The list as one JSON object, name -> config.")] = False,
 ) -> None:
     """List the architectures that `zoo inspect NAME` and `ZooConfig.preset(NAME)` know by name."""

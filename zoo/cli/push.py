@@ -16,11 +16,11 @@ from .push_folder import CARD, CONFIG, complaints, files_to_push, read_object, w
 
 def push(
     folder: Annotated[Path, typer.Argument(help="Folder with a model, an adapter or a tokenizer.")],
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where to; created if it does not exist.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; created if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Create it private.")] = False,
     revision: Annotated[str, typer.Option(help="Branch to commit to; created if it does not exist.")] = "main",
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with zoo push",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go; nothing is sent.")] = False,
+    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with zoo push",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the list.")] = False,
 ) -> None:
     """Push a folder to the Hub in one commit: weights, code, tokenizer and card; a card is written if it has none."""

@@ -22,12 +22,12 @@ TOLERANCE = 2e-5
 def verify(
     source: Annotated[Path, typer.Argument(help="Folder of the original: run by transformers' own class.")],
     target: Annotated[Path, typer.Argument(help="Folder to compare with it.")],
-    prompt: Annotated[str | None, typer.Option(help="Input text. Without it: random tokens.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Input text. Default: random tokens.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="How many random tokens.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=0, help="Greedy tokens to compare after them.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative difference of equals.")] = TOLERANCE,
-    dtype: Annotated[str, typer.Option(help="Both are run in this dtype; auto: as each is stored.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens.")] = 0,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference that counts as equal.")] = TOLERANCE,
+    dtype: Annotated[str, typer.Option(help="Dtype in which both run; auto: as each is stored.")] = "float32",
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
@@ -50,7 +50,7 @@ def verify(
 def vocabulary_of(config: dict, folder: Path) -> int:
     size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     if not isinstance(size, int) or size < 1:
-        raise UserError(f"{folder}/config.json has vocab_size={size!r}, where the number of its tokens is due.")
+        raise UserError(f"{folder}/config.json has vocab_size={size!r}, which must be the number of tokens, above 0.")
     return size
 
 
