@@ -1,7 +1,7 @@
 """Writes the code of this package into a model folder, so that it loads anywhere with `trust_remote_code=True`.
 
-Not shipped itself. A folder holds two files, `configuration_zoo.py` and `modeling_zoo.py`, joined from the files of the
-two packages (export_source.py, export_join.py).
+Not shipped itself. A folder holds two files: `configuration_zoo.py` with what its model uses (export_config.py), and
+`modeling_zoo.py`, joined from the files of the package (export_source.py, export_join.py).
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from configuration_zoo import ZooConfig
 
+from .export_config import exported_configuration
 from .export_join import joined, reading_order, resolve
 from .export_source import TARGETS, Binding, sources
 
@@ -25,13 +26,23 @@ FILES = tuple(f"{name}.py" for name in TARGETS)
 DOCSTRING = """{says}
 
 One of the two files that `zoo export` makes of zoo's packages: the files named in its headings, joined in the order in
-which they are read. `zoo export FOLDER --check` says whether they are as they were made.
+which they are read. `zoo export FOLDER --check` says whether they are as they were made. {scope}
 """
+# The last sentence of a file by which it says that it has all of zoo.
+EVERYTHING = "Here is every concept."
+
+
+def code(config: ZooConfig | None = None) -> dict[str, str]:
+    """{file name: text} of the two files for a model of this config, or with every concept; always the same for its
+    kind and a version of the packages."""
+    if config is None or config.is_heterogeneous:
+        return dict(whole_code())
+    return whole_code() | {"configuration_zoo.py": exported_configuration(config)}
 
 
 @cache
-def code() -> dict[str, str]:
-    """{file name: text} of the two files, always the same for a version of the packages."""
+def whole_code() -> dict[str, str]:
+    """{file name: text} of the two files with every concept."""
     texts, files = {}, sources()
     for target in TARGETS:
         bindings, seen, kept = set(), set(), []
@@ -48,13 +59,20 @@ def code() -> dict[str, str]:
                 elif found is not None and files[found[0]].package != target:
                     bindings.add(Binding(f".{files[found[0]].package}", found[1], found[1]))
         says = files[target].docstring.split("\n")[0]
-        texts[f"{target}.py"] = joined(DOCSTRING.format(says=says), bindings, kept, files)
+        texts[f"{target}.py"] = joined(DOCSTRING.format(says=says, scope=EVERYTHING), bindings, kept, files)
     return texts
 
 
-def differing(folder: str | Path) -> list[str]:
-    """The files of a folder whose text is not what these packages write, or that are missing."""
-    paths = {Path(folder) / name: text for name, text in code().items()}
+def has_everything(folder: str | Path) -> bool:
+    """Whether the code in a folder says that it has every concept."""
+    path = Path(folder) / "configuration_zoo.py"
+    return path.is_file() and EVERYTHING in path.read_text(encoding="utf-8", errors="replace")[:1000]
+
+
+def differing(folder: str | Path, config: ZooConfig) -> list[str]:
+    """The files of a folder whose text is not what these packages write for its model, or that are missing."""
+    wanted = code(None if has_everything(folder) else config)
+    paths = {Path(folder) / name: text for name, text in wanted.items()}
     return [path.name for path, text in paths.items() if not path.is_file() or path.read_bytes() != text.encode()]
 
 
@@ -65,10 +83,11 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(fresh, path)
 
 
-def export_code(config: ZooConfig, folder: str | Path) -> None:
-    """Writes the code into `folder` and the complete `auto_map` into `config`."""
+def export_code(config: ZooConfig, folder: str | Path, everything: bool = False) -> None:
+    """Writes the code that the model of `config` needs, or `everything`, into `folder`, and the complete `auto_map`
+    into `config`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in code().items():
+    for name, text in code(None if everything else config).items():
         replace_text(folder / name, text)
     config.auto_map = dict(AUTO_MAP)

@@ -66,13 +66,16 @@ def test_the_files_are_formatted(folder):
 
 
 def test_another_process_writes_the_same_bytes():
-    program = "from modeling_zoo.export import code; import sys; sys.stdout.write(chr(0).join(code().values()))"
+    program = (
+        "from modeling_zoo import ZooConfig; from modeling_zoo.export import code; import sys; "
+        f"sys.stdout.write(chr(0).join(code(ZooConfig(**{TINY})).values()))"
+    )
     texts = []
     for seed in ("1", "2"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
         texts.append(done.stdout.decode())
-    assert texts == ["\0".join(code().values())] * 2
+    assert texts == ["\0".join(code(ZooConfig(**TINY)).values())] * 2
 
 
 def test_check_finds_a_change_and_export_puts_it_right(zoo, folder):
@@ -106,7 +109,7 @@ def test_a_link_is_replaced_and_not_followed(folder, tmp_path):
         (folder / name).symlink_to(kept)
     ZooConfig(**TINY).save_pretrained(folder)
     assert kept.read_text() == "# mine\n"
-    assert {name: (folder / name).read_text() for name in FILES} == code()
+    assert {name: (folder / name).read_text() for name in FILES} == code(ZooConfig(**TINY))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 

@@ -1,4 +1,4 @@
-"""zoo export FOLDER [--check]: the code in a model folder, written again or compared."""
+"""zoo export FOLDER [--all] [--check]: the code in a model folder, written again or compared."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,9 @@ def export(
         bool,
         typer.Option("--check", help="Write nothing; exit code 1 if the code is not what this zoo writes."),
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The code of every concept, not only of those that the model has.")
+    ] = False,
 ) -> None:
     """Write the two files of code that a folder needs to load with trust_remote_code=True, or compare them."""
     import json
@@ -27,10 +30,11 @@ def export(
         )
 
     from configuration_zoo import ZooConfig
-    from modeling_zoo.export import AUTO_MAP, FILES, differing, export_code, replace_text
+    from modeling_zoo.export import AUTO_MAP, FILES, code, differing, export_code, replace_text
 
-    config, other = ZooConfig.from_pretrained(folder), differing(folder)
+    config = ZooConfig.from_pretrained(folder)
     if check:
+        other = differing(folder, config)
         if other:
             raise UserError(
                 f"{folder}: {' and '.join(other)} {'is' if len(other) == 1 else 'are'} not what this version of zoo "
@@ -38,8 +42,15 @@ def export(
             )
         typer.echo(f"{' and '.join(FILES)} are as this version of zoo writes them.")
         return
-    export_code(config, folder)
+    wanted = code(None if everything else config)
+    other = [name for name, text in wanted.items() if text != text_of(folder / name)]
+    export_code(config, folder, everything)
     if held.get("auto_map") != AUTO_MAP:
         text = json.dumps(held | {"auto_map": AUTO_MAP}, indent=2, sort_keys=True) + "\n"
         replace_text(folder / "config.json", text)
     typer.echo(f"{' and '.join(other)} written." if other else "Nothing to write: the code is as it should be.")
+
+
+def text_of(path: Path) -> str | None:
+    """What a file holds, None where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None

@@ -1,0 +1,120 @@
+"""The constants of an exported configuration that are made for its model. Never shipped."""
+
+import re
+import textwrap
+from collections.abc import Iterable
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import Field
+from typing import Any
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.config_file import ALWAYS
+from configuration_zoo.configuration_zoo import PLATFORM_KEYS
+from configuration_zoo.first_layers import build_without_unread, per_layer_names, unread_field
+
+from .export_config_fields import Plan, quoted, table_lines
+from .export_config_worlds import Open
+
+
+class Tables:
+    """Names of fields, by what becomes of them."""
+
+    def __init__(self, config: ZooConfig, plan: Plan, every: dict[str, Field]):
+        self.config, self.plan, self.every = config, plan, every
+
+    def lines(self, mixed: bool) -> dict[str, list[str]]:
+        """The constants that are made here, by name."""
+        written = [*ALWAYS, *(name for name in self.plan.written if name not in ALWAYS)]
+        written = [name for name in written if name in self.plan.carried and name not in self.plan.standard]
+        present = [n for n in self.plan.written if self.is_present(n)]
+        return {
+            "PLATFORM_KEYS": tuple_lines("PLATFORM_KEYS", PLATFORM_KEYS),
+            "WRITTEN": tuple_lines("WRITTEN", (*written, *self.plan.standard)),
+            "PRESENT": tuple_lines("PRESENT", present),
+            "STANDARD": table_lines(self.plan.standard, 0, "STANDARD = ", ""),
+            **self.left_lines(),
+            **({"READ_BY": table_lines(self.read_by(), 0, "READ_BY = ", "")} if mixed else {}),
+        }
+
+    def read_by(self) -> dict[str, tuple[str, str]]:
+        """Fields that only some kinds of layers read: name -> the list and the word in it that says which."""
+        rows = list(zip(*self.plan.lists.values(), strict=True))
+        kinds = list(dict.fromkeys(rows))
+        values = self.config.to_dict()
+        without = [without_unread(self.config, values, [row == kind for row in rows]) for kind in kinds]
+        found = {}
+        for name in [*self.plan.standard, *self.plan.written]:
+            where = [index for index, unread in enumerate(without) if name not in unread]
+            if len(where) < len(kinds):
+                found[name] = distinguished([kinds[index] for index in where], kinds, [*self.plan.lists])
+        return {name: place for name, place in found.items() if self.is_present(name) or name in self.plan.standard}
+
+    def left_lines(self) -> dict[str, list[str]]:
+        """What is left out: the names at None as words, the others with their values."""
+        absent = [name for name, value in self.plan.left.items() if value is None and "." not in name]
+        others = {name: value for name, value in self.plan.left.items() if name not in absent}
+        words = textwrap.wrap(" ".join(absent), 112)
+        return {
+            "ABSENT": ['ABSENT = """', *(f"    {row}" for row in words), '""".split()'],
+            "LEFT_OUT": table_lines(others, 0, "LEFT_OUT = dict.fromkeys(ABSENT) | ", ""),
+        }
+
+    def is_open(self, name: str) -> bool:
+        return name in self.plan.carried and name not in self.plan.standard
+
+    def is_present(self, name: str) -> bool:
+        status = self.plan.statuses.get(name)
+        return status is not None and status is not Open and self.every[name].default is None and "." not in name
+
+
+def tuple_lines(name: str, values: Iterable[str]) -> list[str]:
+    entries = [quoted(value) for value in values]
+    line = f"{name} = ({', '.join(entries)}{',' if len(entries) == 1 else ''})"
+    if len(line) <= 120:
+        return [line]
+    rows, row = [], ""
+    for entry in entries:
+        if len(row) + len(entry) + 8 > 120:
+            rows.append(row.rstrip())
+            row = ""
+        row += f"{entry}, "
+    return [f"{name} = (", *(f"    {row.rstrip()}" for row in [*rows, row]), ")  # fmt: skip"]
+
+
+def without_unread(config: ZooConfig, values: dict[str, Any], kept: list[bool]) -> set[str]:
+    """The fields that no layer of a selection reads."""
+    names = per_layer_names(type(config))
+    cut = {
+        name: [one for one, stays in zip(value, kept, strict=True) if stays]
+        if name in names and isinstance(value, list)
+        else value
+        for name, value in values.items()
+    }
+    unread = set()
+
+    def build(some):
+        try:
+            return type(config)(**deepcopy(some))
+        except Exception as error:
+            if (name := unread_field(error)) is not None:
+                unread.add(name)
+            raise
+
+    with suppress(Exception):
+        build_without_unread(build, cut | {"num_hidden_layers": sum(kept)}, set())
+    return unread
+
+
+def distinguished(some: list[tuple], kinds: list[tuple], names: list[str]) -> tuple[str, str]:
+    """The list and the word that some kinds of layers have and no other one has; ("layer_types", "") without one."""
+    for index, name in enumerate(names):
+        words = {kind[index] for kind in some}
+        if len(words) == 1 and not words & {kind[index] for kind in kinds if kind not in some}:
+            return name, words.pop()
+    return "layer_types", ""
+
+
+def constant_name(class_name: str) -> str:
+    """`ExpertFields` as EXPERT_FIELDS."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_name).upper()
