@@ -10,6 +10,7 @@ serves a cache of fixed size at every length.
 """
 
 import re
+from functools import cache, lru_cache
 from types import SimpleNamespace
 
 import torch
@@ -231,12 +232,12 @@ def launch(
     query, key, values = together(query), together(key), together(key if value is None else value)
     (batch, kv_heads, groups, width), shared = query.shape, value is None
     count, masked = key.shape[2] if positions is None else positions.shape[1], visible is not None
-    widths, on_hopper = tile_widths(width, value_width, shared), shared and suits_hopper(query, value_width)
-    tile = HOPPER_TILE if on_hopper else tile_shape(query, groups, widths, shared)
+    widths, on_hopper = tile_widths(width, value_width, shared), shared and suits_hopper(query, key, value_width)
+    tile = HOPPER_TILE if on_hopper else tile_shape(key.element_size(), groups, width, value_width, shared, key.device)
     if tile is None:
         return plain_split_decode(query, key, value, value_width, scaling, positions, visible)
-    blocks, pairs = triton.cdiv(groups, tile["ROWS"]), batch * kv_heads
-    splits = num_splits(blocks * pairs, triton.cdiv(count, tile["KEYS"]), query.device)
+    blocks, pairs = -(-groups // tile["ROWS"]), batch * kv_heads
+    splits = num_splits(blocks * pairs, -(-count // tile["KEYS"]), query.device)
     output = query.new_empty(batch, kv_heads, groups, value_width)
     mixed = output if splits == 1 else query.new_empty(pairs, splits, groups, value_width, dtype=torch.float32)
     logs = query.new_empty(pairs, splits, groups, dtype=torch.float32)
@@ -266,9 +267,9 @@ def visible_ranges(visible: torch.Tensor, batch: int) -> tuple[torch.Tensor, tor
 def united(mixed: torch.Tensor, logs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """`output` `[B, K, G, v]` of the parts `[B · K, splits, G, v]` and their logs."""
     pairs, splits, groups, width = mixed.shape
-    channels, padded = min(128, triton.next_power_of_2(width)), triton.next_power_of_2(splits)
+    channels, padded = min(128, power_of_two(width)), power_of_two(splits)
     tile = {"VALUE": width, "CHANNELS": channels, "SPLITS": padded, "PARTS": min(32, padded)}
-    _unite_splits[groups, pairs, triton.cdiv(width, channels)](mixed, logs, output, groups, splits, **tile)
+    _unite_splits[groups, pairs, -(-width // channels)](mixed, logs, output, groups, splits, **tile)
     return output
 
 
@@ -277,32 +278,42 @@ def together(states: torch.Tensor) -> torch.Tensor:
     return states if states.stride(-1) == 1 else states.contiguous()
 
 
+@cache
 def tile_widths(width: int, value_width: int, shared: bool) -> dict[str, int]:
     """The channels of the two tiles of a key and of its value, and the powers of two that hold them."""
     first = value_width if shared else 1 << (width.bit_length() - 1)
     live = {"FIRST": first, "REST": width - first, "VALUE": value_width}
-    padded = {name + "S": max(16, triton.next_power_of_2(count)) if count else 0 for name, count in live.items()}
-    return live | padded
+    return live | {name + "S": max(16, power_of_two(count)) if count else 0 for name, count in live.items()}
 
 
-def tile_shape(query: torch.Tensor, groups: int, widths: dict[str, int], shared: bool) -> dict[str, int] | None:
-    """Rows and keys of a tile, warps and stages: the largest of those below that the device has shared memory for."""
-    width, size = widths["FIRSTS"] + widths["RESTS"], query.element_size()
-    warps = 8 if width > 256 else 4
+@cache
+def tile_shape(
+    size: int, groups: int, width: int, value_width: int, shared: bool, device: torch.device
+) -> dict[str, int] | None:
+    """Rows and keys of a tile, warps and stages: the largest of those below that the device has shared memory for.
+
+    Numbers have `size` bytes.
+    """
+    widths = tile_widths(width, value_width, shared)
+    width = widths["FIRSTS"] + widths["RESTS"]
+    in_key, warps = width + (0 if shared else widths["VALUES"]), 8 if width > 256 else 4
     if size > 2:
         shapes = [(16, 32 if shared else 16, 8, 1), (16, 16, 8, 1)]
     elif shared:
         shapes = [(64, 64, warps, 2)] if groups > 16 else []
         shapes += [(16, 64, warps, 2), (16, 32, warps, 2), (16, 16, warps, 2)]
     else:
-        rows, most = 64 if groups > 16 else 16, 16384 // (width + widths["VALUES"])
-        keys = max(16, min(64, 1 << (most.bit_length() - 1)))
+        rows, keys = 64 if groups > 16 else 16, min(64, max(16, power_of_two(16384 // in_key + 1) // 2))
         shapes = [(rows, keys, 4, 3), (16, keys, 4, 2), (16, 16, 4, 2)]
-    row = size * (width + (0 if shared else widths["VALUES"]))
     for rows, keys, num_warps, num_stages in shapes:
-        if rows * width * size + num_stages * keys * row <= shared_memory(query.device):
+        if size * (rows * width + num_stages * keys * in_key) <= shared_memory(device):
             return {"ROWS": rows, "KEYS": keys, "num_warps": num_warps, "num_stages": num_stages}
     return None
+
+
+def power_of_two(count: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << (count - 1).bit_length()
 
 
 def shared_memory(device: torch.device) -> int:
@@ -311,12 +322,13 @@ def shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if on_cuda else 2**18
 
 
+@lru_cache(maxsize=4096)
 def num_splits(programs: int, tiles: int, device: torch.device) -> int:
     """Splits of `tiles` tiles of keys for each of so many programs: the fewest that keep the whole device busy."""
     units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
     most = max(1, tiles // 2)
     choices = sorted({min(most, max(1, rounds * units // programs)) for rounds in range(1, 5)})
-    return min(choices, key=lambda splits: triton.cdiv(programs * splits, units) * (triton.cdiv(tiles, splits) + 2))
+    return min(choices, key=lambda splits: -(-programs * splits // units) * (-(-tiles // splits) + 2))
 
 
 def empty_output(

@@ -22,13 +22,16 @@ TRIED = False
 HOPPER_TILE = {"ROWS": 64, "KEYS": 64, "num_warps": 8}
 
 
-def suits_hopper(query: torch.Tensor, value_width: int) -> bool:
-    """Whether the kernel takes queries `[..., d]` whose key is its own value in the first `value_width` channels."""
+def suits_hopper(query: torch.Tensor, key: torch.Tensor, value_width: int) -> bool:
+    """Whether the kernel takes queries `[B, 1, G, d]` of keys `[B, 1, S, d]`, values in their first `value_width`
+    channels."""
     rest = query.shape[-1] - value_width
     powers = value_width in (128, 256, 512) and rest in (16, 32, 64) and query.shape[1] == 1
     if gluon is None or not TRIED or not powers or query.dtype not in HALF_DTYPES or query.device.type != "cuda":
         return False
-    return torch.cuda.get_device_properties(query.device).major == 9
+    strides = (*query.stride()[::2], *key.stride()[::2])
+    aligned = not any(stride % 16 for stride in strides) and not (query.data_ptr() | key.data_ptr()) % 16
+    return aligned and torch.cuda.get_device_properties(query.device).major == 9
 
 
 if gluon is not None:

@@ -9,7 +9,7 @@ if sys.platform != "linux":
     pytest.skip("triton is there for Linux alone", allow_module_level=True)
 
 from aot import HOPPER_SHARED_MEMORY, compiled, report
-from torch import bfloat16, empty, float32
+from torch import bfloat16, device, float32
 
 from modeling_zoo import ops_attention_triton as kernels
 
@@ -24,7 +24,7 @@ STRIDES = tuple(f"{part}_{axis}" for part in "kv" for axis in ("batch", "head", 
 def build(groups, width, value, shared=False, gathered=False, masked=False, dtype=bfloat16, q_row=None):
     """`_read_split` as `launch` would run it."""
     widths = kernels.tile_widths(width, value, shared)
-    tile = kernels.tile_shape(empty(1, dtype=dtype), groups, widths, shared)
+    tile = dict(kernels.tile_shape(dtype.itemsize, groups, width, value, shared, device("cpu")))
     options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
     flags = {"SHARED": shared, "GATHERED": gathered, "MASKED": masked}
     name = "*bf16" if dtype == bfloat16 else "*fp32"
