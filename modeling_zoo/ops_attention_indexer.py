@@ -5,27 +5,44 @@ from collections.abc import Callable
 import torch
 
 from .ops_attention_bands import AttentionMask, mask_rows, num_visible_keys
+from .ops_dispatch import has_wide_products
 
 # Queries scored together: what is held at once grows with the keys, not with their square.
 QUERY_BLOCK = 128
-# Keys scored at once, at most, and products held at once.
+# Keys scored at once, at most, and products held at once: what a core's cache holds; on a device few calls count more.
 SCORED_KEYS, MOST_PRODUCTS = 4096, 2**22
+MOST_PRODUCTS_ON_DEVICE = 2**26
 
 
 def index_scores(query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Σ_h w_h · relu(q_h · k) in float32, `[B, T, h, d]`, `[B, S, d]`, `[B, T, h]` → `[B, T, S]` (DeepSeek-V3.2,
     arXiv 2512.02556, eq. 1)."""
-    batch, length, heads, _ = query.shape
-    rows, weights = query.float().flatten(1, 2), weights.float().unsqueeze(2)
-
-    def score(part):
-        products = torch.relu(torch.bmm(rows, part.float().transpose(1, 2)))
-        return torch.matmul(weights, products.view(batch, length, heads, -1)).squeeze(2)
-
+    weights = weights.float().unsqueeze(2)
     if torch.is_grad_enabled():
-        return score(key)
-    step = max(256, min(SCORED_KEYS, MOST_PRODUCTS // (batch * length * heads)))
-    return torch.cat([score(part) for part in key.split(step, dim=1)], dim=-1)
+        return weighted_relu(torch.bmm(query.float().flatten(1, 2), key.float().transpose(1, 2)), weights)
+    wide, scores = key.dtype == query.dtype and has_wide_products(query), []
+    rows = (query if wide else query.float()).flatten(1, 2)
+    for part in key.split(keys_at_once(rows), dim=1):
+        if wide:
+            products = torch.bmm(rows, part.transpose(1, 2), out_dtype=torch.float32)
+        else:
+            products = torch.bmm(rows, part.float().transpose(1, 2))
+        scores.append(weighted_relu(products, weights))
+    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
+
+
+def weighted_relu(products: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Σ_h w_h · relu(p_h) of products `[B, T · h, S]` and weights `[B, T, 1, h]` → `[B, T, S]`."""
+    products = torch.relu(products).unflatten(1, (weights.shape[1], -1))
+    return torch.matmul(weights, products).squeeze(2)
+
+
+def keys_at_once(rows: torch.Tensor) -> int:
+    """Keys that are scored in one call for rows `[B, T · h, d]`."""
+    held = rows.shape[0] * rows.shape[1]
+    if rows.device.type == "cpu":
+        return max(256, min(SCORED_KEYS, MOST_PRODUCTS // held))
+    return max(256, MOST_PRODUCTS_ON_DEVICE // held)
 
 
 def top_positions(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -20,8 +20,8 @@ from .ops_effective_weight import basis_weight, direct_weight, is_linear_map
 from .ops_head_maps import absorb_query, up_project_output
 from .ops_linear import linear
 
-# Numbers of expanded keys and values held at once, where nothing has to keep them.
-MOST_EXPANDED = 2**26
+# Numbers of expanded keys and values held at once, where nothing has to keep them; on a device few calls count more.
+MOST_EXPANDED, MOST_EXPANDED_ON_DEVICE = 2**26, 2**29
 # Multiplications that take as long as copying one number of a gathered latent; numbers up to which that is not counted.
 GATHER_COST, CHEAPLY_GATHERED = 64, 2**24
 
@@ -175,7 +175,7 @@ def attend_expanded(
     if weight is None:
         return expanded(query, split_heads(module.kv_b_proj(latent), per_head_width), rope_key, attend)
     batch, _, keys, _ = latent.shape
-    step = max(1, MOST_EXPANDED // (batch * keys * (per_head_width + module.rope)))
+    step = max(1, most_expanded(latent) // (batch * keys * (per_head_width + module.rope)))
     output = latent.new_empty(query[0].shape[0], query[0].shape[2], query[0].shape[1], module.value_width)
     step_rows, step_heads = step * per_head_width, step * module.num_key_value_groups
     some_heads = (part.split(step_heads, dim=1) for part in query)
@@ -201,7 +201,12 @@ def chunkable_weight(module: nn.Module, latent: torch.Tensor) -> torch.Tensor | 
     if weight is None or weight.dtype != latent.dtype:
         return None
     size = latent.shape[0] * latent.shape[2] * (per_head_width + module.rope)
-    return weight if size * weight.shape[0] // per_head_width > MOST_EXPANDED else None
+    return weight if size * weight.shape[0] // per_head_width > most_expanded(latent) else None
+
+
+def most_expanded(latent: torch.Tensor) -> int:
+    """Numbers of keys and values of `latent` that are held at once."""
+    return MOST_EXPANDED if latent.device.type == "cpu" else MOST_EXPANDED_ON_DEVICE
 
 
 def attend_heads(

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from modeling_zoo import ops_attention, ops_attention_multi_query, ops_attention_sparse, ops_attention_triton
 from modeling_zoo.cache_upgrade import upgrade_cache
+from modeling_zoo.ops_attention_indexer import index_scores
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,16 @@ def test_a_latent_step_without_the_kernels_keeps_its_scores_in_float32(monkeypat
 
     operations(run)
     assert dtypes == [torch.float32]
+
+
+def test_keys_of_128k_tokens_are_scored_in_one_pass():
+    """Products of bfloat16 with sums in float32: neither queries nor keys are copied in a wider dtype."""
+
+    def run(empty):
+        scores = index_scores(empty(1, 1, 64, 128), empty(1, 2**17, 128), empty(1, 1, 64, dtype=torch.float32))
+        assert scores.shape == (1, 1, 2**17) and scores.dtype == torch.float32
+
+    assert operations(run) == ["bmm", "relu", "bmm"]
 
 
 class Layer(torch.nn.Module):
