@@ -21,7 +21,7 @@ from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.registry import make_mixers
 
 from .decode import paired, random_states
-from .measuring import difference, in_turns, peak_memory, result, synchronize
+from .measuring import alternate, difference, peak_memory, result, synchronize
 from .models import COMMON, GROUPED, INDEXED, LATENT, LONG, TINY, TINY_MODELS
 
 # Projections of the residual stream that cost the same in both.
@@ -169,6 +169,6 @@ def band(case: str, context: int, options) -> dict:
         "zoo": lambda: mixer.attend(query, key, value, rule)[0],
     }
     memory = {side: peak_memory(work, options.device) for side, work in sides.items()}
-    times, outputs = in_turns(sides, options.rounds, options.device, warm=True)
+    times, outputs = alternate(sides, options.rounds, options.device, warm=True)
     error = difference(outputs["zoo"], outputs["transformers"])
     return result("attention", case, context, times, error, memory, compared="outputs")

@@ -5,7 +5,7 @@ from transformers import DynamicCache
 
 from modeling_zoo.cache_upgrade import upgrade_cache
 
-from .measuring import difference, in_turns, peak_memory, result
+from .measuring import alternate, difference, peak_memory, result
 from .models import pair, their_config
 
 # Tokens a recurrence is given to fill its state, which is as large after them as after any number.
@@ -78,6 +78,6 @@ def decode(case: str, context: int, options) -> dict:
         return models[side](here, past_key_values=caches[side]).logits
 
     sides = {side: lambda side=side: token(side) for side in models}
-    times, logits = in_turns(sides, options.rounds, options.device)
+    times, logits = alternate(sides, options.rounds, options.device)
     memory = {side: peak_memory(work, options.device) for side, work in sides.items()}
     return result("decode", case, context, times, difference(logits["zoo"], logits["transformers"]), memory)

@@ -4,7 +4,7 @@ import torch
 
 from modeling_zoo.mlp_sparse import SparseMLP
 
-from .measuring import difference, in_turns
+from .measuring import alternate, difference
 from .models import pair
 
 MOST_BATCHED = 8
@@ -26,7 +26,7 @@ def experts(case: str, context: int, options) -> dict:
     # batched_mm copies the weights of every expert a token visits.
     names = [name for name in (*IMPLEMENTATIONS, default) if name != "batched_mm" or context <= MOST_BATCHED]
     sides = {name: lambda name=name: run(name) for name in dict.fromkeys(names)}
-    times, outputs = in_turns(sides, options.rounds, options.device)
+    times, outputs = alternate(sides, options.rounds, options.device)
     model.set_experts_implementation(default)
     error = max(difference(output, outputs["eager"]) for output in outputs.values())
     return {

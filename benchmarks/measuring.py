@@ -32,7 +32,7 @@ def seconds(work: Callable, device: str = "cpu") -> tuple[tuple[float, float], o
     return (time.perf_counter() - started, time.process_time() - spent), result
 
 
-def in_turns(sides: dict[str, Callable], rounds: int, device: str = "cpu", warm: bool = False) -> tuple[Times, dict]:
+def alternate(sides: dict[str, Callable], rounds: int, device: str = "cpu", warm: bool = False) -> tuple[Times, dict]:
     """Median seconds per side of `rounds` rounds in which every side runs once; what they last returned.
 
     The order is reversed from round to round. Unless all is `warm`, one round goes ahead that does not count.

@@ -3,7 +3,7 @@
 import torch
 
 from .decode import tokens
-from .measuring import Times, difference, in_turns, peak_memory, result, seconds
+from .measuring import Times, alternate, difference, peak_memory, result, seconds
 from .models import pair, their_config
 
 
@@ -28,7 +28,7 @@ def prefill(case: str, context: int, options) -> dict:
     times = Times({side: clock for side, (clock, _) in spent.items()})
     times.cpu = {side: processor for side, (_, processor) in spent.items()}
     if options.rounds:
-        times, logits = in_turns(sides, options.rounds, options.device, warm=True)
+        times, logits = alternate(sides, options.rounds, options.device, warm=True)
     notes = {}
     if all(memory.values()):
         notes["memory of zoo / transformers"] = f"{memory['zoo'] / memory['transformers']:.2f}"

@@ -33,7 +33,7 @@ from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 from transformers.utils import logging
 
 import conversion
-from benchmarks.measuring import difference, in_turns, peak_memory
+from benchmarks.measuring import alternate, difference, peak_memory
 from benchmarks.models import pair
 from benchmarks.recurrence_results import RESULTS, show, write
 from modeling_zoo.cache_recurrent import RecurrentLayer
@@ -268,7 +268,7 @@ def measure(name: str, options) -> dict:
     for threads in options.threads:
         torch.set_num_threads(threads)
         sides = case.build(options)
-        times, outputs = in_turns(sides, options.rounds or (1 if options.small else case.rounds))
+        times, outputs = alternate(sides, options.rounds or (1 if options.small else case.rounds))
         error = difference(outputs["zoo"], outputs["transformers"])
         ratio = times["transformers"] / times["zoo"]
         seconds = {side: taken / case.steps for side, taken in times.items()}

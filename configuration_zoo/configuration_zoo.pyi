@@ -43,8 +43,8 @@ class Precision(TypedDict, total=False):
     """Scores are products of float32 queries and keys in the plain backend; the fused ones sum in float32 anyway.
     Needs a layer of layer_types with softmax attention. Source: GPT-Neo's and GPT-J's published code."""
     residual_in_fp32: bool | None
-    """The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each norm. Source:
-    Mamba's published code."""
+    """The residual stream is kept in float32 whatever the dtype of the weights, and rounded to that dtype before
+    each norm. Source: Mamba's published code."""
     embedding_multiplier_in_weight_dtype: bool | None
     """The factor embedding_multiplier belongs to the table, in the weight's dtype, and leaves `inputs_embeds` as
     they are. Needs an embedding_multiplier other than 1. Source: Gemma's published code."""
@@ -86,8 +86,8 @@ class ZooConfig(PreTrainedConfig):
     embedding_dropout: float | int
     """Rate of dropout on the embeddings, in training. Source: Vaswani et al. 2017, §5.4."""
     residual_dropout: float | int
-    """Rate of dropout on the output of each sub-layer before it joins the stream, in training. Source: Vaswani et
-    al. 2017, §5.4."""
+    """Rate of dropout on the output of each sub-layer before it joins the residual stream, in training. Source:
+    Vaswani et al. 2017, §5.4."""
     initializer_range: float | int
     """Standard deviation of a new matrix, where initializer_type does not say otherwise. Source: transformers."""
     use_cache: bool
@@ -99,7 +99,7 @@ class ZooConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None
     """The token that ends a text, or several. Source: transformers."""
     source_config: dict[str, Any] | None
-    """The config.json this model was converted from, word for word, so that the way back loses nothing. Source: own
+    """The config.json this model was converted from, unchanged, so that converting back loses nothing. Source: own
     to zoo."""
     source_extras: dict[str, Any] | None
     """What the source held beside this model (a vision tower, layers that predict further tokens): how many
@@ -412,8 +412,8 @@ class ZooConfig(PreTrainedConfig):
     """The number of the first position: rows skipped at the start of a learned table. None: 0. Needs learned or
     sinusoidal positions. Source: fairseq's published code (2, as OPT and XGLM have it)."""
     sinusoid_layout: Literal["interleaved", "halves", "closed_halves"] | None
-    """Order of the sinusoids: sine and cosine in turn (interleaved), sines before cosines (halves), or so with wave
-    lengths from 1 to 10000 inclusive (closed_halves). None: interleaved. Needs
+    """Order of the sinusoids: sine and cosine alternate (interleaved), sines before cosines (halves), or so with
+    wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved. Needs
     position_embedding_type='sinusoidal'. Source: Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858;
     tensor2tensor."""
     position_ids_from_mask: bool
@@ -458,8 +458,8 @@ class ZooConfig(PreTrainedConfig):
     """Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
     Source: Xiong et al. 2020, arXiv 2002.04745; Wang & Komatsuzaki 2021 (parallel)."""
     residual_multiplier: float | int
-    """Factor on the output of each sub-layer before it joins the stream. Source: MiniCPM, arXiv 2404.06395; Granite
-    3 (IBM 2024)."""
+    """Factor on the output of each sub-layer before it joins the residual stream. Source: MiniCPM, arXiv 2404.06395;
+    Granite 3 (IBM 2024)."""
     full_attn_alpha_factor: float | int | None
     """The α of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm.
     None: 1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
@@ -498,9 +498,8 @@ class ZooConfig(PreTrainedConfig):
     """Added to weights and sums so that nothing is divided by zero. None: 1e-6. Needs block_type='hyper_connection'.
     Source: DeepSeek-V4's published code."""
     num_kv_shared_layers: int
-    """So many last layers have no keys and values of their own and read those of the last layer before them that has
-    the same word in layer_types; they cache nothing. Source: Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's
-    name."""
+    """So many last layers have no keys and values of their own and read those of the last layer before them of the
+    same layer type; they cache nothing. Source: Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's name."""
     hidden_size_per_layer_input: int | None
     """Channels of the row that each layer has of every token in a second table. None: no such table. Source: Gemma
     3n (Google 2025)."""
@@ -645,10 +644,10 @@ class ZooConfig(PreTrainedConfig):
     Source: Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv 2204.02311
     (fan_in)."""
     residual_initializer_type: Literal["same", "depth", "layer", "wang", "zero"]
-    """Spread of the matrices that write to the stream: as the others (same), theirs / sqrt(N) with N the writers of
-    the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or zero.
-    Source: Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer);
-    GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
+    """Spread of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N) with N the
+    writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or
+    zero. Source: Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo
+    (layer); GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
     embedding_initializer_range: float | int | None
     """Spread of the token table where it is another; PaLM has 1. None: as initializer_type says. Source: PaLM,
     Chowdhery et al. 2022, arXiv 2204.02311, §5."""
@@ -859,13 +858,13 @@ class ZooConfig(PreTrainedConfig):
             lm_head_bias: The head has a learned bias on the logits.
             suppressed_token_ids: Tokens that are never produced: their logits become the smallest number of the dtype.
             embedding_dropout: Rate of dropout on the embeddings, in training.
-            residual_dropout: Rate of dropout on the output of each sub-layer before it joins the stream, in training.
+            residual_dropout: Rate of dropout on the output of each sub-layer before it joins the residual stream, in training.
             initializer_range: Standard deviation of a new matrix, where initializer_type does not say otherwise.
             use_cache: Whether a forward returns its cache.
             pad_token_id: The token that fills the rows of a batch up.
             bos_token_id: The token that begins a text, or several.
             eos_token_id: The token that ends a text, or several.
-            source_config: The config.json this model was converted from, word for word, so that the way back loses nothing.
+            source_config: The config.json this model was converted from, unchanged, so that converting back loses nothing.
             source_extras: What the source held beside this model (a vision tower, layers that predict further tokens): how many `tensors` of which names, and the `repository` and `revision` they came from.
             attention_type: The mechanism of softmax attention, one name for all layers or one for each (None for a layer without).
             num_attention_heads: Heads of the queries.
@@ -957,7 +956,7 @@ class ZooConfig(PreTrainedConfig):
             rope_interleave: Channels (2j, 2j + 1) rotate together instead of (j, j + d/2). None: no, with rope.
             no_rope_layers: One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
             position_offset: The number of the first position: rows skipped at the start of a learned table. None: 0.
-            sinusoid_layout: Order of the sinusoids: sine and cosine in turn (interleaved), sines before cosines (halves), or so with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.
+            sinusoid_layout: Order of the sinusoids: sine and cosine alternate (interleaved), sines before cosines (halves), or so with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.
             position_ids_from_mask: Where no positions are given they count the attended tokens, so that padding takes none.
             alibi_scaled: The bias of ALiBi is multiplied by the attention scale.
             relative_attention_num_buckets: Buckets of the relative bias, of which there is one table for all layers. None: 32.
@@ -972,7 +971,7 @@ class ZooConfig(PreTrainedConfig):
             norm_bias: A layer norm has a learned shift. None: as the norm has it by default, layer norm with one, RMS norm without.
             norm_unit_offset: The stored weight is an offset from one: y = x̂ · (1 + w).
             block_type: Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
-            residual_multiplier: Factor on the output of each sub-layer before it joins the stream.
+            residual_multiplier: Factor on the output of each sub-layer before it joins the residual stream.
             full_attn_alpha_factor: The α of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm. None: 1.
             full_attn_beta_factor: The β of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm. None: 1.
             linear_attn_alpha_factor: The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None: 1.
@@ -984,7 +983,7 @@ class ZooConfig(PreTrainedConfig):
             hc_mult: How many residual streams there are. None: 4.
             hc_sinkhorn_iters: Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.
             hc_eps: Added to weights and sums so that nothing is divided by zero. None: 1e-6.
-            num_kv_shared_layers: So many last layers have no keys and values of their own and read those of the last layer before them that has the same word in layer_types; they cache nothing.
+            num_kv_shared_layers: So many last layers have no keys and values of their own and read those of the last layer before them of the same layer type; they cache nothing.
             hidden_size_per_layer_input: Channels of the row that each layer has of every token in a second table. None: no such table.
             vocab_size_per_layer_input: Tokens of that second table. None: vocab_size.
             num_experts: How many routed experts a sparse layer has.
@@ -1032,7 +1031,7 @@ class ZooConfig(PreTrainedConfig):
             output_z_loss_coef: Factor on log² Z of the vocabulary's softmax, which keeps Z near one; PaLM has 1e-4.
             loss_chunk_size: Training computes the loss over so many target tokens at a time and returns no logits. None: over all at once.
             initializer_type: Spread of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) (fan_in).
-            residual_initializer_type: Spread of the matrices that write to the stream: as the others (same), theirs / sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or zero.
+            residual_initializer_type: Spread of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or zero.
             embedding_initializer_range: Spread of the token table where it is another; PaLM has 1. None: as initializer_type says.
             initializer_cutoff: What lies further out than this many times the spread is drawn again; OLMo 2 has 3. None: a plain normal distribution."""
     @classmethod
@@ -1118,11 +1117,11 @@ class ZooConfig(PreTrainedConfig):
     def shares_key_values(self, layer_idx: int) -> bool:
         """Whether layer `layer_idx` reads the keys and values of another."""
     def kv_source_of(self, layer_idx: int) -> int | None:
-        """The layer whose keys and values layer `layer_idx` reads: itself, or the last of its word before the sharing
+        """The layer whose keys and values layer `layer_idx` reads: itself, or the last of its type before the sharing
         ones, None without one."""
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """transformers' words for it, by which its caches leave a layer out: "store", "reuse" or None."""
+        """transformers' names for it, by which its caches leave a layer out: "store", "reuse" or None."""
     @property
     def num_router_outputs(self) -> int:
         """Ids the router chooses among: the experts and the zero experts after them."""

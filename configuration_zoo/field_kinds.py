@@ -1,6 +1,6 @@
 """What a field of the config may hold, said where it is declared and checked whenever it is set.
 
-`size(32, meaning=..., source=...)`, `choice(("a", "b"), ...)` ... stand in the place of a dataclass default. The kind
+`size(32, meaning=..., source=...)`, `choice(("a", "b"), ...)` ... stand in place of a dataclass default. The kind
 they describe is in the field's metadata under "kind", where the strict dataclass's own check of its type is followed by
 this one; beside it stand what the field means and which paper or published implementation it is from. Those are what
 `help(ZooConfig)` and `zoo flags` print.
@@ -80,7 +80,7 @@ class Flag:
 class Items:
     """A list of `count` entries of one kind, or of one for each layer; None stands for an entry that is open.
 
-    `period` says what a number n in the place of a list over layers means: n - 1 of its first entry, one of its last.
+    `period` says what a number n in place of a list over layers means: n - 1 of its first entry, one of its last.
     """
 
     entry: Number | Choice

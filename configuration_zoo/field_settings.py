@@ -22,7 +22,7 @@ def settings_of(config_class: type[PreTrainedConfig]) -> dict[str, Settings]:
 
 @cache
 def described(config_class: type[PreTrainedConfig]) -> dict[str, Field]:
-    """{name: field} of everything that can be set by itself: keys stand in the place of the dict they are in."""
+    """{name: field} of everything that can be set by itself: keys stand in place of their dict."""
     found = {}
     for field in fields(config_class):
         kind = field.metadata.get("kind")
@@ -79,7 +79,7 @@ class SettingsAccess:
 
 
 def add_key_properties(config_class: type[PreTrainedConfig]) -> None:
-    """Makes every key of a dict of settings a property of the class under its own name, for whoever reads fields by
+    """Makes every key of a dict of settings a property of the class under its own name, for code that reads fields by
     name."""
     for group, kind in settings_of(config_class).items():
         for key in kind.keys:

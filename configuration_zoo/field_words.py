@@ -58,7 +58,7 @@ def period(name: str, number: int, kind: Items) -> Period:
 
 
 def understood(field: Field, value: Any) -> Any:
-    """`value` as the field stores it; raises ValueError for True, False or a number in the place of a name."""
+    """`value` as the field stores it; raises ValueError for True, False or a number in place of a name."""
     kind = field.metadata.get("kind")
     per_layer = isinstance(kind, Items) and kind.per_layer
     names = getattr(kind.entry if per_layer else kind, "names", None)

@@ -36,7 +36,7 @@ def check_lengths(config: PreTrainedConfig) -> None:
 
 
 def even_share(width: int, parts: int, says: str, instead: str) -> int:
-    """`width / parts`; raises ValueError where that leaves a rest, whose channels would be lost in silence.
+    """`width / parts`; raises ValueError where that leaves a rest, whose channels would silently be lost.
 
     `says` names both, `instead` the field that makes the division unnecessary.
     """

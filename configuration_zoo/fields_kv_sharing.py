@@ -16,7 +16,7 @@ class KeyValueSharingFields:
     num_kv_shared_layers: int = count(
         0,
         meaning="So many last layers have no keys and values of their own and read those of the last layer before "
-        "them that has the same word in layer_types; they cache nothing.",
+        "them of the same layer type; they cache nothing.",
         source="Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's name",
     )
 
@@ -36,15 +36,17 @@ class KeyValueSharingFields:
 
     def _validate_sharer(self, index, layers):
         says = f"num_kv_shared_layers={self.num_kv_shared_layers} lets layer {index} share,"
-        word = self.layer_types[index]
-        if layers[index].mixer_types[index] != "shared_key_value" or word not in SHARING_LAYERS:
+        layer_type = self.layer_types[index]
+        if layers[index].mixer_types[index] != "shared_key_value" or layer_type not in SHARING_LAYERS:
             raise ValueError(
                 f"{says} which needs attention_type='grouped_query', a position_embedding_type other than "
-                f"'transformer_xl' and layer_types[{index}] one of {list(SHARING_LAYERS)}, got {word!r}."
+                f"'transformer_xl' and layer_types[{index}] one of {list(SHARING_LAYERS)}, got {layer_type!r}."
             )
         source = self.kv_source_of(index)
         if source is None:
-            raise ValueError(f"{says} but no layer before it that keeps keys and values is {word!r} in layer_types.")
+            raise ValueError(
+                f"{says} but no layer before it that keeps keys and values is {layer_type!r} in layer_types."
+            )
         if self.attention_types[source] != "grouped_query":
             raise ValueError(
                 f"{says} but attention_type of layer {source}, whose keys and values it reads, is "
@@ -76,17 +78,17 @@ class KeyValueSharingFields:
         return layer_idx >= self.first_sharing_layer
 
     def kv_source_of(self, layer_idx: int) -> int | None:
-        """The layer whose keys and values layer `layer_idx` reads: itself, or the last of its word before the sharing
+        """The layer whose keys and values layer `layer_idx` reads: itself, or the last of its type before the sharing
         ones, None without one."""
         if not self.shares_key_values(layer_idx):
             return layer_idx
         first = self.first_sharing_layer
-        word = self.layer_types[layer_idx]
-        return max((index for index in range(first) if self.layer_types[index] == word), default=None)
+        layer_type = self.layer_types[layer_idx]
+        return max((index for index in range(first) if self.layer_types[index] == layer_type), default=None)
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """transformers' words for it, by which its caches leave a layer out: "store", "reuse" or None."""
+        """transformers' names for it, by which its caches leave a layer out: "store", "reuse" or None."""
         shared = range(self.first_sharing_layer, self.num_hidden_layers)
         sources = {self.kv_source_of(index) for index in shared}
         modes = ["store" if index in sources else None for index in range(self.num_hidden_layers)]

@@ -1,4 +1,4 @@
-"""Recurrences and short convolutions in the place of attention: linear attention, state space models, gated units."""
+"""Recurrences and short convolutions in place of attention: linear attention, state space models, gated units."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

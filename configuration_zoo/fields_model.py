@@ -64,7 +64,7 @@ class ModelFields:
         source="Vaswani et al. 2017, §5.4",
     )
     residual_dropout: float | int = probability(
-        meaning="Rate of dropout on the output of each sub-layer before it joins the stream, in training.",
+        meaning="Rate of dropout on the output of each sub-layer before it joins the residual stream, in training.",
         source="Vaswani et al. 2017, §5.4",
     )
     initializer_range: float | int = positive(
@@ -97,7 +97,7 @@ class ModelFields:
     source_config: dict | None = setting(
         Record(),
         None,
-        meaning="The config.json this model was converted from, word for word, so that the way back loses nothing.",
+        meaning="The config.json this model was converted from, unchanged, so that converting back loses nothing.",
         source="own to zoo",
     )
     source_extras: dict | None = setting(

@@ -50,7 +50,7 @@ class NormFields:
     )
     residual_multiplier: float | int = factor(
         1.0,
-        meaning="Factor on the output of each sub-layer before it joins the stream.",
+        meaning="Factor on the output of each sub-layer before it joins the residual stream.",
         source="MiniCPM, arXiv 2404.06395; Granite 3 (IBM 2024)",
     )
     full_attn_alpha_factor: float | int | None = positive(
@@ -141,7 +141,7 @@ class NormFields:
         if self.mlp_layer_types[-1] == "sparse":
             raise ValueError(
                 "block_type='shortcut' needs mlp_layer_types to end with 'dense': the experts of a 'sparse' layer join "
-                "the stream after the next one."
+                "the residual stream after the next one."
             )
 
     @property

@@ -167,7 +167,7 @@ class PerLayerFields:
         if not whole:
             return
         completed = [{**vars(self), **whole.get(index, {})} for index in range(self.num_hidden_layers)]
-        # transformers' caches take the word of a layer, its check of such configs one of these fields.
+        # transformers' caches take the type of a layer, its check of such configs one of these fields.
         for index, layer in enumerate(completed):
             if layer["sliding_window"] is not None and layer["attention_chunk_size"] is not None:
                 chunked = self.layer_types[index] == CHUNKED

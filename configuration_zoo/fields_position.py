@@ -71,7 +71,7 @@ class PositionFields:
     sinusoid_layout: str | None = choice(
         SINUSOID_LAYOUTS,
         needs="sinusoidal",
-        meaning="Order of the sinusoids: sine and cosine in turn (interleaved), sines before cosines (halves), or so "
+        meaning="Order of the sinusoids: sine and cosine alternate (interleaved), sines before cosines (halves), or so "
         "with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.",
         source="Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858; tensor2tensor",
     )

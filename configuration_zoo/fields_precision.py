@@ -83,8 +83,8 @@ class PrecisionFields:
             source="GPT-Neo's and GPT-J's published code",
         ),
         residual_in_fp32=flag(
-            meaning="The stream is kept in float32 whatever the dtype of the weights, and rounded to it before each "
-            "norm.",
+            meaning="The residual stream is kept in float32 whatever the dtype of the weights, and rounded to "
+            "that dtype before each norm.",
             source="Mamba's published code",
         ),
         embedding_multiplier_in_weight_dtype=flag(
@@ -136,8 +136,8 @@ class PrecisionFields:
         other = sorted(set(self.block_types) - set(PRE_NORM_BLOCKS))
         if other or not self.norm_elementwise_affine:
             raise ValueError(
-                "precision.residual_in_fp32=True rounds the stream where a norm with a weight reads it: it needs "
-                f"norm_elementwise_affine=True and a block_type of {list(PRE_NORM_BLOCKS)}, got "
+                "precision.residual_in_fp32=True rounds the residual stream where a norm with a weight reads it: it "
+                f"needs norm_elementwise_affine=True and a block_type of {list(PRE_NORM_BLOCKS)}, got "
                 f"norm_elementwise_affine={self.norm_elementwise_affine}, block_type {other or self.block_type!r}."
             )
         if self.hidden_size_per_layer_input is not None:

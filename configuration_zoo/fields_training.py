@@ -58,9 +58,9 @@ class TrainingFields:
     residual_initializer_type: str = choice(
         RESIDUAL_INITIALIZER_TYPES,
         "same",
-        meaning="Spread of the matrices that write to the stream: as the others (same), theirs / sqrt(N) with N the "
-        "writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), "
-        "or zero.",
+        meaning="Spread of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N) with "
+        "N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) "
+        "(wang), or zero.",
         source="Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer); "
         "GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)",
     )

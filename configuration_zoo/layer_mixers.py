@@ -1,4 +1,4 @@
-"""Which mechanism mixes tokens in each layer, by the words of `layer_types` and the names beside them."""
+"""Which mechanism mixes tokens in each layer, by `layer_types` and the fields beside it."""
 
 from .vocabulary import HYBRID, HYBRID_LAYERS, INDEXED, NO_MIXER_LAYERS, RECURRENT_LAYERS, WITH_RECURRENCE
 

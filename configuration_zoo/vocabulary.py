@@ -1,5 +1,5 @@
-"""Every word for a layer and for what stands in it, once. The fields take these words, the checks and derivations of
-the config read them, and the registries of the model have one row for each.
+"""Every name of a layer type and of what a layer is made of, once. The fields take these words, the checks and
+derivations of the config read them, and the registries of the model have one row for each.
 
 Words of one line of `layer_types` are transformers' own: masks and caches of the whole ecosystem follow them.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 FULL, SLIDING, CHUNKED, INDEXED = "full_attention", "sliding_attention", "chunked_attention", "indexed_attention"
 LINEAR, CONV = "linear_attention", "conv"
 HYBRID, HYBRID_SLIDING = "hybrid", "hybrid_sliding"
-# transformers' word, whatever the MLP: a layer without a mixer, which caches nothing.
+# transformers' name, whatever the MLP: a layer without a mixer, which caches nothing.
 NO_MIXER = "moe"
 
 SOFTMAX_LAYERS = (FULL, SLIDING, CHUNKED, INDEXED)

@@ -29,11 +29,11 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the summary.")] = False,
 ) -> None:
     """Convert a published checkpoint into a zoo folder that loads anywhere, or a zoo folder back into its family."""
-    from . import convert as carry_out
+    from . import convert as convert_checkpoint
 
     quiet()
     progress = progress and sys.stderr.isatty()
-    done = carry_out(
+    done = convert_checkpoint(
         source, target, to, dtype, max_shard_size, overwrite, progress, source=original, text_only=text_only
     )
     if as_json:

@@ -14,7 +14,7 @@ CAUSAL, BODY = "ZooForCausalLM", "ZooModel"
 
 @dataclass(frozen=True)
 class Head:
-    """A kind of model: transformers' word at the end of its classes, its Auto class, {model_type: class}; what the Hub
+    """A kind of model: the ending of transformers' class names, its Auto class, {model_type: class}; what the Hub
     and PEFT call its task."""
 
     ending: str

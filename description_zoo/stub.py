@@ -33,7 +33,7 @@ from transformers import PreTrainedConfig
 def stub() -> str:
     """The text of the file."""
     every, kinds = flags(), settings_of(ZooConfig)
-    # Dicts of settings once, in the place of their keys.
+    # Dicts of settings once, in place of their keys.
     fields = {name: ZooConfig.__dataclass_fields__[name] for name in dict.fromkeys(map(group_of, every))}
     body = [docstring(inspect.cleandoc(class_text()))]
     for name, field in fields.items():

@@ -67,7 +67,7 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         return self.scaled(self.mlp_output_norm(output) if "mlp_output_norm" in self.norms else output)
 
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
-        """The stream `[B, T, D]` after mixer and MLP: what the topologies differ in."""
+        """The residual stream `[B, T, D]` after mixer and MLP: what the topologies differ in."""
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         return hidden_states + self.feed(self.mlp_norm(hidden_states))
 

@@ -194,7 +194,7 @@ class MlpOnlyLayer(ZooDecoderLayer):
 
 class ShortcutLayer(ZooDecoderLayer):
     """Pre-norm with a dense MLP in every layer; the experts of a sparse layer read what its MLP reads, and join the
-    stream at the end of the next layer, x + mixer + mlp + experts of the layer before.
+    residual stream at the end of the next layer, x + mixer + mlp + experts of the layer before.
 
     (Shortcut-connected experts, Cai et al. 2024, arXiv 2404.05019; LongCat-Flash, arXiv 2509.01322, §2.2.) Raises
     ValueError for a sparse layer called without `shortcuts`.

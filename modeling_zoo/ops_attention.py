@@ -211,7 +211,7 @@ def flash_decode(
 ) -> torch.Tensor:
     """`gqa_decode` without a mask by torch's flash kernel, which splits the keys over the device.
 
-    `scaled_dot_product_attention` would choose cuDNN there, which makes a plan anew for every number of keys.
+    `scaled_dot_product_attention` would choose cuDNN there, which makes a new plan for every number of keys.
     """
     output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scaling)[0]
     return output.transpose(1, 2)

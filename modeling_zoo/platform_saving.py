@@ -24,11 +24,11 @@ class SavedFolder:
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        before = stamps(save_directory)
+        before = modification_times(save_directory)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and is_first_rank():
             remove_older_set(save_directory, before)
-            carry_along(self.config, save_directory)
+            copy_source_folder(self.config, save_directory)
 
     def load_custom_generate(self, pretrained_model_name_or_path: str | None = None, **kwargs: Any) -> Callable:
         """transformers' own. Raises OSError for the model's own folder, whose code is its two files: loading it
@@ -39,7 +39,7 @@ class SavedFolder:
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self.config.write_card(working_dir)
-        carry_along(self.config, working_dir)
+        copy_source_folder(self.config, working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
@@ -48,12 +48,12 @@ def is_first_rank() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def carry_along(config: ZooConfig, folder: str | os.PathLike) -> None:
+def copy_source_folder(config: ZooConfig, folder: str | os.PathLike) -> None:
     """`source/` of the folder the model was loaded from goes where the whole model goes: an adapter alone needs none.
 
     Files of gigabytes are linked to, not copied, where both places are on one disk.
     """
-    kept, target = kept_beside(config), Path(folder)
+    kept, target = source_folder_of(config), Path(folder)
     if kept is None or not (target / "config.json").is_file() or kept.resolve() == (target / SOURCE_FOLDER).resolve():
         return
     for path in [path for path in kept.rglob("*") if path.is_file()]:
@@ -75,7 +75,7 @@ def is_the_file(place: Path, path: Path) -> bool:
     return place.exists() and place.samefile(path)
 
 
-def kept_beside(config: ZooConfig) -> Path | None:
+def source_folder_of(config: ZooConfig) -> Path | None:
     """The folder `source/` that belongs to a loaded config: of a local folder, or as far as a Hub cache has it."""
     name = str(getattr(config, "name_or_path", "") or "")
     if config.source_config is None or not name:
@@ -89,7 +89,7 @@ def kept_beside(config: ZooConfig) -> Path | None:
     return Path(manifest).parent if isinstance(manifest, str) else None
 
 
-def stamps(folder: str | os.PathLike) -> dict[str, int | None]:
+def modification_times(folder: str | os.PathLike) -> dict[str, int | None]:
     """When the one file and the index of a folder were written, None for one that is not there."""
     paths = {name: Path(folder) / name for name in (WHOLE, INDEX)}
     return {name: path.stat().st_mtime_ns if path.is_file() else None for name, path in paths.items()}
@@ -98,7 +98,7 @@ def stamps(folder: str | os.PathLike) -> dict[str, int | None]:
 def remove_older_set(folder: str | os.PathLike, before: dict[str, int | None]) -> None:
     """Of one file and shards beside each other only the set just written stays: readers prefer the one file, whatever
     its age."""
-    after = stamps(folder)
+    after = modification_times(folder)
     written = [name for name in after if after[name] != before[name]]
     if written == [INDEX]:
         (Path(folder) / WHOLE).unlink(missing_ok=True)

@@ -364,6 +364,78 @@ def test_no_mutable_module_state(path):
                 assert target.value.id not in literal, f"{target.value.id} is written to, line {node.lineno}"
 
 
+# -- words ---------------------------------------------------------------------------------------------------------
+
+
+# Names and parts of names that were our own, where the field has a word: `reach_of` was how many tokens a layer sees.
+OWN_NAMES = set(
+    (
+        "absorption_pays attend_grouped attend_one band_reach block_of_tokens carry_along eight_bit ends_elsewhere "
+        "engine_obstacles in_one_call in_turns into_latent is_alone is_bare keys_before layer_word lay_out "
+        "lifted_linear mark_writers may_lift one_by_one out_of_latent over_heads picks_faster sees_all seen_by_one "
+        "served_by shared_parts shares_keys_of shares_reads starts_elsewhere takes_bands wants_indexer_loss "
+        "wants_kernels wants_router_losses writes_in_layer"
+    ).split()
+)
+OWN_PARTS = {"carriers", "lends", "lift", "lifts", "obstacles", "reach", "whoever"}
+# What pages, cards, comments, docstrings and messages do not say -> what they say instead.
+OWN_PHRASES = {
+    r"(?<!residual )the stream\b": "the residual stream",
+    r"in the place of\b": "in place of, instead of",
+    r"(?:any|no|some)body\b|whoever\b": "the program, the file, the user, the process: whatever it is",
+    r"way back\b": "converting back, the reverse conversion",
+    r"at work for\b": "active per token",
+    r"in silence\b": "silently",
+    r"anew\b|once more\b": "again",
+    r"kept aside\b": "set aside",
+    r"in turns\b": "alternately",
+    r"obeys?\b|shall\b": "acts on, must",
+    r"(?:layer|transformers)(?:'s?)? words?\b|words? (?:of|for) (?:a |its |the )?layers?\b": "layer type",
+}
+# The words of a text, not of the program.
+PHRASES_ALLOWED = {"examples/finetune_sft.py": {"layer type"}}
+PROSE = [
+    ROOT / name
+    for name in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    if re.search(r"\.(?:py|pyi|md|yml|toml|cff)$", name) and not name.startswith(("tests/", "examples/stories"))
+]
+
+
+def own_names(tree):
+    """(line, name) of identifiers, and of strings that could be one: a key of JSON, the heading of a table."""
+    for line, word in code_words(tree):
+        if re.fullmatch(r"\w+", word) and (word.strip("_") in OWN_NAMES or parts(word) & OWN_PARTS):
+            yield line, word
+
+
+def own_phrases(text):
+    """(what is written, what is meant) for each phrase above in a text, over the ends of lines."""
+    flat = re.sub(r"\s+(?:# |#: )?", " ", re.sub(r'"\s+f?"', "", text))
+    for phrase, instead in OWN_PHRASES.items():
+        for found in re.finditer(rf"\b{phrase}" if phrase[:2] != "(?" else phrase, flat, flags=re.IGNORECASE):
+            yield flat[max(found.start() - 30, 0) : found.end()], instead
+
+
+def test_names_are_those_of_the_field():
+    found = {identify(path): list(own_names(tree_of(path))) for path in PROSE if path.suffix == ".py"}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_sentences_use_the_words_of_the_field():
+    for path in PROSE:
+        allowed = PHRASES_ALLOWED.get(identify(path), set())
+        found = [(text, instead) for text, instead in own_phrases(path.read_text()) if instead not in allowed]
+        assert found == [], identify(path)
+
+
+def test_a_word_of_our_own_would_be_found():
+    code = "class A:\n    def reach_of(self, mayLift): ...\nrow = {'reach': 1}\nis_bare = reaches = 'would reach it'\n"
+    assert {name for _, name in own_names(ast.parse(code))} == {"reach_of", "mayLift", "reach", "is_bare"}
+    text = "Added to the\n    # stream, in the\nplace of one, not to the residual stream"
+    assert [instead for _, instead in own_phrases(text)] == ["the residual stream", "in place of, instead of"]
+    assert len(list(own_phrases('"kept for the "\n    f"way back"'))) == 1
+
+
 # -- types ---------------------------------------------------------------------------------------------------------
 
 
@@ -391,12 +463,13 @@ def untyped(function):
     return [name for name in names if name not in ("self", "cls")]
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=identify)
-def test_public_functions_have_type_hints(path):
-    found = {
-        f"{function.lineno}: {function.name}": untyped(function) for function in public_functions(tree_of(path).body)
-    }
-    assert {name: missing for name, missing in found.items() if missing} == {}
+def test_public_functions_have_type_hints():
+    found = {}
+    for path in sources(*PACKAGES):
+        for function in public_functions(tree_of(path).body):
+            if names := untyped(function):
+                found[f"{identify(path)}:{function.lineno} {function.name}"] = names
+    assert found == {}
 
 
 def test_a_missing_type_hint_would_be_found():

@@ -100,7 +100,7 @@ def test_turns_alternate_and_the_first_round_does_not_count():
         order.append(name)
         return next(count)
 
-    times, last = measuring.in_turns({name: lambda name=name: side(name) for name in ("a", "b")}, rounds=2)
+    times, last = measuring.alternate({name: lambda name=name: side(name) for name in ("a", "b")}, rounds=2)
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert set(times) == set(times.cpu) == {"a", "b"} and last == {"b": 4, "a": 5}
 
