@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 FRONT, KINDS = HERE / "export_config_front.py", HERE / "export_config_kinds.py"
 # What transformers, PEFT and serving engines ask a config of any model.
 ASKED = ("logit_scale", "kv_sharing_modes", "qk_head_dim", "num_kv_shared_layers")
-# Groups that are written anew here instead of being folded.
+# Groups that are rewritten here instead of being folded.
 REPLACED = ("SettingsAccess", "PerLayerFields", "ParallelPlans", "ZooConfig")
 DOCSTRING = '''"""{says}
 
