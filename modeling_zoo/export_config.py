@@ -9,6 +9,7 @@ import builtins
 import importlib
 import re
 import symtable
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
@@ -22,7 +23,7 @@ from .export_config_fields import CONSTRUCTORS, Declarations, Plan, kind_text, p
 from .export_config_fold import Folder
 from .export_config_tables import Tables, constant_name, tuple_lines
 from .export_config_text import Text
-from .export_config_worlds import worlds
+from .export_config_worlds import World, worlds
 from .export_join import import_lines, is_block, reading_order
 from .export_source import TARGETS, Binding, Piece, global_names, read_source, sources
 
@@ -136,12 +137,27 @@ class Configuration:
         for group, text, tree in self.group_trees():
             if group.__name__ not in REPLACED:
                 nodes |= {(f.name, is_setter(f)): (text, f, group) for f in tree.body if isinstance(f, ast.FunctionDef)}
-        derive = reached({name: words_of(t.segment(f)) for (name, _), (t, f, _) in nodes.items()}, "resolve_")
-        for (name, _), (text, function, group) in nodes.items():
-            base = self.deriving if name in derive else self.complete
-            lines = self.folded(text, function, group, base)
+        words = {name: words_of(text.segment(function)) for (name, _), (text, function, _) in nodes.items()}
+        derive = reached(words, "resolve_")
+        answers = {}
+        for asked in (None, answers):
+            # Again for those that ask what turned out to be always the same.
+            for (name, setter), (text, function, group) in nodes.items():
+                base = self.deriving if name in derive else self.complete
+                nothing = name in ASKED and name not in self.reads and all(is_nothing(one, name) for one in base)
+                if nothing or asked is not None and not words[name] & asked.keys():
+                    continue
+                lines = self.folded(text, function, group, base)
+                found[name, setter] = lines
+                if lines is not None and (value := one_answer(lines)) is not None:
+                    answers[name] = value[0] if is_property(function) else lambda *_, value=value[0]: value
+            for world in (*self.deriving, *self.complete):
+                world.__dict__["_answers"].update(answers)
+        merged = {}
+        for (name, _), lines in found.items():
             if lines is not None:
-                found[name] = found.get(name, []) + ([""] if name in found else []) + lines
+                merged[name] = merged.get(name, []) + ([""] if name in merged else []) + lines
+        found = merged
         return self.needed(found)
 
     def folded(self, text: Text, function: ast.FunctionDef, group: type, base: list) -> list[str] | None:
@@ -185,6 +201,8 @@ class Configuration:
         lines = []
         for function in [f for f in tree.body if isinstance(f, ast.FunctionDef)]:
             if function.name == "validate_rope" and not self.flags["ROTATES"]:
+                continue
+            if function.name in ("outside_layers", "write_card") and function.name not in self.reads:
                 continue
             folded = Folder(text, function).folded([{**self.flags, "__builtins__": {}}])
             decorators = [f"    @{ast.unparse(d)}" for d in function.decorator_list]
@@ -260,7 +278,10 @@ class Configuration:
         for piece in pieces:
             block = before is None or is_block(piece) or is_block(before)
             lines += ["", ""] if block and before is not None or is_block(piece) else []
-            lines += piece.text.split("\n")
+            text = piece.text.split("\n")
+            # Without the heading of a section of its file.
+            start = max((index + 1 for index, line in enumerate(text) if line.startswith("# -- ")), default=0)
+            lines += "\n".join(text[start:]).lstrip("\n").split("\n")
             before = piece
         return "\n".join([*lines, "", "", *constructors, "", "", *body, "", "", *ending]) + "\n"
 
@@ -304,6 +325,28 @@ def global_words(text: str) -> set[str]:
 
 def class_docstring() -> list[str]:
     return ['    """A decoder: what this folder\'s model can be, one name or number per concept."""']
+
+
+def is_nothing(world: World, name: str) -> bool:
+    """Whether an answer is as good as none: None, or None for each layer."""
+    try:
+        value = getattr(world, name)
+    except Exception:
+        return False
+    return value is None or isinstance(value, list) and not any(one is not None for one in value)
+
+
+def is_property(function: ast.FunctionDef) -> bool:
+    return any(ast.unparse(d) == "property" for d in function.decorator_list)
+
+
+def one_answer(lines: list[str]) -> tuple | None:
+    """What a method gives back that does nothing else, as a tuple of one; None for any other method."""
+    (tree,) = ast.parse(textwrap.dedent("\n".join(lines))).body
+    body = [s for s in tree.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    if len(body) == 1 and isinstance(body[0], ast.Return) and isinstance(body[0].value, ast.Constant):
+        return (body[0].value.value,)
+    return None
 
 
 def is_setter(function: ast.FunctionDef) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from configuration_zoo import ZooConfig
+from configuration_zoo import ZooConfig, vocabulary
 from configuration_zoo.config_file import default_of
 from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Settings
 from configuration_zoo.field_needs import is_read
 from configuration_zoo.field_settings import described, settings_of, spread
+from configuration_zoo.vocabulary import CHUNKED, LINEAR, SLIDING
 
 from .export_config_text import Text
 from .export_config_worlds import Open, Present
@@ -48,11 +49,15 @@ class Plan:
     # Fields that a config.json of this model names.
     written: list[str] = field(default_factory=list)
     groups: dict[str, tuple] = field(default_factory=dict)
+    # What a number instead of a list of layer_types calls the layers between.
+    slides: str = SLIDING
 
 
 def planned(config: ZooConfig, facts: set[str]) -> Plan:
     """What becomes of each field of a config."""
     plan, theirs = Plan(), PreTrainedConfig.__dataclass_fields__
+    others = {LINEAR: config.linear_attention_type, CHUNKED: config.attention_chunk_size}
+    plan.slides = next((word for word, value in others.items() if value is not None), SLIDING)
     said = spread(config.to_diff_dict(), settings_of(type(config)))
     plan.groups = {name: tuple(kind.keys) for name, kind in settings_of(type(config)).items()}
     for name, one in described(type(config)).items():
@@ -132,7 +137,8 @@ def kind_text(kind: Any) -> str:
         }
         return f"Number({', '.join(f'{name}={value!r}' for name, value in given.items())})"
     if isinstance(kind, Choice):
-        return f"Choice({quoted(kind.names)})"
+        known = {words: name for name, words in vars(vocabulary).items() if isinstance(words, tuple)}
+        return f"Choice({known.get(kind.names) or quoted(kind.names)})"
     if isinstance(kind, Items):
         return f"Items({kind_text(kind.entry)}" + (f", count={kind.count})" if kind.count else ")")
     return f"{type(kind).__name__}()"
@@ -151,6 +157,9 @@ def field_text(plan: Plan, name: str, one: Field) -> str:
         if isinstance(kind.entry, Number):
             return f"setting(Items({kind_text(kind.entry)}, per_layer=True))"
         given = f", default={quoted(default)}" if default in words else ""
+        period = tuple(plan.slides if word == SLIDING else word for word in getattr(kind, "period", ()))
+        if len(words) > 1 and period and {*period} <= {*words}:
+            given += f", period={quoted(period)}"
         return f"per_layer({', '.join(quoted(word) for word in words)}{given})"
     if name in plan.standard:
         return f"only({quoted(plan.statuses[name])})"
@@ -218,7 +227,7 @@ def comment_lines(one: Field, margin: int) -> list[str]:
 
     meaning, source = one.metadata.get("meaning", ""), one.metadata.get("source", "transformers")
     both = lines(f"{meaning} ({source}.)")
-    return both if source != "transformers" and len(both) == len(lines(meaning)) else lines(meaning)
+    return both if source not in ("transformers", "own to zoo") and len(both) == len(lines(meaning)) else lines(meaning)
 
 
 def wrapped(head: str, text: str, tail: str = "") -> list[str]:

@@ -6,73 +6,13 @@ what is left keeps the text it was written in.
 
 import ast
 from copy import copy
-from functools import cache
 
+from .export_config_code import Returned, changed, compiled, loaded, own_names, source, stored
 from .export_config_text import Text
 from .export_config_worlds import Open
 
 MOST_WORLDS = 600
-IN_PLACE = ("add", "append", "clear", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update")
 IGNORED = (TypeError, KeyError, IndexError, AttributeError)
-
-
-class Returned(Exception):
-    """What was run came to a `return`."""
-
-
-class WithRaise(ast.NodeTransformer):
-    """Makes every `return` of a statement an exception."""
-
-    def visit_Return(self, node: ast.Return) -> ast.AST:
-        call = ast.Raise(exc=ast.Name("__Returned", ast.Load()), cause=None)
-        return ast.copy_location(ast.fix_missing_locations(ast.copy_location(call, node)), node)
-
-    def visit_FunctionDef(self, node: ast.AST) -> ast.AST:
-        return node
-
-    visit_Lambda = visit_FunctionDef
-
-
-@cache
-def _compiled(text: str, evaluates: bool):
-    if evaluates:
-        return compile(text, "<exported>", "eval")
-    tree = ast.fix_missing_locations(WithRaise().visit(ast.parse(text)))
-    return compile(tree, "<exported>", "exec")
-
-
-def loaded(node: ast.AST) -> set[str]:
-    """The names that code reads."""
-    if not hasattr(node, "names_loaded"):
-        node.names_loaded = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return node.names_loaded
-
-
-def stored(node: ast.AST) -> set[str]:
-    """The names that code binds, those of comprehensions left out."""
-    if not hasattr(node, "names_stored"):
-        own = [n for n in ast.walk(node) if isinstance(n, ast.comprehension)]
-        inside = {id(name) for one in own for name in ast.walk(one.target)}
-        names = [n for n in ast.walk(node) if isinstance(n, ast.Name) and id(n) not in inside]
-        node.names_stored = {n.id for n in names if not isinstance(n.ctx, ast.Load)} | changed(node)
-    return node.names_stored
-
-
-def changed(node: ast.AST) -> set[str]:
-    """The names whose value code changes in place."""
-    if not hasattr(node, "names_changed"):
-        stores = [n for n in ast.walk(node) if isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load)]
-        calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
-        found = [n.value for n in [*stores, *(call for call in calls if call.attr in IN_PLACE)]]
-        node.names_changed = {n.id for n in found if isinstance(n, ast.Name)}
-    return node.names_changed
-
-
-def source(node: ast.AST) -> str:
-    """The text of a node, as Python writes it."""
-    if not hasattr(node, "as_text"):
-        node.as_text = ast.unparse(node)
-    return node.as_text
 
 
 class Frame:
@@ -84,11 +24,21 @@ class Frame:
     def values(self, node: ast.expr, certain: bool = True) -> list | None:
         """What an expression is, world by world; None where it is open. Without `certain`, worlds in which it cannot
         be are left out."""
+        if isinstance(node, ast.BoolOp):
+            # What decides it may stand before what is open.
+            for operand in node.values:
+                truth = self.truth(operand)
+                if truth is isinstance(node.op, ast.Or):
+                    return self.values(operand)
+                if truth is None:
+                    break
+        if isinstance(node, ast.IfExp) and (truth := self.truth(node.test)) is not None:
+            return self.values(node.body if truth else node.orelse)
         if loaded(node) & self.opened or any(
             isinstance(n, ast.NamedExpr | ast.Yield | ast.Await) for n in ast.walk(node)
         ):
             return None
-        code, found = _compiled(source(node), True), []
+        code, found = compiled(source(node), True), []
         for space in self.spaces:
             try:
                 found.append(eval(code, dict(space)))
@@ -128,7 +78,7 @@ class Frame:
         """The worlds in which a test may come out so."""
         if loaded(node) & self.opened:
             return Frame(self.spaces, set(self.opened))
-        kept, code = [], _compiled(source(node), True)
+        kept, code = [], compiled(source(node), True)
         for space in self.spaces:
             try:
                 if bool(eval(code, dict(space))) is wanted:
@@ -144,7 +94,7 @@ class Frame:
         if loaded(stmt) & self.opened or any(isinstance(n, ast.Raise) for n in [stmt]):
             return "acts"
         try:
-            code, ends, after = _compiled(source(stmt), False), set(), []
+            code, ends, after = compiled(source(stmt), False), set(), []
         except SyntaxError:
             # A `continue` of the loop it stands in.
             return "acts"
@@ -152,6 +102,8 @@ class Frame:
             own = {**space, **{name: copy(space[name]) for name in changed(stmt) if name in space}}
             try:
                 exec(code, own)
+                # What can be gone through once is a list here, where it is gone through in every trial.
+                own |= {name: list(own[name]) for name in stored(stmt) if hasattr(own.get(name), "__next__")}
                 ends.add("nothing")
                 after.append(own)
             except Returned:
@@ -161,16 +113,28 @@ class Frame:
             except Exception:
                 return "acts"
         if ends == {"nothing"}:
-            self.spaces = after
+            self.spaces, self.opened = after, self.opened - stored(stmt)
             return "nothing"
         return "returns" if ends == {"returns"} else "acts"
+
+    def names_one(self, stmt: ast.stmt) -> bool:
+        """Whether a statement names one value that is decided although what it is made of is not."""
+        if not isinstance(stmt, ast.Assign) or not isinstance(stmt.targets[0], ast.Name):
+            return False
+        found = self.values(stmt.value)
+        if found is None or len(found) != len(self.spaces):
+            return False
+        for space, value in zip(self.spaces, found, strict=True):
+            space[stmt.targets[0].id] = value
+        self.opened = self.opened - {stmt.targets[0].id}
+        return True
 
     def over(self, target: ast.expr, iterable: ast.expr) -> "Frame | None":
         """The worlds inside a loop, None where it runs over what is open."""
         if loaded(iterable) & self.opened:
             return None
-        code = _compiled(f"list({source(iterable)})", True)
-        bind = _compiled(f"{source(target)} = __entry", False)
+        code = compiled(f"list({source(iterable)})", True)
+        bind = compiled(f"{source(target)} = __entry", False)
         spaces = []
         for space in self.spaces:
             try:
@@ -222,9 +186,9 @@ class Folder:
         frame = Frame([{**space, "__Returned": Returned} for space in spaces], set())
         call = f"self.{self.function.name}"
         if any(source(d) == "property" for d in self.function.decorator_list):
-            code = _compiled(call, True)
+            code = compiled(call, True)
         else:
-            code = _compiled(f"{call}({', '.join(a.arg for a in self.function.args.args[1:])})", True)
+            code = compiled(f"{call}({', '.join(a.arg for a in self.function.args.args[1:])})", True)
         for space in frame.spaces:
             try:
                 eval(code, dict(space))
@@ -274,7 +238,9 @@ class Folder:
             return [Kept(["", *lines, ""] if function else lines, loaded(stmt))], False
         names = stored(stmt)
         one = self.simple(stmt, frame, shift)
-        idle = frame.runs(stmt) == "nothing"
+        idle = frame.runs(stmt) == "nothing" or frame.names_one(stmt) or is_times_one(stmt, frame)
+        if isinstance(stmt, ast.AugAssign) and idle and is_times_one(stmt, frame):
+            return [], False
         if idle and not names:
             return [], False
         if idle:
@@ -302,6 +268,8 @@ class Folder:
         inside, outside = frame.where(stmt.test, True), frame.where(stmt.test, False)
         body, ended = self.body(stmt.body, inside, shift)
         orelse, other_ended = self.body(stmt.orelse, outside, shift)
+        elsewhere = self.read_outside(stmt)
+        body, orelse = unread_left_out(body, elsewhere), unread_left_out(orelse, elsewhere)
         frame.forget(stored(stmt))
         if ended and not stmt.orelse:
             frame.spaces = outside.spaces
@@ -332,6 +300,7 @@ class Folder:
         """The names that the function reads outside a statement."""
         if not hasattr(stmt, "names_outside"):
             inside = {id(node) for node in ast.walk(stmt)}
+            inside |= own_names(self.function)
             nodes = [node for node in ast.walk(self.function) if isinstance(node, ast.Name) and id(node) not in inside]
             stmt.names_outside = {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
         return stmt.names_outside
@@ -386,14 +355,18 @@ class Folder:
         return Kept(self.text.comments(stmt, shift) + lines, reads)
 
 
-def unread_left_out(kept: list[Kept]) -> list[Kept]:
-    """Without the statements that name what nothing behind them reads."""
+def is_times_one(stmt: ast.stmt, frame: Frame) -> bool:
+    """Whether a statement multiplies by one."""
+    if not isinstance(stmt, ast.AugAssign) or not isinstance(stmt.op, ast.Mult):
+        return False
+    return all(value == 1 for value in frame.values(stmt.value) or [0])
+
+
+def unread_left_out(kept: list[Kept], elsewhere: set[str] = frozenset()) -> list[Kept]:
+    """Without the statements that name what is read neither behind them nor `elsewhere`."""
     while True:
-        rest = [
-            one
-            for index, one in enumerate(kept)
-            if one.names is None or any(one.names & other.reads for other in kept[index + 1 :])
-        ]
+        read = [set(elsewhere).union(*(one.reads for one in kept[index + 1 :])) for index in range(len(kept))]
+        rest = [one for one, names in zip(kept, read, strict=True) if one.names is None or one.names & names]
         if len(rest) == len(kept):
             return kept
         kept = rest

@@ -8,6 +8,7 @@ name in capitals, and puts the fields, derivations and checks of one model into 
 from copy import copy, deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -15,16 +16,14 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from configuration_zoo.config_file import about_unknown
 from configuration_zoo.field_settings import SettingsAccess, add_key_properties, described, nested, settings_of, spread
 from configuration_zoo.field_words import repeat_patterns, takes_words
-from configuration_zoo.fields_checks import check_lengths
 from configuration_zoo.first_layers import build_without_unread, first_layers
 from configuration_zoo.layer_words import teach_layer_words
 from configuration_zoo.rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
 from configuration_zoo.version import __version__
 
-from .export_config_kinds import nearest, not_here, refuse_other
+from .export_config_kinds import check_lengths, merge_rope_scaling, nearest, not_here, refuse_other
 
 # What a model may have: dicts of settings | lists over layers in its config.json | several kinds of layers |
 # rotations | one for each kind of layer | no mask that hides what comes later.
@@ -65,7 +64,11 @@ class ZooConfig(PreTrainedConfig):
         check_lengths(self)
         self._resolve()
         if ROTATES:
-            kwargs = merge_rope_keys(kwargs | {"rope_parameters": deepcopy(self.rope_parameters)}, self.layer_types)
+            kwargs["rope_parameters"] = deepcopy(self.rope_parameters)
+            if NESTED:
+                kwargs = merge_rope_keys(kwargs, self.layer_types)
+            else:
+                kwargs = merge_rope_scaling(kwargs)
             self.rope_parameters = kwargs.pop("rope_parameters")
         else:
             turned = {"rope_parameters": self.rope_parameters} | {key: kwargs.get(key) for key in LEGACY_ROPE_KEYS}
@@ -97,37 +100,40 @@ class ZooConfig(PreTrainedConfig):
         given = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype"} | {*LEGACY_ROPE_KEYS}}
         given = {cls.attribute_map.get(key, key): value for key, value in given.items()}
         if ROTATES:
-            keep_theta(config_dict.get("rope_parameters"), given.get("rope_parameters"))
+            held, fresh = config_dict.get("rope_parameters"), given.get("rope_parameters")
+            if NESTED:
+                keep_theta(held, fresh)
+            elif fresh and "rope_theta" in (held or ()) and "rope_theta" not in fresh:
+                raise ValueError(
+                    f"rope_parameters={fresh!r} leaves out rope_theta, which is {held['rope_theta']!r}: give it."
+                )
         before, depth = config_dict.get("num_hidden_layers"), given.get("num_hidden_layers")
         fewer = isinstance(before, int) and isinstance(depth, int) and 0 < depth < before
         if LISTS and fewer:
             config_dict = first_layers(cls, {**cls(**deepcopy(config_dict)).to_dict(), **config_dict}, before, depth)
-        config_dict = {**config_dict, **given}
-        said = spread(config_dict, settings_of(cls)) if GROUPS else config_dict
+        said = config_dict = {**config_dict, **given}
+        if GROUPS:
+            said = spread(config_dict, settings_of(cls))
         missing = [name for name in (*STANDARD, *PRESENT) if said.get(name) is None]
-        needed = [name for name in missing if name not in READ_BY] if MIXED else missing
-        if needed:
-            raise not_here(needed[0], STANDARD.get(needed[0]))
+        for name in missing:
+            if MIXED and name in READ_BY:
+                continue
+            raise not_here(name, STANDARD.get(name))
         alike = [key for key in cls._unknown(config_dict) if not get_close_matches(key, names, cutoff=MISSPELT)]
         notes = {key: config_dict.pop(key) for key in alike if not isinstance(getattr(cls, key, None), property)}
-
-        def build(values):
-            return super(ZooConfig, cls).from_dict(values, **kwargs)
-
         if MIXED:
+            build = partial(super().from_dict, **kwargs)
             made = build_without_unread(build, config_dict, set(given)) if fewer else build(config_dict)
         else:
-            made = build(config_dict)
+            made = super().from_dict(config_dict, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
         if MIXED:
             # What only some kinds of layers need.
-            for name in [
-                name for name in missing if name in READ_BY and READ_BY[name][1] in getattr(config, READ_BY[name][0])
-            ]:
-                raise not_here(name, STANDARD.get(name))
-        for sentence in about_unknown(notes, config_dict.get("zoo_version")):
-            logger.warning(sentence)
+            for name, (words, word) in READ_BY.items():
+                if name in missing and word in getattr(config, words):
+                    raise not_here(name, STANDARD.get(name))
         for key, value in notes.items():
+            logger.warning(f"config.json has {key}={value!r}, no field of ZooConfig: kept, but without effect.")
             setattr(config, key, value)
         return made
 

@@ -9,7 +9,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
 from configuration_zoo.field_needs import UnreadField
+from configuration_zoo.field_words import pattern, period
+from configuration_zoo.rope_keys import LEGACY_ROPE_KEYS
 
 LEFT_OUT, STANDARD = {}, {}
 
@@ -88,21 +92,10 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Only:
-    """One value, of all that zoo knows: the code for others is not in this folder."""
+class Here:
+    """Some values, of all that zoo knows: the code for others is not in this folder."""
 
-    value: Any
-
-    def check(self, name: str, value: Any) -> None:
-        if value != self.value:
-            raise not_here(name, value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """Some names, of all that zoo knows: the code for others is not in this folder."""
-
-    names: tuple[str, ...]
+    names: tuple
 
     def check(self, name: str, value: Any) -> None:
         if value not in self.names:
@@ -113,9 +106,10 @@ class Words:
 class Items:
     """A list of `count` entries of one kind, or of one for each layer; None stands for an entry that is open."""
 
-    entry: Number | Choice | Words
+    entry: Number | Choice | Here
     count: int | None = None
     per_layer: bool = False
+    period: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
         if not isinstance(value, list):
@@ -136,12 +130,9 @@ class Table:
     def check(self, name: str, value: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}={value} must be a finite number.")
-        if isinstance(value, dict):
-            for key, entry in value.items():
-                self.check(f"{name}[{key!r}]", entry)
-        if isinstance(value, list):
-            for index, entry in enumerate(value):
-                self.check(f"{name}[{index}]", entry)
+        entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, entry in entries:
+            self.check(f"{name}[{key!r}]", entry)
 
 
 def setting(kind: Any, default: Any = None) -> Any:
@@ -157,7 +148,7 @@ def setting(kind: Any, default: Any = None) -> Any:
 
 def only(value: Any) -> Any:
     """A field that has one value in this folder, because the code for others is not here."""
-    return setting(Only(value), value)
+    return setting(Here((value,)), value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +186,7 @@ class Settings:
 
 def check_type(kind: Any, name: str, value: Any) -> None:
     """Raises ValueError for an entry of another type than its kind: what the annotation of a field says of a field."""
-    if isinstance(kind, Only):
+    if isinstance(kind, Here):
         return
     if isinstance(kind, Items):
         if not isinstance(value, list):
@@ -221,6 +212,52 @@ def settings(group: str, **keys: dataclasses.Field) -> Any:
     return setting(Settings(keys | left))
 
 
-def per_layer(*words: str, default: str | None = None) -> Any:
+def per_layer(*words: str, default: str | None = None, period: tuple[str, ...] = ()) -> Any:
     """One entry for each layer, of the words that this folder has the code for."""
-    return setting(Items(Words(words), per_layer=True), default)
+    return setting(Items(Here(words), per_layer=True, period=period), default)
+
+
+def understood(field: dataclasses.Field, value: Any) -> Any:
+    """A pattern or a period over layers as the field stores it."""
+    kind = field.metadata.get("kind")
+    if getattr(kind, "per_layer", False) and isinstance(value, int):
+        return period(field.name, value, kind)
+    if getattr(kind, "per_layer", False) and isinstance(value, str) and ("," in value or "*" in value):
+        return pattern(field.name, value, kind.entry)
+    return value
+
+
+def check_lengths(config: Any) -> None:
+    """Raises StrictDataclassFieldValidationError for a per-layer list whose length is not num_hidden_layers."""
+    for field in dataclasses.fields(config):
+        value, count = getattr(config, field.name), config.num_hidden_layers
+        if isinstance(value, list) and getattr(field.metadata.get("kind"), "per_layer", False) and len(value) != count:
+            says = f"{field.name} has {len(value)} entries but num_hidden_layers={count}: "
+            error = ValueError(f"{says}a per-layer list needs one entry for each layer.")
+            raise StrictDataclassFieldValidationError(field=field.name, cause=error) from error
+
+
+def merge_rope_scaling(given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with the keys of transformers 4 in `rope_parameters`; raises ValueError where the two disagree."""
+    old = {key: given[key] for key in LEGACY_ROPE_KEYS if given.get(key) not in (None, {})}
+    table = dict(given.get("rope_parameters") or {})
+    if not table:
+        if "rope_type" in old:
+            raise ValueError(f"rope_type={old['rope_type']!r} stands in rope_parameters, with what belongs to it.")
+        return given
+    scaling = old.pop("rope_scaling", {})
+    if not isinstance(scaling, dict):
+        raise ValueError(f"rope_scaling={scaling!r} must be a dict; rope_parameters says the same and more.")
+    if scaling and (kind := scaling.get("rope_type", scaling.get("type"))) is None:
+        raise ValueError(f"rope_scaling={scaling!r} has no rope_type.")
+    if scaling:
+        scaling = {key: value for key, value in scaling.items() if key != "type"} | {"rope_type": kind}
+        if table.get("rope_type", table.pop("type", "default")) == "default":
+            table["rope_type"] = kind
+    for name, key, value in [(f"rope_scaling: {key}", key, scaling[key]) for key in scaling] + [
+        (k, k, old[k]) for k in old
+    ]:
+        if (here := table.setdefault(key, value)) != value:
+            says = f"{name}={value!r} and rope_parameters: {key}={here!r} disagree: "
+            raise ValueError(f"{says}take one of them out of the configuration.")
+    return {key: given[key] for key in given if key not in LEGACY_ROPE_KEYS} | {"rope_parameters": table}

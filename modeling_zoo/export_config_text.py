@@ -112,9 +112,12 @@ class Text:
     def edits(self, node: ast.AST, frame: Any, as_test: bool, found: list) -> None:
         """Collects what to replace: (start, end, text)."""
         if isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant):
-            if (value := constant(frame.values(node.value))) is not None:
+            if (value := constant(frame.values(node.value)) or for_each_layer(node.value, frame)) is not None:
                 found.append((*span(node.value), value))
                 return
+        if isinstance(node, ast.Assign) and (value := for_each_layer(node.value, frame)) is not None:
+            found.append((*span(node.value), value))
+            return
         if isinstance(node, ast.IfExp):
             truth = frame.truth(node.test)
             if truth is not None:
@@ -182,6 +185,20 @@ def constant(values: list | None) -> str | None:
     if first is None or isinstance(first, bool | str):
         return literal(first) if all(one == first for one in values) else None
     return None
+
+
+def for_each_layer(node: ast.expr, frame: Any) -> str | None:
+    """A list with the same word for each layer, as it is written; None for any other value."""
+    if not isinstance(node, ast.ListComp | ast.BinOp | ast.List) or not (values := frame.values(node)):
+        return None
+    counts = [space["self"].num_hidden_layers if "self" in space else None for space in frame.spaces]
+    if len(values) != len(counts) or any(
+        not isinstance(v, list) or len(v) != n for v, n in zip(values, counts, strict=True)
+    ):
+        return None
+    words = {repr(word) for value in values for word in value}
+    word = values[0][0] if len(words) == 1 else Ellipsis
+    return f"[{literal(word)}] * self.num_hidden_layers" if word is None or isinstance(word, str) else None
 
 
 def literal(value: Any) -> str:

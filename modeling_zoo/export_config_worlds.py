@@ -72,11 +72,15 @@ class World:
 
     def __init__(self, config_class: type, values: dict[str, Any], groups: dict[str, tuple]):
         self.__dict__["_state"] = (config_class, values, groups)
+        # What methods and properties are known to answer.
+        self.__dict__["_answers"] = {}
 
     def __getattr__(self, name: str) -> Any:
         config_class, values, groups = self.__dict__["_state"]
         if name in values:
             return _open() if values[name] is Open else values[name]
+        if name in self.__dict__["_answers"]:
+            return self.__dict__["_answers"][name]
         if name in groups:
             return Settings(self, name, groups[name])
         if name == "per_layer_config":

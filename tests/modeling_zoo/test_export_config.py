@@ -207,8 +207,9 @@ def test_an_unknown_name_is_refused_as_in_the_package(exported):
 
 def test_a_pattern_over_layers_is_read_where_layers_differ(exported):
     own = exported(ZooConfig(**MIXED))
-    fields = {**MIXED, "num_hidden_layers": 4, "layer_types": "3*linear_attention, full_attention"}
-    assert own(**fields).layer_types == ZooConfig(**fields).layer_types
+    for layers in ("3*linear_attention, full_attention", 4, 2):
+        fields = {**MIXED, "num_hidden_layers": 4, "layer_types": layers}
+        assert own(**fields).layer_types == ZooConfig(**fields).layer_types
 
 
 def test_an_attribute_is_checked_when_it_is_set(exported):

@@ -1,0 +1,79 @@
+"""What code names and reads, and code made ready to be run: for the exporter of configurations. Never shipped."""
+
+import ast
+from functools import cache
+from types import CodeType
+
+IN_PLACE = ("add", "append", "clear", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update")
+
+
+class Returned(Exception):
+    """What was run came to a `return`."""
+
+
+class WithRaise(ast.NodeTransformer):
+    """Makes every `return` of a statement an exception."""
+
+    def visit_Return(self, node: ast.Return) -> ast.AST:
+        call = ast.Raise(exc=ast.Name("__Returned", ast.Load()), cause=None)
+        return ast.copy_location(ast.fix_missing_locations(ast.copy_location(call, node)), node)
+
+    def visit_FunctionDef(self, node: ast.AST) -> ast.AST:
+        return node
+
+    visit_Lambda = visit_FunctionDef
+
+
+@cache
+def compiled(text: str, evaluates: bool) -> CodeType:
+    if evaluates:
+        return compile(text, "<exported>", "eval")
+    tree = ast.fix_missing_locations(WithRaise().visit(ast.parse(text)))
+    return compile(tree, "<exported>", "exec")
+
+
+COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+
+
+def own_names(node: ast.AST) -> set[int]:
+    """The names in comprehensions that are their own, by the identity of their nodes."""
+    if not hasattr(node, "names_own"):
+        node.names_own = set()
+        for one in [n for n in ast.walk(node) if isinstance(n, COMPREHENSIONS)]:
+            names = [n for n in ast.walk(one) if isinstance(n, ast.Name)]
+            bound = {n.id for g in one.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+            node.names_own |= {id(n) for n in names if n.id in bound}
+    return node.names_own
+
+
+def loaded(node: ast.AST) -> set[str]:
+    """The names that code reads."""
+    if not hasattr(node, "names_loaded"):
+        names = [n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        node.names_loaded = {n.id for n in names if id(n) not in own_names(node)}
+    return node.names_loaded
+
+
+def stored(node: ast.AST) -> set[str]:
+    """The names that code binds, those of comprehensions left out."""
+    if not hasattr(node, "names_stored"):
+        names = [n for n in ast.walk(node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
+        node.names_stored = {n.id for n in names if id(n) not in own_names(node)} | changed(node)
+    return node.names_stored
+
+
+def changed(node: ast.AST) -> set[str]:
+    """The names whose value code changes in place."""
+    if not hasattr(node, "names_changed"):
+        stores = [n for n in ast.walk(node) if isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load)]
+        calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+        found = [n.value for n in [*stores, *(call for call in calls if call.attr in IN_PLACE)]]
+        node.names_changed = {n.id for n in found if isinstance(n, ast.Name)}
+    return node.names_changed
+
+
+def source(node: ast.AST) -> str:
+    """The text of a node, as Python writes it."""
+    if not hasattr(node, "as_text"):
+        node.as_text = ast.unparse(node)
+    return node.as_text
