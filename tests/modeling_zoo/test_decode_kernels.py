@@ -13,7 +13,7 @@ from places import ROOT, SUPPORT
 from test_decode_costs import make
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from modeling_zoo import ops_attention, ops_attention_multi_query, ops_attention_sparse, ops_attention_triton
 from modeling_zoo.cache_upgrade import upgrade_cache
@@ -191,29 +191,35 @@ calls = []
 
 @torch.no_grad()
 @pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("case", ["softmax", "sliding", "latent", "sparse"])
-def test_it_is_called_with_what_the_layers_hold(case, padding, monkeypatch):
+def test_it_is_called_with_what_the_layers_hold(case, kind, padding, monkeypatch):
     model = make(case)
     tokens = torch.randint(1, 31, (2, 14), generator=torch.Generator().manual_seed(4))
     mask = torch.ones_like(tokens)
     mask[1, :padding] = 0
 
-    def run():
-        cache = upgrade_cache(DynamicCache(config=model.config), model.config)
-        parts = []
+    def run(kind):
+        made = (
+            DynamicCache(config=model.config)
+            if kind == "dynamic"
+            else StaticCache(config=model.config, max_cache_len=20)
+        )
+        cache, parts = upgrade_cache(made, model.config), []
         for start, stop in ((0, 12), (12, 13), (13, 14)):
             here = {"attention_mask": mask[:, :stop]} if padding else {}
             parts.append(model(tokens[:, start:stop], past_key_values=cache, **here).logits)
         return torch.cat(parts[1:], dim=1)
 
-    expected = run()
+    expected = run("dynamic")
     calls.clear()
     for module in (ops_attention, ops_attention_multi_query, ops_attention_sparse):
         monkeypatch.setattr(module, "use_triton", lambda states: True)
         monkeypatch.setattr(module, "split_decode", plain)
-    torch.testing.assert_close(run(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run(kind), expected, rtol=1e-4, atol=1e-4)
     # A prompt whose chosen keys are gathered is one row per query.
     calls[:] = [call for call in calls if call[0][0] == 2]
     assert len(calls) == 2 * model.config.num_hidden_layers
     assert all(chosen is (case == "sparse") for _, chosen, _ in calls)
-    assert all(hidden is bool(padding or case == "sliding") for _, _, hidden in calls) or case == "sliding"
+    hides = bool(padding) or kind == "static"
+    assert case == "sliding" or all(hidden is hides for _, _, hidden in calls)
