@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 
 from .ops_attention_bands import AttentionMask, mask_rows, num_visible_keys
+from .ops_attention_triton_indexer import INDEXER, use_index_kernel
 from .ops_dispatch import has_wide_products
 
 # Queries scored together: what is held at once grows with the keys, not with their square.
-QUERY_BLOCK = 128
+QUERY_BLOCK, QUERY_BLOCK_ON_DEVICE = 128, 256
 # Keys scored at once, at most, and products held at once: what a core's cache holds; on a device few calls count more.
 SCORED_KEYS, MOST_PRODUCTS = 4096, 2**22
 MOST_PRODUCTS_ON_DEVICE = 2**26
@@ -20,6 +21,8 @@ def index_scores(query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor) 
     weights = weights.float().unsqueeze(2)
     if torch.is_grad_enabled():
         return weighted_relu(torch.bmm(query.float().flatten(1, 2), key.float().transpose(1, 2)), weights)
+    if use_index_kernel(query, key):
+        return INDEXER.call(query, key, weights.squeeze(2))
     wide, scores = key.dtype == query.dtype and has_wide_products(query), []
     rows = (query if wide else query.float()).flatten(1, 2)
     for part in key.split(keys_at_once(rows), dim=1):
@@ -74,8 +77,9 @@ def select_keys(
     if key.shape[1] <= count:
         return None
     selected = []
-    for start in range(0, queries, QUERY_BLOCK):
-        block = slice(start, min(start + QUERY_BLOCK, queries))
+    step = QUERY_BLOCK if key.device.type == "cpu" else QUERY_BLOCK_ON_DEVICE
+    for start in range(0, queries, step):
+        block = slice(start, min(start + step, queries))
         visible = num_visible_keys(attention_mask, block, key.shape[1], causal)
         selected.append(_select_in_block(scores, key[:, :visible], count, block, attention_mask, causal))
     return selected[0] if len(selected) == 1 else torch.cat(selected, dim=1)

@@ -9,14 +9,13 @@ unite the parts (Flash-Decoding, Dao 2023); which keys are visible they read on 
 serves a cache of fixed size at every length.
 """
 
-import re
 from functools import cache, lru_cache
-from types import SimpleNamespace
 
 import torch
 
 from .ops_attention_triton_hopper import HOPPER_KERNEL, HOPPER_TILE, suits_hopper
 from .ops_dispatch import is_recent_cuda
+from .ops_triton import KERNEL_DTYPES, multiprocessors, power_of_two, register_operation
 
 try:
     import triton
@@ -25,8 +24,6 @@ except ImportError:
     triton = None
 
 LOG2_E = 1.4426950408889634
-# What the kernels multiply.
-KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor? value, int value_width, float scaling, Tensor? positions, Tensor? visible) "
     "-> Tensor"
@@ -76,7 +73,7 @@ def split_decode(
     alone; `visible`, booleans `[B, S]` or `[B, k]`, hides some of what is read. Before the first visible one and behind
     the last nothing has a part in the result, whatever it holds; where all is hidden that is zero.
     """
-    decode = KERNELS.decode if use_triton(query) else plain_split_decode
+    decode = KERNELS.call if use_triton(query) else plain_split_decode
     return decode(query, key, value, value_width, scaling, positions, visible)
 
 
@@ -311,11 +308,6 @@ def tile_shape(
     return None
 
 
-def power_of_two(count: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << (count - 1).bit_length()
-
-
 def shared_memory(device: torch.device) -> int:
     """Bytes that a program can have in shared memory."""
     on_cuda = device.type == "cuda"
@@ -325,8 +317,7 @@ def shared_memory(device: torch.device) -> int:
 @lru_cache(maxsize=4096)
 def num_splits(programs: int, tiles: int, device: torch.device) -> int:
     """Splits of `tiles` tiles of keys for each of so many programs: the fewest that keep the whole device busy."""
-    units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    most = max(1, tiles // 2)
+    units, most = multiprocessors(device), max(1, tiles // 2)
     choices = sorted({min(most, max(1, rounds * units // programs)) for rounds in range(1, 5)})
     return min(choices, key=lambda splits: -(-programs * splits // units) * (-(-tiles // splits) + 2))
 
@@ -338,21 +329,4 @@ def empty_output(
     return query.new_empty(*query.shape[:-1], value_width)
 
 
-def register(module: str) -> SimpleNamespace | None:
-    """`launch` as an operation of torch, which a compiled graph holds as one node; None without triton.
-
-    Its name is made of that of this module: a process can hold several copies of this file.
-    """
-    if triton is None:
-        return None
-    name = "split_decode_" + re.sub(r"\W", "_", module)
-    while hasattr(torch.ops.zoo, name):
-        name += "_"
-    library = torch.library.Library("zoo", "FRAGMENT")
-    library.define(name + SCHEMA)
-    library.impl(name, launch, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"zoo::{name}", empty_output, lib=library)
-    return SimpleNamespace(decode=getattr(torch.ops.zoo, name).default, library=library)
-
-
-KERNELS = register(__name__)
+KERNELS = register_operation(__name__, "split_decode", SCHEMA, launch, empty_output)

@@ -12,6 +12,7 @@ from aot import HOPPER_SHARED_MEMORY, compiled, report
 from torch import bfloat16, device, float32
 
 from modeling_zoo import ops_attention_triton as kernels
+from modeling_zoo import ops_attention_triton_indexer as indexer
 
 POINTERS = {"positions": "*i32", "visible": "*u8", "bounds": "*i32", "mixed": "*fp32", "logs": "*fp32", "scale": "fp32"}
 STRIDES = tuple(f"{part}_{axis}" for part in "kv" for axis in ("batch", "head", "token")) + (
@@ -74,6 +75,18 @@ def test_the_kernel_for_hopper_fits_it(gathered, masked, widths, tmp_path):
     # One instruction for 16 channels of the keys and one for 16 of the keys: no warpgroup does the work of the other.
     assert found["HGMMA"] == widths[0] // 16 + 64 // 16
     assert found["LDGSTS"] > 10
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+def test_the_kernel_of_the_indexer_fits_every_device(queries, tmp_path):
+    """A tile of it fits the 99 KB of the smallest devices."""
+    tile = {"WIDTH": 128, "CHANNELS": 128, "HEADS": 64, "QUERIES": queries, "KEYS": indexer.INDEX_KEYS}
+    types = {"query": "*bf16", "key": "*bf16", "weights": "*fp32", "scores": "*fp32"}
+    strides = ("q_batch", "q_token", "q_head", "k_batch", "k_token")
+    found = report(compiled(indexer._score_keys, types, tile, strides, num_warps=4 * queries), tmp_path)
+    assert found["stack"] == 0
+    assert found["shared"] <= 99 * 1024
+    assert found["HGMMA"] >= 8 and found["LDGSTS"] >= 8
 
 
 def test_offsets_of_a_large_cache_are_of_64_bits():

@@ -15,9 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
-from modeling_zoo import ops_attention, ops_attention_multi_query, ops_attention_sparse, ops_attention_triton
+from modeling_zoo import (
+    ops_attention,
+    ops_attention_indexer,
+    ops_attention_multi_query,
+    ops_attention_sparse,
+    ops_attention_triton,
+)
 from modeling_zoo.cache_upgrade import upgrade_cache
-from modeling_zoo.ops_attention_indexer import index_scores
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,9 @@ def names(start):
     return re.findall(rf'^    "({start}[^"]*)": lambda', source, re.MULTILINE)
 
 
-@pytest.mark.parametrize("start", ["latent", "sparse", "padded", "static", "grouped", "groups of", "widths", "large"])
+@pytest.mark.parametrize(
+    "start", ["latent", "sparse", "padded", "static", "grouped", "groups of", "widths", "large", "indexed"]
+)
 def test_the_kernels_equal_float64(errors, start):
     exact = {name: error for name, error in errors.items() if name.startswith(start) and "float16" not in name}
     assert exact
@@ -47,7 +54,7 @@ def test_the_kernels_equal_float64(errors, start):
 
 def test_the_kernels_in_half_precision(errors):
     half = {name: error for name, error in errors.items() if "float16" in name}
-    assert len(half) == len(names('[^"]*in float16'))
+    assert len(half) == len(names('[^"]*in float16')) + 1
     assert {name: error for name, error in half.items() if not error < 2e-3} == {}
 
 
@@ -129,13 +136,17 @@ def test_a_latent_step_without_the_kernels_keeps_its_scores_in_float32(monkeypat
     assert dtypes == [torch.float32]
 
 
-def test_keys_of_128k_tokens_are_scored_in_one_pass():
+def test_keys_of_128k_tokens_are_scored_in_one_pass(monkeypatch):
     """Products of bfloat16 with sums in float32: neither queries nor keys are copied in a wider dtype."""
 
     def run(empty):
-        scores = index_scores(empty(1, 1, 64, 128), empty(1, 2**17, 128), empty(1, 1, 64, dtype=torch.float32))
+        scores = ops_attention_indexer.index_scores(
+            empty(1, 1, 64, 128), empty(1, 2**17, 128), empty(1, 1, 64, dtype=torch.float32)
+        )
         assert scores.shape == (1, 1, 2**17) and scores.dtype == torch.float32
 
+    assert operations(run) == ["index_scores"]
+    monkeypatch.setattr(ops_attention_indexer, "use_index_kernel", lambda query, key: False)
     assert operations(run) == ["bmm", "relu", "bmm"]
 
 

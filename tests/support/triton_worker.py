@@ -9,6 +9,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch  # noqa: E402
 
 from modeling_zoo import ops_attention_triton as kernels  # noqa: E402
+from modeling_zoo import ops_attention_triton_indexer as indexer  # noqa: E402
 
 SPLITS = None
 
@@ -112,6 +113,24 @@ def large_scores():
     return (query, key, torch.randn(1, 1, 40, 16), 16, 1.0), {"visible": seen(40, (0, 20))}
 
 
+def indexed(batch, length, heads, width, count, dtype=torch.float32):
+    """The largest error of an indexer's scores, relative to the largest score; keys lie in a storage with room."""
+    query, weights = torch.randn(batch, length, heads, width).to(dtype), torch.randn(batch, length, heads)
+    key = torch.randn(batch, count + 9, width).to(dtype)[:, 3 : 3 + count]
+    products = torch.einsum("bthd,bsd->bths", query.double(), key.double()).relu()
+    expected = torch.einsum("bths,bth->bts", products, weights.double())
+    return error(indexer.scores_by_kernel(query, key, weights), expected)
+
+
+INDEXED = {
+    "indexed, a token": (2, 1, 64, 32, 200),
+    "indexed, few heads": (1, 1, 3, 20, 65),
+    "indexed, a prompt": (2, 7, 20, 16, 129),
+    "indexed, narrow prompt": (1, 33, 5, 16, 40),
+    "indexed, one key": (1, 2, 64, 16, 1),
+}
+
+
 def compiled():
     """{what: number}: a decoded token compiled into one graph, with how many nodes of it are the operation."""
     nodes = []
@@ -131,7 +150,8 @@ def checked():
     for arguments, options in (latent(keys=20), sparse(), grouped(groups=2, width=16, value=8)):
         query, key, value, *others = arguments
         values = (query, key, value, *others, options.get("positions"), options.get("visible"))
-        torch.library.opcheck(kernels.KERNELS.decode, values)
+        torch.library.opcheck(kernels.KERNELS.call, values)
+    torch.library.opcheck(indexer.INDEXER.call, (torch.randn(1, 2, 3, 16), torch.randn(1, 9, 16), torch.randn(1, 2, 3)))
     return True
 
 
@@ -145,6 +165,8 @@ if __name__ == "__main__":
             arguments, options = make()
             SPLITS = options.pop("splits", None)
             found[name] = error(kernels.split_decode(*arguments, **options), exact(*arguments, **options))
+        found |= {name: indexed(*sizes) for name, sizes in INDEXED.items()}
+        found["indexed in float16"] = indexed(1, 3, 64, 128, 150, torch.float16)
         SPLITS = None
         plain, options = hidden_nan(grouped(), (3, 45), (0, 17))
         found["plain"] = error(kernels.plain_split_decode(*plain, **options), exact(*plain, **options))
