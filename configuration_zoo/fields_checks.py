@@ -66,7 +66,8 @@ def require(config: PreTrainedConfig, reason: str, names: Iterable[str]) -> None
 
 
 def for_each_layer(validator: Callable) -> Callable:
-    """Runs a validator on every layer's config where `per_layer_config` makes them differ, else on the config."""
+    """Runs a validator on every layer's config where `per_layer_config` makes them differ, else on the config; what it
+    raises names the layer."""
 
     @wraps(validator)
     def run(self):

@@ -37,7 +37,8 @@ class SharedKeyValueAttention(GroupedQueryAttention):
         past_key_values: Cache | None,
         shared_key_values: SharedKeyValues | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nothing is cached: keys `[B, K, S, d]` and values `[B, K, S, v]` are those of layer `source`."""
+        """Nothing is cached: keys `[B, K, S, d]` and values `[B, K, S, v]` are those of layer `source`. Raises
+        ValueError without `shared_key_values`."""
         if shared_key_values is None:
             raise ValueError(
                 f"Layer {self.layer_idx} has no keys of its own: pass it the shared_key_values of the earlier layers."

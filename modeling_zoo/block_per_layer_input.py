@@ -37,6 +37,8 @@ class PerLayerEmbeddings(nn.Module):
     def forward(
         self, input_ids: torch.Tensor | None, hidden_states: torch.Tensor, per_layer_inputs: torch.Tensor | None = None
     ) -> torch.Tensor:
+        """`[B, T]`, `[B, T, D]` → `[B, T, L, p]`; raises ValueError unless given either tokens or
+        `per_layer_inputs`."""
         if input_ids is None and per_layer_inputs is None:
             raise ValueError(
                 "A model with hidden_size_per_layer_input looks tokens up a second time: give input_ids, or "

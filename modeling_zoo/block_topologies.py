@@ -208,6 +208,7 @@ class ShortcutLayer(ZooDecoderLayer):
             self.moe, self.mlp = self.mlp, MLPS["dense"](config, layer_idx)
 
     def join(self, hidden_states: torch.Tensor, shortcuts: Shortcuts | None = None, **context: Any) -> torch.Tensor:
+        """Raises ValueError for a sparse layer without `shortcuts`."""
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         normed = self.mlp_norm(hidden_states)
         late = shortcuts.take(self.layer_idx - 1) if shortcuts is not None else None

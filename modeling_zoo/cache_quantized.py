@@ -41,6 +41,7 @@ class QuantizedStore(PairStore):
     def append(
         self, keys: torch.Tensor, values: torch.Tensor, keep: int | None = None, max_tokens: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As PairStore; raises RuntimeError for states that require a gradient."""
         if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):
             raise RuntimeError("A quantised cache passes no gradient: run under torch.no_grad() or do not quantise.")
         self.dtypes = keys.dtype, values.dtype
@@ -63,6 +64,7 @@ class QuantizedStore(PairStore):
         return (None, None) if held[0] is None else self._decode(*held)
 
     def assign(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
+        """As PairStore; raises ValueError for keys or values alone."""
         held_keys, held_values = self.tail((values if keys is None else keys).shape[-2])
         keys, values = held_keys if keys is None else keys, held_values if values is None else values
         if keys is None or values is None:

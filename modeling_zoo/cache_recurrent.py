@@ -61,6 +61,7 @@ class Record:
 
 
 def refuse_crop(count: int, reason: str) -> NoReturn:
+    """Raises RuntimeError for a rollback by `count` tokens that cannot be exact."""
     raise RuntimeError(f"crop({-count}): {reason}; the recurrent state before them cannot be restored.")
 
 

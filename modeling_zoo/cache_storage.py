@@ -249,6 +249,7 @@ class PackedStore(PairStore):
         return (None, None) if whole is None else self._split(whole)
 
     def assign(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
+        """As PairStore; raises ValueError for a latent or a rope key alone."""
         held_keys, held_values = self.tail((values if keys is None else keys).shape[-2])
         keys, values = held_keys if keys is None else keys, held_values if values is None else values
         if keys is None or values is None:

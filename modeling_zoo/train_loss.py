@@ -153,7 +153,8 @@ def gathered_by_fsdp(head: torch.nn.Module) -> bool:
 
 @contextmanager
 def forward_replaced(head: torch.nn.Module, forward: Callable) -> Iterator[None]:
-    """Within it, calling `head` gathers its weights by FSDP2 as ever and computes `forward`."""
+    """Within it, calling `head` gathers its weights by FSDP2 as ever and computes `forward`. Raises ValueError for a
+    head that is tensor-parallel and sharded by FSDP."""
 
     def checked(rows):
         # Asked inside the call: outside of it FSDP2 shards the weights itself.

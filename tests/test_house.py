@@ -479,6 +479,37 @@ def test_a_missing_type_hint_would_be_found():
     assert [untyped(function) for function in public_functions(ast.parse(code).body)] == [["x", "return"], ["y"]]
 
 
+REFUSALS = {"ConversionError", "KeyError", "OSError", "RuntimeError", "TypeError", "UserError", "ValueError"}
+
+
+def silent_refusals(body, said=""):
+    """Public functions of a module that raise, and whose docstring, and their class's for `__init__`, says nothing of
+    it. The name says it of a validator, a check and a refusal."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from silent_refusals(node.body, ast.get_docstring(node) or "")
+        elif isinstance(node, ast.FunctionDef) and not re.match("_(?!_init)|validate_|check$|refuse_", node.name):
+            text = (ast.get_docstring(node) or "") + (said if node.name == "__init__" else "")
+            calls = [raised.exc for raised in ast.walk(node) if isinstance(raised, ast.Raise)]
+            raised = {getattr(call.func, "id", "") for call in calls if isinstance(call, ast.Call)} & REFUSALS
+            if raised and not re.search("raises?|refuse|error", text, flags=re.IGNORECASE):
+                yield node.name
+
+
+def test_docstrings_say_what_raises():
+    """Not of a family, which `engine/family.py` describes, nor of a subcommand, whose docstring is its help."""
+    paths = [path for path in sources(*PACKAGES) if path.parent.name != "families"]
+    found = {identify(path): list(silent_refusals(tree_of(path).body)) for path in paths}
+    commands = {name: found.pop(f"zoo/cli/{name}.py") for name in ("export", "push")}
+    assert commands == {"export": ["export"], "push": ["push"]}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_a_silent_refusal_would_be_found():
+    code = "def f():\n    'Of x.'\n    raise ValueError(1)\ndef g():\n    'Raises ValueError.'\n    raise ValueError(1)"
+    assert list(silent_refusals(ast.parse(code).body)) == ["f"]
+
+
 # -- registries ----------------------------------------------------------------------------------------------------
 
 

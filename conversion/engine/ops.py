@@ -157,7 +157,8 @@ class Split(Op):
 
     `Split("q", "k", "v")` is a plain fused projection; `groups` says that the parts repeat in every group, as in
     `[heads, (q, k, v), head_dim]`: `Split("head_dim", "head_dim", "head_dim", groups="num_attention_heads")`.
-    `Split(parts=2, dim=1)` cuts into equal parts without naming their size.
+    `Split(parts=2, dim=1)` cuts into equal parts without naming their size. Raises ValueError for both or
+    neither of sizes and parts.
     """
 
     def __init__(self, *sizes: Size, parts: int | None = None, groups: Size = 1, dim: int = 0):
@@ -172,6 +173,7 @@ class Split(Op):
         return sizes
 
     def forward(self, tensors: list, ctx: Context) -> list:
+        """Cuts the tensor; raises ValueError where it cannot be divided so."""
         (tensor,) = tensors
         dim, groups = self.dim % tensor.ndim, ctx.size(self.groups)
         if tensor.shape[dim] % groups:
@@ -198,6 +200,7 @@ class Join(Op):
         self.sizes = sizes
 
     def forward(self, tensors: list, ctx: Context) -> list:
+        """Concatenates the tensors; raises ValueError for other sizes."""
         rows = [tensor.shape[0] for tensor in tensors]
         if sum(rows) != sum(ctx.size(size) for size in self.sizes):
             raise ValueError(f"parts of {rows} rows do not join to {[ctx.size(size) for size in self.sizes]}")
@@ -225,6 +228,7 @@ class StackExperts(Op):
         return [_stack(tensors, len(tensors))]
 
     def backward(self, tensors: list, ctx: Context) -> list:
+        """Unstacks the experts; raises ValueError where the rows cannot be divided."""
         (tensor,) = tensors
         if ctx.theirs == 1:
             return [list(tensor.unbind(0))]

@@ -31,6 +31,7 @@ class Deinterleave(Permutation):
         self.n, self.dim = n, dim
 
     def order(self, rows: int, ctx: Context) -> Tensor:
+        """Raises ValueError for rows that are not `n` interleaved parts."""
         if rows % self.n:
             raise ValueError(f"{rows} rows are not {self.n} interleaved parts")
         return torch.arange(rows).view(-1, self.n).t().flatten()
@@ -49,6 +50,7 @@ class HeadPermutation(Permutation):
         raise NotImplementedError
 
     def order(self, rows: int, ctx: Context) -> Tensor:
+        """Raises ValueError for rows that are not whole heads."""
         head_dim = ctx.size(self.head_dim)
         if rows % head_dim:
             raise ValueError(f"{rows} rows are not whole heads of {head_dim}")

@@ -118,7 +118,7 @@ class Planner:
         self.around, self.body = around or {}, body
 
     def forward(self, headers: dict[str, Tensor]) -> Plan:
-        """Their names -> ours."""
+        """Their names -> ours. Raises ConversionError for names that collide."""
         bare = not any(self._prefixed(name).startswith(self.family.base_prefix) for name in headers)
         names = {self._prefixed(name, bare): name for name in headers}
         if len(names) < len(headers):
@@ -210,7 +210,8 @@ class Planner:
         self.add(step, plan, headers)
 
     def add(self, step: Step, plan: Plan, headers: dict[str, Tensor]) -> None:
-        """Adds a step whose sources are known; names the targets unless they are known too."""
+        """Adds a step whose sources are known; names the targets unless they are known too. Raises ConversionError for
+        tensors that do not fit the config, are missing, or would be written twice."""
         _refuse_mixed_dtypes(step, headers)
         try:
             slots = step.apply(headers.__getitem__)

@@ -51,7 +51,8 @@ def family_of(model_type: str) -> "Family":
 
 
 def model_type_of(raw: dict[str, Any], where: str = "config.json") -> str:
-    """The model_type of a config.json, redirected as transformers does, or the variant for the text model inside it."""
+    """The model_type of a config.json, redirected as transformers does, or the variant for the text model inside it.
+    Raises ConversionError where there is none."""
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         raise ConversionError(f"{where} has no model_type: one of {', '.join(known_families())} is needed.")

@@ -34,6 +34,7 @@ class Rule:
     `where(ctx)` restricts the rule to some layers: `where=lambda ctx: ctx.layer_entry() == "linear_attention"`.
     `index=(to_ours, to_theirs)` translates placeholder values when layers are counted differently:
     `index=(lambda v: {"i": 2 * v["i"] + v["s"]}, lambda v: {"i": v["i"] // 2, "s": v["i"] % 2})`.
+    Raises ValueError for a placeholder that only one side has.
     """
 
     aside = False

@@ -25,7 +25,8 @@ TIE = "tie_word_embeddings"
 
 
 def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTrainedConfig:
-    """transformers' own config object of a config.json, defaults and old spellings resolved."""
+    """transformers' own config object of a config.json, defaults and old spellings resolved. Raises ConversionError for
+    what that class does not accept, or where transformers has none."""
     text = whole = _decoded(raw)
     config_class = CONFIG_MAPPING[class_key(model_type, family)]
     try:

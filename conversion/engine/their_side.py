@@ -31,7 +31,8 @@ def their_model(
 
 
 def planner_for(raw: dict[str, Any], model_type: str, config: ZooConfig) -> Planner:
-    """The planner for a config.json and its ZooConfig, whichever head the model has."""
+    """The planner for a config.json and its ZooConfig, whichever head the model has. Raises ConversionError for a head
+    that transformers has no class for."""
     family, head = family_of(model_type), head_of_own(config)
     if head in (CAUSAL, BODY):
         return Planner(family, config, body=head == BODY)

@@ -68,7 +68,8 @@ def _empty(config: ZooConfig, dtype: torch.dtype):
 
 
 def check_import(plan: Plan, expected: Expected, planner: Planner) -> None:
-    """Every target of the plan is one the model has, in its shape, and none is lacking."""
+    """Every target of the plan is one the model has, in its shape, and none is lacking. Raises ConversionError
+    otherwise."""
     source_of = {target: step.source_names() for step in plan.steps for target in step.target_names()}
     known = set(expected.tensors) | set(expected.tied)
     if missing := [planner.their_names(name) for name in expected.tensors if name not in plan.outputs]:
@@ -86,7 +87,8 @@ def check_import(plan: Plan, expected: Expected, planner: Planner) -> None:
 
 
 def check_own(checkpoint: Checkpoint, expected: Expected) -> dict[str, str]:
-    """A zoo folder holds exactly its model's tensors; -> {name: name in the files}."""
+    """A zoo folder holds exactly its model's tensors; -> {name: name in the files}. Raises ConversionError
+    otherwise."""
     stored = expected.as_stored(checkpoint.headers)
     headers = {name: checkpoint.headers[file_name] for name, file_name in stored.items()}
     refuse_quantized_own(headers, expected.tensors)

@@ -33,13 +33,15 @@ class StoredTensors:
         self._start_of: dict[str, int] = {}
 
     def shards(self, index: Path) -> tuple[dict[str, str], dict[str, Path]]:
-        """What an index says: {tensor: file name}, and {file name: path}, of which none leads out of the folder."""
+        """What an index says: {tensor: file name}, and {file name: path}, of which none leads out of the folder. Raises
+        ConversionError for an index that is damaged or names files outside of the folder."""
         weight_map = read_json(inside(self.folder, index.name)).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise ConversionError(f"{index} has no weight_map from tensor names to file names.")
         return weight_map, {file: inside(self.folder, file) for file in dict.fromkeys(weight_map.values())}
 
     def read_index(self, index: Path) -> None:
+        """Reads the headers of the shards an index names; raises ConversionError where they disagree with it."""
         weight_map, paths = self.shards(index)
         for file, path in paths.items():
             if not path.is_file():
@@ -54,6 +56,8 @@ class StoredTensors:
                 raise ConversionError(f"{path.name!r} holds {name!r}, which {index} does not list.")
 
     def read_headers(self, path: Path) -> None:
+        """Reads the header of one file; raises ConversionError for a tensor that another file holds too, or of an
+        unknown dtype."""
         for name, entry in _header_of(path).items():
             if name in self.headers:
                 raise ConversionError(f"{name!r} is in two files, {self._file_of[name].name!r} and {path.name!r}.")
@@ -64,7 +68,8 @@ class StoredTensors:
             self._file_of[name], self._start_of[name] = path, entry["start"]
 
     def read(self, name: str) -> Tensor:
-        """The tensor itself, on the CPU, in memory of its own: mapping the file would keep all of it resident."""
+        """The tensor itself, on the CPU, in memory of its own: mapping the file would keep all of it resident. Raises
+        ConversionError for a file that was changed meanwhile."""
         tensor = torch.empty_like(self.headers[name], device="cpu")
         missing = memoryview(raw_bytes(tensor))
         with open(self._file_of[name], "rb", buffering=0) as file:
@@ -97,7 +102,8 @@ class StoredTensors:
 
 class Checkpoint(StoredTensors):
     """The weights of a folder. Of the files it may hold, those that transformers would load: `named`
-    (`transformers_weights` of config.json), else `model.safetensors`, else the shards of the index."""
+    (`transformers_weights` of config.json), else `model.safetensors`, else the shards of the index.
+    Raises ConversionError where there are none, or two sets that differ."""
 
     def __init__(self, folder: Path, stem: str = "model", named: str | None = None):
         super().__init__(folder)

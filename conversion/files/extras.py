@@ -92,7 +92,8 @@ def refuse_loss(extras: Extras, planner: Planner, config: ZooConfig, folder: Pat
 
 
 def text_family(config: ZooConfig, to: str) -> str:
-    """The family of the text model inside checkpoints of the family `to`; `to` itself where they hold no other."""
+    """The family of the text model inside checkpoints of the family `to`; `to` itself where they hold no other. Raises
+    ConversionError for a text model without a family of its own."""
     family = family_of(to)
     if family.section is None:
         return to

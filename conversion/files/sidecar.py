@@ -47,6 +47,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
+        """The manifest in a folder; raises ConversionError for one that cannot be read."""
         path = folder / FOLDER / MANIFEST
         if not path.is_file():
             return cls()
@@ -56,7 +57,7 @@ class Manifest:
             raise ConversionError(f"{path} is not a manifest this version understands: {one_line(error)}") from error
 
     def headers(self) -> dict[str, Tensor]:
-        """The source's tensors, on the meta device."""
+        """The source's tensors, on the meta device. Raises ConversionError for an entry that describes no tensor."""
         try:
             return {
                 name: torch.empty(shape, dtype=DTYPES[dtype], device="meta")

@@ -61,7 +61,8 @@ def read_config(folder: Path) -> dict:
 
 
 def read_config_file(path: Path) -> dict:
-    """The same file by its own name; what other programs ask of it has the form that they expect."""
+    """The same file by its own name; what other programs ask of it has the form that they expect. Raises
+    ConversionError otherwise."""
     content = read_json(path)
     for key, (kind, words) in CONFIG_FORMS.items():
         if content.get(key) is not None and not isinstance(content[key], kind):

@@ -30,7 +30,8 @@ _STAYS_WHERE_IT_IS = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
 
 @contextmanager
 def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty folder that becomes `target` when the block ends without an error, and vanishes otherwise."""
+    """Yields an empty folder that becomes `target` when the block ends without an error, and vanishes otherwise. Raises
+    ConversionError where the target must not be replaced or cannot be written."""
     target = target.absolute()
     try:
         with ExitStack() as stack:
@@ -64,7 +65,7 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_apart(source: Path, target: Path) -> None:
-    """Source and target must be two folders, neither inside the other."""
+    """Source and target must be two folders, neither inside the other. Raises ConversionError otherwise."""
     one, other = source.resolve(), target.resolve()
     if one.is_relative_to(other) or other.is_relative_to(one):
         raise ConversionError(f"source {source} and target {target} must be two folders, neither inside the other.")

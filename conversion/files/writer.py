@@ -14,7 +14,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes of 5000, "5GB" or "500MiB"."""
+    """Bytes of 5000, "5GB" or "500MiB". Raises ConversionError for any other text."""
     if isinstance(size, int) and size > 0:
         return size
     found = re.fullmatch(r"\s*(\d+)\s*([KMGT]?I?B)?\s*", str(size).upper())
@@ -75,7 +75,8 @@ class ShardWriter:
             file.truncate(8 + len(text) + offset)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Puts one tensor in its place; it must be the one that was announced, and come once."""
+        """Puts one tensor in its place; it must be the one that was announced, and come once. Raises ConversionError
+        otherwise."""
         if name not in self._place:
             raise ConversionError(f"{name!r} was produced twice, or was never planned.")
         if describe(tensor) != describe(self.tensors[name]):
@@ -89,7 +90,8 @@ class ShardWriter:
                 file.write(raw_bytes(tensor))
 
     def finish(self) -> None:
-        """Checks that every tensor has come and writes the index of a sharded checkpoint."""
+        """Checks that every tensor has come and writes the index of a sharded checkpoint. Raises ConversionError for
+        tensors that are missing."""
         if self._place:
             raise ConversionError(f"{len(self._place)} tensors were never produced, first {min(self._place)!r}.")
         if len(self.files) == 1:

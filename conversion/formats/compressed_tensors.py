@@ -74,7 +74,8 @@ def decode_shifted(dtype: torch.dtype, weight: Tensor, scale: Tensor, zero: Tens
 
 
 def packed_integers(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> Stored:
-    """`X_packed` words, `X_scale`, `X_shape`, maybe `X_zero_point` and `X_g_idx`."""
+    """`X_packed` words, `X_scale`, `X_shape`, maybe `X_zero_point` and `X_g_idx`. Raises ConversionError where their
+    shapes do not fit."""
     headers, settings = checkpoint.headers, settings_of(name, scheme)
     _need(name, headers, SCALE, "_shape")
     bits, shape = settings.get("num_bits"), tuple(checkpoint.read(name + "_shape").tolist())
@@ -115,7 +116,8 @@ def decode_integers(
 
 
 def packed_floats(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> Stored:
-    """`X_packed` bytes and `X_scale`, of NVFP4 `X_global_scale` too."""
+    """`X_packed` bytes and `X_scale`, of NVFP4 `X_global_scale` too. Raises ConversionError where their shapes do not
+    fit."""
     headers = checkpoint.headers
     _need(name, headers, SCALE)
     packed, scale = headers[name + PACKED], headers[name + SCALE]
@@ -144,7 +146,7 @@ def decode_floats(dtype: torch.dtype, packed: Tensor, scale: Tensor, whole: Tens
 
 def settings_of(name: str, scheme: dict[str, Any]) -> dict[str, Any]:
     """What the scheme says of the weights of one tensor: of the group whose targets name its layer, by name or pattern,
-    else of the group of its kind of layer."""
+    else of the group of its kind of layer. Raises ConversionError where no group names it."""
     layer, kinds = name.removesuffix(".weight"), []
     for group in (scheme.get("config_groups") or {}).values():
         for target in group.get("targets") or ():

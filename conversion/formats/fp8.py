@@ -43,7 +43,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
 
 
 def scale_of(name: str, headers: dict[str, Tensor]) -> str:
-    """The name of the scale of a weight."""
+    """The name of the scale of a weight. Raises ConversionError where there is none."""
     beginning = name.removesuffix("weight")
     for candidate in (*(name + ending for ending in _ENDINGS), *(beginning + word for word in _LAST_WORDS)):
         if candidate in headers:
@@ -55,7 +55,8 @@ def scale_of(name: str, headers: dict[str, Tensor]) -> str:
 def block_of(
     name: str, weight: Tensor, scale_name: str, scale: Tensor, block: list[int] | None
 ) -> tuple[int, int] | None:
-    """Rows and columns that share a scale; None: the whole tensor does."""
+    """Rows and columns that share a scale; None: the whole tensor does. Raises ConversionError for scales that do not
+    fit the weight."""
     if scale.numel() == 1:
         return None
     *lead, rows, columns = weight.shape

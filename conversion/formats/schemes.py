@@ -31,7 +31,7 @@ def formats() -> dict[str, Any]:
 
 def scheme_of(raw: dict[str, Any], folder: Path | None = None) -> dict[str, Any] | None:
     """What says how the weights are packed, with its `quant_method`: in config.json, in the part of it about the text
-    model, or in a file of its own; None where nothing does."""
+    model, or in a file of its own; None where nothing does. Raises ConversionError for a scheme that is no object."""
     for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):
         for key in KEYS:
             if part.get(key):

@@ -38,7 +38,8 @@ class Found:
 class DecodedCheckpoint:
     """A checkpoint seen as the tensors of its model: what the format found in `dtype`, the rest as it is stored.
 
-    `headers` (name -> meta tensor) and `read(name)` as a Checkpoint has them; one tensor is decoded at a time.
+    `headers` (name -> meta tensor) and `read(name)` as a Checkpoint has them; one tensor is decoded at a time. Raises
+    ConversionError for a tensor that is stored twice.
     """
 
     def __init__(self, checkpoint: Checkpoint, found: Found, dtype: torch.dtype, method: str):

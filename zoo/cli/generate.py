@@ -57,7 +57,7 @@ def generate(
 
 def sampling(temperature: float | None, **limits: Any) -> dict:
     """Generation options: greedy if asked for, sampled if something only sampling understands was, else as the folder
-    says."""
+    says. Raises UserError for options that contradict each other."""
     limits = {name: value for name, value in limits.items() if value is not None}
     if temperature == 0.0 and limits:
         raise UserError(f"--temperature 0 is greedy decoding, which {', '.join(limits)} cannot change.")
@@ -83,7 +83,8 @@ def settings_of(model: "PreTrainedModel", options: dict) -> "GenerationConfig":
 def load(
     folder: Path, attn: str | None, trust: bool, **options: Any
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """-> model and tokenizer; what is wrong with the folder is found before any weight is read."""
+    """-> model and tokenizer; what is wrong with the folder is found before any weight is read. Raises UserError for a
+    model that does not generate text."""
     open_folder(folder, trust)
     tokenizer = load_tokenizer(folder, trust)
     model = load_model(folder, trust=trust, **options)

@@ -36,7 +36,8 @@ def open_folder(folder: Path, trust: bool) -> dict:
 
 
 def parse_dtype(name: str | None) -> "torch.dtype | str":
-    """ "float32", "bfloat16", "float16" or "auto" (as the checkpoint is stored) -> what transformers takes."""
+    """ "float32", "bfloat16", "float16" or "auto" (as the checkpoint is stored) -> what transformers takes. Raises
+    UserError for any other name."""
     import torch
 
     if name in (None, "auto"):

@@ -53,7 +53,7 @@ def place(config: "ZooConfig", tp: int, ep: int) -> dict:
 
 
 def check_sizes(config: "ZooConfig", tp: int, ep: int) -> None:
-    """What transformers, or a tensor, would refuse later and less clearly."""
+    """Raises UserError for what transformers, or a tensor, would refuse later and less clearly."""
     if ep > 1 and "sparse" not in config.mlp_layer_types:
         raise UserError(f"--ep {ep} splits experts, and this model has none.")
     if ep > 1 and ep % tp:

@@ -77,7 +77,8 @@ def write_card(folder: Path, target: Path) -> dict[str, Path]:
 
 
 def upload(files: dict[str, Path], repository: str, private: bool, revision: str, message: str) -> dict:
-    """One commit with every file; -> its hash and address. A file the repository has already is not sent again."""
+    """One commit with every file; -> its hash and address. A file the repository has already is not sent again. Raises
+    UserError for a public repository that should be private."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(library_name="zoo")

@@ -48,6 +48,7 @@ def verify(
 
 
 def vocabulary_of(config: dict, folder: Path) -> int:
+    """The number of tokens in a config; raises UserError where it has none."""
     size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     if not isinstance(size, int) or size < 1:
         raise UserError(f"{folder}/config.json has vocab_size={size!r}, which must be the number of tokens, above 0.")
@@ -57,7 +58,7 @@ def vocabulary_of(config: dict, folder: Path) -> int:
 def make_input(
     folder: Path, prompt: str | None, tokens: int, vocab_size: int, seed: int, trust: bool
 ) -> "torch.Tensor":
-    """input_ids [1, T]: the prompt, or random ones."""
+    """input_ids [1, T]: the prompt, or random ones. Raises UserError for a prompt without tokens."""
     import torch
 
     if prompt is None:
