@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from .ops_packing import PackedSequences
 from .ops_recurrence_chunked import additive_chunks, delta_chunks, from_chunks, to_chunks
 from .ops_recurrence_decode import L2_EPSILON, DeferredState, additive_step, delta_step
-from .ops_recurrence_fla import has_kernels, run_kernel
+from .ops_recurrence_fla import can_run_kernel, run_kernel
 
 # Chunks are worked off in segments of so many tokens: bounded intermediate memory, and better use of CPU caches.
 SEGMENT = 512
@@ -63,7 +63,7 @@ def delta_rule(
         inputs = (query, key, value, beta, log_decay)
         return state.step(*inputs, delta=True, scale=scale, normalize=normalize), state
     query, key = query.unbind(2) if key is None else (query, key)
-    if has_kernels(query.device):
+    if can_run_kernel(query, packed):
         inputs = (query, key, value, beta, log_decay, state)
         return run_kernel(*inputs, delta=True, scale=scale, normalize=normalize, packed=packed)
     if state is not None and query.shape[1] == 1:
@@ -96,7 +96,7 @@ def linear_attention(
     if isinstance(state, DeferredState):
         return state.step(query, key, value, beta, log_decay, delta=False, scale=scale), state
     query, key = query.unbind(2) if key is None else (query, key)
-    if has_kernels(query.device):
+    if can_run_kernel(query, packed):
         return run_kernel(query, key, value, beta, log_decay, state, delta=False, scale=scale, packed=packed)
     if state is not None and query.shape[1] == 1:
         return additive_step(query, key, value, beta, log_decay, state, scale=scale)

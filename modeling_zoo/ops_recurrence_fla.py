@@ -1,17 +1,26 @@
 """flash-linear-attention's Triton kernels for the recurrences, where the tensors are on a GPU and it is installed."""
 
-from functools import cache
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from .ops_dispatch import HALF_DTYPES, is_traced
+
+# The widest key head of the kernels with a delta rule.
+MAX_KEY_WIDTH = 256
 # The arguments of a kernel that have a row per token.
 PER_TOKEN = ("q", "k", "v", "beta", "g", "gk")
+# (kernel, name of its decay argument).
+Kernel = tuple[Callable[..., tuple[torch.Tensor, torch.Tensor]], str | None]
 
 
-@cache
-def _installed():
-    """{(delta, granularity): ((kernel, name of its decay argument) for many tokens, the same for one)}, or empty."""
+def load_kernels() -> dict[tuple[bool, str], tuple[Kernel, Kernel]]:
+    """{(delta, granularity): (kernel for many tokens, kernel for one)}; empty without a GPU or without the library."""
+    if not torch.cuda.is_available():
+        return {}
     try:
         from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
@@ -31,9 +40,23 @@ def _installed():
     }
 
 
+# Looked for once, when this file is imported: an import inside a graph would break it.
+FLA_KERNELS = load_kernels()
+
+
 def has_kernels(device: torch.device) -> bool:
-    """Whether recurrences on `device` go to flash-linear-attention."""
-    return device.type == "cuda" and bool(_installed())
+    """Whether recurrences on `device` can go to flash-linear-attention."""
+    return device.type == "cuda" and bool(FLA_KERNELS)
+
+
+def can_run_kernel(query: torch.Tensor, packed: Any = None) -> bool:
+    """Whether a recurrence with queries `[B, L, H', K]` goes to flash-linear-attention.
+
+    Its kernels are made for 16 bits: some refuse float32, others multiply in TF32. A graph cannot hold the search for
+    the ends of packed sequences.
+    """
+    fits = query.dtype in HALF_DTYPES and query.shape[-1] <= MAX_KEY_WIDTH
+    return has_kernels(query.device) and fits and not (packed is not None and packed.cu_seqlens is None and is_traced())
 
 
 def run_kernel(
@@ -51,12 +74,37 @@ def run_kernel(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The recurrence of the file recurrences, in the dtype of the query with a float32 state; same arguments.
 
+    Packed sequences the kernels take end to end, `[1, B · L, ...]`, with a state for each. In a graph without gradients
+    all of it is one node; with gradients the kernels break the graph, as the library wants.
+    """
+    single = query.shape[1] == 1 and not torch.is_grad_enabled()
+    traced = is_traced() and not torch.is_grad_enabled()
+    run = FLA_OPERATION.run if traced else call_kernel
+    lengths = None if packed is None else packed.cumulative_lengths()
+    inputs = (query, key, value, beta, log_decay, state, lengths)
+    output, states = run(*inputs, delta, scale, normalize, single)
+    return output, states if packed is None else states[packed.last_in_row()]
+
+
+def call_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor | None,
+    log_decay: torch.Tensor | None,
+    state: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    delta: bool,
+    scale: float,
+    normalize: bool,
+    single: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(output `[B, L, H, V]`, states `[B, H, K, V]`, or one for each of the sequences with these cumulative `lengths`).
+
     The kernels know no shared key heads, and those without a delta rule no beta: keys are repeated and scaled first.
-    Packed sequences they take end to end, `[1, B · L, ...]`, with a state for each.
     """
     granularity = "none" if log_decay is None else "channel" if log_decay.dim() == 4 else "head"
-    single = query.shape[1] == 1 and not torch.is_grad_enabled()
-    kernel, decay_name = _installed()[delta, granularity][single]
+    kernel, decay_name = FLA_KERNELS[delta, granularity][single]
     group = value.shape[2] // key.shape[2]
     if group > 1:
         query, key = query.repeat_interleave(group, dim=2), key.repeat_interleave(group, dim=2)
@@ -69,8 +117,43 @@ def run_kernel(
         options[decay_name] = log_decay.float()
     inputs = {"q": query, "k": key.to(query.dtype), "v": value.to(query.dtype)}
     arguments = {name: states.contiguous() for name, states in inputs.items()} | options
-    if packed is None:
+    if lengths is None:
         return kernel(**arguments)
     joined = {name: arguments[name].flatten(0, 1).unsqueeze(0) for name in PER_TOKEN if arguments.get(name) is not None}
-    output, states = kernel(**arguments | joined, cu_seqlens=packed.cumulative_lengths())
-    return output.view(value.shape), states[packed.last_in_row()]
+    output, states = kernel(**arguments | joined, cu_seqlens=lengths)
+    return output.view(value.shape), states
+
+
+def empty_results(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    beta: torch.Tensor | None,
+    log_decay: torch.Tensor | None,
+    state: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    *options: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `call_kernel` returns, without the numbers."""
+    count = value.shape[0] if lengths is None else lengths.shape[0] - 1
+    shape = (count, value.shape[2], query.shape[-1], value.shape[-1])
+    return value.new_empty(value.shape, dtype=query.dtype), value.new_empty(shape, dtype=torch.float32)
+
+
+def register_kernels(module: str) -> SimpleNamespace:
+    """`call_kernel` as an operation of torch, which a compiled graph holds as one node.
+
+    Its name is made of that of this module: a process can hold several copies of this file.
+    """
+    name = "recurrence_" + re.sub(r"\W", "_", module)
+    while hasattr(torch.ops.zoo, name):
+        name += "_"
+    tensors = "Tensor query, Tensor key, Tensor value, Tensor? beta, Tensor? log_decay, Tensor? state, Tensor? lengths"
+    library = torch.library.Library("zoo", "FRAGMENT")
+    library.define(f"{name}({tensors}, bool delta, float scale, bool normalize, bool single) -> (Tensor, Tensor)")
+    library.impl(name, call_kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"zoo::{name}", empty_results, lib=library)
+    return SimpleNamespace(run=getattr(torch.ops.zoo, name).default, library=library)
+
+
+FLA_OPERATION = register_kernels(__name__)

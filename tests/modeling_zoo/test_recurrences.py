@@ -9,9 +9,7 @@ from transformers.models.kimi_linear.modeling_kimi_linear import chunk_kimi_delt
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from modeling_zoo import ops_recurrence_fla
 from modeling_zoo.ops_convolution import causal_convolution, convolve_window
-from modeling_zoo.ops_packing import packed_sequences
 from modeling_zoo.ops_recurrence import delta_rule, linear_attention
 from modeling_zoo.ops_state_space import diagonal_scan, gated_linear_unit, selective_scan, state_space_duality
 
@@ -269,68 +267,3 @@ def test_the_convolution_of_one_token(taps):
     for offset in (None, bias):
         expected = reference.causal_convolution(inputs, weight, offset, before)
         assert error(convolve_window(window, weight, offset), expected) < 1e-6
-
-
-# -- kernels -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("length", [1, 20])
-@pytest.mark.parametrize("delta", [True, False])
-def test_the_call_of_a_kernel(monkeypatch, delta, length, granularity):
-    """What reaches flash-linear-attention, played here by the token loop behind its signatures."""
-
-    def play(q, k, v, *, scale, initial_state, output_final_state, beta=None, use_qk_l2norm_in_kernel=False, **decays):
-        assert q.shape[2] == k.shape[2] == v.shape[2] and output_final_state
-        decay = decays.pop(DECAY_NAMES[delta, granularity, length == 1], None)
-        assert not decays and (decay is None) == (granularity == "none")
-        options = {"delta": delta, "scale": scale, "normalize": use_qk_l2norm_in_kernel}
-        return reference.matrix_recurrence(q, k, v, beta, decay, initial_state, **options)
-
-    names = {key: "gk" if key == (False, "channel", True) else "g" for key in KERNEL_KEYS}
-    kernels = {key[:2]: ((play, names[*key[:2], False]), (play, names[*key[:2], True])) for key in KERNEL_KEYS}
-    monkeypatch.setattr(ops_recurrence_fla, "_installed", lambda: kernels)
-    monkeypatch.setattr("modeling_zoo.ops_recurrence.has_kernels", lambda device: True)
-    *inputs, state = matrix_inputs(length, granularity, torch.float64)
-    recurrence, options = (delta_rule, {"normalize": True}) if delta else (linear_attention, {})
-    with torch.no_grad():
-        output, end = recurrence(*inputs, state.clone(), **options)
-    expected = reference.matrix_recurrence(*inputs, state, delta=delta, scale=7**-0.5, normalize=delta)
-    # The decay crosses in float32.
-    assert error(output, expected[0]) < 1e-6 and error(end, expected[1]) < 1e-6
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("delta", [True, False])
-def test_the_call_of_a_kernel_for_packed_sequences(monkeypatch, delta, granularity):
-    """End to end in one row with their cumulative lengths, as flash-linear-attention wants them."""
-
-    def play(*, cu_seqlens, initial_state, output_final_state, scale, use_qk_l2norm_in_kernel=False, **inputs):
-        assert initial_state is None and {len(states) for states in inputs.values()} == {1}
-        query, key, value, beta, decay = (inputs.pop(name, None) for name in ("q", "k", "v", "beta", "g"))
-        assert not inputs and cu_seqlens.tolist() == [0, 4, 5, 12, 19, 24]
-        lengths = cu_seqlens.diff().tolist()
-        parts = [[None] * 5 if x is None else x.split(lengths, dim=1) for x in (query, key, value, beta, decay)]
-        options = {"delta": delta, "scale": scale, "normalize": use_qk_l2norm_in_kernel}
-        ran = [reference.matrix_recurrence(*part, None, **options) for part in zip(*parts, strict=True)]
-        return tuple(torch.cat(side, dim) for side, dim in zip(zip(*ran, strict=True), (1, 0), strict=True))
-
-    monkeypatch.setattr(ops_recurrence_fla, "_installed", lambda: {(delta, granularity): ((play, "g"),) * 2})
-    *inputs, _ = matrix_inputs(12, granularity, torch.float64)
-    recurrence = delta_rule if delta else linear_attention
-    packed = packed_sequences(
-        torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4]]), 2
-    )
-    expected = recurrence(*inputs, packed=packed)
-    monkeypatch.setattr("modeling_zoo.ops_recurrence.has_kernels", lambda device: True)
-    for found, side in zip(recurrence(*inputs, packed=packed), expected, strict=True):
-        # The decay crosses in float32.
-        assert error(found, side) < 1e-6
-
-
-KERNEL_KEYS = [(d, g, one) for d in (True, False) for g in GRANULARITIES for one in (True, False)]
-DECAY_NAMES = {key: "gk" if key == (False, "channel", True) else "g" for key in KERNEL_KEYS}
-
-
-def test_no_kernel_on_a_cpu():
-    assert not ops_recurrence_fla.has_kernels(torch.device("cpu"))
