@@ -15,13 +15,7 @@ import torch
 
 from .ops_attention_triton_hopper import HOPPER_KERNEL, HOPPER_TILE, suits_hopper
 from .ops_dispatch import is_recent_cuda
-from .ops_triton import KERNEL_DTYPES, multiprocessors, power_of_two, register_operation
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .ops_triton import KERNEL_DTYPES, multiprocessors, power_of_two, register_operation, tl, triton
 
 LOG2_E = 1.4426950408889634
 SCHEMA = (

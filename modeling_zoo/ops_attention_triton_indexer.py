@@ -3,13 +3,7 @@
 import torch
 
 from .ops_dispatch import HALF_DTYPES, is_recent_cuda
-from .ops_triton import multiprocessors, power_of_two, register_operation
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .ops_triton import multiprocessors, power_of_two, register_operation, tl, triton
 
 # Rows of queries and keys of a tile; channels up to which it fits the shared memory of every device.
 INDEX_ROWS, INDEX_KEYS, MOST_CHANNELS = 128, 64, 128

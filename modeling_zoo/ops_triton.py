@@ -8,8 +8,9 @@ import torch
 
 try:
     import triton
+    import triton.language as tl
 except ImportError:
-    triton = None
+    triton = tl = None
 
 # What kernels multiply.
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
