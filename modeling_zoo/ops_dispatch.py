@@ -32,6 +32,11 @@ def is_eager_cpu_inference(x: torch.Tensor) -> bool:
     return not (traced or torch.is_grad_enabled()) and x.device.type == "cpu"
 
 
+def is_eager_cuda(x: torch.Tensor) -> bool:
+    """Whether `x` is computed on a CUDA device, at once."""
+    return x.device.type == "cuda" and not is_traced()
+
+
 def is_emulated(dtype: torch.dtype) -> bool:
     """Whether this machine's CPU lacks units for products in `dtype`; False on processors that were not measured."""
     if dtype not in HALF_DTYPES or platform.machine() not in ("x86_64", "AMD64"):

@@ -1,9 +1,9 @@
-"""Normalisation over the last dimension: the formula with its roundings, and for RMS norm the faster forms of a CPU."""
+"""Normalisation over the last dimension: the formula with its roundings, and for RMS norm the forms by torch's kernel."""
 
 import torch
 import torch.nn.functional as F
 
-from .ops_dispatch import is_eager_cpu_inference
+from .ops_dispatch import is_eager_cpu_inference, is_eager_cuda
 
 # Numbers whose float32 copies a core's cache holds.
 CHUNK_NUMBERS = 2**17
@@ -32,7 +32,14 @@ def plain_rms_norm(
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: float = 0.0, cast: str | None = None
 ) -> torch.Tensor:
-    """`plain_rms_norm`, on a CPU without gradients by torch's kernel and in chunks of tokens; equal to the last bit."""
+    """`plain_rms_norm`, by torch's kernel where that is faster.
+
+    On a CPU without gradients, in chunks of tokens, equal to the last bit; on CUDA, up to the order of a sum in float32,
+    with gradients too. A compiler makes one kernel of the formula itself.
+    """
+    if is_eager_cuda(x) and x.dtype in FUSED_DTYPES:
+        form = fused_scaled_rms_norm if cast == "scale_then_cast" and weight is not None else fused_rms_norm
+        return form(x, weight, eps, offset)
     if not is_eager_cpu_inference(x):
         return plain_rms_norm(x, weight, eps, offset, cast)
     fused = x.dtype in FUSED_DTYPES and cast != "scale_then_cast"
@@ -54,6 +61,20 @@ def fused_rms_norm(
     if weight is None:
         return normed
     return (weight + offset if offset else weight) * normed
+
+
+def fused_scaled_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
+    """`plain_rms_norm` that rounds after the weight, by torch's own norm.
+
+    That takes a weight of the dtype of x; 1 + weight and a weight of more digits stay in float32.
+    """
+    if offset or weight.dtype != x.dtype:
+        x, weight, dtype = x.float(), weight.float(), x.dtype
+        return fused_scaled_rms_norm(x, weight + offset if offset else weight, eps).to(dtype)
+    if weight.dim() == 1:
+        return torch.rms_norm(x, weight.shape, weight, eps).to(x.dtype)
+    # No kernel takes a weight per head.
+    return (torch.rms_norm(x.float(), (x.shape[-1],), None, eps) * weight).to(x.dtype)
 
 
 def layer_norm(

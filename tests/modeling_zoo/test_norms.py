@@ -276,3 +276,25 @@ def test_a_stream_wider_than_the_weights_keeps_its_dtype(kind, chosen, weight_dt
         # An offset is added in the weight's dtype, so 1 + weight is rounded there.
         rtol = 2 * torch.finfo(weight_dtype).eps if unit_offset else 1e-5
         torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("chosen", options("rms_norm"), ids=str)
+def test_the_norm_of_a_device_is_the_plain_one(chosen, dtype, weight_dtype, calls, monkeypatch):
+    """Torch's kernel in place of the formula, values and gradients; here by the operations that it has on a CPU."""
+    cast, affine, _, unit_offset, per_head = chosen
+    norm = randomize(RMSNorm((3, 20) if per_head else 20, EPS, affine, False, unit_offset, cast)).to(weight_dtype)
+    x = (torch.randn(2, 7, 3, 20) * 3 + 1).to(dtype).requires_grad_()
+    leaves, results = [x, *norm.parameters()], []
+    for on_device in (False, True):
+        monkeypatch.setattr(ops_norm, "is_eager_cuda", lambda x, on_device=on_device: on_device)
+        output = norm(x)
+        results.append((output, *torch.autograd.grad(output.float().square().sum(), leaves)))
+    assert calls["plain_rms_norm"] == [7]
+    for plain, fused in zip(*results, strict=True):
+        assert plain.dtype == fused.dtype and torch.equal(plain, fused)
+    with torch.no_grad():
+        assert torch.equal(norm(x), results[0][0]) and calls["plain_rms_norm"] == [7]
+        norm.double()(x.double())
+    assert calls["plain_rms_norm"] == [7, 7]
