@@ -1,4 +1,4 @@
-"""Normalisation over the last dimension: the formula with its roundings, and for RMS norm the forms by torch's kernel."""
+"""Normalisation over the last dimension: the formula with its roundings, and RMS norm by torch's kernel."""
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,8 @@ def rms_norm(
 ) -> torch.Tensor:
     """`plain_rms_norm`, by torch's kernel where that is faster.
 
-    On a CPU without gradients, in chunks of tokens, equal to the last bit; on CUDA, up to the order of a sum in float32,
-    with gradients too. A compiler makes one kernel of the formula itself.
+    On a CPU without gradients, in chunks of tokens, equal to the last bit; on CUDA with gradients too, up to the order
+    of a sum in float32. A compiler makes one kernel of the formula itself.
     """
     if is_eager_cuda(x) and x.dtype in FUSED_DTYPES:
         form = fused_scaled_rms_norm if cast == "scale_then_cast" and weight is not None else fused_rms_norm
