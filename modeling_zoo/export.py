@@ -12,41 +12,41 @@ from configuration_zoo import ZooConfig
 
 from .export_config import exported_configuration
 from .export_join import joined, reading_order, resolve
-from .export_source import TARGETS, Binding, sources
+from .export_prune import MODEL, pieces_for
+from .export_source import AUTO_MAP, TARGETS, Binding, Piece, sources
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_zoo.ZooConfig",
-    "AutoModel": "modeling_zoo.ZooModel",
-    "AutoModelForCausalLM": "modeling_zoo.ZooForCausalLM",
-    "AutoModelForSequenceClassification": "modeling_zoo.ZooForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_zoo.ZooForTokenClassification",
-    "AutoModelForQuestionAnswering": "modeling_zoo.ZooForQuestionAnswering",
-}
 FILES = tuple(f"{name}.py" for name in TARGETS)
 DOCSTRING = """{says}
 
 One of the two files that `zoo export` makes of zoo's packages: the files named in its headings, joined in the order in
 which they are read. `zoo export FOLDER --check` says whether they are as they were made. {scope}
 """
-# The last sentence of a file by which it says that it has all of zoo.
-EVERYTHING = "Here is every concept."
+# The last sentence of both files, by which a folder says how much it holds.
+EVERYTHING = "They have every concept."
+OWN = "They have what their\nmodel needs; `zoo export FOLDER --all` writes every concept."
 
 
 def code(config: ZooConfig | None = None) -> dict[str, str]:
-    """{file name: text} of the two files for a model of this config, or with every concept; always the same for its
-    kind and a version of the packages."""
-    if config is None or config.is_heterogeneous:
-        return dict(whole_code())
-    return whole_code() | {"configuration_zoo.py": exported_configuration(config)}
+    """{file name: text} of the two files for a model of this config, or with every concept; always the same for a
+    version of the packages."""
+    if config is None:
+        return dict(joined_code(None))
+    texts = dict(joined_code(pieces_for(config)))
+    # Layers that differ in a field of their own have the whole configuration.
+    return texts if config.is_heterogeneous else texts | {"configuration_zoo.py": exported_configuration(config)}
 
 
 @cache
-def whole_code() -> dict[str, str]:
-    """{file name: text} of the two files with every concept."""
-    texts, files = {}, sources()
+def joined_code(of_model: tuple[Piece, ...] | None) -> tuple[tuple[str, str], ...]:
+    """(file name, text) of the two files, the model's from some of its statements."""
+    texts, files = [], sources()
     for target in TARGETS:
         bindings, seen, kept = set(), set(), []
-        for piece in [piece for name in reading_order(files, target) for piece in files[name].pieces]:
+        pieces = [piece for name in reading_order(files, target) for piece in files[name].pieces]
+        if of_model is not None and target == MODEL:
+            place = {name: rank for rank, name in enumerate(reading_order(files, target))}
+            pieces = sorted(of_model, key=lambda piece: (place[piece.module], piece.index))
+        for piece in pieces:
             if piece.text in seen:
                 # The same line in several files, such as a logger.
                 continue
@@ -59,13 +59,14 @@ def whole_code() -> dict[str, str]:
                 elif found is not None and files[found[0]].package != target:
                     bindings.add(Binding(f".{files[found[0]].package}", found[1], found[1]))
         says = files[target].docstring.split("\n")[0]
-        texts[f"{target}.py"] = joined(DOCSTRING.format(says=says, scope=EVERYTHING), bindings, kept, files)
-    return texts
+        docstring = DOCSTRING.format(says=says, scope=EVERYTHING if of_model is None else OWN)
+        texts.append((f"{target}.py", joined(docstring, bindings, kept, files)))
+    return tuple(texts)
 
 
 def has_everything(folder: str | Path) -> bool:
     """Whether the code in a folder says that it has every concept."""
-    path = Path(folder) / "configuration_zoo.py"
+    path = Path(folder) / f"{MODEL}.py"
     return path.is_file() and EVERYTHING in path.read_text(encoding="utf-8", errors="replace")[:1000]
 
 

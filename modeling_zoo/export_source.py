@@ -14,6 +14,15 @@ import configuration_zoo
 PACKAGES = (Path(configuration_zoo.__file__).parent, Path(__file__).parent)
 # The two files of a folder, by the package each of them is made from.
 TARGETS = tuple(package.name for package in PACKAGES)
+# What transformers' Auto classes find in a folder.
+AUTO_MAP = {
+    "AutoConfig": "configuration_zoo.ZooConfig",
+    "AutoModel": "modeling_zoo.ZooModel",
+    "AutoModelForCausalLM": "modeling_zoo.ZooForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_zoo.ZooForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_zoo.ZooForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_zoo.ZooForQuestionAnswering",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Binding:
         return self.module if self.module in TARGETS else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Piece:
     """One statement at the top of a file with the comments above it."""
 
@@ -62,6 +71,9 @@ def global_names(table: symtable.SymbolTable) -> set[str]:
     top = table.get_type() == "module"
     names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() or top}
     names = {name for name in names if not top or table.lookup(name).is_referenced()}
+    if table.get_type() == "class":
+        # `name = name` in the body of a class reads what stands at the top of the file.
+        names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()}
     return names.union(*(global_names(child) for child in table.get_children()))
 
 

@@ -30,6 +30,7 @@ from .mlp_routers import Router
 from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import last_query, layer_of_last_query
 from .platform_backends import attention_backends, share_implementations
+from .platform_export import refuse_left_out
 from .platform_peft import lora_targets
 from .platform_pipeline import StagedModel, refuse_uncut
 from .platform_saving import SavedFolder
@@ -70,6 +71,7 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         # By name: a local folder's copies of the two packages are modules apart, with a config class each.
         if hasattr(config, "settle_depth"):
             config.settle_depth()
+        refuse_left_out(config)
         super().__init__(config, *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:

@@ -6,16 +6,19 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from places import ROOT
 from random_models import build, randomize, their_class_config
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from configuration_zoo.presets import PRESETS
 from conversion import family_of, load
 from conversion.engine.registry import known_families
 from modeling_zoo import ZooConfig, ZooForCausalLM
 from modeling_zoo.export import AUTO_MAP, FILES, code
 from zoo.cli.main import main
 
+INT8 = {"cache_implementation": "quantized", "cache_config": {"backend": "int8"}}
 TINY = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -66,16 +69,18 @@ def test_the_files_are_formatted(folder):
 
 
 def test_another_process_writes_the_same_bytes():
-    program = (
-        "from modeling_zoo import ZooConfig; from modeling_zoo.export import code; import sys; "
-        f"sys.stdout.write(chr(0).join(code(ZooConfig(**{TINY})).values()))"
-    )
+    program = """
+import sys
+from modeling_zoo import ZooConfig
+from modeling_zoo.export import code
+sys.stdout.write(chr(0).join(code(ZooConfig.preset("llama-7b")).values()))
+"""
     texts = []
     for seed in ("1", "2"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
         texts.append(done.stdout.decode())
-    assert texts == ["\0".join(code(ZooConfig(**TINY)).values())] * 2
+    assert texts == ["\0".join(code(ZooConfig.preset("llama-7b")).values())] * 2
 
 
 def test_check_finds_a_change_and_export_puts_it_right(zoo, folder):
@@ -132,3 +137,91 @@ def test_the_code_of_a_folder_is_the_model_of_the_package(name, tmp_path):
     tokens = torch.randint(1, 60, (2, 9))
     with torch.no_grad():
         assert torch.equal(copy(tokens).logits, ours(tokens).logits)
+    assert_same_ways(copy, ours, tokens)
+
+
+def assert_same_ways(copy, ours, tokens):
+    """Both decode the same tokens over every kind of cache, and learn the same gradients."""
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    for kind in ({}, {"cache_implementation": "static"}, INT8):
+        found = [generated(model, tokens, options | kind) for model in (copy, ours)]
+        assert found[0] == found[1], kind
+    for model in (copy, ours):
+        model.train()
+        model(tokens, labels=tokens).loss.backward()
+        model.zero_grad()
+        model.eval()
+
+
+def generated(model, tokens, options):
+    """The tokens that follow, or in what words the model refuses."""
+    try:
+        return model.generate(tokens, attention_mask=torch.ones_like(tokens), **options).tolist()
+    except (ValueError, NotImplementedError) as error:
+        return str(error)
+
+
+# -- what a folder leaves out ------------------------------------------------------------------------------------------
+
+
+def lines(texts):
+    return sum(text.count("\n") for text in texts.values())
+
+
+def test_a_folder_has_the_concepts_of_its_model_alone(folder):
+    text = (folder / "modeling_zoo.py").read_text()
+    assert "class GroupedQueryAttention" in text and "class RMSNorm" in text
+    for name in ("LatentAttention", "DeltaAttention", "SelectiveScan", "SparseMLP", "LayerNorm", "SlidingLayer"):
+        assert f"class {name}(" in code()["modeling_zoo.py"] and f"class {name}(" not in text
+    assert text.count("\n") < 0.57 * code()["modeling_zoo.py"].count("\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"attention_type": "latent", "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}, "latent"),
+        ({"mlp_layer_types": ["sparse"] * 2, "num_experts": 4, "num_experts_per_tok": 2}, "sparse"),
+        (
+            {"layer_types": ["linear_attention"] * 2, "linear_attention_type": "gated_delta_net"},
+            "(linear_attention|gated_delta_net)",
+        ),
+        ({"norm_type": "layer_norm"}, "layer_norm"),
+        ({"block_type": "parallel"}, "parallel"),
+        ({"layer_types": ["sliding_attention"] * 2, "sliding_window": 4}, "sliding_attention"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_concept_that_a_folder_leaves_out_is_refused_and_all_of_them_are_at_hand(change, word, zoo, folder):
+    held = json.loads((folder / "config.json").read_text())
+    wanted = json.loads(ZooConfig(**TINY | change).to_json_string())
+    config_class = get_class_from_dynamic_module("configuration_zoo.ZooConfig", str(folder))
+    refusal = rf"{word}'.* is of a concept whose code is not in this folder: `zoo export FOLDER --all`"
+    with pytest.raises((ValueError, StrictDataclassError), match=refusal):
+        config_class(**TINY | change)
+    # A configuration that has it, beside a model that has not.
+    (folder / "configuration_zoo.py").write_text(code()["configuration_zoo.py"])
+    config_class = get_class_from_dynamic_module("configuration_zoo.ZooConfig", str(folder))
+    model_class = get_class_from_dynamic_module("modeling_zoo.ZooForCausalLM", str(folder))
+    with pytest.raises(ValueError, match=refusal):
+        model_class(config_class(**TINY | change))
+    assert zoo("export", folder, "--all")[:2] == (0, "modeling_zoo.py written.\n")
+    assert zoo("export", folder, "--check")[0] == 0
+    assert {name: (folder / name).read_text() for name in FILES} == code()
+    (folder / "config.json").write_text(json.dumps(wanted | {"auto_map": held["auto_map"]}))
+    model = get_class_from_dynamic_module("modeling_zoo.ZooForCausalLM", str(folder))
+    config = get_class_from_dynamic_module("configuration_zoo.ZooConfig", str(folder)).from_pretrained(folder)
+    with torch.no_grad():
+        assert model(config).eval()(torch.tensor([[3, 4, 5]])).logits.isfinite().all()
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_name_is_missing_and_nothing_is_unused(name, tmp_path):
+    """Of the code for each preset, by ruff; it is formatted, too."""
+    for file, text in code(ZooConfig.preset(name)).items():
+        (tmp_path / file).write_text(text)
+    ruff, options = [sys.executable, "-m", "ruff"], ["--config", ROOT / "pyproject.toml", tmp_path]
+    checks = [*ruff, "check", "--select", "F821,F811,F401", *options], [*ruff, "format", "--check", *options]
+    for command in checks:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
