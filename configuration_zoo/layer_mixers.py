@@ -10,21 +10,21 @@ class LayerMixers:
     def mixer_types(self) -> list[str | None]:
         """The mechanism of each layer: a name of the mixer registry, None for a layer that has no mixer."""
         linear = getattr(self, "linear_attention_type", None)
-        by_word = {word: [linear] * self.num_hidden_layers for word in RECURRENT_LAYERS}
+        by_type = {layer_type: [linear] * self.num_hidden_layers for layer_type in RECURRENT_LAYERS}
         if isinstance(linear, list):
-            by_word = dict.fromkeys(RECURRENT_LAYERS, linear)
-        by_word |= {word: [None] * self.num_hidden_layers for word in NO_MIXER_LAYERS}
+            by_type = dict.fromkeys(RECURRENT_LAYERS, linear)
+        by_type |= {layer_type: [None] * self.num_hidden_layers for layer_type in NO_MIXER_LAYERS}
         # The attention of a shared block is not the layer's own.
-        recurrences = by_word[RECURRENT_LAYERS[0]]
+        recurrences = by_type[RECURRENT_LAYERS[0]]
         shared = [block == "shared_block" for block in self.block_types]
         beside = [name if skip else HYBRID for name, skip in zip(recurrences, shared, strict=False)]
-        by_word |= dict.fromkeys(HYBRID_LAYERS, beside)
-        by_word[INDEXED] = ["indexed"] * self.num_hidden_layers
+        by_type |= dict.fromkeys(HYBRID_LAYERS, beside)
+        by_type[INDEXED] = ["indexed"] * self.num_hidden_layers
         by_distance = self.position_embedding_type == "transformer_xl"
         softmax = ["transformer_xl"] * self.num_hidden_layers if by_distance else self.attention_types
         shared = [name == "grouped_query" and self.shares_key_values(index) for index, name in enumerate(softmax)]
         softmax = ["shared_key_value" if skip else name for name, skip in zip(softmax, shared, strict=True)]
-        return [by_word.get(word, softmax)[index] for index, word in enumerate(self.layer_types)]
+        return [by_type.get(layer_type, softmax)[index] for index, layer_type in enumerate(self.layer_types)]
 
     @property
     def attention_types(self) -> list[str | None]:
@@ -37,14 +37,17 @@ class LayerMixers:
         """The recurrence or convolution of each layer, None for a layer without: its `linear_attn`."""
         named = self.linear_attention_type
         named = named if isinstance(named, list) else [named] * self.num_hidden_layers
-        return [name if word in WITH_RECURRENCE else None for name, word in zip(named, self.layer_types, strict=True)]
+        return [
+            name if layer_type in WITH_RECURRENCE else None
+            for name, layer_type in zip(named, self.layer_types, strict=True)
+        ]
 
     @property
     def attention_mixers(self) -> list[str | None]:
         """The attention of each layer, None for a layer without one of its own: its `self_attn`."""
         beside = zip(self.mixer_types, self.attention_types, strict=True)
         mixers = [attention if name == HYBRID else name for name, attention in beside]
-        recurrent = [word in RECURRENT_LAYERS for word in self.layer_types]
+        recurrent = [layer_type in RECURRENT_LAYERS for layer_type in self.layer_types]
         shared = [block == "shared_block" for block in self.block_types]
         return [None if r or s else name for name, r, s in zip(mixers, recurrent, shared, strict=True)]
 
@@ -52,7 +55,7 @@ class LayerMixers:
     def softmax_layers(self) -> list[int]:
         """Indices of the layers with softmax attention, alone or beside a recurrence."""
         without = (*RECURRENT_LAYERS, *NO_MIXER_LAYERS)
-        return [index for index, word in enumerate(self.layer_types or ()) if word not in without]
+        return [index for index, layer_type in enumerate(self.layer_types or ()) if layer_type not in without]
 
     @property
     def attentions(self) -> set[str]:

@@ -4,6 +4,7 @@ transformers lets `rope_scaling` take the place of `rope_parameters` whole, so t
 the default one, and drops a top-level `rope_theta`. What the recipes mean is: the same rotation, scaled.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 LEGACY_ROPE_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_type")
@@ -21,14 +22,14 @@ def merge_rope_keys(given: dict[str, Any], layer_types: list[str] | None) -> dic
         if "rope_type" in old:
             raise ValueError(f"rope_type={old['rope_type']!r} stands in rope_parameters, with what belongs to it.")
         return given
-    parameters, words = given["rope_parameters"], layer_types or ()
-    nested = {word: table for word, table in parameters.items() if word in words}
-    tables = {word: dict(table) for word, table in (nested or {None: parameters}).items() if table is not None}
+    parameters, layer_types = given["rope_parameters"], layer_types or ()
+    nested = {name: table for name, table in parameters.items() if name in layer_types}
+    tables = {name: dict(table) for name, table in (nested or {None: parameters}).items() if table is not None}
     scaling = old.pop("rope_scaling", {})
     if not isinstance(scaling, dict):
         raise ValueError(f"rope_scaling={scaling!r} must be a dict; rope_parameters says the same and more.")
-    for word, table in _by_table(scaling, tables, words).items():
-        tables[word] = _scaled(tables[word], table)
+    for name, table in _by_table(scaling, tables, layer_types).items():
+        tables[name] = _scaled(tables[name], table)
     for key, value in old.items():
         _fill_tables(tables, key, value)
     rest = {key: value for key, value in given.items() if key not in LEGACY_ROPE_KEYS}
@@ -44,15 +45,17 @@ def keep_theta(held: dict[str, Any] | None, given: dict[str, Any] | None) -> Non
             raise ValueError(
                 f"rope_parameters={given!r} leaves out rope_theta, which is {held['rope_theta']!r}: give it."
             )
-    for word in held.keys() & given.keys():
-        keep_theta(held[word], given[word])
+    for name in held.keys() & given.keys():
+        keep_theta(held[name], given[name])
 
 
-def _by_table(scaling: dict[str, Any], tables: dict[str | None, dict], words) -> dict[str | None, dict]:
+def _by_table(
+    scaling: dict[str, Any], tables: dict[str | None, dict], layer_types: Iterable[str]
+) -> dict[str | None, dict]:
     """`rope_scaling` by the table each part of it belongs to."""
-    parts = {word: part for word, part in scaling.items() if word in words and part}
+    parts = {name: part for name, part in scaling.items() if name in layer_types and part}
     parts = parts or ({None: scaling} if scaling else {})
-    if unknown := [word for word in parts if word not in tables]:
+    if unknown := [name for name in parts if name not in tables]:
         what = "of no layer type" if unknown == [None] else f"of the layer type {unknown[0]!r}"
         named = "one table for all" if None in tables else f"tables for {sorted(tables)}"
         raise ValueError(f"rope_scaling={scaling!r} is {what}, rope_parameters has {named}: write it into those.")

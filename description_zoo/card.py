@@ -37,7 +37,7 @@ def write_plain_card(folder: Path, config: ZooConfig, origin: Path | None = None
     started = f" It has the architecture of a `{family}` checkpoint." if family else ""
     lines = [
         front_matter(carried_over(origin), HEADS[head_of_own(config)].pipeline),
-        f"# A zoo model\n\ndtype {_dtype(config)}.{started}\n",
+        f"# A zoo model\n\nWeights in {_dtype(config)}.{started}\n",
         *_description(folder, config, family),
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")

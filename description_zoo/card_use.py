@@ -50,6 +50,6 @@ def serving(config: ZooConfig, family: str | None) -> str:
         return f"```python\n{SERVE}\n```" + (LATENTS if "latent" in config.attentions else "")
     back = f": `python -m conversion THIS_FOLDER TARGET --to {family}`, then serve TARGET" if family else ""
     return (
-        f"vLLM's backend for transformers models does not honour {', '.join(found)} of this model. Export to the "
+        f"vLLM's backend for transformers models does not support {', '.join(found)} of this model. Convert it to the "
         f"native family{back}; `model.generate` and its continuous batching run this folder as it is."
     )

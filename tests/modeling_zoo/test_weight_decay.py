@@ -31,7 +31,7 @@ def test_it_is_what_trainer_decays_but_vectors_and_decays(group):
         assert not any(name.endswith(NEVER) for name in ours)
 
 
-class SparingTrainer(Trainer):
+class DecayingTrainer(Trainer):
     def get_decay_parameter_names(self, model):
         return model.get_decay_parameter_names()
 
@@ -65,7 +65,7 @@ def test_nothing_else_moves_where_nothing_is_learned(way, tmp_path):
     else:
         options = {"weight_decay": 0.5, "learning_rate": 0.1, "use_cpu": True, "report_to": "none"}
         args = TrainingArguments(str(tmp_path / "out"), **options)
-        optimizer = SparingTrainer(model=model, args=args).create_optimizer()
+        optimizer = DecayingTrainer(model=model, args=args).create_optimizer()
     for value in model.parameters():
         value.grad = torch.zeros_like(value)
     optimizer.step()
