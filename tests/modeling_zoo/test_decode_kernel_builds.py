@@ -46,6 +46,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", CASES)
 def test_the_kernel_fits_a_multiprocessor(case, tmp_path):
     arguments, instruction = CASES[case]
@@ -66,6 +67,7 @@ def build_hopper(gathered, masked, width=576, value=512):
     return compiled(kernels.HOPPER_KERNEL, types, constants, STRIDES, num_warps=warps)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("widths", [(576, 512), (288, 256)])
 @pytest.mark.parametrize(("gathered", "masked"), [(False, False), (False, True), (True, True)])
 def test_the_kernel_for_hopper_fits_it(gathered, masked, widths, tmp_path):
