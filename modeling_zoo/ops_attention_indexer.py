@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from .ops_attention_bands import AttentionMask, mask_rows, num_visible_keys
-from .ops_attention_triton_indexer import INDEXER, use_index_kernel
+from .ops_attention_triton_indexer import INDEXER, RANKER, use_index_kernel, use_rank_kernel
 from .ops_dispatch import has_wide_products
 
 # Queries scored together: what is held at once grows with the keys, not with their square.
@@ -55,11 +55,16 @@ def top_positions(scores: torch.Tensor, count: int) -> torch.Tensor:
     Where relu leaves zeros whole rows are equal, and a plain top-k would take any of them. Here score and position are
     one integer: the bits of the score in the order of its value, then the distance from the end.
     """
-    length = scores.shape[-1]
+    ranks = RANKER.call(scores) if use_rank_kernel(scores) else plain_ranks(scores)
+    return ranks.topk(count, dim=-1, sorted=False).indices
+
+
+def plain_ranks(scores: torch.Tensor) -> torch.Tensor:
+    """Scores `[..., S]` → integers in the order of score, then of position from the end, `[..., S]`."""
     bits = (scores.float() + 0.0).view(torch.int32)
     ranked = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    from_end = torch.arange(length - 1, -1, -1, device=scores.device)
-    return ((ranked << 32) + from_end).topk(count, dim=-1, sorted=False).indices
+    from_end = torch.arange(scores.shape[-1] - 1, -1, -1, device=scores.device)
+    return (ranked << 32) + from_end
 
 
 def select_keys(

@@ -1,5 +1,7 @@
 """Scores of an indexer by one kernel in Triton: its products with all heads are summed before they reach memory."""
 
+from functools import partial
+
 import torch
 
 from .ops_dispatch import HALF_DTYPES, is_recent_cuda
@@ -38,6 +40,16 @@ if triton is not None:
             kept = (start + at < count)[:, None] & (answered < length)[None, :]
             tl.store(to[None, :] + (start + at)[:, None], summed, mask=kept)
 
+    @triton.jit(do_not_specialize=["count"])
+    def _rank_scores(scores, ranks, count, BLOCK: tl.constexpr):
+        """The bits of a score in the order of its value, then the distance of its position from the end."""
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        row = tl.program_id(1).to(tl.int64) * count
+        # Adding zero makes one of the two zeros.
+        bits = (tl.load(scores + row + at, mask=at < count, other=0.0) + 0.0).to(tl.int32, bitcast=True)
+        ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+        tl.store(ranks + row + at, (ordered << 32) + (count - 1 - at), mask=at < count)
+
 
 def scores_by_kernel(query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """`[B, T, h, d]`, `[B, S, d]`, float32 weights `[B, T, h]` → `[B, T, S]`, summed and returned in float32."""
@@ -63,6 +75,24 @@ def empty_scores(query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor) 
 
 
 INDEXER = register_operation(__name__, "index_scores", INDEX_SCHEMA, scores_by_kernel, empty_scores)
+
+
+def ranks_by_kernel(scores: torch.Tensor) -> torch.Tensor:
+    """Float32 scores `[..., S]` → integers in the order of score, then of position from the end, `[..., S]`."""
+    scores, count = scores.contiguous(), scores.shape[-1]
+    ranks = torch.empty_like(scores, dtype=torch.int64)
+    _rank_scores[-(-count // 1024), scores.numel() // count](scores, ranks, count, BLOCK=1024)
+    return ranks
+
+
+RANKER = register_operation(
+    __name__, "rank_scores", "(Tensor scores) -> Tensor", ranks_by_kernel, partial(torch.empty_like, dtype=torch.int64)
+)
+
+
+def use_rank_kernel(scores: torch.Tensor) -> bool:
+    """Whether float32 scores are ranked by the kernel."""
+    return RANKER is not None and scores.dtype == torch.float32 and is_recent_cuda(scores.device)
 
 
 def use_index_kernel(query: torch.Tensor, key: torch.Tensor) -> bool:

@@ -150,6 +150,14 @@ def test_keys_of_128k_tokens_are_scored_in_one_pass(monkeypatch):
     assert operations(run) == ["bmm", "relu", "bmm"]
 
 
+def test_the_choice_among_128k_keys_is_two_operations():
+    def run(empty):
+        scores = empty(1, 1, 2**17, dtype=torch.float32)
+        assert ops_attention_indexer.top_positions(scores, 2048).shape == (1, 1, 2048)
+
+    assert operations(run) == ["rank_scores", "topk"]
+
+
 class Layer(torch.nn.Module):
     """What attention asks of a layer."""
 

@@ -10,6 +10,7 @@ import torch  # noqa: E402
 
 from modeling_zoo import ops_attention_triton as kernels  # noqa: E402
 from modeling_zoo import ops_attention_triton_indexer as indexer  # noqa: E402
+from modeling_zoo.ops_attention_indexer import plain_ranks  # noqa: E402
 
 SPLITS = None
 
@@ -122,6 +123,14 @@ def indexed(batch, length, heads, width, count, dtype=torch.float32):
     return error(indexer.scores_by_kernel(query, key, weights), expected)
 
 
+def ranked():
+    """0.0 where the kernel gives the integers of the plain form: zeros of both signs, infinities, equal scores."""
+    scores = torch.randn(2, 3, 1500).round(decimals=1)
+    scores[..., ::7], scores[..., ::11] = 0.0, -0.0
+    scores[0, 0, :5] = torch.tensor([torch.inf, -torch.inf, 1e-40, -1e-40, -torch.inf])
+    return float(not torch.equal(indexer.ranks_by_kernel(scores), plain_ranks(scores)))
+
+
 INDEXED = {
     "indexed, a token": (2, 1, 64, 32, 200),
     "indexed, few heads": (1, 1, 3, 20, 65),
@@ -152,6 +161,7 @@ def checked():
         values = (query, key, value, *others, options.get("positions"), options.get("visible"))
         torch.library.opcheck(kernels.KERNELS.call, values)
     torch.library.opcheck(indexer.INDEXER.call, (torch.randn(1, 2, 3, 16), torch.randn(1, 9, 16), torch.randn(1, 2, 3)))
+    torch.library.opcheck(indexer.RANKER.call, (torch.randn(2, 5),))
     return True
 
 
@@ -166,6 +176,7 @@ if __name__ == "__main__":
             SPLITS = options.pop("splits", None)
             found[name] = error(kernels.split_decode(*arguments, **options), exact(*arguments, **options))
         found |= {name: indexed(*sizes) for name, sizes in INDEXED.items()}
+        found["indexed, ranks"] = ranked()
         found["indexed in float16"] = indexed(1, 3, 64, 128, 150, torch.float16)
         SPLITS = None
         plain, options = hidden_nan(grouped(), (3, 45), (0, 17))
