@@ -26,8 +26,8 @@ SCRIPTS = ("recurrences", "loss")
 
 
 def listing() -> str:
-    """Every case with its context and bar."""
-    lines = [__doc__.strip(), "", "kind        case      context  bar"]
+    """Every case with its context and target."""
+    lines = [__doc__.strip(), "", "kind        case      context  target"]
     for case in cases.CASES:
         bar = "" if case.bar is None else f"{'memory ≤' if case.measure == 'memory' else '≥'} {case.bar:g}"
         lines.append(f"{case.kind:11s} {case.case:9s} {case.context:7d}  {bar}".rstrip())

@@ -53,8 +53,8 @@ def page(found: list[dict]) -> str:
     for text in dict.fromkeys(one["machine"] for one in found):
         lines += [f"`python benchmarks/recurrences.py --memory --write` on {text}; float32.", ""]
     lines += ["Ratio: transformers' median over zoo's, alternately in one process, on the same inputs or weights."]
-    lines += ["Of a step the time of one token is given. What a row compares stands in the script.", ""]
-    lines += ["| case | threads | transformers | zoo | ratio | difference | bar |", "|---|---|---|---|---|---|---|"]
+    lines += ["Times of steps are per token. The script says what each row compares.", ""]
+    lines += ["| case | threads | transformers | zoo | ratio | difference | target |", "|---|---|---|---|---|---|---|"]
     for one in found:
         for threads, row in one["threads"].items():
             theirs, ours = (in_words(row["seconds"][side], "s") for side in SIDES)

@@ -45,7 +45,17 @@ def folder_of(arguments) -> Path:
 
 def rows(found: list[dict]) -> list[str]:
     """A measurement per row."""
-    head = ["kind", "case", "context", "transformers", "zoo", "ratio", "memory transformers → zoo", "difference", "bar"]
+    head = [
+        "kind",
+        "case",
+        "context",
+        "transformers",
+        "zoo",
+        "ratio",
+        "memory transformers → zoo",
+        "difference",
+        "target",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for one in found:
         if one["kind"] in ("bytes", "experts"):

@@ -1,4 +1,4 @@
-"""How a model knows where a token stands."""
+"""Position embeddings: rotary, learned, sinusoidal, ALiBi, relative."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The first layers of a model as a config of its own: what the others alone would have read goes with them."""
+"""The first layers of a model as a config of its own: fields that only the removed layers read are dropped."""
 
 from collections.abc import Callable
 from dataclasses import fields

@@ -1,4 +1,5 @@
-"""A model whose layers stand in several processes: transformers' pipeline has `nn.Identity` in place of the others.
+"""A model whose layers are spread over several processes: transformers' pipeline has `nn.Identity` in place of the
+others.
 
 A stage after the first one gets the residual stream `[B, T, D]` of the one before as `inputs_embeds`.
 """

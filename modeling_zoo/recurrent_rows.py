@@ -1,4 +1,4 @@
-"""How the tokens of a batch are laid out for a recurrence: its tokens side by side, none but its own before them.
+"""How the tokens of a batch are laid out for a recurrence: each sequence without gaps and without padding before it.
 
 A recurrence runs over whatever stands in its row, so padding inside or behind a sequence would leak into its state.
 Here tokens are moved together before the mixer and back after it.

@@ -80,7 +80,7 @@ def table(results: Results) -> str:
 
 def summary(results: Results) -> str:
     skipped = sum("skipped" in row for row in results.rows)
-    return f"{len(results.rows)} rows, {len(results.failed())} failed or missed their bar, {skipped} skipped."
+    return f"{len(results.rows)} rows, {len(results.failed())} failed or missed their target, {skipped} skipped."
 
 
 def machine(info: dict) -> str:
