@@ -64,17 +64,15 @@ def fused_rms_norm(
 
 
 def fused_scaled_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
-    """`plain_rms_norm` that rounds after the weight, by torch's own norm.
+    """`plain_rms_norm` that rounds after the weight, by torch's own norm, which takes a weight `[d]` of the dtype of x.
 
-    That takes a weight of the dtype of x; 1 + weight and a weight of more digits stay in float32.
+    Any other is multiplied in float32, 1 + weight as x + x · weight: the same up to the last bit of float32.
     """
-    if offset or weight.dtype != x.dtype:
-        x, weight, dtype = x.float(), weight.float(), x.dtype
-        return fused_scaled_rms_norm(x, weight + offset if offset else weight, eps).to(dtype)
-    if weight.dim() == 1:
+    if offset == 0 and weight.dtype == x.dtype and weight.dim() == 1:
         return torch.rms_norm(x, weight.shape, weight, eps).to(x.dtype)
-    # No kernel takes a weight per head.
-    return (torch.rms_norm(x.float(), (x.shape[-1],), None, eps) * weight).to(x.dtype)
+    normed = torch.rms_norm(x.float(), (x.shape[-1],), None, eps)
+    scaled = torch.addcmul(normed, normed, weight) if offset == 1 else normed * (weight.float() + offset)
+    return scaled.to(x.dtype)
 
 
 def layer_norm(

@@ -5,10 +5,12 @@ import itertools
 import pytest
 import torch
 from random_models import randomize
+from transformers import DynamicCache, StaticCache
 from ways_to_run import TOKENS, check_cached, check_generated, check_padded
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
+from modeling_zoo.attention_masks import MASK_BUILDERS, build_masks
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 24, "intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -141,3 +143,32 @@ def test_layers_that_see_the_same_share_a_mask():
     fields = {name: value for name, value in SIZES.items() if name not in LINEAR_FIELDS}
     model = ZooForCausalLM(ZooConfig(**fields, per_layer_config={1: {"intermediate_size": 9}}))
     assert [rule.name for rule in model.model.mask_plan] == ["full_attention"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("make_cache", [None, DynamicCache, StaticCache])
+@pytest.mark.parametrize("kind", [FULL, SLIDING, CHUNKED])
+def test_masks_of_numbers_are_those_of_transformers(kind, make_cache, padded, dtype):
+    """Without their copy of a number from the host; none at all where one query sees every key."""
+    model = make([(kind, 5)] * 2, "eager")
+    options = {"max_cache_len": 20} if make_cache is StaticCache else {}
+    cache = make_cache and make_cache(config=model.config, **options)
+    for seen, length in ((0, 7), (7, 1)) if make_cache else ((0, 7),):
+        padding = torch.ones(2, seen + length, dtype=torch.long)
+        padding[0, : 3 * padded] = 0
+        call = (torch.zeros(2, length, 24, dtype=dtype), padding if padded else None, cache)
+        (found,) = build_masks(model.config, *call).values()
+        expected = MASK_BUILDERS[kind](model.config, *call, layer_idx=0)
+        if found is None:
+            assert length == 1 and make_cache is DynamicCache and not padded and expected.eq(0).all()
+        else:
+            assert found.dtype == dtype and torch.equal(found, expected)
+        if cache is not None:
+            for layer in range(2):
+                cache.update(*torch.zeros(2, 2, 2, length, 6, dtype=dtype), layer)
+
+
+def test_one_query_that_sees_every_key_needs_no_mask_of_numbers():
+    model = make([(FULL, None)] * 2, "eager")
+    assert build_masks(model.config, torch.zeros(2, 1, 24), None, DynamicCache(config=model.config)) == {FULL: None}
