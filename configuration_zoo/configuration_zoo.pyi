@@ -192,7 +192,7 @@ class ZooConfig(PreTrainedConfig):
     qk_norm_eps: float | int | None
     """Epsilon of the norm on queries and keys. None: norm_eps. Needs qk_norm. Source: own to zoo."""
     attention_sinks: Literal["all", "full_attention", "sliding_attention", "chunked_attention"] | None
-    """One learned logit per head takes probability and gives nothing, on the layers of this word. Needs a layer of
+    """One learned logit per head takes probability and gives nothing, on the layers of this type. Needs a layer of
     layer_types with softmax attention that it names. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925; Xiao et al.
     2023, arXiv 2309.17453."""
     attn_output_gate: Literal["query", "elementwise", "headwise"] | None
@@ -895,7 +895,7 @@ class ZooConfig(PreTrainedConfig):
             qk_norm_position: The norm stands before or after the rotation. None: before_rope.
             qk_norm_layers: The norm is in all layers, or in those alone that rotate. None: all.
             qk_norm_eps: Epsilon of the norm on queries and keys. None: norm_eps.
-            attention_sinks: One learned logit per head takes probability and gives nothing, on the layers of this word.
+            attention_sinks: One learned logit per head takes probability and gives nothing, on the layers of this type.
             attn_output_gate: A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate.
             attention_dropout: Rate of dropout on the weights of attention, in training.
             kv_lora_rank: Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · head_dim.
@@ -1113,7 +1113,7 @@ class ZooConfig(PreTrainedConfig):
         """The residual topology of each layer."""
     @property
     def first_sharing_layer(self) -> int:
-        """The layer from which on all share; of all there are words for, however many of them run."""
+        """The layer from which on all share; of all that layer_types names, however many of them run."""
     def shares_key_values(self, layer_idx: int) -> bool:
         """Whether layer `layer_idx` reads the keys and values of another."""
     def kv_source_of(self, layer_idx: int) -> int | None:

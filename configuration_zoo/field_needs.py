@@ -88,7 +88,7 @@ NEEDS = {
     "norm weight": (has_norm_weight, "a norm with a weight (norm_elementwise_affine=True)"),
     "scaled embedding": (has_scaled_embedding, "an embedding_multiplier other than 1"),
 }
-# What the checks of the groups ask of the whole model, in their words. fields_linear.py has what each recurrence reads.
+# What the checks of the groups ask of the whole model. fields_linear.py has what each recurrence reads.
 GROUP_NEEDS = {
     "sparse layer": "a 'sparse' layer in mlp_layer_types",
     "zero_expert_num": "zero_expert_num",

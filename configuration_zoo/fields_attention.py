@@ -204,7 +204,7 @@ class AttentionFields:
     attention_sinks: str | None = choice(
         ATTENTION_SINKS,
         needs="sinks",
-        meaning="One learned logit per head takes probability and gives nothing, on the layers of this word.",
+        meaning="One learned logit per head takes probability and gives nothing, on the layers of this type.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925; Xiao et al. 2023, arXiv 2309.17453",
     )
     attn_output_gate: str | None = choice(
@@ -222,20 +222,20 @@ class AttentionFields:
 
     def resolve_layer_types(self) -> None:
         if self.layer_types is None:
-            word = SLIDING if self.sliding_window is not None else FULL
-            self.layer_types = [NO_MIXER if block == "mlp_only" else word for block in self.block_types]
+            layer_type = SLIDING if self.sliding_window is not None else FULL
+            self.layer_types = [NO_MIXER if block == "mlp_only" else layer_type for block in self.block_types]
 
     def resolve_attention(self) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            attends = any(word in ATTENDING_LAYERS for word in self.layer_types)
+            attends = any(layer_type in ATTENDING_LAYERS for layer_type in self.layer_types)
             self.head_dim = self.even_head_dim() if attends else max(self.hidden_size // self.num_attention_heads, 1)
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if isinstance(self.sparse_attention_pattern, str):
             pattern = self.sparse_attention_pattern
-            softmax = [word in SOFTMAX_LAYERS for word in self.layer_types]
+            softmax = [layer_type in SOFTMAX_LAYERS for layer_type in self.layer_types]
             self.sparse_attention_pattern = [pattern if is_softmax else "none" for is_softmax in softmax]
         if self.qk_norm is not None:
             self.qk_norm_scope = self.qk_norm_scope or "head"
@@ -274,28 +274,28 @@ class AttentionFields:
                     f"sparse_attention_pattern[{index}]={pattern!r} needs layer_types[{index}]='full_attention', "
                     f"got {self.layer_types[index]!r}."
                 )
-        for index, (word, block) in enumerate(zip(self.layer_types, self.block_types, strict=False)):
-            if (word in NO_MIXER_LAYERS) != (block == "mlp_only"):
+        for index, (layer_type, block) in enumerate(zip(self.layer_types, self.block_types, strict=False)):
+            if (layer_type in NO_MIXER_LAYERS) != (block == "mlp_only"):
                 raise ValueError(
-                    f"layer_types[{index}]={word!r} and block_type {block!r} contradict each other: a layer without "
-                    f"a mixer is {NO_MIXER!r} in layer_types and 'mlp_only' in block_type."
+                    f"layer_types[{index}]={layer_type!r} and block_type {block!r} contradict each other: a layer "
+                    f"without a mixer is {NO_MIXER!r} in layer_types and 'mlp_only' in block_type."
                 )
         two_sided = (FULL, *NO_MIXER_LAYERS)
-        if self.use_bidirectional_attention and any(word not in two_sided for word in self.layer_types):
+        if self.use_bidirectional_attention and any(layer_type not in two_sided for layer_type in self.layer_types):
             raise ValueError("use_bidirectional_attention=True needs full attention in every layer of layer_types.")
 
     def validate_windows(self) -> None:
         for name in dict.fromkeys(WINDOW_FIELDS.values()):
-            words = [word for word, field in WINDOW_FIELDS.items() if field == name]
-            used = any(word in words for word in self.layer_types)
-            refuse_unless(self.outside_layers(), used, f"a layer of layer_types that is one of {words}", (name,))
+            types = [layer_type for layer_type, field in WINDOW_FIELDS.items() if field == name]
+            used = any(layer_type in types for layer_type in self.layer_types)
+            refuse_unless(self.outside_layers(), used, f"a layer of layer_types that is one of {types}", (name,))
         layers = zip(self.layer_types, self.attention_types, self.per_layer_config, strict=False)
-        for index, (word, mechanism, layer) in enumerate(layers):
-            field = WINDOW_FIELDS.get(word)
+        for index, (layer_type, mechanism, layer) in enumerate(layers):
+            field = WINDOW_FIELDS.get(layer_type)
             if field is not None and getattr(layer, field) is None:
-                raise ValueError(f"layer_types[{index}]={word!r} needs {field}, which is not set.")
-            if word not in (*RECURRENT_LAYERS, *NO_MIXER_LAYERS) and mechanism is None:
-                raise ValueError(f"layer_types[{index}]={word!r} needs an attention_type, got None.")
+                raise ValueError(f"layer_types[{index}]={layer_type!r} needs {field}, which is not set.")
+            if layer_type not in (*RECURRENT_LAYERS, *NO_MIXER_LAYERS) and mechanism is None:
+                raise ValueError(f"layer_types[{index}]={layer_type!r} needs an attention_type, got None.")
             if mechanism not in (None, *self.attentions) and isinstance(self.attention_type, list):
                 raise ValueError(
                     f"attention_type[{index}]={mechanism!r} only means something with layer_types[{index}] one of "

@@ -70,7 +70,7 @@ class KeyValueSharingFields:
 
     @property
     def first_sharing_layer(self) -> int:
-        """The layer from which on all share; of all there are words for, however many of them run."""
+        """The layer from which on all share; of all that layer_types names, however many of them run."""
         return len(self.layer_types) - self.num_kv_shared_layers
 
     def shares_key_values(self, layer_idx: int) -> bool:

@@ -156,7 +156,7 @@ class LatentFields:
             self.head_dim = self.qk_rope_head_dim if rotates and self.qk_rope_head_dim else width
 
     def _resolve_indexer(self):
-        indexed = [word == INDEXED for word in self.layer_types]
+        indexed = [layer_type == INDEXED for layer_type in self.layer_types]
         for field, default in (
             ("index_topk", 2048),
             ("index_n_heads", 64),
@@ -179,8 +179,8 @@ class LatentFields:
             self._validate_widths()
         if indexed:
             self._validate_indexer()
-        words = zip(self.layer_types, self.attention_types, strict=True)
-        beside = [word for word, name in words if name == "latent" and word in HYBRID_LAYERS]
+        pairs = zip(self.layer_types, self.attention_types, strict=True)
+        beside = [layer_type for layer_type, name in pairs if name == "latent" and layer_type in HYBRID_LAYERS]
         if beside:
             raise ValueError(
                 f"layer_types has {beside[0]!r}, whose attention beside a recurrence needs "
@@ -206,8 +206,8 @@ class LatentFields:
         refuse_unless(self, grouped, "attention_type='grouped_query'", ("qk_norm", "clip_qkv"))
 
     def _validate_indexer(self):
-        words = zip(self.layer_types, self.attention_types, strict=False)
-        if any(word == INDEXED and mechanism != "latent" for word, mechanism in words):
+        pairs = zip(self.layer_types, self.attention_types, strict=False)
+        if any(layer_type == INDEXED and mechanism != "latent" for layer_type, mechanism in pairs):
             raise ValueError(
                 "layer_types has 'indexed_attention', which needs attention_type='latent', "
                 f"got {self.attention_type!r}."
@@ -226,10 +226,10 @@ class LatentFields:
                 "the same rotation turns its first channels."
             )
         source = None
-        for index, (word, kind) in enumerate(zip(self.layer_types, self.indexer_types, strict=True)):
-            if (word == INDEXED) != (kind != "none"):
+        for index, (layer_type, kind) in enumerate(zip(self.layer_types, self.indexer_types, strict=True)):
+            if (layer_type == INDEXED) != (kind != "none"):
                 raise ValueError(
-                    f"indexer_types[{index}]={kind!r} does not go with layer_types[{index}]={word!r}: an "
+                    f"indexer_types[{index}]={kind!r} does not go with layer_types[{index}]={layer_type!r}: an "
                     "'indexed_attention' layer is 'full' or 'shared', every other layer 'none'."
                 )
             source = index if kind == "full" else source

@@ -248,7 +248,7 @@ class LinearFields:
 
     def recurrent_layers(self) -> list[int]:
         """Indices of the layers with a recurrence or a short convolution."""
-        return [index for index, word in enumerate(self.layer_types or ()) if word in WITH_RECURRENCE]
+        return [index for index, layer_type in enumerate(self.layer_types or ()) if layer_type in WITH_RECURRENCE]
 
     def linear_mechanisms(self) -> list[str]:
         """The distinct mechanisms in use, in order of their first layer."""

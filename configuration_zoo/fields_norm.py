@@ -121,7 +121,7 @@ class NormFields:
         weighted = any(block in WEIGHTED_BLOCKS for block in self.block_types)
         every = (*SOFTMAX_FACTORS, *RECURRENT_FACTORS, *MLP_FACTORS)
         refuse_unless(self, weighted, f"a block_type of {list(WEIGHTED_BLOCKS)}", every)
-        recurrent = [word in RECURRENT_LAYERS for word in self.layer_types]
+        recurrent = [layer_type in RECURRENT_LAYERS for layer_type in self.layer_types]
         refuse_unless(
             self, any(recurrent), f"a layer of layer_types that is one of {list(RECURRENT_LAYERS)}", RECURRENT_FACTORS
         )

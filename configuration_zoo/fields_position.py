@@ -159,7 +159,7 @@ class PositionFields:
             *NO_MIXER_LAYERS,
         }:
             raise ValueError(f"position_embedding_type={kind!r} needs a softmax attention layer in layer_types.")
-        if kind == "transformer_xl" and any(word in HYBRID_LAYERS for word in self.layer_types):
+        if kind == "transformer_xl" and any(layer_type in HYBRID_LAYERS for layer_type in self.layer_types):
             raise ValueError("position_embedding_type='transformer_xl' needs layer_types without hybrid layers.")
         if self.alibi_scaled and len({self.key_width(index) for index in self.softmax_layers}) > 1:
             raise ValueError("alibi_scaled=True needs heads of one width, so one attention_type for all layers.")
@@ -169,8 +169,12 @@ class PositionFields:
         for index, entry in enumerate(self.no_rope_layers or ()):
             if entry not in (0, 1):
                 raise ValueError(f"no_rope_layers[{index}]={entry} must be 1 (rotates) or 0 (does not).")
-        still = [word for word, entry in zip(self.layer_types, self.no_rope_layers or (), strict=False) if entry == 0]
-        if still and not any(word in ATTENDING_LAYERS for word in still):
+        still = [
+            layer_type
+            for layer_type, entry in zip(self.layer_types, self.no_rope_layers or (), strict=False)
+            if entry == 0
+        ]
+        if still and not any(layer_type in ATTENDING_LAYERS for layer_type in still):
             raise ValueError(
                 f"no_rope_layers={self.no_rope_layers} only means something with a layer of layer_types with softmax "
                 "attention where it has a 0: leave it out or change that."

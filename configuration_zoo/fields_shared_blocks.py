@@ -68,7 +68,7 @@ class SharedBlockFields:
         for field in sorted(alike):
             if len({getattr(layer, field) for layer in layers}) > 1:
                 raise ValueError(f"{field} differs between layers with block_type 'shared_block', which share weights.")
-        beside = len(users) < sum(word in HYBRID_LAYERS for word in self.layer_types)
+        beside = len(users) < sum(layer_type in HYBRID_LAYERS for layer_type in self.layer_types)
         factors = ("attention_in_multiplier", "attention_out_multiplier")
         for layer in self.per_layer_config:
             refuse_unless(layer, beside, "a hybrid layer whose block_type is not 'shared_block'", factors)

@@ -41,7 +41,7 @@ def first_layers(config_class: type[PreTrainedConfig], values: dict, before: int
     for name in [name for name in READ_IN if isinstance(cut.get(name), list) and cut.get("layer_types")]:
         # A mechanism named where no layer reads it may have been that of a layer left out.
         pairs = zip(cut[name], cut["layer_types"], strict=False)
-        cut[name] = [mechanism if word in READ_IN[name] else None for mechanism, word in pairs]
+        cut[name] = [mechanism if layer_type in READ_IN[name] else None for mechanism, layer_type in pairs]
     if values.get("per_layer_config"):
         cut["per_layer_config"] = {key: own for key, own in values["per_layer_config"].items() if int(key) < count}
     if values.get("num_kv_shared_layers"):
