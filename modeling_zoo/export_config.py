@@ -18,6 +18,7 @@ from typing import Any
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_settings import described
+from configuration_zoo.fields_checks import refuse_unless
 
 from .export_config_fields import CONSTRUCTORS, Declarations, Plan, kind_text, planned, quoted
 from .export_config_fold import Folder
@@ -108,7 +109,13 @@ class Configuration:
         """The names in capitals of export_config_front.py."""
         tables = self.config.rope_parameters or {}
         mixed = len(set(zip(*self.plan.lists.values(), strict=True))) > 1
+        config = self.config
         return {
+            "MECHANISMS": {"attention_type", "linear_attention_type"} & self.plan.lists.keys() != set(),
+            "SHARED_KEYS": bool(config.num_kv_shared_layers),
+            "SHARED_BLOCKS": bool(config.num_mem_blocks),
+            "LIGHTNING": "lightning_attention" in (config.linear_attention_type or ()),
+            "PER_LAYER_INPUT": bool(config.hidden_size_per_layer_input),
             "GROUPS": any("." in name for name in self.plan.carried),
             "LISTS": mixed or any(name in self.plan.written for name in self.plan.lists),
             "MIXED": mixed,
@@ -149,7 +156,9 @@ class Configuration:
                     continue
                 lines = self.folded(text, function, group, base)
                 found[name, setter] = lines
-                if lines is not None and (value := one_answer(lines)) is not None:
+                if lines is None and not is_property(function):
+                    answers[name] = lambda *_: None
+                elif lines is not None and (value := one_answer(lines)) is not None:
                     answers[name] = value[0] if is_property(function) else lambda *_, value=value[0]: value
             for world in (*self.deriving, *self.complete):
                 world.__dict__["_answers"].update(answers)
@@ -168,6 +177,7 @@ class Configuration:
             indices = range(len(world.block_types)) if names in (["layer_idx"], ["index"]) else [None]
             for index in indices:
                 own = {"self": world, "__builtins__": builtins} | ({names[0]: index} if index is not None else {})
+                own["refuse_unless"] = self.refuse_unless
                 spaces.append({**space, **own})
         folder = Folder(text, function)
         asked = not function.name.startswith(("resolve_", "validate_", "_")) and not is_setter(function)
@@ -178,6 +188,10 @@ class Configuration:
             return None
         decorators = [d for d in function.decorator_list if ast.unparse(d) != "for_each_layer"]
         return [*(f"    @{ast.unparse(d)}" for d in decorators), *lines]
+
+    def refuse_unless(self, config: Any, condition: bool, reason: str, names: Iterable[str]) -> None:
+        """As in the folder: what has one value there is not asked."""
+        refuse_unless(config, condition, reason, [name for name in names if name in self.plan.carried])
 
     def needed(self, found: dict[str, list[str]]) -> dict[str, list[str]]:
         """The methods that something calls."""
@@ -203,6 +217,8 @@ class Configuration:
             if function.name == "validate_rope" and not self.flags["ROTATES"]:
                 continue
             if function.name in ("outside_layers", "write_card") and function.name not in self.reads:
+                continue
+            if function.name == "to_dict" and not self.plan.said:
                 continue
             folded = Folder(text, function).folded([{**self.flags, "__builtins__": {}}])
             decorators = [f"    @{ast.unparse(d)}" for d in function.decorator_list]
@@ -288,7 +304,9 @@ class Configuration:
     def pieces(self, text: str, given: set[str]) -> tuple[list[Piece], set[Binding]]:
         """What the class needs of the package and the front, and the imports of all of it."""
         own = sources()
-        order = [read_source(KINDS), read_source(FRONT), *(own[name] for name in reading_order(own, TARGETS[0]))]
+        kinds = read_source(KINDS)
+        kinds.pieces = self.folded_pieces()
+        order = [kinds, read_source(FRONT), *(own[name] for name in reading_order(own, TARGETS[0]))]
         every, source_of, imports = {}, {}, {}
         for source in reversed(order):
             for piece in source.pieces:
@@ -313,6 +331,18 @@ class Configuration:
             elif name == "logger":
                 bindings.add(imports["logging"])
         return [piece for source in order for piece in source.pieces if id(piece) in found], bindings
+
+    def folded_pieces(self) -> list[Piece]:
+        """The functions of export_config_kinds.py, without what a model of this kind does not come to."""
+        text = Text(KINDS.read_text(encoding="utf-8"))
+        pieces = []
+        for piece in read_source(KINDS).pieces:
+            function = next((t for t in text.tree.body if getattr(t, "name", None) in piece.defines), None)
+            if isinstance(function, ast.FunctionDef) and piece.needs & self.flags.keys():
+                lines = Folder(text, function).folded([{**self.flags, "__builtins__": {}}])
+                piece = Piece(piece.module, piece.index, "\n".join(lines), piece.gap)
+            pieces.append(piece)
+        return pieces
 
 
 def is_ours(binding: Binding) -> bool:

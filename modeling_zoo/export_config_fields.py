@@ -43,10 +43,10 @@ class Plan:
     lists: dict[str, list] = field(default_factory=dict)
     # The fields that a folder's class has, in the package's order.
     carried: list[str] = field(default_factory=list)
-    # Field -> the value of all that are left out; those with one value that a config.json names, and their default.
+    # Field -> its one value: of all that have one, and of those among them that a config.json of this model names.
     left: dict[str, Any] = field(default_factory=dict)
-    standard: dict[str, Any] = field(default_factory=dict)
-    # Fields that a config.json of this model names.
+    said: dict[str, Any] = field(default_factory=dict)
+    # Other fields that a config.json of this model names.
     written: list[str] = field(default_factory=list)
     groups: dict[str, tuple] = field(default_factory=dict)
     # What a number instead of a list of layer_types calls the layers between.
@@ -71,19 +71,15 @@ def planned(config: ZooConfig, facts: set[str]) -> Plan:
             plan.statuses[name] = Present() if is_present(name, one, value) else Open
             plan.carried.append(name)
         else:
-            plan.statuses[name] = value
+            plan.statuses[name] = plan.left[name] = value
             if said.get(name) is not None:
-                plan.carried.append(name)
-                plan.standard[name] = default_of(one)
-            else:
-                plan.left[name] = value
-        if name in plan.carried and said.get(name) is not None and name not in plan.standard:
+                plan.said[name] = value
+        if name in plan.carried and said.get(name) is not None:
             plan.written.append(name)
-    for group in [
-        group for group, keys in plan.groups.items() if not any(f"{group}.{key}" in plan.carried for key in keys)
-    ]:
-        # Left out as a whole: one dict.
-        plan.left[group] = {key: plan.left.pop(f"{group}.{key}") for key in plan.groups[group]}
+    for group, keys in plan.groups.items():
+        if not any(f"{group}.{key}" in plan.carried for key in keys):
+            # One value as a whole: a dict.
+            plan.left[group] = {key: plan.left.pop(f"{group}.{key}") for key in keys}
     return plan
 
 
@@ -161,8 +157,6 @@ def field_text(plan: Plan, name: str, one: Field) -> str:
         if len(words) > 1 and period and {*period} <= {*words}:
             given += f", period={quoted(period)}"
         return f"per_layer({', '.join(quoted(word) for word in words)}{given})"
-    if name in plan.standard:
-        return f"only({quoted(plan.statuses[name])})"
     if kind is None or isinstance(kind, Flag | Record):
         return quoted(default)
     given = "" if default is None else quoted(default)
@@ -173,7 +167,7 @@ def field_text(plan: Plan, name: str, one: Field) -> str:
 
 def key_text(plan: Plan, name: str, one: Field) -> str:
     """As `field_text`, for a key: it has no annotation to say its type."""
-    if name not in plan.standard and isinstance(one.metadata["kind"], Flag):
+    if isinstance(one.metadata["kind"], Flag):
         return f"setting(Flag(), {quoted(default_of(one))})"
     return field_text(plan, name, one)
 

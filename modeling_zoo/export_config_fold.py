@@ -231,6 +231,8 @@ class Folder:
             head = self.text.header("while", self.text.one_line(stmt.test), stmt, shift)
             reads = loaded(stmt.test) | {name for one in body for name in one.reads}
             return [Kept([*head, *(line for one in body for line in one.lines)], reads)], False
+        if isinstance(stmt, ast.Try) and not stmt.orelse and not stmt.finalbody:
+            return [self.attempt(stmt, frame, shift)], False
         if isinstance(stmt, ast.FunctionDef | ast.With | ast.Try):
             function = isinstance(stmt, ast.FunctionDef)
             frame.forget(stored(stmt) | ({stmt.name} if function else set()))
@@ -257,6 +259,16 @@ class Folder:
             and not any(isinstance(n, ast.Attribute | ast.Subscript) for t in stmt.targets for n in ast.walk(t))
         )
 
+    def attempt(self, stmt: ast.Try, frame: Frame, shift: int) -> Kept:
+        """A `try`, its blocks folded each by itself."""
+        frame.forget(stored(stmt) | {handler.name for handler in stmt.handlers if handler.name})
+        lines, reads = self.text.comments(stmt, shift), set()
+        for part in [stmt, *stmt.handlers]:
+            body, _ = self.body(part.body, Frame([dict(space) for space in frame.spaces], set(frame.opened)), shift)
+            lines += [self.text.lines[part.lineno - 1][shift:], *(line for one in body for line in one.lines)]
+            reads |= {name for one in body for name in one.reads}
+        return Kept(lines, reads | loaded(stmt))
+
     def branch(self, stmt: ast.If, frame: Frame, shift: int) -> tuple[list[Kept], bool]:
         truth = frame.truth(stmt.test)
         if truth is not None:
@@ -275,7 +287,8 @@ class Folder:
             frame.spaces = outside.spaces
         if not body and not orelse:
             return [], False
-        test, reads = self.text.expression(stmt.test, frame, True), set(loaded(stmt.test))
+        test = self.text.expression(stmt.test, frame, True)
+        reads = set(loaded(ast.parse(test, mode="eval")))
         reads |= {name for one in (*body, *orelse) for name in one.reads}
         margin = " " * (stmt.col_offset - shift)
         if not body:

@@ -17,18 +17,27 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from configuration_zoo.field_settings import SettingsAccess, add_key_properties, described, nested, settings_of, spread
-from configuration_zoo.field_words import repeat_patterns, takes_words
-from configuration_zoo.first_layers import build_without_unread, first_layers
 from configuration_zoo.layer_words import teach_layer_words
 from configuration_zoo.rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
 from configuration_zoo.version import __version__
 
-from .export_config_kinds import check_lengths, merge_rope_scaling, nearest, not_here, refuse_other
+from .export_config_kinds import (
+    build_without_unread,
+    check_lengths,
+    first_layers,
+    merge_rope_scaling,
+    nearest,
+    not_here,
+    refuse_other,
+    repeat_patterns,
+    said_in,
+    takes_words,
+)
 
 # What a model may have: dicts of settings | lists over layers in its config.json | several kinds of layers |
 # rotations | one for each kind of layer | no mask that hides what comes later.
 GROUPS = LISTS = MIXED = ROTATES = NESTED = BIDIRECTIONAL = True
-WRITTEN, LEFT_OUT, PRESENT, STANDARD, PLATFORM_KEYS, READ_BY = (), {}, (), {}, (), {}
+WRITTEN, LEFT_OUT, PRESENT, SAID, PLATFORM_KEYS, READ_BY = (), {}, (), {}, (), {}
 
 logger = logging.get_logger(__name__)
 # How alike (difflib's ratio) an unknown key of a file and a field must be for the key to be a misspelling.
@@ -85,9 +94,7 @@ class ZooConfig(PreTrainedConfig):
         if group in LEFT_OUT:
             refuse_other(group, {key: value} if key else value)
         else:
-            # What is left open has the one value that is here.
-            open_here = value is None and name in STANDARD
-            super().__setattr__(name, self.__dataclass_fields__[name].default if open_here else value)
+            super().__setattr__(name, value)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -110,15 +117,15 @@ class ZooConfig(PreTrainedConfig):
         before, depth = config_dict.get("num_hidden_layers"), given.get("num_hidden_layers")
         fewer = isinstance(before, int) and isinstance(depth, int) and 0 < depth < before
         if LISTS and fewer:
-            config_dict = first_layers(cls, {**cls(**deepcopy(config_dict)).to_dict(), **config_dict}, before, depth)
-        said = config_dict = {**config_dict, **given}
-        if GROUPS:
-            said = spread(config_dict, settings_of(cls))
-        missing = [name for name in (*STANDARD, *PRESENT) if said.get(name) is None]
+            config_dict = {**cls(**deepcopy(config_dict)).to_dict(), **config_dict}
+            lists = [field.name for field in fields(cls) if getattr(field.metadata.get("kind"), "per_layer", False)]
+            config_dict = first_layers(config_dict, lists, depth)
+        config_dict = {**config_dict, **given}
+        missing = [name for name in (*SAID, *PRESENT) if said_in(config_dict, name) is None]
         for name in missing:
             if MIXED and name in READ_BY:
                 continue
-            raise not_here(name, STANDARD.get(name))
+            raise not_here(name, None)
         alike = [key for key in cls._unknown(config_dict) if not get_close_matches(key, names, cutoff=MISSPELT)]
         notes = {key: config_dict.pop(key) for key in alike if not isinstance(getattr(cls, key, None), property)}
         if MIXED:
@@ -131,7 +138,7 @@ class ZooConfig(PreTrainedConfig):
             # What only some kinds of layers need.
             for name, (words, word) in READ_BY.items():
                 if name in missing and word in getattr(config, words):
-                    raise not_here(name, STANDARD.get(name))
+                    raise not_here(name, None)
         for key, value in notes.items():
             logger.warning(f"config.json has {key}={value!r}, no field of ZooConfig: kept, but without effect.")
             setattr(config, key, value)
@@ -141,7 +148,7 @@ class ZooConfig(PreTrainedConfig):
         """Where num_hidden_layers was lowered on a config at hand, cuts what there is for each layer off as well."""
         before = len(self.layer_types)
         if self.num_hidden_layers < before:
-            values = {**self.to_dict(), "num_hidden_layers": before}
+            values = self.to_dict() | {"num_hidden_layers": before}
             fresh = type(self).from_dict(values, num_hidden_layers=self.num_hidden_layers)
             vars(self).update({field.name: vars(fresh)[field.name] for field in fields(self)})
 
@@ -167,6 +174,15 @@ class ZooConfig(PreTrainedConfig):
         # Settings of generation that old folders keep in config.json; transformers drops them.
         return [key for key in unknown if key not in GenerationConfig().to_dict()] if unknown else []
 
+    def to_dict(self) -> dict[str, Any]:
+        whole = super().to_dict()
+        for name, value in SAID.items():
+            if MIXED and name in READ_BY and READ_BY[name][1] not in getattr(self, READ_BY[name][0]):
+                continue
+            group, _, key = name.partition(".")
+            whole[group] = {**(whole.get(group) or {}), key: value} if key else value
+        return whole
+
     def to_diff_dict(self) -> dict[str, Any]:
         """What config.json and `repr` show: what differs and cannot be derived, what engines look for, no None."""
         whole, theirs = super().to_diff_dict(), PreTrainedConfig.__dataclass_fields__
@@ -175,10 +191,9 @@ class ZooConfig(PreTrainedConfig):
             own = {name: field.default for name, field in described(type(self)).items() if name not in theirs}
         else:
             own = {field.name: field.default for field in fields(self) if field.name not in theirs}
-        own |= STANDARD
         kept = {name for name in own if own[name] is not None and repr(whole.get(name)) != repr(own[name])}
         try:
-            kept = self._underived(whole, own, kept | {*WRITTEN})
+            kept = self._underived(whole, own, kept | {*WRITTEN, *SAID})
         except Exception:  # Whatever was put into it; to print a config never fails.
             kept = set(own)
         whole = {key: value for key, value in whole.items() if value is not None and (key in kept or key not in own)}

@@ -5,6 +5,7 @@ Never shipped itself and never imported by what is: export_config.py takes from 
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from configuration_zoo.field_needs import UnreadField
-from configuration_zoo.field_words import pattern, period
+from configuration_zoo.first_layers import READ_IN
 from configuration_zoo.rope_keys import LEGACY_ROPE_KEYS
 
-LEFT_OUT, STANDARD = {}, {}
+LEFT_OUT, GROUPS, MECHANISMS, SHARED_KEYS, SHARED_BLOCKS, LIGHTNING, PER_LAYER_INPUT = {}, *[True] * 6
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -46,11 +47,18 @@ def refuse_unless(config: Any, condition: bool, reason: str, names: Iterable[str
 
     `reason` completes the sentence "field=value only means something with ...". What has one value here is not asked.
     """
-    for name in () if condition else [name for name in names if name not in STANDARD]:
+    for name in () if condition else names:
         left = name in LEFT_OUT or name.partition(".")[0] in LEFT_OUT
         value = None if left else getattr(config, name)
         if value is not None and value is not False:
             raise UnreadField(name, value, reason)
+
+
+def said_in(config_dict: dict[str, Any], name: str) -> Any:
+    """What a config.json says of a field, or of a key of a dict."""
+    group, _, key = name.partition(".")
+    value = config_dict.get(group)
+    return value.get(key) if key and isinstance(value, dict) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,14 +225,54 @@ def per_layer(*words: str, default: str | None = None, period: tuple[str, ...] =
     return setting(Items(Here(words), per_layer=True, period=period), default)
 
 
+class Pattern(list):
+    """Entries that are repeated until every layer has one, as soon as it is known how many there are."""
+
+
 def understood(field: dataclasses.Field, value: Any) -> Any:
-    """A pattern or a period over layers as the field stores it."""
-    kind = field.metadata.get("kind")
-    if getattr(kind, "per_layer", False) and isinstance(value, int):
-        return period(field.name, value, kind)
-    if getattr(kind, "per_layer", False) and isinstance(value, str) and ("," in value or "*" in value):
-        return pattern(field.name, value, kind.entry)
-    return value
+    """`"3*linear_attention, full_attention"`, or 4 for the same, as entries to repeat; any other value as it is.
+
+    Raises ValueError for what is no such text or number.
+    """
+    kind, found = field.metadata.get("kind"), Pattern()
+    if not getattr(kind, "per_layer", False) or not (isinstance(value, int) or re.search(r"[*,]", str(value))):
+        return value
+    if isinstance(value, int):
+        if not kind.period or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{field.name}={value} must be a list with one entry for each layer, or a pattern.")
+        return Pattern([kind.period[0]] * (value - 1) + [kind.period[-1]])
+    for part in value.split(",") if isinstance(value, str) else ():
+        match = re.fullmatch(r"\s*(?:([1-9]\d*)\s*\*\s*)?([\w-]+)\s*", part)
+        if match is None or (isinstance(kind.entry, Number) and not match[2].isdecimal()):
+            raise ValueError(f"{field.name}={value!r} has {part.strip()!r}: write entries with commas.")
+        word = int(match[2]) if isinstance(kind.entry, Number) else match[2]
+        found += [None if word == "None" else word] * int(match[1] or 1)
+    return found if isinstance(value, str) else value
+
+
+def takes_words(config_class: type) -> type:
+    """A class decorator: what is set is first made what `understood` says, then checked as before."""
+    checked = config_class.__setattr__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in config_class.__dataclass_fields__:
+            try:
+                value = understood(config_class.__dataclass_fields__[name], value)
+            except ValueError as error:
+                raise StrictDataclassFieldValidationError(field=name, cause=error) from error
+        checked(self, name, value)
+        if "num_hidden_layers" in vars(self):
+            repeat_patterns(self)
+
+    config_class.__setattr__ = __setattr__
+    return config_class
+
+
+def repeat_patterns(config: Any) -> None:
+    """Every pattern as a list with one entry for each layer."""
+    count = config.num_hidden_layers
+    for name, value in [one for one in vars(config).items() if isinstance(one[1], Pattern)]:
+        setattr(config, name, [value[index % len(value)] for index in range(count)])
 
 
 def check_lengths(config: Any) -> None:
@@ -261,3 +309,51 @@ def merge_rope_scaling(given: dict[str, Any]) -> dict[str, Any]:
             says = f"{name}={value!r} and rope_parameters: {key}={here!r} disagree: "
             raise ValueError(f"{says}take one of them out of the configuration.")
     return {key: given[key] for key in given if key not in LEGACY_ROPE_KEYS} | {"rope_parameters": table}
+
+
+def first_layers(values: dict[str, Any], names: list[str], count: int) -> dict[str, Any]:
+    """`values` of a config of more layers with the lists over layers (`names`) cut off after `count` of them.
+
+    Raises ValueError for a model in which every layer depends on how many there are.
+    """
+    before = values["num_hidden_layers"]
+    says = f"num_hidden_layers={count} cannot cut a model of {before} layers with"
+    if PER_LAYER_INPUT:
+        rows = values["hidden_size_per_layer_input"]
+        raise ValueError(
+            f"{says} hidden_size_per_layer_input={rows}: its second token table holds rows for all of them."
+        )
+    if LIGHTNING:
+        word = values["linear_attention_type"]
+        raise ValueError(
+            f"{says} linear_attention_type={word!r}: how fast a layer forgets depends on how many there are."
+        )
+    lists = {name: values[name] for name in names if isinstance(values.get(name), list)}
+    cut = values | {name: entries[:count] for name, entries in lists.items() if len(entries) == before}
+    if MECHANISMS:
+        for name in [name for name in READ_IN if isinstance(cut.get(name), list)]:
+            # A mechanism named where no layer reads it may have been that of a layer left out.
+            pairs = zip(cut[name], cut["layer_types"], strict=False)
+            cut[name] = [mechanism if word in READ_IN[name] else None for mechanism, word in pairs]
+    if SHARED_KEYS:
+        cut["num_kv_shared_layers"] = max(0, count - (before - values["num_kv_shared_layers"]))
+    if SHARED_BLOCKS:
+        users = cut["block_type"].count("shared_block") if isinstance(cut["block_type"], list) else count
+        cut["num_mem_blocks"] = min(values["num_mem_blocks"], users) or None
+    return cut
+
+
+def build_without_unread(build: Any, values: dict[str, Any], kept: set[str]) -> Any:
+    """`build(values)`, without the fields that only layers left out would have read; those in `kept` are refused."""
+    while True:
+        try:
+            return build(values)
+        except Exception as error:
+            unread = error if isinstance(error, UnreadField) else error.__cause__
+            if not isinstance(unread, UnreadField) or unread.field in kept:
+                raise
+            if GROUPS and "." in unread.field:
+                group, _, key = unread.field.partition(".")
+                values = {**values, group: {name: one for name, one in values[group].items() if name != key}}
+            else:
+                values = {name: value for name, value in values.items() if name != unread.field}

@@ -4,7 +4,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from contextlib import suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import Field
 from typing import Any
 
@@ -13,7 +13,7 @@ from configuration_zoo.config_file import ALWAYS
 from configuration_zoo.configuration_zoo import PLATFORM_KEYS
 from configuration_zoo.first_layers import build_without_unread, per_layer_names, unread_field
 
-from .export_config_fields import Plan, quoted, table_lines
+from .export_config_fields import Plan, comment_lines, quoted, table_lines
 from .export_config_worlds import Open
 
 
@@ -26,16 +26,48 @@ class Tables:
     def lines(self, mixed: bool) -> dict[str, list[str]]:
         """The constants that are made here, by name."""
         written = [*ALWAYS, *(name for name in self.plan.written if name not in ALWAYS)]
-        written = [name for name in written if name in self.plan.carried and name not in self.plan.standard]
-        present = [n for n in self.plan.written if self.is_present(n)]
         return {
             "PLATFORM_KEYS": tuple_lines("PLATFORM_KEYS", PLATFORM_KEYS),
-            "WRITTEN": tuple_lines("WRITTEN", (*written, *self.plan.standard)),
-            "PRESENT": tuple_lines("PRESENT", present),
-            "STANDARD": table_lines(self.plan.standard, 0, "STANDARD = ", ""),
+            "WRITTEN": tuple_lines("WRITTEN", [name for name in written if name in self.plan.carried]),
+            "PRESENT": tuple_lines("PRESENT", self.present()),
+            "SAID": self.said_lines(),
             **self.left_lines(),
-            **({"READ_BY": table_lines(self.read_by(), 0, "READ_BY = ", "")} if mixed else {}),
+            **({"READ_BY": self.read_by_lines()} if mixed else {}),
         }
+
+    def present(self) -> list[str]:
+        """The numbers of a concept that nothing derives: without them it is another model."""
+        view = self.config.outside_layers()
+        found = []
+        for name in [name for name in self.plan.written if self.is_present(name)]:
+            derived = copy(view)
+            vars(derived)[name] = None
+            with suppress(Exception):
+                derived._resolve()
+            if vars(derived)[name] is None:
+                found.append(name)
+        return found
+
+    def read_by_lines(self) -> list[str]:
+        """`read_by` by place."""
+        places = {}
+        for name, place in self.read_by().items():
+            places.setdefault(place, []).append(name)
+        if not places:
+            return ["READ_BY = {}"]
+        rows = [f"**dict.fromkeys({quoted(tuple(names))}, {quoted(place)})," for place, names in places.items()]
+        indents = {"initial_indent": "    ", "subsequent_indent": "        "}
+        lines = [line for row in rows for line in textwrap.wrap(row, 112, **indents, break_on_hyphens=False)]
+        return ["# What only some kinds of layers read.", "READ_BY = {", *lines, "}  # fmt: skip"]
+
+    def said_lines(self) -> list[str]:
+        if not self.plan.said:
+            return ["SAID = {}"]
+        lines = ["# What this model is, of all that zoo knows: config.json says so, code for other values is not here."]
+        lines += ["SAID = {"]
+        for name, value in self.plan.said.items():
+            lines += [*comment_lines(self.every[name], 4), f"    {quoted(name)}: {quoted(value)},"]
+        return [*lines, "}"]
 
     def read_by(self) -> dict[str, tuple[str, str]]:
         """Fields that only some kinds of layers read: name -> the list and the word in it that says which."""
@@ -44,24 +76,24 @@ class Tables:
         values = self.config.to_dict()
         without = [without_unread(self.config, values, [row == kind for row in rows]) for kind in kinds]
         found = {}
-        for name in [*self.plan.standard, *self.plan.written]:
+        for name in [*self.plan.said, *self.plan.written]:
             where = [index for index, unread in enumerate(without) if name not in unread]
             if len(where) < len(kinds):
                 found[name] = distinguished([kinds[index] for index in where], kinds, [*self.plan.lists])
-        return {name: place for name, place in found.items() if self.is_present(name) or name in self.plan.standard}
+        return {name: place for name, place in found.items() if self.is_present(name) or name in self.plan.said}
 
     def left_lines(self) -> dict[str, list[str]]:
         """What is left out: the names at None as words, the others with their values."""
         absent = [name for name, value in self.plan.left.items() if value is None and "." not in name]
-        others = {name: value for name, value in self.plan.left.items() if name not in absent}
+        others = {name: value for name, value in self.plan.left.items() if name not in {*absent, *self.plan.said}}
         words = textwrap.wrap(" ".join(absent), 112)
         return {
             "ABSENT": ['ABSENT = """', *(f"    {row}" for row in words), '""".split()'],
-            "LEFT_OUT": table_lines(others, 0, "LEFT_OUT = dict.fromkeys(ABSENT) | ", ""),
+            "LEFT_OUT": table_lines(others, 0, "LEFT_OUT = dict.fromkeys(ABSENT) | SAID | ", ""),
         }
 
     def is_open(self, name: str) -> bool:
-        return name in self.plan.carried and name not in self.plan.standard
+        return name in self.plan.carried
 
     def is_present(self, name: str) -> bool:
         status = self.plan.statuses.get(name)

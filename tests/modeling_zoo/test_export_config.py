@@ -125,6 +125,7 @@ def test_the_first_layers_are_those_of_the_package(name, exported):
         }
         assert ours.layer_types == theirs.layer_types and ours.mlp_layer_types == theirs.mlp_layer_types
         own.from_dict(said(ours))
+        assert ZooConfig.from_dict(said(ours)).mlp_layer_types == ours.mlp_layer_types
 
 
 @pytest.mark.parametrize("name", CONFIGS)
