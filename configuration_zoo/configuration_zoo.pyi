@@ -93,7 +93,7 @@ class ZooConfig(PreTrainedConfig):
     use_cache: bool
     """Whether a forward returns its cache. Source: transformers."""
     pad_token_id: int | None
-    """The token that fills the rows of a batch up. Source: transformers."""
+    """The token that pads the shorter rows of a batch. Source: transformers."""
     bos_token_id: int | list[int] | None
     """The token that begins a text, or several. Source: transformers."""
     eos_token_id: int | list[int] | None
@@ -128,12 +128,12 @@ class ZooConfig(PreTrainedConfig):
     """Each head's values pass an RMS norm without a weight before they are cached. Needs a layer of layer_types with
     softmax attention. Source: Gemma 4's published code."""
     attention_k_eq_v: bool
-    """The values are the projected keys, before those are normed and rotated. Needs a layer of layer_types with
+    """The values are the projected keys, before those are normalised and rotated. Needs a layer of layer_types with
     softmax attention. Source: Gemma 4's published code."""
     layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"]] | None
-    """What transformers calls each layer: how far it sees, hence its mask and its cache. A number n: every n-th is
-    full_attention, the others slide, or are what linear_attention_type or attention_chunk_size is for. None:
-    sliding_attention with a sliding_window, else full_attention. Source: transformers."""
+    """The type of each layer by transformers' names: what a token attends to, hence the mask and the cache. A number
+    n: every n-th is full_attention, the others slide, or are what linear_attention_type or attention_chunk_size
+    is for. None: sliding_attention with a sliding_window, else full_attention. Source: transformers."""
     sliding_window: int | None
     """A token sees itself and window - 1 before it, in the layers that slide. Without layer_types it is one for
     every layer. Needs a layer of layer_types that is one of ['sliding_attention', 'hybrid_sliding']. Source:
@@ -184,7 +184,7 @@ class ZooConfig(PreTrainedConfig):
     """A layer norm on queries and keys has a bias. Needs qk_norm. Source: Phi (Microsoft 2023); Chameleon, arXiv
     2405.09818."""
     qk_norm_position: Literal["before_rope", "after_rope"] | None
-    """The norm stands before or after the rotation. None: before_rope. Needs qk_norm. Source: Qwen3, arXiv
+    """The norm is applied before or after the rotation. None: before_rope. Needs qk_norm. Source: Qwen3, arXiv
     2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)."""
     qk_norm_layers: Literal["all", "rope"] | None
     """The norm is in all layers, or in those alone that rotate. None: all. Needs qk_norm. Source: Llama 4 (Meta
@@ -192,9 +192,9 @@ class ZooConfig(PreTrainedConfig):
     qk_norm_eps: float | int | None
     """Epsilon of the norm on queries and keys. None: norm_eps. Needs qk_norm. Source: own to zoo."""
     attention_sinks: Literal["all", "full_attention", "sliding_attention", "chunked_attention"] | None
-    """One learned logit per head takes probability and gives nothing, on the layers of this type. Needs a layer of
-    layer_types with softmax attention that it names. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925; Xiao et al.
-    2023, arXiv 2309.17453."""
+    """One learned logit per head takes part in the softmax and has no value, in the layers of this type. Needs a
+    layer of layer_types with softmax attention that it names. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925;
+    Xiao et al. 2023, arXiv 2309.17453."""
     attn_output_gate: Literal["query", "elementwise", "headwise"] | None
     """A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query),
     or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate. Needs a layer of
@@ -288,11 +288,11 @@ class ZooConfig(PreTrainedConfig):
     'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
     'short_conv']. Source: Mamba's published code."""
     linear_act: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
-    """Activation behind the convolution. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
-    'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4."""
+    """Activation after the convolution. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention',
+    'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
+    'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4."""
     linear_qk_norm: Literal["l2", "none"] | None
-    """Queries and keys are brought to length 1, or not. Needs a linear_attention_type of ['gated_delta_net',
+    """Whether queries and keys are L2-normalised. Needs a linear_attention_type of ['gated_delta_net',
     'kimi_delta_attention', 'delta_net']. Source: Yang et al. 2024, arXiv 2406.06484, §3.4."""
     linear_feature_map: Literal["none", "elu_plus_one", "relu"] | None
     """Map that makes queries and keys positive. Needs a linear_attention_type of ['gated_delta_net',
@@ -331,7 +331,7 @@ class ZooConfig(PreTrainedConfig):
     'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2, arXiv 2405.21060, §7.1 (group); RetNet,
     arXiv 2307.08621 (head)."""
     linear_norm_before_gate: bool | None
-    """The output is normed before it is gated, instead of after. Needs a linear_attention_type of
+    """The output is normalised before it is gated, instead of after. Needs a linear_attention_type of
     ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
     'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2's published code (after); Gated
     DeltaNet's (before)."""
@@ -390,11 +390,11 @@ class ZooConfig(PreTrainedConfig):
     """Rank of what each of those layers adds to the first projection of the shared block's MLP. None: nothing. Needs
     a block_type 'shared_block'. Source: Zamba2, arXiv 2411.15242."""
     position_embedding_type: Literal["rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none"]
-    """How a model knows where a token stands. "transformer_xl": each layer scores distances with projections of its
-    own; "relative": T5's bias by bucket. Source: Su et al. 2021, arXiv 2104.09864 (rope); Press et al. 2022,
-    arXiv 2108.12409 (alibi); Dai et al. 2019, arXiv 1901.02860, §3.3; Raffel et al. 2020, arXiv 1910.10683, §2.1."""
+    """The kind of position embedding. "transformer_xl": each layer scores distances with projections of its own;
+    "relative": T5's bias by bucket. Source: Su et al. 2021, arXiv 2104.09864 (rope); Press et al. 2022, arXiv
+    2108.12409 (alibi); Dai et al. 2019, arXiv 1901.02860, §3.3; Raffel et al. 2020, arXiv 1910.10683, §2.1."""
     max_position_embeddings: int
-    """How long a text may be: rows of a learned table, and what scaled rotations are scaled by. Source:
+    """The longest sequence: rows of a learned position table, and the length that rope scaling refers to. Source:
     transformers."""
     rope_parameters: dict[str, Any] | None
     """The dict of transformers with rope_type, rope_theta, partial_rotary_factor, factor ...: one for all layers, or
@@ -449,7 +449,7 @@ class ZooConfig(PreTrainedConfig):
     """The norms have a learned scale; without it they have no parameters at all. Source: Ba et al. 2016, arXiv
     1607.06450; without: OLMo, arXiv 2402.00838."""
     norm_bias: bool | None
-    """A layer norm has a learned shift. None: as the norm has it by default, layer norm with one, RMS norm without.
+    """A layer norm has a learned bias. None: as the norm has it by default, layer norm with one, RMS norm without.
     Source: Ba et al. 2016, arXiv 1607.06450."""
     norm_unit_offset: bool
     """The stored weight is an offset from one: y = x̂ · (1 + w). Source: Gemma, arXiv 2403.08295; Nemotron-4, arXiv
@@ -485,9 +485,9 @@ class ZooConfig(PreTrainedConfig):
     Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555;
     MiniMax-01, arXiv 2501.08313."""
     embedding_norm: bool
-    """A norm stands on the embeddings. Source: BLOOM, arXiv 2211.05100, §3.2."""
+    """The embeddings are normalised. Source: BLOOM, arXiv 2211.05100, §3.2."""
     final_norm: bool
-    """A norm stands before the head. Source: Radford et al. 2019 (GPT-2), §2.3."""
+    """There is a norm before the head. Source: Radford et al. 2019 (GPT-2), §2.3."""
     hc_mult: int | None
     """How many residual streams there are. None: 4. Needs block_type='hyper_connection'. Source: Zhu et al. 2024,
     arXiv 2409.19606."""
@@ -498,11 +498,11 @@ class ZooConfig(PreTrainedConfig):
     """Added to weights and sums so that nothing is divided by zero. None: 1e-6. Needs block_type='hyper_connection'.
     Source: DeepSeek-V4's published code."""
     num_kv_shared_layers: int
-    """So many last layers have no keys and values of their own and read those of the last layer before them of the
-    same layer type; they cache nothing. Source: Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's name."""
+    """How many of the last layers have no keys and values of their own: they read those of the last layer before
+    them of the same type, and cache nothing. Source: Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's name."""
     hidden_size_per_layer_input: int | None
-    """Channels of the row that each layer has of every token in a second table. None: no such table. Source: Gemma
-    3n (Google 2025)."""
+    """Width of a further embedding of every token for each layer, from a second table. None: no such table. Source:
+    Gemma 3n (Google 2025)."""
     vocab_size_per_layer_input: int | None
     """Tokens of that second table. None: vocab_size. Needs hidden_size_per_layer_input. Source: Gemma 3n (Google
     2025)."""
@@ -518,23 +518,23 @@ class ZooConfig(PreTrainedConfig):
     """Width of the space the experts work in, between two projections of the layer's own. None: hidden_size. Needs a
     'sparse' layer in mlp_layer_types. Source: Nemotron 3 (NVIDIA 2025)."""
     zero_expert_num: int | None
-    """Further ids of the router that cost nothing. None: no such ids. Needs a 'sparse' layer in mlp_layer_types.
-    Source: MoE++, Jin et al. 2024, arXiv 2410.07348; LongCat-Flash, arXiv 2509.01322."""
+    """Zero-computation experts: further outputs of the router that cost nothing. None: none. Needs a 'sparse' layer
+    in mlp_layer_types. Source: MoE++, Jin et al. 2024, arXiv 2410.07348; LongCat-Flash, arXiv 2509.01322."""
     zero_expert_type: Literal["identity", "zero"] | None
-    """A zero expert gives the token back, or zero. None: identity. Needs zero_expert_num. Source: MoE++, Jin et al.
-    2024, arXiv 2410.07348, §3.1; LongCat-Flash, arXiv 2509.01322."""
+    """A zero-computation expert returns its input, or zero. None: identity. Needs zero_expert_num. Source: MoE++,
+    Jin et al. 2024, arXiv 2410.07348, §3.1; LongCat-Flash, arXiv 2509.01322."""
     expert_bias: bool | None
     """The projections of the experts have biases. gated_mlp and hidden_act say what an expert computes, as for a
     dense layer. Needs a 'sparse' layer in mlp_layer_types. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
     swiglu_limit: float | int | None
-    """In routed and shared experts the gate is cut at this limit, the other half at ± the limit. None: neither.
-    Needs gated_mlp=True. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
+    """In routed and shared experts the gate is clamped to at most this limit, the up projection to ± the limit.
+    None: neither. Needs gated_mlp=True. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
     swiglu_alpha: float | int | None
     """The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act. Needs gated_mlp=True.
     Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
     swiglu_up_offset: float | int | None
-    """Added to the half of an expert that the gate multiplies. None: 0. Needs gated_mlp=True. Source: gpt-oss
-    (OpenAI 2025), arXiv 2508.10925 (1)."""
+    """Added to the up projection of an expert, which the gate then multiplies. None: 0. Needs gated_mlp=True.
+    Source: gpt-oss (OpenAI 2025), arXiv 2508.10925 (1)."""
     scoring_func: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"] | None
     """Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. None:
     softmax. Needs a 'sparse' layer in mlp_layer_types. Source: Shazeer et al. 2017, arXiv 1701.06538;
@@ -604,10 +604,10 @@ class ZooConfig(PreTrainedConfig):
     n_shared_experts. Source: DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)."""
     gated_mlp: bool
     """An MLP is down(act(gate x) · up x) instead of down(act(up x)). Needs a layer with an MLP, which
-    block_type='mixer_only' has not. Source: Shazeer 2020, arXiv 2002.05202."""
+    block_type='mixer_only' lacks. Source: Shazeer 2020, arXiv 2002.05202."""
     hidden_act: Literal["elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu"]
     """Activation of an MLP; "linear" with a gate is the bilinear unit, "sigmoid" the first gated one. Needs a layer
-    with an MLP, which block_type='mixer_only' has not. Source: transformers' ACT2FN; Shazeer 2020, arXiv
+    with an MLP, which block_type='mixer_only' lacks. Source: transformers' ACT2FN; Shazeer 2020, arXiv
     2002.05202."""
     intermediate_size: int | None
     """Inner width of an MLP. None: 4 · hidden_size, or with a gate 8/3 · hidden_size rounded up to 64, which has as
@@ -617,7 +617,7 @@ class ZooConfig(PreTrainedConfig):
     Source: transformers."""
     mlp_multipliers: list[float | int] | None
     """Factors on the gate before its activation and on the output. None: 1 each. Needs a layer with an MLP, which
-    block_type='mixer_only' has not. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
+    block_type='mixer_only' lacks. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
     mlp_layer_types: list[Literal["dense", "sparse"]] | None
     """For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with
     num_experts, else dense. Source: transformers."""
@@ -634,26 +634,26 @@ class ZooConfig(PreTrainedConfig):
     """Factor on the mean square of log Z of the router. None: 0. Needs a 'sparse' layer in mlp_layer_types. Source:
     ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5."""
     output_z_loss_coef: float | int
-    """Factor on log² Z of the vocabulary's softmax, which keeps Z near one; PaLM has 1e-4. Source: PaLM, Chowdhery
-    et al. 2022, arXiv 2204.02311, §5."""
+    """Factor on log² Z of the vocabulary's softmax, which keeps Z near one; 1e-4 in PaLM. Source: PaLM, Chowdhery et
+    al. 2022, arXiv 2204.02311, §5."""
     loss_chunk_size: int | None
     """Training computes the loss over so many target tokens at a time and returns no logits. None: over all at once.
     Source: own to zoo."""
     initializer_type: Literal["normal", "small", "fan_in"]
-    """Spread of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) (fan_in).
-    Source: Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv 2204.02311
-    (fan_in)."""
+    """Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs)
+    (fan_in). Source: Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv
+    2204.02311 (fan_in)."""
     residual_initializer_type: Literal["same", "depth", "layer", "wang", "zero"]
-    """Spread of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N) with N the
-    writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or
-    zero. Source: Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo
-    (layer); GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
+    """Standard deviation of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N)
+    with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D))
+    (wang), or zero. Source: Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and
+    OLMo (layer); GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
     embedding_initializer_range: float | int | None
-    """Spread of the token table where it is another; PaLM has 1. None: as initializer_type says. Source: PaLM,
-    Chowdhery et al. 2022, arXiv 2204.02311, §5."""
+    """Standard deviation of the token table, if it is another; 1 in PaLM. None: as initializer_type says. Source:
+    PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5."""
     initializer_cutoff: float | int | None
-    """What lies further out than this many times the spread is drawn again; OLMo 2 has 3. None: a plain normal
-    distribution. Source: OLMo 2, arXiv 2501.00656."""
+    """Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal distribution.
+    Source: OLMo 2, arXiv 2501.00656."""
     def __init__(
         self,
         *,
@@ -861,7 +861,7 @@ class ZooConfig(PreTrainedConfig):
             residual_dropout: Rate of dropout on the output of each sub-layer before it joins the residual stream, in training.
             initializer_range: Standard deviation of a new matrix, where initializer_type does not say otherwise.
             use_cache: Whether a forward returns its cache.
-            pad_token_id: The token that fills the rows of a batch up.
+            pad_token_id: The token that pads the shorter rows of a batch.
             bos_token_id: The token that begins a text, or several.
             eos_token_id: The token that ends a text, or several.
             source_config: The config.json this model was converted from, unchanged, so that converting back loses nothing.
@@ -874,8 +874,8 @@ class ZooConfig(PreTrainedConfig):
             attention_value_scale: Factor on the values before they are cached. None: 1.
             key_multiplier: Factor on the projected keys before they are cached. None: 1.
             value_norm: Each head's values pass an RMS norm without a weight before they are cached.
-            attention_k_eq_v: The values are the projected keys, before those are normed and rotated.
-            layer_types: What transformers calls each layer: how far it sees, hence its mask and its cache. A number n: every n-th is full_attention, the others slide, or are what linear_attention_type or attention_chunk_size is for. None: sliding_attention with a sliding_window, else full_attention.
+            attention_k_eq_v: The values are the projected keys, before those are normalised and rotated.
+            layer_types: The type of each layer by transformers' names: what a token attends to, hence the mask and the cache. A number n: every n-th is full_attention, the others slide, or are what linear_attention_type or attention_chunk_size is for. None: sliding_attention with a sliding_window, else full_attention.
             sliding_window: A token sees itself and window - 1 before it, in the layers that slide. Without layer_types it is one for every layer.
             attention_chunk_size: A token sees what is before it in its own chunk of so many tokens, in chunked_attention layers.
             sparse_attention_pattern: Factorised pattern over a full_attention layer, one name for all of them or one for each layer.
@@ -892,10 +892,10 @@ class ZooConfig(PreTrainedConfig):
             qk_norm_scope: The norm goes over each head or over the full projection. None: head.
             qk_norm_weight: The norm's weight is shared by the heads, one for each head, or none. None: shared.
             qk_norm_bias: A layer norm on queries and keys has a bias.
-            qk_norm_position: The norm stands before or after the rotation. None: before_rope.
+            qk_norm_position: The norm is applied before or after the rotation. None: before_rope.
             qk_norm_layers: The norm is in all layers, or in those alone that rotate. None: all.
             qk_norm_eps: Epsilon of the norm on queries and keys. None: norm_eps.
-            attention_sinks: One learned logit per head takes probability and gives nothing, on the layers of this type.
+            attention_sinks: One learned logit per head takes part in the softmax and has no value, in the layers of this type.
             attn_output_gate: A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate.
             attention_dropout: Rate of dropout on the weights of attention, in training.
             kv_lora_rank: Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · head_dim.
@@ -921,8 +921,8 @@ class ZooConfig(PreTrainedConfig):
             linear_bias: The projections into and out of the mixer have biases.
             linear_conv_kernel_dim: Taps of the causal convolution on what is projected, 0 for none.
             linear_conv_bias: The convolution has a bias.
-            linear_act: Activation behind the convolution.
-            linear_qk_norm: Queries and keys are brought to length 1, or not.
+            linear_act: Activation after the convolution.
+            linear_qk_norm: Whether queries and keys are L2-normalised.
             linear_feature_map: Map that makes queries and keys positive.
             linear_attention_multiplier: Scale of the outputs. None: linear_key_head_dim ** -0.5.
             linear_decay: How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear attention, or a constant per head. modeling_zoo/recurrent_decays.py has the formulas.
@@ -932,7 +932,7 @@ class ZooConfig(PreTrainedConfig):
             linear_decay_normalizer: The divisor of a log_sigmoid decay. None: 16.
             linear_allow_neg_eigval: Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction.
             linear_output_norm: RMS norm of the output over each head, each group of heads, all of it, or none.
-            linear_norm_before_gate: The output is normed before it is gated, instead of after.
+            linear_norm_before_gate: The output is normalised before it is gated, instead of after.
             linear_norm_eps: Epsilon of the norms in the mixer. None: norm_eps.
             linear_output_gate: Activation of the gate on the output, "none" for no gate.
             linear_gate_rank: Width of the narrow projection that the gate comes through. None: one projection, without a narrow one.
@@ -950,8 +950,8 @@ class ZooConfig(PreTrainedConfig):
             num_mem_blocks: How many shared blocks take turns over the layers with block_type "shared_block". None: 1.
             shared_attention_adapter_rank: Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing.
             shared_mlp_adapter_rank: Rank of what each of those layers adds to the first projection of the shared block's MLP. None: nothing.
-            position_embedding_type: How a model knows where a token stands. "transformer_xl": each layer scores distances with projections of its own; "relative": T5's bias by bucket.
-            max_position_embeddings: How long a text may be: rows of a learned table, and what scaled rotations are scaled by.
+            position_embedding_type: The kind of position embedding. "transformer_xl": each layer scores distances with projections of its own; "relative": T5's bias by bucket.
+            max_position_embeddings: The longest sequence: rows of a learned position table, and the length that rope scaling refers to.
             rope_parameters: The dict of transformers with rope_type, rope_theta, partial_rotary_factor, factor ...: one for all layers, or one for each layer type, where None means no rotation.
             rope_interleave: Channels (2j, 2j + 1) rotate together instead of (j, j + d/2). None: no, with rope.
             no_rope_layers: One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
@@ -968,7 +968,7 @@ class ZooConfig(PreTrainedConfig):
             norm_type: The norm of the residual stream.
             norm_eps: Added to the mean square, or the variance, so that nothing is divided by zero.
             norm_elementwise_affine: The norms have a learned scale; without it they have no parameters at all.
-            norm_bias: A layer norm has a learned shift. None: as the norm has it by default, layer norm with one, RMS norm without.
+            norm_bias: A layer norm has a learned bias. None: as the norm has it by default, layer norm with one, RMS norm without.
             norm_unit_offset: The stored weight is an offset from one: y = x̂ · (1 + w).
             block_type: Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
             residual_multiplier: Factor on the output of each sub-layer before it joins the residual stream.
@@ -978,24 +978,24 @@ class ZooConfig(PreTrainedConfig):
             linear_attn_beta_factor: The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None: 1.
             mlp_alpha_factor: The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
             mlp_beta_factor: The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
-            embedding_norm: A norm stands on the embeddings.
-            final_norm: A norm stands before the head.
+            embedding_norm: The embeddings are normalised.
+            final_norm: There is a norm before the head.
             hc_mult: How many residual streams there are. None: 4.
             hc_sinkhorn_iters: Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.
             hc_eps: Added to weights and sums so that nothing is divided by zero. None: 1e-6.
-            num_kv_shared_layers: So many last layers have no keys and values of their own and read those of the last layer before them of the same layer type; they cache nothing.
-            hidden_size_per_layer_input: Channels of the row that each layer has of every token in a second table. None: no such table.
+            num_kv_shared_layers: How many of the last layers have no keys and values of their own: they read those of the last layer before them of the same type, and cache nothing.
+            hidden_size_per_layer_input: Width of a further embedding of every token for each layer, from a second table. None: no such table.
             vocab_size_per_layer_input: Tokens of that second table. None: vocab_size.
             num_experts: How many routed experts a sparse layer has.
             num_experts_per_tok: How many experts a token goes to.
             moe_intermediate_size: Inner width of a routed expert. None: intermediate_size.
             moe_latent_size: Width of the space the experts work in, between two projections of the layer's own. None: hidden_size.
-            zero_expert_num: Further ids of the router that cost nothing. None: no such ids.
-            zero_expert_type: A zero expert gives the token back, or zero. None: identity.
+            zero_expert_num: Zero-computation experts: further outputs of the router that cost nothing. None: none.
+            zero_expert_type: A zero-computation expert returns its input, or zero. None: identity.
             expert_bias: The projections of the experts have biases. gated_mlp and hidden_act say what an expert computes, as for a dense layer.
-            swiglu_limit: In routed and shared experts the gate is cut at this limit, the other half at ± the limit. None: neither.
+            swiglu_limit: In routed and shared experts the gate is clamped to at most this limit, the up projection to ± the limit. None: neither.
             swiglu_alpha: The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act.
-            swiglu_up_offset: Added to the half of an expert that the gate multiplies. None: 0.
+            swiglu_up_offset: Added to the up projection of an expert, which the gate then multiplies. None: 0.
             scoring_func: Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. None: softmax.
             sparsemixer_jitter_eps: Half of the threshold of sparsemixer. None: 0.01.
             score_after_topk: Experts are selected by their logits and the selected ones alone are scored, instead of all before.
@@ -1028,12 +1028,12 @@ class ZooConfig(PreTrainedConfig):
             output_router_logits: Whether the balance loss and the z-loss of routers are added to the loss. True: always, and router logits are returned; False: never, whatever the coefficients; None: in training alone, and no logits are returned.
             router_aux_loss_coef: Factor on the loss that balances the experts. None: 0.
             router_z_loss_coef: Factor on the mean square of log Z of the router. None: 0.
-            output_z_loss_coef: Factor on log² Z of the vocabulary's softmax, which keeps Z near one; PaLM has 1e-4.
+            output_z_loss_coef: Factor on log² Z of the vocabulary's softmax, which keeps Z near one; 1e-4 in PaLM.
             loss_chunk_size: Training computes the loss over so many target tokens at a time and returns no logits. None: over all at once.
-            initializer_type: Spread of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) (fan_in).
-            residual_initializer_type: Spread of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or zero.
-            embedding_initializer_range: Spread of the token table where it is another; PaLM has 1. None: as initializer_type says.
-            initializer_cutoff: What lies further out than this many times the spread is drawn again; OLMo 2 has 3. None: a plain normal distribution."""
+            initializer_type: Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) (fan_in).
+            residual_initializer_type: Standard deviation of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or zero.
+            embedding_initializer_range: Standard deviation of the token table, if it is another; 1 in PaLM. None: as initializer_type says.
+            initializer_cutoff: Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal distribution."""
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> 'ZooConfig | tuple[ZooConfig, dict]':
         """As transformers', but a field named beside the file takes part in derivation and checks like one in it.

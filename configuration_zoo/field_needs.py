@@ -82,7 +82,7 @@ NEEDS = {
     "sinks": (has_sinks, "a layer of layer_types with softmax attention that it names"),
     "temperature": (has_temperature, "a layer with softmax attention that it names (no_rope_layers says which rotate)"),
     "rotation": (rotates, "a layer with softmax attention that rotates (position_embedding_type, no_rope_layers)"),
-    "mlp": (has_mlp, "a layer with an MLP, which block_type='mixer_only' has not"),
+    "mlp": (has_mlp, "a layer with an MLP, which block_type='mixer_only' lacks"),
     "plain mlp": (has_plain_mlp, "a layer with a dense MLP, shared experts or moe_latent_size"),
     "experts": (has_experts, "a 'sparse' layer in mlp_layer_types whose block_type has an MLP"),
     "norm weight": (has_norm_weight, "a norm with a weight (norm_elementwise_affine=True)"),

@@ -86,15 +86,15 @@ class AttentionFields:
     )
     attention_k_eq_v: bool = flag(
         needs="softmax",
-        meaning="The values are the projected keys, before those are normed and rotated.",
+        meaning="The values are the projected keys, before those are normalised and rotated.",
         source="Gemma 4's published code",
     )
     layer_types: list[str] | None = per_layer(
         Choice(LAYER_TYPES),
         period=(SLIDING, FULL),
-        meaning="What transformers calls each layer: how far it sees, hence its mask and its cache. A number n: every "
-        "n-th is full_attention, the others slide, or are what linear_attention_type or attention_chunk_size is for. "
-        "None: sliding_attention with a sliding_window, else full_attention.",
+        meaning="The type of each layer by transformers' names: what a token attends to, hence the mask and the "
+        "cache. A number n: every n-th is full_attention, the others slide, or are what linear_attention_type or "
+        "attention_chunk_size is for. None: sliding_attention with a sliding_window, else full_attention.",
         source="transformers",
     )
     sliding_window: int | None = length(
@@ -187,7 +187,7 @@ class AttentionFields:
     qk_norm_position: str | None = choice(
         QK_NORM_POSITIONS,
         needs="qk_norm",
-        meaning="The norm stands before or after the rotation. None: before_rope.",
+        meaning="The norm is applied before or after the rotation. None: before_rope.",
         source="Qwen3, arXiv 2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)",
     )
     qk_norm_layers: str | None = choice(
@@ -204,7 +204,7 @@ class AttentionFields:
     attention_sinks: str | None = choice(
         ATTENTION_SINKS,
         needs="sinks",
-        meaning="One learned logit per head takes probability and gives nothing, on the layers of this type.",
+        meaning="One learned logit per head takes part in the softmax and has no value, in the layers of this type.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925; Xiao et al. 2023, arXiv 2309.17453",
     )
     attn_output_gate: str | None = choice(

@@ -49,13 +49,13 @@ class ExpertFields:
     )
     zero_expert_num: int | None = size(
         needs="sparse layer",
-        meaning="Further ids of the router that cost nothing. None: no such ids.",
+        meaning="Zero-computation experts: further outputs of the router that cost nothing. None: none.",
         source="MoE++, Jin et al. 2024, arXiv 2410.07348; LongCat-Flash, arXiv 2509.01322",
     )
     zero_expert_type: str | None = choice(
         ZERO_EXPERT_TYPES,
         needs="zero_expert_num",
-        meaning="A zero expert gives the token back, or zero. None: identity.",
+        meaning="A zero-computation expert returns its input, or zero. None: identity.",
         source="MoE++, Jin et al. 2024, arXiv 2410.07348, §3.1; LongCat-Flash, arXiv 2509.01322",
     )
 
@@ -68,8 +68,8 @@ class ExpertFields:
     )
     swiglu_limit: float | int | None = positive(
         needs="gated_mlp",
-        meaning="In routed and shared experts the gate is cut at this limit, the other half at ± the limit. None: "
-        "neither.",
+        meaning="In routed and shared experts the gate is clamped to at most this limit, the up projection to ± the "
+        "limit. None: neither.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
     )
     swiglu_alpha: float | int | None = positive(
@@ -79,7 +79,7 @@ class ExpertFields:
     )
     swiglu_up_offset: float | int | None = number(
         needs="gated_mlp",
-        meaning="Added to the half of an expert that the gate multiplies. None: 0.",
+        meaning="Added to the up projection of an expert, which the gate then multiplies. None: 0.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925 (1)",
     )
 

@@ -15,8 +15,8 @@ class KeyValueSharingFields:
 
     num_kv_shared_layers: int = count(
         0,
-        meaning="So many last layers have no keys and values of their own and read those of the last layer before "
-        "them of the same layer type; they cache nothing.",
+        meaning="How many of the last layers have no keys and values of their own: they read those of the last layer "
+        "before them of the same type, and cache nothing.",
         source="Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's name",
     )
 

@@ -124,12 +124,12 @@ class LinearFields:
     )
     linear_act: str | None = choice(
         CHOICES["linear_act"],
-        meaning="Activation behind the convolution.",
+        meaning="Activation after the convolution.",
         source="Mamba, arXiv 2312.00752, §3.4",
     )
     linear_qk_norm: str | None = choice(
         CHOICES["linear_qk_norm"],
-        meaning="Queries and keys are brought to length 1, or not.",
+        meaning="Whether queries and keys are L2-normalised.",
         source="Yang et al. 2024, arXiv 2406.06484, §3.4",
     )
     linear_feature_map: str | None = choice(
@@ -177,7 +177,7 @@ class LinearFields:
     )
     linear_norm_before_gate: bool | None = flag(
         None,
-        meaning="The output is normed before it is gated, instead of after.",
+        meaning="The output is normalised before it is gated, instead of after.",
         source="Mamba-2's published code (after); Gated DeltaNet's (before)",
     )
     linear_norm_eps: float | int | None = positive(

@@ -79,7 +79,7 @@ class ModelFields:
     )
     pad_token_id: int | None = number(
         whole=True,
-        meaning="The token that fills the rows of a batch up.",
+        meaning="The token that pads the shorter rows of a batch.",
         source="transformers",
     )
     bos_token_id: int | list[int] | None = setting(

@@ -33,7 +33,7 @@ class NormFields:
     )
     norm_bias: bool | None = flag(
         None,
-        meaning="A layer norm has a learned shift. None: as the norm has it by default, layer norm with one, RMS norm "
+        meaning="A layer norm has a learned bias. None: as the norm has it by default, layer norm with one, RMS norm "
         "without.",
         source="Ba et al. 2016, arXiv 1607.06450",
     )
@@ -90,12 +90,12 @@ class NormFields:
         source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
     )
     embedding_norm: bool = flag(
-        meaning="A norm stands on the embeddings.",
+        meaning="The embeddings are normalised.",
         source="BLOOM, arXiv 2211.05100, §3.2",
     )
     final_norm: bool = flag(
         True,
-        meaning="A norm stands before the head.",
+        meaning="There is a norm before the head.",
         source="Radford et al. 2019 (GPT-2), §2.3",
     )
 

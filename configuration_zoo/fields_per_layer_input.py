@@ -11,7 +11,7 @@ class PerLayerInputFields:
     """Per-layer embeddings (Gemma 3n, Gemma 4): a second, narrow table that holds a row per token and layer."""
 
     hidden_size_per_layer_input: int | None = size(
-        meaning="Channels of the row that each layer has of every token in a second table. None: no such table.",
+        meaning="Width of a further embedding of every token for each layer, from a second table. None: no such table.",
         source="Gemma 3n (Google 2025)",
     )
     vocab_size_per_layer_input: int | None = size(

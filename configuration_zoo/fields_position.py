@@ -29,14 +29,14 @@ class PositionFields:
     position_embedding_type: str = choice(
         POSITION_EMBEDDINGS,
         "rope",
-        meaning='How a model knows where a token stands. "transformer_xl": each layer scores distances with '
-        'projections of its own; "relative": T5\'s bias by bucket.',
+        meaning='The kind of position embedding. "transformer_xl": each layer scores distances with projections of '
+        'its own; "relative": T5\'s bias by bucket.',
         source="Su et al. 2021, arXiv 2104.09864 (rope); Press et al. 2022, arXiv 2108.12409 (alibi); Dai et al. "
         "2019, arXiv 1901.02860, §3.3; Raffel et al. 2020, arXiv 1910.10683, §2.1",
     )
     max_position_embeddings: int = length(
         4096,
-        meaning="How long a text may be: rows of a learned table, and what scaled rotations are scaled by.",
+        meaning="The longest sequence: rows of a learned position table, and the length that rope scaling refers to.",
         source="transformers",
     )
     rope_parameters: dict | None = setting(

@@ -39,7 +39,7 @@ class TrainingFields:
     )
     output_z_loss_coef: float | int = non_negative(
         0.0,
-        meaning="Factor on log² Z of the vocabulary's softmax, which keeps Z near one; PaLM has 1e-4.",
+        meaning="Factor on log² Z of the vocabulary's softmax, which keeps Z near one; 1e-4 in PaLM.",
         source="PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5",
     )
     loss_chunk_size: int | None = length(
@@ -51,26 +51,26 @@ class TrainingFields:
     initializer_type: str = choice(
         INITIALIZER_TYPES,
         "normal",
-        meaning="Spread of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) "
-        "(fan_in).",
+        meaning="Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / "
+        "sqrt(inputs) (fan_in).",
         source="Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv 2204.02311 (fan_in)",
     )
     residual_initializer_type: str = choice(
         RESIDUAL_INITIALIZER_TYPES,
         "same",
-        meaning="Spread of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N) with "
-        "N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) "
-        "(wang), or zero.",
+        meaning="Standard deviation of the matrices that write to the residual stream: as the others (same), theirs / "
+        "sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · "
+        "sqrt(D)) (wang), or zero.",
         source="Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer); "
         "GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)",
     )
     embedding_initializer_range: float | int | None = positive(
-        meaning="Spread of the token table where it is another; PaLM has 1. None: as initializer_type says.",
+        meaning="Standard deviation of the token table, if it is another; 1 in PaLM. None: as initializer_type says.",
         source="PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5",
     )
     initializer_cutoff: float | int | None = positive(
-        meaning="What lies further out than this many times the spread is drawn again; OLMo 2 has 3. None: a plain "
-        "normal distribution.",
+        meaning="Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal "
+        "distribution.",
         source="OLMo 2, arXiv 2501.00656",
     )
 

@@ -270,7 +270,7 @@ def test_leftovers_of_training_and_hidden_files_stay_at_home(zoo, tmp_path):
     names = {file["path"] for file in report["files"]}
     expected = {*FILES, "config.json", "generation_config.json", "model.safetensors"}
     assert names == expected | {"README.md", "architecture.svg"}
-    assert report["written_for_the_push"] == ["README.md", "architecture.svg"]
+    assert report["generated"] == ["README.md", "architecture.svg"]
     assert not (tmp_path / "model" / "README.md").exists()
 
 

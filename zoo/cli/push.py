@@ -42,7 +42,7 @@ def push(
         report = {"repository": repository, "revision": revision, "private": private, "dry_run": dry_run}
         report["files"] = [{"path": name, "bytes": path.stat().st_size} for name, path in sorted(files.items())]
         report["bytes"] = sum(file["bytes"] for file in report["files"])
-        report["written_for_the_push"] = sorted(name for name, path in files.items() if path.parent == Path(written))
+        report["generated"] = sorted(name for name, path in files.items() if path.parent == Path(written))
         report["left_out"] = left_out
         if not dry_run:
             disable_progress_bars() if as_json else None
@@ -100,7 +100,7 @@ def show(report: dict) -> None:
     print_table(("file", "size"), rows, numeric=(1,))
     count = f"{len(rows)} files, {short_bytes(report['bytes'])}"
     place = f"{report['repository']} at {report['revision']}"
-    for name in report["written_for_the_push"]:
+    for name in report["generated"]:
         say(f"{name} was not in the folder and is written for the push")
     for name in report["left_out"]:
         say(f"{name} is a pickle, which can run code when it is opened, and stays here")
