@@ -18,8 +18,8 @@ Kernel = tuple[Callable[..., tuple[torch.Tensor, torch.Tensor]], str | None]
 
 
 def load_kernels() -> dict[tuple[bool, str], tuple[Kernel, Kernel]]:
-    """{(delta, granularity): (kernel for many tokens, kernel for one)}; empty without the library, or where torch is built for
-    no GPU. Whether one is there is not asked: a process that has asked cannot fork one that uses it."""
+    """{(delta, granularity): (kernel for many tokens, kernel for one)}; empty without the library, or where torch is
+    built for no GPU. Whether one is there is not asked: a process that has asked cannot fork one that uses it."""
     if torch.version.cuda is None and torch.version.hip is None:
         return {}
     try:
