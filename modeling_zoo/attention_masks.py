@@ -32,7 +32,7 @@ from configuration_zoo import ZooConfig
 
 from .ops_attention import compact_mask, trim_padding_mask
 from .ops_attention_bands import AttentionMask
-from .ops_attention_masks import mask_config
+from .ops_attention_masks import backend_mask
 from .ops_packing import packed_sequences, within_sequences
 from .recurrent_rows import create_recurrent_mask
 
@@ -214,7 +214,8 @@ def build_masks(
         if layer_idx >= depth:
             # Cut off since the plan was made.
             continue
-        build = partial(MASK_BUILDERS.get(kind, create_full_mask), mask_config(layer), layer_idx=layer_idx, **call)
+        builder = MASK_BUILDERS.get(kind, create_full_mask)
+        build = partial(backend_mask, builder, layer, kind, window, layer_idx, **call)
         if kind in PATTERNS:
             masks[name] = build(and_mask_function=PATTERNS[kind](window))
         elif compact:

@@ -7,12 +7,12 @@ from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
     StaticLayer,
-    StaticSlidingWindowLayer,
 )
 
 from .cache_growing import GrowingLayer
 from .cache_recurrent import RecurrentLayer
 from .cache_sliding import SlidingLayer
+from .cache_static_sliding import StaticSlidingLayer
 
 
 def of_attention(name: str) -> property:
@@ -119,7 +119,7 @@ class RecurrentAndStaticLayer(HybridLayer, LinearAttentionAndFullAttentionLayer)
 class RecurrentAndStaticSlidingLayer(HybridLayer, LinearAttentionAndSlidingWindowAttentionLayer):
     """Recurrent state and a sliding window of a fixed length."""
 
-    attention_class = StaticSlidingWindowLayer
+    attention_class = StaticSlidingLayer
     is_compileable = True
 
     def __init__(self, max_cache_len: int, sliding_window: int | None = None, **kwargs: Any):

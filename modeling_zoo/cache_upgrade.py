@@ -24,6 +24,7 @@ from transformers.cache_utils import (
     StaticCache,
     StaticIndexedLayer,
     StaticLayer,
+    StaticSlidingWindowLayer,
 )
 
 from configuration_zoo import ZooConfig
@@ -46,6 +47,7 @@ from .cache_quantized import (
 from .cache_recurrent import RecurrentLayer
 from .cache_sliding import SlidingLatentLayer, SlidingLayer
 from .cache_static import StaticIndexedLatentLayer, StaticLatentLayer
+from .cache_static_sliding import StaticSlidingLatentLayer, StaticSlidingLayer
 from .platform_pipeline import count_elsewhere
 from .platform_transformers import replicate, replicated_class
 
@@ -55,6 +57,7 @@ PLAIN_LAYERS = {
     DynamicLayer: GrowingLayer,
     DynamicSlidingWindowLayer: SlidingLayer,
     DynamicIndexedLayer: IndexedLayer,
+    StaticSlidingWindowLayer: StaticSlidingLayer,
     LinearAttentionLayer: RecurrentLayer,
     LinearAttentionAndFullAttentionLayer: RecurrentAndGrowingLayer,
     LinearAttentionAndSlidingWindowAttentionLayer: RecurrentAndSlidingLayer,
@@ -67,6 +70,7 @@ LATENT_LAYERS = {
     DynamicSlidingWindowLayer: SlidingLatentLayer,
     DynamicIndexedLayer: IndexedLatentLayer,
     StaticLayer: StaticLatentLayer,
+    StaticSlidingWindowLayer: StaticSlidingLatentLayer,
     StaticIndexedLayer: StaticIndexedLatentLayer,
 }
 # Our class -> the one that stores eight bits.

@@ -184,8 +184,12 @@ def key_positions(
     slots = torch.arange(length, device=device)
     if past_key_values is None:
         return slots, slots
+    queries, kept = slots + past_key_values.get_seq_length(), past_key_values.layers[layer_idx]
+    if length == 1 and hasattr(kept, "slot_positions"):
+        # A ring; no query sees its empty slots.
+        return queries, kept.slot_positions(device).clamp(min=0)
     kv_length, kv_offset = past_key_values.get_mask_sizes(length, layer_idx)
-    return slots + past_key_values.get_seq_length(), torch.arange(kv_length, device=device) + kv_offset
+    return queries, torch.arange(kv_length, device=device) + kv_offset
 
 
 def biases_on_scores(

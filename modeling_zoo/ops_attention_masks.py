@@ -1,18 +1,22 @@
-"""Masks of numbers to add to scores, for the plain backend, without a copy from the host.
-
-transformers' own builder for it copies a number from the CPU for every token: the host waits for the device, and no
-graph of a device can be recorded.
+"""Masks that transformers' builders cannot make without waiting for the device: numbers to add for the plain backend,
+which they copy from the host for every token, and those over a ring of slots.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, sdpa_mask
 
 from configuration_zoo import ZooConfig
 
 # The name by which transformers' builders find `additive_mask`.
 ADDITIVE = "zoo_additive"
+# Layers whose cache can be a ring.
+RING_LAYERS = ("sliding_attention", "chunked_attention")
 
 
 def additive_mask(
@@ -53,3 +57,67 @@ class AdditiveMaskConfig:
 def mask_config(config: ZooConfig) -> ZooConfig | AdditiveMaskConfig:
     """The config to call transformers' mask builders with, for the backend that `config` names."""
     return AdditiveMaskConfig(config) if config._attn_implementation == "eager" else config
+
+
+# -- masks over the slots of a ring ------------------------------------------------------------------------------------
+
+
+def backend_mask(
+    build: Callable,
+    config: ZooConfig,
+    layer_type: str,
+    window: int | None,
+    layer_idx: int,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    **options: Any,
+) -> torch.Tensor | BlockMask | None:
+    """The mask of the layers of `layer_type` that see `window` tokens, of which `layer_idx` is the first, for the
+    backend that `config` names: by transformers' builder `build`, or by slots where their cache is a ring.
+
+    `inputs_embeds` `[B, T, D]`; `attention_mask` is padding `[B, S]` or a ready mask, which stays as it is.
+    """
+    call = (inputs_embeds, attention_mask, past_key_values)
+    ring = None if past_key_values is None or layer_type not in RING_LAYERS else past_key_values.layers[layer_idx]
+    ready = attention_mask is not None and attention_mask.ndim != 2
+    if ready or not hasattr(ring, "slot_positions") or inputs_embeds.shape[1] != 1:
+        return build(mask_config(config), *call, layer_idx=layer_idx, **options)
+    visible = visible_slots(ring, inputs_embeds, attention_mask, window if layer_type == "chunked_attention" else None)
+    make = ALL_MASK_ATTENTION_FUNCTIONS[mask_config(config)._attn_implementation]
+    return make(
+        batch_size=inputs_embeds.shape[0],
+        q_length=1,
+        kv_length=visible.shape[1],
+        q_offset=0,
+        kv_offset=0,
+        mask_function=lambda batch_idx, head_idx, q_idx, kv_idx: visible[batch_idx, kv_idx],
+        attention_mask=None,
+        allow_is_causal_skip=False,
+        dtype=inputs_embeds.dtype,
+        config=config,
+        use_vmap=False,
+        device=inputs_embeds.device,
+    )
+
+
+def visible_slots(
+    ring: CacheLayerMixin, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, chunk: int | None
+) -> torch.Tensor:
+    """Which slots of a ring of w one new token sees, `[B, w]`; `chunk`: only those of its own chunk of so many tokens,
+    counted from the first that is no padding."""
+    device = inputs_embeds.device
+    positions, starts = ring.slot_positions(device)[None], 0
+    visible = positions >= 0
+    if attention_mask is not None:
+        attended = attention_mask.to(device=device, dtype=torch.bool)
+        if chunk is not None:
+            starts = (attended.cumsum(dim=-1) == 0).sum(dim=-1, keepdim=True)
+        # Behind the end of the mask there is no token.
+        attended = F.pad(attended, (0, 1))
+        visible = visible & attended[:, positions[0].clamp(0, attended.shape[1] - 1)]
+    if chunk is not None:
+        newest = ring.cumulative_length.to(device)
+        chunks = ((place - starts).div(chunk, rounding_mode="floor") for place in (positions, newest))
+        visible = visible & torch.eq(*chunks)
+    return visible.expand(inputs_embeds.shape[0], -1)

@@ -26,6 +26,7 @@ from modeling_zoo.cache_quantized import QuantizedGrowingLayer, QuantizedLatentL
 from modeling_zoo.cache_recurrent import RecurrentLayer
 from modeling_zoo.cache_sliding import SlidingLatentLayer, SlidingLayer
 from modeling_zoo.cache_static import StaticIndexedLatentLayer, StaticLatentLayer
+from modeling_zoo.cache_static_sliding import StaticSlidingLayer
 from modeling_zoo.cache_upgrade import LATENT_LAYERS, PLAIN_LAYERS, QUANTIZED_LAYERS, advance_cache, upgrade_cache
 
 
@@ -97,7 +98,12 @@ def test_static_layers_by_word_and_flag():
     words = ["full_attention", "sliding_attention", "linear_attention", "hybrid"]
     plain = StaticCache(config_of(words), max_cache_len=9)
     before = kinds(plain)
-    assert kinds(upgrade_cache(plain, config_of(words))) == [*before[:2], RecurrentLayer, RecurrentAndStaticLayer]
+    assert kinds(upgrade_cache(plain, config_of(words))) == [
+        before[0],
+        StaticSlidingLayer,
+        RecurrentLayer,
+        RecurrentAndStaticLayer,
+    ]
     latent = upgrade_cache(
         StaticCache(config_of(words[:1]), max_cache_len=9), config_of(words[:1], attention_type="latent")
     )

@@ -117,17 +117,13 @@ def test_waiting_is_noticed():
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
 def test_a_static_cache_decodes_with_one_graph(case):
-    """One graph for every token and all layers (two where a window slides), and none again for another sequence."""
+    """One graph for every token and all layers, and none again for another sequence."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     model = make(case)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    # transformers' sliding layer of fixed size counts its tokens in a Python number: a constant of the first graph, a
-    # variable of the second, which serves all other tokens.
-    compiled = torch.compile(
-        model.forward, fullgraph=True, backend=counter, dynamic=None if case == "sliding" else False
-    )
+    compiled = torch.compile(model.forward, fullgraph=True, backend=counter, dynamic=False)
     tokens = torch.randint(1, 31, (2, 20), generator=torch.Generator().manual_seed(2))
     expected = model(tokens, use_cache=False).logits
     cache = upgrade_cache(StaticCache(config=model.config, max_cache_len=24), model.config)
@@ -141,4 +137,4 @@ def test_a_static_cache_decodes_with_one_graph(case):
             torch.testing.assert_close(found[:, 0], expected[:, at], rtol=1e-4, atol=1e-4)
         cache.reset()
     torch._dynamo.reset()
-    assert counter.frame_count == (2 if case == "sliding" else 1)
+    assert counter.frame_count == 1

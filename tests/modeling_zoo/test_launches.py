@@ -14,7 +14,6 @@ SUPPORT = Path(__file__).parents[1] / "support"
 LAUNCHES = {"gqa": 42, "sliding": 42, "moe": 56, "mla": 72, "dsa": 114, "gdn": 350}
 NAMES = [*LAUNCHES, "sinks", "softcap", "chunked"]
 CASES = [f"{name} {kind}" for name in NAMES for kind in ("dynamic", "static")]
-CASES = [case for case in CASES if case not in ("sliding static", "chunked static")]
 
 
 @pytest.fixture(scope="module")
