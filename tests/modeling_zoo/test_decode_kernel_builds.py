@@ -76,6 +76,8 @@ def test_the_kernel_for_hopper_fits_it(gathered, masked, widths, tmp_path):
     assert found["shared"] <= HOPPER_SHARED_MEMORY
     # One instruction for 16 channels of the keys and one for 16 of the keys: no warpgroup does the work of the other.
     assert found["HGMMA"] == widths[0] // 16 + 64 // 16
+    # They wait for one another at the two ends of each product, not after every instruction.
+    assert found["WARPGROUP"] < 10
     assert found["LDGSTS"] > 10
 
 
