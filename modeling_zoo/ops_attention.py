@@ -22,6 +22,8 @@ from .ops_dispatch import HALF_DTYPES, is_recent_cuda, is_traced
 # Queries of a banded mask that are computed together. More of them share a read of their keys, fewer compute less that
 # is hidden.
 CPU_BLOCK, DEVICE_BLOCK = 128, 1024
+# Key heads of all sequences from which torch's flash kernel does not split the keys of one token.
+MANY_HEADS = 256
 # Layers whose masks can be rules.
 BANDED_LAYERS = ("sliding_attention", "chunked_attention", "full_attention", "indexed_attention")
 
@@ -160,9 +162,12 @@ def decode_form(
 ) -> Callable | None:
     """The function below for one query per head; None where the backend's own is as good."""
     grouped = key.shape[1] < query.shape[1]
+    suits_kernels = use_triton(query) and decode_mask(attention_mask)[1]
     if attention_mask is None and suits_flash(query, key, value):
-        return flash_decode
-    if use_triton(query) and decode_mask(attention_mask)[1]:
+        # As fast where it splits the keys, and called in less time, which a graph does not spend.
+        many = suits_kernels and (is_traced() or key.shape[0] * key.shape[1] >= MANY_HEADS)
+        return triton_decode if many else flash_decode
+    if suits_kernels:
         return triton_decode
     return gqa_decode if grouped and (query.device.type == "cpu" or attention_mask is not None or is_traced()) else None
 

@@ -91,15 +91,17 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["count", "m_batch"])
     def _visible_range(visible, bounds, count, m_batch, BLOCK: tl.constexpr):
-        """The first visible one of `count` keys of a sequence, and one behind the last; equal ones if none."""
+        """The first visible one of `count` keys of a sequence, one behind the last (equal ones if there is none), and
+        whether some between them are hidden."""
         batch = tl.program_id(0)
         visible += batch.to(tl.int64) * m_batch
         group, byte = tl.arange(0, BLOCK // 16), tl.arange(0, 16)
         first = tl.full([BLOCK // 16], 2147483647, tl.int32)
-        last = tl.zeros([BLOCK // 16], tl.int32)
+        last, number = tl.zeros([BLOCK // 16], tl.int32), tl.zeros([BLOCK // 16], tl.int32)
         for start in range(0, count, BLOCK):
             at = start + group[:, None] * 16 + byte[None, :]
-            seen = tl.max(tl.load(visible + at, mask=at < count, other=0).to(tl.int32), axis=1) != 0
+            bytes_seen = tl.sum((tl.load(visible + at, mask=at < count, other=0) != 0).to(tl.int32), axis=1)
+            number, seen = number + bytes_seen, bytes_seen > 0
             first = tl.minimum(first, tl.where(seen, start + group * 16, 2147483647))
             last = tl.maximum(last, tl.where(seen, start + group * 16, 0))
         # The sixteen that hold the first, and those that hold the last.
@@ -107,15 +109,17 @@ if triton is not None:
         seen = tl.load(visible + at_last, mask=at_last < count, other=0) != 0
         behind = tl.max(tl.where(seen, at_last + 1, 0), axis=0)
         seen = tl.load(visible + at_first, mask=(at_first >= 0) & (at_first < count), other=0) != 0
-        tl.store(bounds + 2 * batch, tl.min(tl.where(seen, at_first, behind), axis=0))
-        tl.store(bounds + 2 * batch + 1, behind)
+        ahead = tl.min(tl.where(seen, at_first, behind), axis=0)
+        tl.store(bounds + 3 * batch, ahead)
+        tl.store(bounds + 3 * batch + 1, behind)
+        tl.store(bounds + 3 * batch + 2, (tl.sum(number, axis=0) < behind - ahead).to(tl.int32))
 
     @triton.jit
     def _split_range(bounds, batch, count, splits, KEYS: tl.constexpr, MASKED: tl.constexpr):
         """The keys of this program: whole tiles of the visible ones, as many as any other split has, or one less."""
         start, stop = 0, count
         if MASKED:
-            start, stop = tl.load(bounds + 2 * batch), tl.load(bounds + 2 * batch + 1)
+            start, stop = tl.load(bounds + 3 * batch), tl.load(bounds + 3 * batch + 1)
         tiles = tl.cdiv(stop - start, KEYS)
         before, behind = tiles * tl.program_id(1) // splits, tiles * (tl.program_id(1) + 1) // splits
         return start + before * KEYS, tl.minimum(start + behind * KEYS, stop)
@@ -155,6 +159,9 @@ if triton is not None:
         q_first = _load_rows(q_rows, FIRST, FIRSTS)
         if REST > 0:
             q_rest = _load_rows(q_rows + FIRST, REST, RESTS)
+        if MASKED:
+            # Asked about one by one only where some between the first and the last are hidden.
+            asked = start + (stop - start) * tl.load(bounds + 3 * batch + 2)
         peak, mass = tl.full([ROWS], -1e30, tl.float32), tl.zeros([ROWS], tl.float32)
         mix = tl.zeros([ROWS, VALUES], tl.float32)
         for tile in range(start, stop, KEYS):
@@ -162,7 +169,7 @@ if triton is not None:
             # The last visible key in place of those behind it, which may hold no numbers.
             inside, at = column < stop, tl.minimum(column, stop - 1)
             if MASKED:
-                inside = tl.load(visible + batch * m_batch + at, mask=inside, other=0) != 0
+                inside = inside & (tl.load(visible + batch * m_batch + at, mask=column < asked, other=1) != 0)
             if GATHERED:
                 at = tl.load(positions + batch * p_batch + at)
             at = at.to(tl.int64)
@@ -248,10 +255,10 @@ def launch(
 
 
 def visible_ranges(visible: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Booleans `[B or 1, S]` as bytes `[B, S]`; the first visible key of each row, one behind the last, `[B · 2]`."""
+    """Booleans `[B or 1, S]` as bytes `[B, S]`; what `_visible_range` says of each row, `[B · 3]`."""
     seen = together(visible).expand(batch, -1).view(torch.uint8)
-    bounds = torch.empty(2 * batch, dtype=torch.int32, device=visible.device)
-    _visible_range[(batch,)](seen, bounds, seen.shape[1], seen.stride(0), BLOCK=8192, num_warps=8)
+    bounds = torch.empty(3 * batch, dtype=torch.int32, device=visible.device)
+    _visible_range[(batch,)](seen, bounds, seen.shape[1], seen.stride(0), BLOCK=16384, num_warps=16)
     return seen, bounds
 
 
@@ -292,7 +299,7 @@ def tile_shape(
         shapes = [(16, 32 if shared else 16, 8, 1), (16, 16, 8, 1)]
     elif shared:
         shapes = [(64, 64, warps, 2)] if groups > 16 else []
-        shapes += [(16, 64, warps, 2), (16, 32, warps, 2), (16, 16, warps, 2)]
+        shapes += [(16, 32, 4, 3), (16, 32, 4, 2), (16, 16, 4, 2)]
     else:
         rows, keys = 64 if groups > 16 else 16, min(64, max(16, power_of_two(16384 // in_key + 1) // 2))
         shapes = [(rows, keys, 4, 3), (16, keys, 4, 2), (16, 16, 4, 2)]

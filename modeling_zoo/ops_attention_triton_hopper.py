@@ -17,8 +17,6 @@ except ImportError:
     gluon = None
 
 # Query heads and keys of a tile.
-# Whether the kernel has been compared with float64 on such a device.
-TRIED = False
 HOPPER_TILE = {"ROWS": 64, "KEYS": 64, "num_warps": 8}
 
 
@@ -27,7 +25,7 @@ def suits_hopper(query: torch.Tensor, key: torch.Tensor, value_width: int) -> bo
     channels."""
     rest = query.shape[-1] - value_width
     powers = value_width in (128, 256, 512) and rest in (16, 32, 64) and query.shape[1] == 1
-    if gluon is None or not TRIED or not powers or query.dtype not in HALF_DTYPES or query.device.type != "cuda":
+    if gluon is None or not powers or query.dtype not in HALF_DTYPES or query.device.type != "cuda":
         return False
     strides = (*query.stride()[::2], *key.stride()[::2])
     aligned = not any(stride % 16 for stride in strides) and not (query.data_ptr() | key.data_ptr()) % 16
@@ -97,10 +95,22 @@ if gluon is not None:
         """The keys of this program, as `_split_range` of the other kernel."""
         start, stop = 0, count
         if MASKED:
-            start, stop = gl.load(bounds + 2 * gl.program_id(2)), gl.load(bounds + 2 * gl.program_id(2) + 1)
+            start, stop = gl.load(bounds + 3 * gl.program_id(2)), gl.load(bounds + 3 * gl.program_id(2) + 1)
         tiles = gl.cdiv(stop - start, KEYS)
         before, behind = tiles * gl.program_id(1) // splits, tiles * (gl.program_id(1) + 1) // splits
         return start + before * KEYS, gl.minimum(start + behind * KEYS, stop)
+
+    @gluon.jit
+    def _seen_keys(
+        visible, bounds, tile, start, stop, KEYS: gl.constexpr, MASKED: gl.constexpr, LAYOUT: gl.constexpr
+    ):  # fmt: skip
+        """Which keys of a tile are visible; asked one by one only where some between the first and the last are not."""
+        column = tile + gl.arange(0, KEYS, layout=gl.SliceLayout(0, LAYOUT))
+        seen = column < stop
+        if MASKED:
+            asked = start + (stop - start) * gl.load(bounds + 3 * gl.program_id(2) + 2)
+            seen = seen & (gl.load(visible + column, mask=column < asked, other=1) != 0)
+        return seen
 
     @gluon.jit(do_not_specialize=["count", "splits", "p_batch", "m_batch"])
     def _read_latents(
@@ -128,9 +138,8 @@ if gluon is not None:
         start, stop = _latent_range(bounds, count, splits, KEYS, MASKED)
         _copy_queries(q_wide, q_narrow, query + batch * q_batch, row, groups, q_row, WIDE, NARROW)
         for ahead in gl.static_range(2):
-            first = start + ahead * KEYS
-            slots = k_wide.index(ahead), k_narrow.index(ahead)
-            _copy_keys(slots[0], slots[1], key, positions, first, stop, k_token, GATHERED, WIDE, NARROW)
+            k, k_rest = k_wide.index(ahead), k_narrow.index(ahead)
+            _copy_keys(k, k_rest, key, positions, start + ahead * KEYS, stop, k_token, GATHERED, WIDE, NARROW)
         peak = gl.full([ROWS], -1e30, gl.float32, layout=gl.SliceLayout(1, SCORES))
         mass = gl.zeros([ROWS, KEYS], gl.float32, layout=SCORES)
         mix = gl.zeros([ROWS, FIRST], gl.float32, layout=MIX)
@@ -139,12 +148,9 @@ if gluon is not None:
             hopper.async_copy.wait_group(1)
             hopper.fence_async_shared()
             k, k_rest = k_wide.index(slot), k_narrow.index(slot)
+            seen = _seen_keys(visible, bounds, tile, start, stop, KEYS, MASKED, SCORES)
             scores = gl.zeros([ROWS, KEYS], gl.float32, layout=SCORES)
             scores = _add_products(scores, q_wide, q_narrow, k, k_rest)
-            column = tile + gl.arange(0, KEYS, layout=gl.SliceLayout(0, SCORES))
-            seen = column < stop
-            if MASKED:
-                seen = gl.load(visible + column, mask=seen, other=0) != 0
             scores = gl.where(seen[None, :], scores * scale, float("-inf"))
             higher = gl.maximum(peak, gl.max(scores, axis=1))
             weights, fade = gl.exp2(scores - higher[:, None]), gl.exp2(peak - higher)

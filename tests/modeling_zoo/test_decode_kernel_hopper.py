@@ -35,13 +35,18 @@ def test_it_equals_float64(count, heads, splits, ranges, gathered, early):
     at = torch.arange(count)
     ranges = ranges or ((0, count), (0, count))
     visible = torch.stack([(at >= first) & (at < last) for first, last in ranges])
+    # One sequence has keys hidden between its first and its last, the other has not.
+    visible[0, 3 : count - 4 : 5] = False
+    holes = (visible.sum(1) < torch.tensor([last - first for first, last in ranges])).int()
+    bounds = torch.cat((torch.tensor(ranges, dtype=torch.int32), holes[:, None]), dim=1)
     expected = exact(query, read, 0.1, visible)
     if not gathered:
         # What is not to be read is no number: behind the last key, and outside of what is visible.
         key[:, count:] = torch.nan
-        key[:, :count].masked_fill_(~visible[..., None], torch.nan)
+        for entry, (first, last) in zip(key, ranges, strict=True):
+            entry[:first], entry[last:] = torch.nan, torch.nan
     mixed, logs = torch.full((2, splits, heads, RANK), torch.nan), torch.full((2, splits, heads), torch.nan)
-    tables = rows.flatten(), visible.view(torch.uint8).flatten(), torch.tensor(ranges, dtype=torch.int32).flatten()
+    tables = rows.flatten(), visible.view(torch.uint8).flatten(), bounds.flatten()
     sizes = 0.1 * 1.4426950408889634, heads, count, splits
     strides = query.stride(0), query.stride(1), key.stride(0), key.stride(1), count, count
     run(

@@ -166,9 +166,9 @@ class Layer(torch.nn.Module):
     attention_dropout, is_causal = 0.0, True
 
 
-def grouped_step(mask):
+def grouped_step(mask, batch=2):
     def run(empty):
-        query, key, value = empty(2, 8, 1, 64), empty(2, 2, 300, 64), empty(2, 2, 300, 64)
+        query, key, value = empty(batch, 8, 1, 64), empty(batch, 2, 300, 64), empty(batch, 2, 300, 64)
         ops_attention.attention(Layer().eval(), query, key, value, mask(empty))
 
     return operations(run)
@@ -181,6 +181,12 @@ def test_a_masked_step_of_grouped_queries_is_one_operation():
 def test_a_step_of_grouped_queries_without_a_mask_is_torch_s_flash_kernel():
     """cuDNN, which torch would choose, makes a plan for every number of keys: tens of milliseconds a token."""
     assert grouped_step(lambda empty: None) == ["_scaled_dot_product_flash_attention"]
+
+
+def test_kernels_take_it_where_torch_s_would_not_split_the_keys_or_a_graph_spares_their_launch(monkeypatch):
+    assert grouped_step(lambda empty: None, batch=128) == ["split_decode"]
+    monkeypatch.setattr(ops_attention, "is_traced", lambda: True)
+    assert grouped_step(lambda empty: None) == ["split_decode"]
 
 
 def test_a_masked_step_of_grouped_queries_without_the_kernels_repeats_no_keys(monkeypatch):

@@ -90,6 +90,8 @@ CASES = {
     "grouped": lambda: grouped(),
     "grouped in splits": lambda: grouped(splits=2),
     "grouped, padded": lambda: hidden_nan(grouped(splits=2), (3, 45), (0, 17)),
+    "grouped, some hidden": lambda: grouped(splits=2, visible=torch.rand(2, 45) > 0.4),
+    "latent, some hidden": lambda: latent(splits=3, visible=torch.rand(2, 83) > 0.4),
     "grouped, static": lambda: hidden_nan(grouped(groups=7), (0, 44), (0, 0)),
     "grouped, a window": lambda: hidden_nan(grouped(groups=1, keys=90, splits=4), (40, 73), (16, 48)),
     **{f"groups of {count}": lambda count=count: grouped(count, 24, 24) for count in (1, 2, 5, 16, 17, 33)},
