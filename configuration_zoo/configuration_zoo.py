@@ -34,13 +34,13 @@ from .fields_shared_blocks import SharedBlockFields
 from .fields_training import TrainingFields
 from .first_layers import build_without_unread, first_layers
 from .layer_mixers import LayerMixers
-from .layer_words import teach_layer_words
+from .layer_type_names import register_layer_types
 from .other_words import FIELD_WORDS, about_value
 from .parallel_plans import ParallelPlans
 from .rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
 
 logger = logging.get_logger(__name__)
-teach_layer_words()
+register_layer_types()
 
 # How alike (difflib's ratio) an unknown key of a file and a field must be for the key to be a misspelling.
 MISSPELT = 0.85
@@ -183,8 +183,8 @@ class ZooConfig(
             setattr(config, key, value)
         return returned
 
-    def settle_depth(self) -> None:
-        """Where num_hidden_layers was lowered on a config at hand, cuts what there is for each layer off as well."""
+    def match_num_hidden_layers(self) -> None:
+        """Where num_hidden_layers was lowered on an existing config, shortens its per-layer lists to match."""
         before = len(self.layer_types)
         if self.num_hidden_layers < before:
             values = {**self.to_dict(), "num_hidden_layers": before}
@@ -299,7 +299,7 @@ class ZooConfig(
         The hook is here because every way to save a model comes through it after an upload has taken its time stamps.
         A copy that was itself loaded as remote code leaves the copying of its files to transformers.
         """
-        self.settle_depth()
+        self.match_num_hidden_layers()
         if (export_code := self._installed("export_code")) is not None:
             export_code(self, save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)

@@ -1040,8 +1040,8 @@ class ZooConfig(PreTrainedConfig):
 
         A key of the file that is no field is kept as an attribute with a warning, and refused if it looks misspelt.
         Fewer layers than the file names are its first ones."""
-    def settle_depth(self) -> None:
-        """Where num_hidden_layers was lowered on a config at hand, cuts what there is for each layer off as well."""
+    def match_num_hidden_layers(self) -> None:
+        """Where num_hidden_layers was lowered on an existing config, shortens its per-layer lists to match."""
     @classmethod
     def preset(cls, name: str, tiny: bool=False, **fields: Any) -> 'ZooConfig':
         """A published architecture by name (`zoo presets` lists them), `fields` on top; raises ValueError for no such

@@ -278,7 +278,7 @@ class Configuration:
         if self.flags["GROUPS"]:
             ending += ["add_key_properties(ZooConfig)"]
         if "indexed_attention" in self.config.layer_types:
-            ending += ["teach_layer_words()"]
+            ending += ["register_layer_types()"]
         constructors = [
             f"{name} = partial(setting, {kind_text(kind)})"
             for kind, name in CONSTRUCTORS.items()

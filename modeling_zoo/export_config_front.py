@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from configuration_zoo.field_settings import SettingsAccess, add_key_properties, described, nested, settings_of, spread
-from configuration_zoo.layer_words import teach_layer_words
+from configuration_zoo.layer_type_names import register_layer_types
 from configuration_zoo.rope_keys import LEGACY_ROPE_KEYS, keep_theta, merge_rope_keys
 from configuration_zoo.version import __version__
 
@@ -144,7 +144,7 @@ class ZooConfig(PreTrainedConfig):
             setattr(config, key, value)
         return made
 
-    def settle_depth(self) -> None:
+    def match_num_hidden_layers(self) -> None:
         """Where num_hidden_layers was lowered on a config at hand, cuts what there is for each layer off as well."""
         before = len(self.layer_types)
         if self.num_hidden_layers < before:
@@ -153,7 +153,7 @@ class ZooConfig(PreTrainedConfig):
             vars(self).update({field.name: vars(fresh)[field.name] for field in fields(self)})
 
     def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        self.settle_depth()
+        self.match_num_hidden_layers()
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def write_card(self, folder: str) -> None:

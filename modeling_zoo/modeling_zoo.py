@@ -69,8 +69,8 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
 
     def __init__(self, config: ZooConfig, *args: Any, **kwargs: Any):
         # By name: a local folder's copies of the two packages are modules apart, with a config class each.
-        if hasattr(config, "settle_depth"):
-            config.settle_depth()
+        if hasattr(config, "match_num_hidden_layers"):
+            config.match_num_hidden_layers()
         refuse_left_out(config)
         super().__init__(config, *args, **kwargs)
 

@@ -377,7 +377,7 @@ OWN_NAMES = set(
         "wants_kernels wants_router_losses writes_in_layer"
     ).split()
 )
-OWN_PARTS = {"carriers", "lends", "lift", "lifts", "obstacles", "reach", "whoever"}
+OWN_PARTS = {"carriers", "lends", "lift", "lifts", "obstacles", "reach", "settle", "teach", "whoever"}
 # What pages, cards, comments, docstrings and messages do not say -> what they say instead.
 OWN_PHRASES = {
     r"(?<!residual )the stream\b": "the residual stream",
