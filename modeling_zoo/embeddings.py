@@ -11,6 +11,7 @@ from configuration_zoo import ZooConfig
 
 from .block_hyper_connections import StreamHead
 from .norms import make_norm
+from .ops_attention_masks import ring_of
 from .ops_dispatch import refuse_empty
 from .ops_packing import places_behind, starts_of_lengths
 from .position_rotary import Rotations
@@ -184,10 +185,10 @@ def key_positions(
     slots = torch.arange(length, device=device)
     if past_key_values is None:
         return slots, slots
-    queries, kept = slots + past_key_values.get_seq_length(), past_key_values.layers[layer_idx]
-    if length == 1 and hasattr(kept, "slot_positions"):
-        # A ring; no query sees its empty slots.
-        return queries, kept.slot_positions(device).clamp(min=0)
+    queries, ring = slots + past_key_values.get_seq_length(), ring_of(past_key_values, layer_idx)
+    if length == 1 and ring is not None:
+        # No query sees the empty ones of its slots.
+        return queries, ring.slot_positions(device).clamp(min=0)
     kv_length, kv_offset = past_key_values.get_mask_sizes(length, layer_idx)
     return queries, torch.arange(kv_length, device=device) + kv_offset
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, StaticLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, sdpa_mask
 
 from configuration_zoo import ZooConfig
@@ -62,6 +62,14 @@ def mask_config(config: ZooConfig) -> ZooConfig | AdditiveMaskConfig:
 # -- masks over the slots of a ring ------------------------------------------------------------------------------------
 
 
+def ring_of(cache: Cache | None, layer_idx: int) -> StaticLayer | None:
+    """The ring that layer `layer_idx` keeps its tokens in; None where its cache is no ring, or there is none yet."""
+    layers = getattr(cache, "layers", ())
+    kept = layers[layer_idx] if layer_idx < len(layers) else None
+    # A layer with a recurrence beside it says so for its attention.
+    return kept if hasattr(kept, "slot_positions") else None
+
+
 def backend_mask(
     build: Callable,
     config: ZooConfig,
@@ -79,9 +87,9 @@ def backend_mask(
     `inputs_embeds` `[B, T, D]`; `attention_mask` is padding `[B, S]` or a ready mask, which stays as it is.
     """
     call = (inputs_embeds, attention_mask, past_key_values)
-    ring = None if past_key_values is None or layer_type not in RING_LAYERS else past_key_values.layers[layer_idx]
+    ring = ring_of(past_key_values, layer_idx) if layer_type in RING_LAYERS else None
     ready = attention_mask is not None and attention_mask.ndim != 2
-    if ready or not hasattr(ring, "slot_positions") or inputs_embeds.shape[1] != 1:
+    if ready or ring is None or inputs_embeds.shape[1] != 1:
         return build(mask_config(config), *call, layer_idx=layer_idx, **options)
     visible = visible_slots(ring, inputs_embeds, attention_mask, window if layer_type == "chunked_attention" else None)
     make = ALL_MASK_ATTENTION_FUNCTIONS[mask_config(config)._attn_implementation]
@@ -102,7 +110,7 @@ def backend_mask(
 
 
 def visible_slots(
-    ring: CacheLayerMixin, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, chunk: int | None
+    ring: StaticLayer, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, chunk: int | None
 ) -> torch.Tensor:
     """Which slots of a ring of w one new token sees, `[B, w]`; `chunk`: only those of its own chunk of so many tokens,
     counted from the first that is no padding."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from versions import older_than
 
 SUPPORT = Path(__file__).parents[1] / "support"
 # One layer of published shapes with embedding, norm and head (the hybrid four layers), batch 1, no mask:
@@ -29,6 +30,8 @@ def steps():
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_launches_of_a_token(steps, name):
+    if name in ("moe", "mla", "gdn") and older_than("5.23"):
+        pytest.skip("experts are transformers' own, and were more kernels")
     assert steps[f"{name} dynamic"]["launches"] <= LAUNCHES[name]
 
 

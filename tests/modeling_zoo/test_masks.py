@@ -172,3 +172,12 @@ def test_masks_of_numbers_are_those_of_transformers(kind, make_cache, padded, dt
 def test_one_query_that_sees_every_key_needs_no_mask_of_numbers():
     model = make([(FULL, None)] * 2, "eager")
     assert build_masks(model.config, torch.zeros(2, 1, 24), None, DynamicCache(config=model.config)) == {FULL: None}
+
+
+@pytest.mark.parametrize("kind", [FULL, SLIDING, CHUNKED])
+def test_a_cache_that_has_no_layers_yet(kind):
+    model = make([(kind, 5)] * 2)
+    tokens = torch.randint(1, 61, (1, 3))
+    cache = DynamicCache()
+    found = [model(tokens[:, at : at + 1], past_key_values=cache).logits for at in range(3)]
+    torch.testing.assert_close(torch.cat(found, 1), model(tokens).logits, rtol=1e-4, atol=1e-4)
