@@ -33,7 +33,11 @@ def code(config: ZooConfig | None = None) -> dict[str, str]:
         return dict(joined_code(None))
     texts = dict(joined_code(pieces_for(config)))
     # Layers that differ in a field of their own have the whole configuration.
-    return texts if config.is_heterogeneous else texts | {"configuration_zoo.py": exported_configuration(config)}
+    return (
+        texts
+        if config.is_heterogeneous
+        else texts | {"configuration_zoo.py": exported_configuration(config, modeling=texts["modeling_zoo.py"])}
+    )
 
 
 @cache

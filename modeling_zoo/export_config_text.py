@@ -189,7 +189,9 @@ def constant(values: list | None) -> str | None:
 
 def for_each_layer(node: ast.expr, frame: Any) -> str | None:
     """A list with the same word for each layer, as it is written; None for any other value."""
-    if not isinstance(node, ast.ListComp | ast.BinOp | ast.List) or not (values := frame.values(node)):
+    if not isinstance(node, ast.ListComp | ast.BinOp | ast.List | ast.IfExp | ast.Name) or not (
+        values := frame.values(node)
+    ):
         return None
     counts = [space["self"].num_hidden_layers if "self" in space else None for space in frame.spaces]
     if len(values) != len(counts) or any(
