@@ -12,7 +12,7 @@ import symtable
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def asked_by_package() -> frozenset[str]:
     return frozenset().union(*(words_of(path.read_text(encoding="utf-8")) for path in paths))
 
 
-@cache
+@lru_cache(maxsize=32)
 def rendered(request: Request) -> str:
     return Configuration(request).text()
 

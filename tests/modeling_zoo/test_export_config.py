@@ -17,6 +17,7 @@ from conversion import family_of
 from conversion.engine.config_bridge import import_config
 from conversion.engine.registry import known_families
 from modeling_zoo import ZooConfig
+from modeling_zoo.export import code
 from modeling_zoo.export_config import exported_configuration
 
 REFUSED = (ValueError, StrictDataclassError)
@@ -240,3 +241,11 @@ def test_the_code_is_formatted(tmp_path):
     command = [sys.executable, "-m", "ruff", "format", "--check", "--config", ROOT / "pyproject.toml", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("name", "most"), [("plain", 730), ("latent", 1060), ("mixed", 1130)])
+def test_a_folder_carries_a_part_of_the_config(name, most):
+    text = code(ZooConfig(**CONFIGS[name]))["configuration_zoo.py"]
+    assert len(text.splitlines()) <= most
+    whole = code()["configuration_zoo.py"]
+    assert len(text.splitlines()) < len(whole.splitlines()) / 3
