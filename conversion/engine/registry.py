@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from .family import Family
 
 OWN_TYPE = "zoo"
+# Between the name of a wrapper without a file of its own and that of the text model inside it (wrappers.py).
+WITHIN = "+"
+# Text models of wrappers that differ in their name alone.
+SAME_TEXT_MODELS = {
+    "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3",
+}  # fmt: skip
+# Wrappers whose text attends otherwise than the text model alone: a prompt in both directions (Beyer et al. 2024, §3).
+OTHER_ATTENTION = ("paligemma",)
 _FOLDER = Path(__file__).parent.parent / "families"
 # A config.json of the first type with this key means the second type, as transformers' AutoConfig reads it.
 REDIRECTS = {"mistral": ("layer_types", "ministral")}
@@ -40,6 +48,8 @@ def is_known(name: str) -> bool:
 def family_of(model_type: str) -> "Family":
     """The family of a model_type; raises ConversionError with the list of what is known."""
     name = file_name(model_type)
+    if WITHIN in name:
+        return import_module(".wrappers", __package__).wrapped(name)
     if not is_known(name):
         known = known_families()
         close = get_close_matches(name, known, n=1)
@@ -64,10 +74,15 @@ def model_type_of(raw: dict[str, Any], where: str = "config.json") -> str:
 
 def variant_of(model_type: str, raw: dict[str, Any] | None) -> str:
     """`<model_type>_<text model's type>` where that is a family and `raw` is of it: a wrapper with several text models
-    of different layouts; else model_type."""
+    of different layouts, and `<model_type>+<text model's type>` for a wrapper without a file; else model_type."""
     if raw is None or file_name(raw.get("model_type") or "") != file_name(model_type):
         return model_type
     text = raw.get("text_config")
     inner = text.get("model_type") if isinstance(text, dict) else None
     variant = file_name(f"{model_type}_{inner}")
-    return variant if inner and is_known(variant) else model_type
+    if inner and is_known(variant):
+        return variant
+    inner = SAME_TEXT_MODELS.get(inner, inner)
+    known_inside = isinstance(inner, str) and is_known(file_name(inner)) and not is_known(file_name(model_type))
+    known_inside = known_inside and model_type not in OTHER_ATTENTION
+    return f"{model_type}{WITHIN}{inner}" if known_inside else model_type

@@ -40,7 +40,7 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
         raise ConversionError(f"config.json is not a valid {model_type} configuration: {one_line(error)}") from error
     _switch_off(theirs)
     if text is not whole and family.section and family.ties_at_top:
-        setattr(theirs, TIE, bool(whole.get(TIE, _default(CONFIG_MAPPING[whole["model_type"]], TIE))))
+        setattr(theirs, TIE, bool(whole.get(TIE, _tied_by_default(whole))))
     return theirs
 
 
@@ -102,6 +102,12 @@ def _switch_off(config: PreTrainedConfig) -> None:
     for field in fields(config):
         if field.type == bool | None and getattr(config, field.name) is None:
             setattr(config, field.name, False)
+
+
+def _tied_by_default(whole: dict[str, Any]) -> bool:
+    """What the class of a whole says where the file does not; or else the text model."""
+    name = whole["model_type"]
+    return _default(CONFIG_MAPPING[name], TIE) if name in CONFIG_MAPPING else bool(whole["text_config"].get(TIE))
 
 
 def _default(config_class: type, name: str) -> Any:

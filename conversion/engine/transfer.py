@@ -22,7 +22,7 @@ from .incoming import read_incoming
 from .outgoing import ExtrasOptions, read_outgoing
 from .patterns import natural_key
 from .plan import Plan
-from .registry import OWN_TYPE, family_of
+from .registry import OWN_TYPE, family_of, variant_of
 
 Write = Callable[[str, Tensor], None]
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -73,7 +73,7 @@ def convert(
     options = {"dtype": parse_dtype(dtype), "max_bytes": parse_size(max_shard_size), "progress": progress}
     to = None if to == OWN_TYPE else to
     if to is not None:
-        family_of(to)
+        family_of(variant_of(to, raw.get("source_config")))
     if raw.get("model_type") != OWN_TYPE and (source is not None or text_only):
         raise ConversionError(f"{model} is no zoo folder: source= and text_only= are for converting back (to=).")
     if raw.get("model_type") == OWN_TYPE:
