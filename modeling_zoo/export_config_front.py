@@ -145,10 +145,14 @@ class ZooConfig(PreTrainedConfig):
         return made
 
     def match_num_hidden_layers(self) -> None:
-        """Where num_hidden_layers was lowered on a config at hand, cuts what there is for each layer off as well."""
+        """Where num_hidden_layers was lowered on an existing config, shortens its per-layer lists to match."""
         before = len(self.layer_types)
         if self.num_hidden_layers < before:
             values = self.to_dict() | {"num_hidden_layers": before}
+            if not LISTS:
+                # Every layer is alike: the lists follow from the depth again.
+                kinds = {field.name: field.metadata.get("kind") for field in fields(self)}
+                values = {name: values[name] for name in values if not getattr(kinds.get(name), "per_layer", False)}
             fresh = type(self).from_dict(values, num_hidden_layers=self.num_hidden_layers)
             vars(self).update({field.name: vars(fresh)[field.name] for field in fields(self)})
 
