@@ -53,6 +53,11 @@ class StoredLayer:
         else:
             self.store.assign(keys, values)
 
+    def expect(self, tokens: int, share: float) -> None:
+        """Room for so many `tokens` in all, where it is no more than this `share` of a device's free memory."""
+        for buffer in self.store.buffers:
+            buffer.expect(tokens, share / len(self.store.buffers))
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
@@ -135,6 +140,10 @@ class IndexedLayer(GrowingLayer, DynamicIndexedLayer):
             self.indexer_buffer.clear()
         else:
             self.indexer_buffer.adopt(states)
+
+    def expect(self, tokens: int, share: float) -> None:
+        super().expect(tokens, share)
+        self.indexer_buffer.expect(tokens, share)
 
     def lazy_initialization_indexer(self, indexer_key_states: torch.Tensor) -> None:
         self.indexer_dtype, self.indexer_device = indexer_key_states.dtype, indexer_key_states.device

@@ -6,6 +6,7 @@
 A `PairStore` holds keys and values in a buffer each, a `PackedStore` latents and rope keys side by side in one.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,15 +14,29 @@ import torch
 # Spare room of a new storage, in tokens: as many as it holds, within these limits. Doubling makes the copies O(1) per
 # token; the upper limit keeps a long cache from reserving twice its size, at one copy of the cache per 4096 tokens.
 MIN_SPARE, MAX_SPARE = 64, 4096
+# On a device at least this share of what it holds: its allocator keeps every storage that was outgrown, each too small
+# for the next, and with steps of one size their sum grows with the square of the length.
+DEVICE_SPARE = 0.5
 # Up to this many bytes a concatenation takes no longer than the views that an in-place write needs.
 CONCATENATED_BYTES = 128 * 1024
 
 
-def storage_size(needed: int, max_tokens: int | None = None) -> int:
+def storage_size(needed: int, max_tokens: int | None = None, on_device: bool = False) -> int:
     """Room of a new storage for `needed` tokens: twice as many, within the limits above and, if they fit,
     `max_tokens`."""
-    capacity = needed + min(max(needed, MIN_SPARE), MAX_SPARE)
+    spare = min(max(needed, MIN_SPARE), MAX_SPARE)
+    capacity = needed + (max(spare, int(needed * DEVICE_SPARE)) if on_device else spare)
     return capacity if max_tokens is None or needed > max_tokens else min(capacity, max_tokens)
+
+
+def is_on_device(tensor: torch.Tensor) -> bool:
+    """Whether its memory is handed out by an allocator that keeps what is given back."""
+    return tensor.device.type == "cuda"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that no process has taken of a CUDA device."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 class TokenBuffer:
@@ -29,11 +44,17 @@ class TokenBuffer:
 
     Tokens are written in place, below `limit`, where no other view changes: never with gradients enabled (backward may
     need the tensors that `append` returned), never while tracing, never into a tensor that came from outside. There,
-    and while it is small, the buffer concatenates, as transformers' own layers do.
+    and while it is small, the buffer concatenates, as transformers' own layers do. `expect` announces tokens.
     """
 
     def __init__(self):
+        self.expected, self.share = None, 0.0
         self.clear()
+
+    def expect(self, tokens: int, share: float) -> None:
+        """Reserve on a device room for so many `tokens` in all, once, if that is no more than this `share` of what is
+        free there; and nowhere room for more."""
+        self.expected, self.share = tokens, share
 
     def clear(self) -> None:
         self.storage, self.start, self.end, self.limit = None, 0, 0, 0
@@ -112,6 +133,16 @@ class TokenBuffer:
             storage.narrow(-2, 0, length).copy_(states, non_blocking=True)
             self._own(storage, length)
 
+    def _storage_size(self, needed, max_tokens, like, width):
+        """Room for `needed` tokens of `width` channels beside those in the rows of `like`."""
+        on_device = is_on_device(like)
+        if max_tokens is not None or self.expected is None or needed > self.expected:
+            return storage_size(needed, max_tokens, on_device)
+        size = math.prod(like.shape[:-2]) * self.expected * width * like.element_size()
+        if on_device and size <= self.share * free_memory(like.device):
+            return self.expected
+        return storage_size(needed, self.expected, on_device)
+
     def _own(self, storage, length):
         self.storage, self.start, self.end, self.limit = storage, 0, length, storage.shape[-2]
 
@@ -148,8 +179,9 @@ class TokenBuffer:
     def _reserve(self, count, parts, max_tokens):
         """Make room for `count` more tokens in a new storage; the old one stays as its views see it."""
         length = self.end - self.start
-        shape = (*parts[0].shape[:-2], storage_size(length + count, max_tokens), sum(part.shape[-1] for part in parts))
-        storage = parts[0].new_empty(shape)
+        width = sum(part.shape[-1] for part in parts)
+        size = self._storage_size(length + count, max_tokens, parts[0], width)
+        storage = parts[0].new_empty((*parts[0].shape[:-2], size, width))
         if length:
             storage.narrow(-2, 0, length).copy_(self.tail())
         self._own(storage, length)

@@ -84,6 +84,8 @@ QUANTIZED_LAYERS = {
 
 # Layer types that keep keys and values and nothing else: what a cache made without a config has.
 KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+# How much of a device's free memory is reserved for tokens that may come: a sequence can end before its longest.
+RESERVED_SHARE = 0.5
 # The name of the quantised layers in `cache_config`.
 INT8_BACKEND = "int8"
 
@@ -159,6 +161,16 @@ def pop_int8_request(generation_config: GenerationConfig, given: Cache | None) -
     plain = copy.copy(generation_config)
     plain.cache_implementation = plain.cache_config = None
     return plain, True
+
+
+def expect_tokens(cache: Cache | None, tokens: int | None) -> None:
+    """Let the layers of a cache that grow know how many tokens they will hold in the end; None says nothing.
+
+    All of them together reserve at most `RESERVED_SHARE` of a device's free memory ahead.
+    """
+    layers = [layer for layer in getattr(cache, "layers", ()) if hasattr(layer, "expect")]
+    for layer in layers if tokens is not None else ():
+        layer.expect(tokens, RESERVED_SHARE / len(layers))
 
 
 def advance_cache(cache: Cache | None, hidden_states: torch.Tensor, layers: nn.ModuleList) -> None:

@@ -23,7 +23,7 @@ from .block_layer import ZooDecoderLayer
 from .block_per_layer_input import PerLayerEmbeddings, resize_rows
 from .block_shared import SharedBlocks
 from .block_topologies import BLOCKS, make_block, make_cross_layer_state
-from .cache_upgrade import advance_cache, pop_int8_request, prepare_cache, upgrade_cache
+from .cache_upgrade import advance_cache, expect_tokens, pop_int8_request, prepare_cache, upgrade_cache
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions, shape_logits
 from .mixer import TokenMixer
 from .mlp_routers import Router
@@ -227,7 +227,8 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         asked, quantized = pop_int8_request(generation_config, model_kwargs.get("past_key_values"))
         prepared = super()._prepare_cache_for_generation(asked, model_kwargs, *args, **kwargs)
         if model_kwargs.get("past_key_values") is not None:
-            upgrade_cache(model_kwargs["past_key_values"], self.config, quantized)
+            cache = upgrade_cache(model_kwargs["past_key_values"], self.config, quantized)
+            expect_tokens(cache, generation_config.max_length)
         return prepared
 
     def prepare_inputs_for_generation(
