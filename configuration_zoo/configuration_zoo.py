@@ -176,7 +176,7 @@ class ZooConfig(
 
         returned = build_without_unread(build, config_dict, set(given)) if fewer else build(config_dict)
         config = returned[0] if isinstance(returned, tuple) else returned
-        del config._is_being_read
+        vars(config).pop("_is_being_read", None)
         for sentence in about_unknown(notes, config_dict.get("zoo_version")):
             logger.warning(sentence)
         for key, value in notes.items():
