@@ -30,9 +30,8 @@ from transformers.masking_utils import (
 
 from configuration_zoo import ZooConfig
 
-from .ops_attention import compact_mask, trim_padding_mask
+from .ops_attention import backend_mask, compact_mask, trim_padding_mask
 from .ops_attention_bands import AttentionMask
-from .ops_attention_masks import backend_mask
 from .ops_packing import packed_sequences, within_sequences
 from .recurrent_rows import create_recurrent_mask
 

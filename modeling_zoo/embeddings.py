@@ -11,7 +11,7 @@ from configuration_zoo import ZooConfig
 
 from .block_hyper_connections import StreamHead
 from .norms import make_norm
-from .ops_attention_masks import ring_of
+from .ops_attention import ring_of
 from .ops_dispatch import refuse_empty
 from .ops_packing import places_behind, starts_of_lengths
 from .position_rotary import Rotations

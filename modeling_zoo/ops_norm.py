@@ -37,11 +37,18 @@ def rms_norm(
     On a CPU without gradients, in chunks of tokens, equal to the last bit; on CUDA with gradients too, up to the order
     of a sum in float32. A compiler makes one kernel of the formula itself.
     """
+    if is_eager_cpu_inference(x):
+        return chunked_rms_norm(x, weight, eps, offset, cast)
     if is_eager_cuda(x) and x.dtype in FUSED_DTYPES:
         form = fused_scaled_rms_norm if cast == "scale_then_cast" and weight is not None else fused_rms_norm
         return form(x, weight, eps, offset)
-    if not is_eager_cpu_inference(x):
-        return plain_rms_norm(x, weight, eps, offset, cast)
+    return plain_rms_norm(x, weight, eps, offset, cast)
+
+
+def chunked_rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: float = 0.0, cast: str | None = None
+) -> torch.Tensor:
+    """`plain_rms_norm` on a CPU: by torch's norm where that rounds alike, many tokens in chunks."""
     fused = x.dtype in FUSED_DTYPES and cast != "scale_then_cast"
     form = fused_rms_norm if fused else plain_rms_norm
     if x.numel() <= 2 * CHUNK_NUMBERS or x.dim() < 3:

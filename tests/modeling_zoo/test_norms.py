@@ -289,6 +289,8 @@ def test_the_norm_of_a_device_is_the_plain_one(chosen, dtype, weight_dtype, call
     leaves, results = [x, *norm.parameters()], []
     for on_device in (False, True):
         monkeypatch.setattr(ops_norm, "is_eager_cuda", lambda x, on_device=on_device: on_device)
+        if on_device:
+            monkeypatch.setattr(ops_norm, "is_eager_cpu_inference", lambda x: False)
         output = norm(x)
         results.append((output, *torch.autograd.grad(output.float().square().sum(), leaves)))
     assert calls["plain_rms_norm"] == [7]
