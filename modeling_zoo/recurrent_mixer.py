@@ -14,7 +14,7 @@ from configuration_zoo import ZooConfig
 from .cache_recurrent_view import RecurrentCacheView
 from .mixer import TokenMixer
 from .ops_packing import PackedSequences
-from .recurrent_rows import TokenRows, unpad
+from .recurrent_rows import PaddedRows, TokenRows, unpad
 
 
 class RecurrentMixer(TokenMixer):
@@ -40,7 +40,7 @@ class RecurrentMixer(TokenMixer):
         self,
         hidden_states: torch.Tensor,
         *,
-        attention_mask: torch.Tensor | PackedSequences | None = None,
+        attention_mask: torch.Tensor | PaddedRows | PackedSequences | None = None,
         past_key_values: Cache | None = None,
         position_ids: torch.Tensor | None = None,
         **kwargs: Any,

@@ -76,6 +76,21 @@ class TokenRows(NamedTuple):
         return first & (not has_history)
 
 
+class PaddedRows(NamedTuple):
+    """A padding mask `[B, T]`, 1 for a token, and whether it hides nothing but what stands before the tokens of a row.
+
+    That is asked once for all layers: on a device each answer is waited for.
+    """
+
+    mask: torch.Tensor
+    left_padded: bool
+    ndim = 2
+
+    def contiguous(self) -> "PaddedRows":
+        """The same without gaps, as generation asks of every mask."""
+        return self._replace(mask=self.mask.contiguous())
+
+
 def create_recurrent_mask(
     config: ZooConfig,
     inputs_embeds: torch.Tensor,
@@ -83,20 +98,27 @@ def create_recurrent_mask(
     past_key_values: Cache | None = None,
     position_ids: torch.Tensor | None = None,
     **kwargs: Any,
-) -> torch.Tensor | PackedSequences | None:
+) -> PaddedRows | PackedSequences | None:
     """Of the layers with a state: a padding mask `[B, T]`, `PackedSequences`, or None for T tokens of one sequence.
 
     Sequences are packed where transformers' masks for attention say so: without a mask and without a cache only.
     """
     if attention_mask is None and past_key_values is None:
         return packed_sequences(position_ids, inputs_embeds.shape[0])
-    return create_recurrent_attention_mask(config, inputs_embeds, attention_mask, past_key_values)
+    mask = create_recurrent_attention_mask(config, inputs_embeds, attention_mask, past_key_values)
+    return None if mask is None else padded_rows(mask)
 
 
-def rows_of_mask(mask: torch.Tensor, has_history: bool) -> TokenRows:
-    """The layout for a padding mask `[B, T]` (1 for a token) of the tokens at hand."""
+def padded_rows(mask: torch.Tensor) -> PaddedRows:
+    """The padding mask `[B, T]` of the tokens at hand, looked at."""
     mask = mask.bool()
-    if not has_history and is_left_padded(mask):
+    return PaddedRows(mask, is_left_padded(mask))
+
+
+def rows_of_mask(padded: PaddedRows, has_history: bool) -> TokenRows:
+    """The layout for a padding mask."""
+    mask = padded.mask
+    if padded.left_padded and not has_history:
         return TokenRows(valid=mask)
     order = torch.argsort(~mask, dim=1, stable=True)
     row_start = torch.arange(len(mask), device=mask.device).unsqueeze(1) * mask.shape[1]
@@ -105,21 +127,23 @@ def rows_of_mask(mask: torch.Tensor, has_history: bool) -> TokenRows:
 
 def unpad(
     hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor | PackedSequences | None,
+    attention_mask: torch.Tensor | PaddedRows | PackedSequences | None,
     cache: RecurrentCacheView,
     position_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, TokenRows]:
     """(`hidden_states` `[B, T, D]` without padding inside or behind its sequences, the layout, whose `pad` undoes it).
 
-    `attention_mask` is what `create_recurrent_mask` makes. Raises ValueError for a layout that a cache which records
-    its past could not take back.
+    `attention_mask` is what `create_recurrent_mask` makes, or a padding mask that is looked at here. Raises ValueError
+    for a layout that a cache which records its past could not take back.
     """
+    count = hidden_states.shape[1]
     if attention_mask is None:
         rows = TokenRows()
     elif isinstance(attention_mask, PackedSequences):
         rows = TokenRows(packed=attention_mask)
     else:
-        rows = rows_of_mask(attention_mask[:, -hidden_states.shape[1] :], cache.has_history)
+        padded = attention_mask if isinstance(attention_mask, PaddedRows) else padded_rows(attention_mask[:, -count:])
+        rows = rows_of_mask(padded._replace(mask=padded.mask[:, -count:]), cache.has_history)
     if cache.recording and (rows.moved or rows.packed is not None):
         raise ValueError(
             "Padding after or between the tokens of a sequence, or packed sequences, cannot be recorded for a rollback "

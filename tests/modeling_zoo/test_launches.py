@@ -20,7 +20,7 @@ CASES = [f"{name} {kind}" for name in NAMES for kind in ("dynamic", "static")]
 @pytest.fixture(scope="module")
 def steps():
     """{case: {"launches", "waits"}}, counted in one process."""
-    command = [sys.executable, SUPPORT / "fake_cuda.py", *CASES, "gqa dynamic mask"]
+    command = [sys.executable, SUPPORT / "fake_cuda.py", *CASES, "gqa dynamic mask", "gdn dynamic mask"]
     paths = [str(SUPPORT), str(SUPPORT.parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -38,6 +38,10 @@ def test_launches_of_a_token(steps, name):
 @pytest.mark.parametrize("case", CASES)
 def test_no_token_waits_for_the_host_or_the_device(steps, case):
     assert steps[case]["waits"] == []
+
+
+def test_padding_is_looked_at_once_for_all_recurrent_layers(steps):
+    assert len([wait for wait in steps["gdn dynamic mask"]["prompt"] if "is_left_padded" in wait]) == 1
 
 
 def test_a_wait_is_seen(steps):
