@@ -32,12 +32,10 @@ def code(config: ZooConfig | None = None) -> dict[str, str]:
     if config is None:
         return dict(joined_code(None))
     texts = dict(joined_code(pieces_for(config)))
-    # Layers that differ in a field of their own have the whole configuration.
-    return (
-        texts
-        if config.is_heterogeneous
-        else texts | {"configuration_zoo.py": exported_configuration(config, modeling=texts["modeling_zoo.py"])}
-    )
+    # Layers that differ in a field of their own, and subclasses of ZooConfig, have the whole configuration.
+    if not config.is_heterogeneous and type(config) is ZooConfig:
+        texts["configuration_zoo.py"] = exported_configuration(config, modeling=texts["modeling_zoo.py"])
+    return texts
 
 
 @cache

@@ -38,7 +38,8 @@ def refuse_other(name: str, value: Any) -> None:
     if isinstance(here, dict) and isinstance(value, dict):
         for key in [key for key in value if value[key] not in (None, here.get(key))]:
             raise not_here(f"{name}.{key}", value[key])
-    elif value is not None and value != here:
+    elif value is not None and value != here and not (value is False and here is None):
+        # A switch that is off, where it stands at nothing, is off as well: training libraries set such.
         raise not_here(name, value)
 
 
