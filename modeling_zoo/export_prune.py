@@ -74,8 +74,15 @@ def cache_layers(config: ZooConfig) -> frozenset[str]:
 
 def pieces_for(config: ZooConfig) -> tuple[Piece, ...]:
     """The statements of the model's package that a model of this config needs, tables without their other rows."""
-    words = frozenset(word for _, word in words_of(config)) & known_words()
-    return needed(words, cache_layers(config))
+    words = {word for _, word in words_of(config)} | set(words_of_recurrences(config))
+    return needed(frozenset(words) & known_words(), cache_layers(config))
+
+
+def words_of_recurrences(config: ZooConfig) -> Iterator[str]:
+    """What the settings of each layer's recurrence say, those that its kind has and the config does not spell out."""
+    for index, kind in enumerate(config.recurrent_mixers):
+        if kind is not None:
+            yield from words_in(vars(config.linear_settings(index)))
 
 
 @cache

@@ -182,7 +182,7 @@ WRAPPERS = {
         },
     ),
 }
-OFTEN = ("Llava, tied", "AyaVision", "Idefics3", "Qwen3VL", "GraniteSpeech")
+OFTEN = ("Llava, tied", "AyaVision", "Qwen3VL")
 
 
 def save_theirs(case, folder):

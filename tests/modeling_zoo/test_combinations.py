@@ -1,6 +1,7 @@
 """Every combination of flags is refused by name or works in every way a model is used. There is no third outcome."""
 
 import os
+import zlib
 
 import pytest
 import torch
@@ -82,6 +83,10 @@ def assert_names_a_field(error, chosen):
     assert named, f"{error} names no field of {chosen}"
 
 
+# One model in so many is loaded by the code of its own folder, too.
+EVERY = 6
+
+
 class Loaded:
     """The classes as transformers loads them from a folder's own code."""
 
@@ -92,20 +97,13 @@ class Loaded:
 
 
 class Shipped(Loaded):
-    """Those of the code with every concept. One model in `EVERY` is loaded by the code of its own folder, too."""
-
-    EVERY = 4
+    """Those of the code with every concept."""
 
     def __init__(self, folder):
         config = ZooConfig(**SIZES)
         ZooForCausalLM(config).save_pretrained(folder)
         export_code(config, folder, everything=True)
-        self.count = 0
         super().__init__(folder)
-
-    def next_is_own(self):
-        self.count += 1
-        return self.count % self.EVERY == 1
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +111,10 @@ def shipped(tmp_path_factory):
     return Shipped(tmp_path_factory.mktemp("shipped"))
 
 
-def check_remote_copy(model, tokens, expected, folder, shipped):
+def check_remote_copy(model, tokens, expected, folder, shipped, own):
     """Saved, and loaded by the code of every concept, or of its own alone, it is the same model to the last bit."""
     model.save_pretrained(folder)
-    for place in (shipped, Loaded(folder)) if shipped.next_is_own() else (shipped,):
+    for place in (shipped, Loaded(folder)) if own else (shipped,):
         again = place.model.from_pretrained(folder, config=place.config.from_pretrained(folder)).eval()
         assert torch.equal(again(tokens).logits, expected)
 
@@ -142,7 +140,8 @@ def check_all(chosen, folder, shipped):
         # Patterns of 2019 and chunks count slots: padding takes part in them, as in transformers' chunked masks.
         if config.sparse_attention_pattern is None:
             check_padding(model, tokens, expected)
-        check_remote_copy(model, tokens, expected, folder, shipped)
+        own = zlib.crc32(repr(chosen).encode()) % EVERY == 0
+        check_remote_copy(model, tokens, expected, folder, shipped, own)
     return "works"
 
 
