@@ -82,7 +82,7 @@ def words_of_recurrences(config: ZooConfig) -> Iterator[str]:
     """What the settings of each layer's recurrence say, those that its kind has and the config does not spell out."""
     for index, kind in enumerate(config.recurrent_mixers):
         if kind is not None:
-            yield from words_in(vars(config.linear_settings(index)))
+            yield from words_in(vars(config.per_layer_config[index].linear_settings(index)))
 
 
 @cache

@@ -84,7 +84,7 @@ def assert_names_a_field(error, chosen):
 
 
 # One model in so many is loaded by the code of its own folder, too.
-EVERY = 6
+EVERY = 12
 
 
 class Loaded:
