@@ -34,7 +34,8 @@ def is_eager_cpu_inference(x: torch.Tensor) -> bool:
 
 def is_eager_cuda(x: torch.Tensor) -> bool:
     """Whether `x` is computed on a CUDA device, at once."""
-    return x.device.type == "cuda" and not is_traced()
+    # Where vLLM traces a layer, x stands for a tensor and cannot be asked where it is.
+    return isinstance(x, torch.Tensor) and x.device.type == "cuda" and not is_traced()
 
 
 def is_emulated(dtype: torch.dtype) -> bool:
