@@ -12,12 +12,13 @@ from description_zoo.foreign_text import printable
 
 from .errors import report
 
+MODEL_HELP = "Folder with config.json and safetensors, or a Hub id owner/name[@revision]."
 SOURCE_HELP = "When converting back: the original checkpoint, for tensors that zoo does not use and the folder lacks."
 ALONE_HELP = "When converting back: only the language model, without vision tower or further prediction layers."
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder with config.json and safetensors, or a Hub id owner/name.")],
+    source: Annotated[str, typer.Argument(help=MODEL_HELP)],
     target: Annotated[Path, typer.Argument(help="Folder to write; written completely or not at all.")],
     to: Annotated[str | None, typer.Option(metavar="MODEL_TYPE", help="Family to convert to. Default: zoo.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: as stored.")] = None,
@@ -53,10 +54,14 @@ def say(text: object) -> None:
 
 def quiet() -> None:
     """Progress bars and log lines of the libraries would land in the middle of our own output."""
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if sys.stderr.isatty():
+        # A download is long: what transformers has just silenced along with its own.
+        enable_progress_bars()
 
 
 def run(app: typer.Typer, program: str, arguments: list[str] | None = None) -> int:

@@ -1,16 +1,13 @@
 """Where a source is: a local folder, or a repository of the Hub, fetched without its code and without pickles."""
 
-import re
 from pathlib import Path
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from ..errors import ConversionError
 from ..formats.schemes import SCHEME_FILES
 from .checkpoint import read_json
 from .companions import CARD, COMPANIONS
 from .folder_gate import check_files
+from .hub import fetch_repository, hub_id
 from .sidecar import FOLDER
 
 # Keys of config.json that other programs, or the choice of a family, read: kind, and how a sentence calls it.
@@ -24,23 +21,21 @@ CONFIG_FORMS = {
     "source_config": (dict, "an object"),
     "transformers_weights": (str, "a file name"),
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+CODE = "*.py"
 
 
-def resolve_source(source: str | Path) -> Path:
-    """The local folder of a source; raises ConversionError when there is none."""
+def resolve_source(source: str | Path, code: bool = False) -> Path:
+    """The local folder of a source, `owner/name[@revision]` of the Hub included: without its code but where `code` is
+    wanted, without pickles. Raises ConversionError when there is none."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or not _HUB_ID.fullmatch(str(source)):
-        raise ConversionError(f"{source} is neither a folder nor a Hub id like 'owner/name'.")
-    weights = ["*.safetensors", "*.safetensors.index.json"]
-    wanted = ["config.json", *weights, CARD, f"{FOLDER}/*", *SCHEME_FILES, *COMPANIONS]
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConversionError(f"{source} is no local folder, and the Hub did not give it: {reason}.") from error
+    wanted = None if folder.exists() else hub_id(str(source))
+    if wanted is None:
+        raise ConversionError(f"{source} is neither a folder nor a Hub id like 'owner/name' or 'owner/name@revision'.")
+    patterns = ("config.json", *WEIGHTS, CARD, f"{FOLDER}/*", *SCHEME_FILES, *COMPANIONS)
+    return fetch_repository(wanted, (*patterns, CODE) if code else patterns)
 
 
 def repository_of(folder: Path) -> dict[str, str]:

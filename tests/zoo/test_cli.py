@@ -277,7 +277,7 @@ def test_verify_says_that_nan_cannot_be_compared(zoo, copy):
 # -- wrong input ----------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "no such folder": (("generate", "nowhere", "--prompt", "x"), 1, "nowhere is not a folder"),
+    "no such folder": (("generate", "nowhere", "--prompt", "x"), 1, "nowhere is neither a folder nor a Hub id"),
     "no config": (("inspect", "{tmp}"), 1, "has no config.json"),
     "no such file": (("inspect", "no/config.json"), 1, "neither a folder nor a file"),
     "no such preset": (("inspect", "gpt3-175"), 1, "Did you mean 'gpt3-175b'?"),

@@ -7,9 +7,13 @@ import typer
 
 from .errors import UserError
 
+FOLDER_HELP = (
+    "A zoo folder: one with a config.json of model_type zoo. With --check also a Hub id owner/name[@revision]."
+)
+
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A zoo folder: one with a config.json of model_type zoo.")],
+    model: Annotated[str, typer.Argument(metavar="folder", help=FOLDER_HELP)],
     check: Annotated[
         bool,
         typer.Option("--check", help="Write nothing; exit code 1 if the code is not what this zoo writes."),
@@ -21,8 +25,9 @@ def export(
     """Write the two files of code that a folder needs to load with trust_remote_code=True, or compare them."""
     import json
 
-    from .loading import MODEL_TYPE, read_config
+    from .loading import MODEL_TYPE, folder_of, read_config
 
+    folder = folder_of(model, trust=True) if check else Path(model)
     held = read_config(folder)
     if (kind := held.get("model_type")) != MODEL_TYPE:
         raise UserError(

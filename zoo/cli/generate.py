@@ -1,4 +1,4 @@
-"""zoo generate FOLDER --prompt TEXT."""
+"""zoo generate FOLDER | OWNER/NAME --prompt TEXT."""
 
 import copy
 import json
@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import UserError, blamed_on
-from .loading import DEVICE_HELP, DTYPE_HELP, TRUST_HELP, load_model, load_tokenizer, open_folder
+from .loading import DEVICE_HELP, DTYPE_HELP, HUB_HELP, TRUST_HELP, folder_of, load_model, load_tokenizer, open_folder
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 # What a terminal takes for a command, not for text.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+MODEL_HELP = f"A zoo folder, a foreign one of a family zoo knows, {HUB_HELP}."
 LENGTH_HELP = "Default: as generation_config.json says, else 100."
 
 
 def generate(
-    folder: Annotated[Path, typer.Argument(help="A zoo folder, or a foreign one of a family zoo knows.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")],
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help=LENGTH_HELP)] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 decodes greedily, more samples.")] = None,
@@ -47,12 +48,13 @@ def generate(
     further = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
     options |= {name: value for name, value in further.items() if value is not None}
     text = sys.stdin.read() if prompt == "-" else prompt
-    model, tokenizer = load(folder, attn, dtype=dtype, device=device, trust=trust_remote_code)
+    folder = folder_of(model, trust_remote_code)
+    running, tokenizer = load(folder, attn, dtype=dtype, device=device, trust=trust_remote_code)
     with blamed_on(f"the {'chat template' if chat else 'tokenizer'} of {folder}"):
-        inputs = encode(tokenizer, text, chat).to(model.device)
+        inputs = encode(tokenizer, text, chat).to(running.device)
     with blamed_on(f"what {folder} says of generation"):
-        settings = settings_of(model, options)
-        answer(model, tokenizer, inputs, settings, seed, as_json)
+        settings = settings_of(running, options)
+        answer(running, tokenizer, inputs, settings, seed, as_json)
 
 
 def sampling(temperature: float | None, **limits: Any) -> dict:

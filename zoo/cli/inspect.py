@@ -1,4 +1,4 @@
-"""zoo inspect FOLDER | config.json | PRESET."""
+"""zoo inspect FOLDER | OWNER/NAME | config.json | PRESET."""
 
 import json
 from typing import Annotated
@@ -7,9 +7,14 @@ import typer
 
 from conversion.command import say
 
+MODEL_HELP = (
+    "A model folder, a Hub id owner/name[@revision] (its config.json alone is fetched), a config.json, or a preset "
+    "(see `zoo presets`)."
+)
+
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A model folder, a config.json, or a preset (see `zoo presets`).")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks: show what each of them holds.")] = 1,
     ep: Annotated[int, typer.Option(min=1, help="Expert-parallel ranks; a multiple of --tp.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
@@ -59,7 +64,8 @@ def show(report: dict) -> None:
     say(f"parameters  {total:,}, of which {active:,} active per token, {table:,} in embedding and head")
     say(f"weights     {short_bytes(report['bytes'])}")
     if "stored_as" in report:
-        say(f"stored as   {report['stored_as']}, {short_bytes(report['stored_bytes'])}")
+        size = f", {short_bytes(report['stored_bytes'])}" if "stored_bytes" in report else ""
+        say(f"stored as   {report['stored_as']}{size}")
     length = report["max_position_embeddings"]
     per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
     say(f"cache       {per_token} per token, {full} at {length} tokens")

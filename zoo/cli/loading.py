@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_TYPE = "zoo"
+HUB_HELP = "or a Hub id owner/name[@revision]"
 TRUST_HELP = "Run the code in the folder. Not needed where zoo's installed classes run the model."
 DTYPE_HELP = "auto (as stored), float32, bfloat16 or float16."
 DEVICE_HELP = "Default: the accelerator if there is one."
+
+
+def folder_of(model: str, trust: bool = False) -> Path:
+    """The local folder of a folder or of a repository of the Hub, whose code is fetched only with `trust`. Raises
+    ConversionError where there is none."""
+    from conversion.files.sources import resolve_source
+
+    return resolve_source(model, code=trust)
 
 
 def read_config(folder: Path) -> dict:

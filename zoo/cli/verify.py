@@ -9,7 +9,7 @@ import typer
 from conversion.command import say
 
 from .errors import UserError, blamed_on
-from .loading import DEVICE_HELP, TRUST_HELP, load_model, load_tokenizer, read_config
+from .loading import DEVICE_HELP, HUB_HELP, TRUST_HELP, folder_of, load_model, load_tokenizer, read_config
 from .routes import agreement, recorded_routes
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 # Relative to the largest logit: what the order of float32 sums may change.
 TOLERANCE = 2e-5
+SOURCE_HELP = f"Folder of the original, {HUB_HELP}: run by transformers' own class."
 
 
 def verify(
-    source: Annotated[Path, typer.Argument(help="Folder of the original: run by transformers' own class.")],
-    target: Annotated[Path, typer.Argument(help="Folder to compare with it.")],
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    target: Annotated[str, typer.Argument(help=f"Folder to compare with it, {HUB_HELP}.")],
     prompt: Annotated[str | None, typer.Option(help="Input text. Default: random tokens.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="How many random tokens.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=0, help="Greedy tokens to compare after them.")] = 16,
@@ -34,11 +35,12 @@ def verify(
 ) -> None:
     """Run two models on the same input: largest difference, greedy agreement, first layer that diverges, and how
     often both send a token to the same experts."""
-    vocabulary = [vocabulary_of(read_config(folder), folder) for folder in (source, target)]
-    input_ids = make_input(source, prompt, tokens, min(vocabulary), seed, trust_remote_code)
+    folders = [folder_of(model, trust_remote_code) for model in (source, target)]
+    vocabulary = [vocabulary_of(read_config(folder), folder) for folder in folders]
+    input_ids = make_input(folders[0], prompt, tokens, min(vocabulary), seed, trust_remote_code)
     # One after the other: two large models need not fit into memory together.
     options = {"dtype": dtype, "device": device, "trust": trust_remote_code, "original": True}
-    ours, theirs = (run(folder, input_ids, new_tokens, options) for folder in (source, target))
+    ours, theirs = (run(folder, input_ids, new_tokens, options) for folder in folders)
     report = compare(ours, theirs, tolerance)
     if as_json:
         typer.echo(json.dumps(report))
