@@ -53,6 +53,14 @@ class Counting:
 class CountingRecurrentLayer(Counting, RecurrentLayer, CacheLayerMixin):
     """A recurrent layer that counts as well."""
 
+    @classmethod
+    def instead_of(cls, layer: RecurrentLayer, counts_on_device: bool) -> "CountingRecurrentLayer":
+        """One in place of an empty recurrent layer."""
+        new = cls(counts_on_device=counts_on_device, number_of_states=layer.number_of_states)
+        if layer.record_past:
+            new.activate_past_recording()
+        return new
+
     def get_seq_length(self) -> int | torch.Tensor:
         """Tokens seen; raises RuntimeError if the layer holds a state and nothing was counted."""
         count = self.cumulative_length
@@ -66,6 +74,11 @@ class CountingLayer(Counting, CacheLayerMixin):
 
     supports_early_init = False
     is_compileable = is_croppable = True
+
+    @classmethod
+    def instead_of(cls, layer: object, counts_on_device: bool) -> "CountingLayer":
+        """One in place of a layer that keeps nothing."""
+        return cls(counts_on_device=counts_on_device)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing is laid out for a count."""

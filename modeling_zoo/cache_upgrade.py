@@ -29,7 +29,7 @@ from transformers.cache_utils import (
 
 from configuration_zoo import ZooConfig
 
-from .cache_counting import Counting, CountingLayer, CountingRecurrentLayer
+from .cache_counting import CountingLayer, CountingRecurrentLayer
 from .cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
 from .cache_hybrid import (
     RecurrentAndGrowingLayer,
@@ -73,6 +73,12 @@ LATENT_LAYERS = {
     StaticSlidingWindowLayer: StaticSlidingLatentLayer,
     StaticIndexedLayer: StaticIndexedLatentLayer,
 }
+# By the mechanism of attention, where it is not keys and values per head; and the widths that its layers are told, each
+# with the field that says it.
+OTHER_LAYERS = {"latent": LATENT_LAYERS}
+WIDTHS = {"latent": {"latent_dim": "kv_lora_rank", "rope_dim": "qk_rope_head_dim"}}
+# The layer that counts tokens where no attention does, by the type of the layer it stands for.
+COUNTING_LAYERS = {"linear_attention": CountingRecurrentLayer, "conv": CountingRecurrentLayer, "moe": CountingLayer}
 # Our class -> the one that stores eight bits.
 QUANTIZED_LAYERS = {
     GrowingLayer: QuantizedGrowingLayer,
@@ -116,16 +122,13 @@ def upgrade_cache(cache: Cache | None, config: ZooConfig, quantized: bool = Fals
         replicate(cache, None)
     if replicated_class(cache) is DynamicLayer:
         _upgrade_replicated(cache, config, quantized)
-    replaced = (*PLAIN_LAYERS, *LATENT_LAYERS)
-    if not any(type(layer) in replaced or _keeps_nothing(layer) for layer in cache.layers):
-        return cache
     # The layers of a cache can be fewer or more than the config's, those of prediction heads for example.
     configs = dict(enumerate(config.per_layer_config))
     for index, layer in enumerate(cache.layers):
         if _is_empty(layer):
             own = configs.get(index, config)
-            cache.layers[index] = upgraded_layer(layer, own, _is_latent(own, index), quantized)
-    _count_tokens(cache)
+            cache.layers[index] = upgraded_layer(layer, own, attention_of(own, index), quantized)
+    _count_tokens(cache, config)
     return cache
 
 
@@ -179,21 +182,28 @@ def advance_cache(cache: Cache | None, hidden_states: torch.Tensor, layers: nn.M
     if cache is not None:
         count_elsewhere(cache, hidden_states, layers)
         first = next((layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)), None)
-        if isinstance(first, Counting):
+        if hasattr(first, "advance"):
             first.advance(hidden_states.shape[1])
 
 
-def _is_latent(config, index):
+def attention_of(config: ZooConfig, layer_idx: int) -> str | None:
+    """The mechanism of attention in a layer, by the config as this layer or as the model sees it."""
     named = getattr(config, "attention_type", None)
-    return (named[index : index + 1] == ["latent"]) if isinstance(named, list) else named == "latent"
+    return next(iter(named[layer_idx : layer_idx + 1]), None) if isinstance(named, list) else named
+
+
+def layer_class_of(theirs: type, attention: str | None, quantized: bool) -> type | None:
+    """The class for attention of this mechanism in place of one of transformers', None where there is none."""
+    ours = OTHER_LAYERS.get(attention, {}).get(theirs) or PLAIN_LAYERS.get(theirs)
+    return QUANTIZED_LAYERS.get(ours, ours) if quantized else ours
 
 
 def _upgrade_replicated(cache, config, quantized):
     """A cache made without a config, which adds a layer of one class whenever it meets a new index."""
-    kinds = {_is_latent(layer_config, index) for index, layer_config in enumerate(config.per_layer_config)}
-    if len(kinds) == 1:
-        layer_class = (LATENT_LAYERS if kinds.pop() else PLAIN_LAYERS)[DynamicLayer]
-        replicate(cache, QUANTIZED_LAYERS[layer_class] if quantized else layer_class)
+    kinds = {attention_of(layer_config, index) for index, layer_config in enumerate(config.per_layer_config)}
+    classes = {layer_class_of(DynamicLayer, kind, quantized) for kind in kinds}
+    if len(classes) == 1:
+        replicate(cache, classes.pop())
 
 
 def _is_empty(layer):
@@ -203,39 +213,27 @@ def _is_empty(layer):
     return not getattr(layer, "is_initialized", False) and not any(recurrent)
 
 
-def _keeps_nothing(layer):
-    """Whether it stands for a layer without a mixer; an older transformers has a recurrent layer there."""
-    return type(layer) is getattr(cache_utils, "DummyLayer", None)
-
-
-def upgraded_layer(layer: CacheLayer, config: ZooConfig, latent: bool, quantized: bool) -> CacheLayer:
+def upgraded_layer(layer: CacheLayer, config: ZooConfig, attention: str | None, quantized: bool) -> CacheLayer:
     """The layer to put in place of the empty `layer`: itself where the tables above have none for its class."""
-    layer_class = (LATENT_LAYERS.get(type(layer)) if latent else None) or PLAIN_LAYERS.get(type(layer))
+    layer_class = layer_class_of(type(layer), attention, quantized)
     if layer_class is None:
         return layer
-    if quantized:
-        layer_class = QUANTIZED_LAYERS.get(layer_class, layer_class)
     names = ("sliding_window", "max_cache_len", "number_of_states")
     options = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
-    if latent:
-        options |= {"latent_dim": config.kv_lora_rank, "rope_dim": config.qk_rope_head_dim}
-    new = layer_class(**options)
+    widths = {name: getattr(config, field) for name, field in WIDTHS.get(attention, {}).items()}
+    new = layer_class(**options, **widths)
     if getattr(layer, "record_past", False):
         new.activate_past_recording()
     return new
 
 
-def _count_tokens(cache):
+def _count_tokens(cache, config):
     """Let the first recurrent layer, or the first of all, count the tokens where no attention layer does."""
-    if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+    if not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
         return
-    recurrent = [index for index, layer in enumerate(cache.layers) if type(layer) is RecurrentLayer]
-    index, on_device = recurrent[0] if recurrent else 0, isinstance(cache, StaticCache)
-    old = cache.layers[index]
-    if _keeps_nothing(old):
-        cache.layers[index] = CountingLayer(counts_on_device=on_device)
-    elif _is_empty(old):
-        new = CountingRecurrentLayer(number_of_states=old.number_of_states, counts_on_device=on_device)
-        if old.record_past:
-            new.activate_past_recording()
-        cache.layers[index] = new
+    recurrent = [index for index, layer in enumerate(cache.layers) if isinstance(layer, LinearAttentionLayer)]
+    index = recurrent[0] if recurrent else 0
+    # transformers' layer for one that keeps nothing is never empty to it.
+    if not recurrent or _is_empty(cache.layers[index]):
+        counting = COUNTING_LAYERS[config.layer_types[index]]
+        cache.layers[index] = counting.instead_of(cache.layers[index], isinstance(cache, StaticCache))
