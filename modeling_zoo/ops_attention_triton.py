@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 
 import torch
 
-from .ops_attention_triton_hopper import HOPPER_KERNEL, HOPPER_TILE, suits_hopper
+from .ops_attention_triton_hopper import HopperKernel
 from .ops_dispatch import is_recent_cuda
 from .ops_triton import KERNEL_DTYPES, multiprocessors, power_of_two, register_operation, tl, triton
 
@@ -216,6 +216,9 @@ if triton is not None:
 
 # -- their launch, as one operation of torch ---------------------------------------------------------------------------
 
+# Attention that reads values from its keys -> the kernel for one kind of device in place of `_read_split`.
+DEVICE_KERNELS = {"latent": HopperKernel}
+
 
 def launch(
     query: torch.Tensor,
@@ -230,8 +233,9 @@ def launch(
     query, key, values = together(query), together(key), together(key if value is None else value)
     (batch, kv_heads, groups, width), shared = query.shape, value is None
     count, masked = key.shape[2] if positions is None else positions.shape[1], visible is not None
-    widths, on_hopper = tile_widths(width, value_width, shared), shared and suits_hopper(query, key, value_width)
-    tile = HOPPER_TILE if on_hopper else tile_shape(key.element_size(), groups, width, value_width, shared, key.device)
+    widths, kernel = tile_widths(width, value_width, shared), DEVICE_KERNELS.get("latent") if shared else None
+    special = kernel is not None and kernel.suits(query, key, value_width)
+    tile = kernel.tile if special else tile_shape(key.element_size(), groups, width, value_width, shared, key.device)
     if tile is None:
         return plain_split_decode(query, key, value, value_width, scaling, positions, visible)
     blocks, pairs = -(-groups // tile["ROWS"]), batch * kv_heads
@@ -243,10 +247,8 @@ def launch(
     seen, bounds = (query, query) if visible is None else visible_ranges(visible, batch)
     tables, sizes = (chosen, seen, bounds, mixed, logs, scaling * LOG2_E, groups), (count, splits)
     ends, flags = (chosen.stride(0), seen.stride(0)), {"GATHERED": positions is not None, "MASKED": masked}
-    if on_hopper:
-        strides = query.stride(0), query.stride(2), key.stride(0), key.stride(2)
-        widths = {name: widths[name] for name in ("FIRST", "REST")}
-        HOPPER_KERNEL[blocks, splits, pairs](query, key, *tables, *sizes, *strides, *ends, **widths, **tile, **flags)
+    if special:
+        kernel.run((blocks, splits, pairs), query, key, (*tables, *sizes), ends, widths, flags)
     else:
         strides = [stride for part in (query, key, values) for stride in part.stride()[:3]]
         arguments = query, key, values, *tables, kv_heads, *sizes, *strides, *ends

@@ -16,22 +16,6 @@ try:
 except ImportError:
     gluon = None
 
-# Query heads and keys of a tile.
-HOPPER_TILE = {"ROWS": 64, "KEYS": 64, "num_warps": 8}
-
-
-def suits_hopper(query: torch.Tensor, key: torch.Tensor, value_width: int) -> bool:
-    """Whether the kernel takes queries `[B, 1, G, d]` of keys `[B, 1, S, d]`, values in their first `value_width`
-    channels."""
-    rest = query.shape[-1] - value_width
-    powers = value_width in (128, 256, 512) and rest in (16, 32, 64) and query.shape[1] == 1
-    if gluon is None or not powers or query.dtype not in HALF_DTYPES or query.device.type != "cuda":
-        return False
-    strides = (*query.stride()[::2], *key.stride()[::2])
-    aligned = not any(stride % 16 for stride in strides) and not (query.data_ptr() | key.data_ptr()) % 16
-    return aligned and torch.cuda.get_device_properties(query.device).major == 9
-
-
 if gluon is not None:
     # Triton 3.9 has another name for it.
     copy_async = getattr(hopper.async_copy, "async_load", None) or hopper.async_copy.async_copy_global_to_shared
@@ -166,4 +150,30 @@ if gluon is not None:
         _store_latents(mixed, logs, splits, groups, row, peak, gl.sum(mass, axis=1), mix, SCORES, MIX)
 
 
-HOPPER_KERNEL = None if gluon is None else _read_latents
+class HopperKernel:
+    """When the kernel is the one to take, and its launch."""
+
+    # Query heads and keys of a tile.
+    tile = {"ROWS": 64, "KEYS": 64, "num_warps": 8}
+    function = None if gluon is None else _read_latents
+
+    @staticmethod
+    def suits(query: torch.Tensor, key: torch.Tensor, value_width: int) -> bool:
+        """Whether the kernel takes queries `[B, 1, G, d]` of keys `[B, 1, S, d]`, values in their first `value_width`
+        channels."""
+        rest = query.shape[-1] - value_width
+        powers = value_width in (128, 256, 512) and rest in (16, 32, 64) and query.shape[1] == 1
+        if gluon is None or not powers or query.dtype not in HALF_DTYPES or query.device.type != "cuda":
+            return False
+        strides = (*query.stride()[::2], *key.stride()[::2])
+        aligned = not any(stride % 16 for stride in strides) and not (query.data_ptr() | key.data_ptr()) % 16
+        return aligned and torch.cuda.get_device_properties(query.device).major == 9
+
+    @classmethod
+    def run(
+        cls, grid: tuple, query: torch.Tensor, key: torch.Tensor, tables: tuple, ends: tuple, widths: dict, flags: dict
+    ) -> None:
+        """Over a `grid` of blocks of query heads, splits of the keys and sequences."""
+        strides = query.stride(0), query.stride(2), key.stride(0), key.stride(2)
+        widths = {name: widths[name] for name in ("FIRST", "REST")}
+        cls.function[grid](query, key, *tables, *strides, *ends, **widths, **cls.tile, **flags)

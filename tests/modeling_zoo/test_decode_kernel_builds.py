@@ -60,11 +60,11 @@ def test_the_kernel_fits_a_multiprocessor(case, tmp_path):
 
 def build_hopper(gathered, masked, width=576, value=512):
     """`_read_latents` as `launch` would run it."""
-    tile = dict(kernels.HOPPER_TILE)
+    tile = dict(kernels.HopperKernel.tile)
     warps = tile.pop("num_warps")
     constants = tile | {"FIRST": value, "REST": width - value, "GATHERED": gathered, "MASKED": masked}
     types = POINTERS | dict.fromkeys(("query", "key"), "*bf16")
-    return compiled(kernels.HOPPER_KERNEL, types, constants, STRIDES, num_warps=warps)
+    return compiled(kernels.HopperKernel.function, types, constants, STRIDES, num_warps=warps)
 
 
 @pytest.mark.sampled(5)
