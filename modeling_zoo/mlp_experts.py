@@ -52,6 +52,7 @@ class Experts(nn.Module):
     """
 
     input_projection: str
+    has_matrices = True
 
     def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__()

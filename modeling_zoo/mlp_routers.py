@@ -113,6 +113,8 @@ class Router(nn.Module):
     The first output is what `output_router_logits` records.
     """
 
+    has_matrices = True
+
     def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__()
         self.num_experts, self.top_k = config.num_router_outputs, config.num_experts_per_tok

@@ -13,12 +13,11 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from configuration_zoo import ZooConfig
 
 from .attention_masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
-from .attention_sparse_indexer import SharedIndices
 from .block_layer import ZooDecoderLayer
 from .block_per_layer_input import PerLayerEmbeddings, resize_rows
 from .block_shared import SharedBlocks
@@ -26,7 +25,6 @@ from .block_topologies import BLOCKS, make_block, make_cross_layer_state
 from .cache_upgrade import advance_cache, expect_tokens, pop_int8_request, prepare_cache, upgrade_cache
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions, shape_logits
 from .mixer import TokenMixer
-from .mlp_routers import Router
 from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import last_query, layer_of_last_query
 from .platform_backends import attention_backends, share_implementations
@@ -36,10 +34,10 @@ from .platform_pipeline import StagedModel, refuse_uncut
 from .platform_saving import SavedFolder
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
 from .platform_vllm import check_backend
-from .train_indexer import add_indexer_loss, is_learning
+from .registry import RECORDED
+from .train_added import added_losses
 from .train_init import InitialWeights
-from .train_loss import logits_and_loss, share_of_batch
-from .train_router_loss import add_router_losses, should_add_router_losses
+from .train_loss import logits_and_loss
 from .train_weight_decay import get_decay_parameter_names, parameter_groups
 
 
@@ -58,11 +56,7 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
     _can_compile_fullgraph = True
     # transformers looks for the experts' decorator in the text of this file; it stands in mlp_experts.py.
     _can_set_experts_implementation_cached_value = True
-    _can_record_outputs = {
-        "hidden_states": ZooDecoderLayer,
-        "attentions": TokenMixer,
-        "router_logits": OutputRecorder(Router, index=0),
-    }
+    _can_record_outputs = {"hidden_states": ZooDecoderLayer, "attentions": TokenMixer} | RECORDED.get("sparse", {})
     lora_targets = lora_targets
     get_decay_parameter_names = get_decay_parameter_names
     parameter_groups = parameter_groups
@@ -262,11 +256,10 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
     ) -> MoeCausalLMOutputWithPast:
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
-        # What is added to the loss is asked for before the forward that has to record it.
-        balance = labels is not None and should_add_router_losses(self, record)
-        learns = labels is not None and is_learning(self)
-        if learns:
-            kwargs["shared_indices"] = SharedIndices()
+        added = [] if labels is None else added_losses(self, record)
+        asked = {"output_router_logits": True} if record else {}
+        for part in added:
+            asked |= part.asks
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -274,29 +267,26 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **({"output_router_logits": True} if record or balance else {}),
             logits_to_keep=logits_to_keep if labels is None else 0,
-            **kwargs,
+            **kwargs | asked,
         )
-        hidden_states, loss, aux_loss = outputs.last_hidden_state, None, None
+        hidden_states, loss, also = outputs.last_hidden_state, None, {}
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = shape_logits(self.lm_head(hidden_states[:, keep, :]), self.config)
         else:
             logits, loss = logits_and_loss(self, hidden_states, labels, logits_to_keep, chunk_size, kwargs)
-        if learns:
-            share = share_of_batch(labels, kwargs)
-            loss = add_indexer_loss(loss, self.config, kwargs["shared_indices"], share)
-        if balance:
-            loss, aux_loss = add_router_losses(loss, self, outputs.router_logits, attention_mask, labels, kwargs)
+        for part in added:
+            loss, more = part.add(loss, self, outputs, labels, attention_mask=attention_mask, **kwargs)
+            also |= more
         return MoeCausalLMOutputWithPast(
             loss=loss,
-            aux_loss=aux_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits if record else None,
+            **also,
         )
 
 

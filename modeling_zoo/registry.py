@@ -1,6 +1,7 @@
 """Every token mixer and every channel mixer by name; the only file that imports them all."""
 
 from torch import nn
+from transformers.utils.output_capturing import OutputRecorder
 
 from configuration_zoo import ZooConfig
 
@@ -11,6 +12,7 @@ from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
 from .mixer import TokenMixer
 from .mlp_dense import make_dense_mlp
+from .mlp_routers import Router
 from .mlp_sparse import SparseMLP
 from .platform_vllm import served_class
 from .recurrent_hybrid import HYBRID_ATTENTIONS, LINEAR_MIXERS
@@ -28,6 +30,8 @@ MLPS = {
     "dense": make_dense_mlp,
     "sparse": SparseMLP,
 }
+# What such a layer has to record.
+RECORDED = {"sparse": {"router_logits": OutputRecorder(Router, index=0)}}
 
 
 def make_mixers(config: ZooConfig, layer_idx: int) -> dict[str, TokenMixer]:

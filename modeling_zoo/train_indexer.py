@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from configuration_zoo import ZooConfig
-
 from .attention_sparse_indexer import IndexerInputs, SharedIndices
 from .ops_attention import repeat_kv
 from .ops_attention_bands import AttentionMask
@@ -22,16 +20,6 @@ TRAINING_BLOCK = 128
 def is_learning(module: nn.Module) -> bool:
     """Whether indexers are trained in this forward of a model or a layer."""
     return module.training and torch.is_grad_enabled() and bool(module.config.indexer_loss_coef)
-
-
-def add_indexer_loss(
-    loss: torch.Tensor, config: ZooConfig, shared_indices: SharedIndices, share: torch.Tensor | float
-) -> torch.Tensor:
-    """`loss` plus indexer_loss_coef times the mean loss of the layers with an indexer.
-
-    `share` is the share of the targets of an accumulated batch that this forward has, by which its mean counts.
-    """
-    return loss + config.indexer_loss_coef * (shared_indices.mean_loss().to(loss.device) * share)
 
 
 def record_indexer_loss(

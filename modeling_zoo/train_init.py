@@ -13,9 +13,7 @@ from transformers import initialization as init
 
 from configuration_zoo import ZooConfig
 
-from .mlp_experts import Experts
-from .mlp_routers import Router
-from .position_tables import LearnedPositions
+from .position_tables import ADDED_POSITIONS
 
 
 def normal_std(config: ZooConfig, inputs: int) -> float:
@@ -80,7 +78,7 @@ def residual_layer_of(model: nn.Module, module: nn.Module) -> int | None:
     for layer_idx, layer in enumerate(getattr(model, "layers", ())):
         for path, child in layer.named_modules():
             if child is module:
-                return layer_idx if path.rpartition(".")[2] in RESIDUAL_NAMES or isinstance(module, Experts) else None
+                return layer_idx if path.rpartition(".")[2] in RESIDUAL_NAMES or has_matrices(module) else None
     return None
 
 
@@ -107,10 +105,15 @@ def initialize(model: nn.Module, module: nn.Module) -> None:
 
 def own_matrices(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """(name, parameter `[..., out, in]`) of a linear map, experts or a router; nothing of any other module."""
-    if isinstance(module, (nn.Linear, Experts, Router)):
+    if isinstance(module, nn.Linear) or has_matrices(module):
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim >= 2 and not name.endswith("_bias"):
                 yield name, parameter
+
+
+def has_matrices(module: nn.Module) -> bool:
+    """Whether it says of itself that its parameters are linear maps, without being one."""
+    return getattr(module, "has_matrices", False)
 
 
 def draw(parameter: torch.Tensor, std: float, config: ZooConfig) -> None:
@@ -125,7 +128,7 @@ def draw(parameter: torch.Tensor, std: float, config: ZooConfig) -> None:
 def draw_embedding(module: nn.Embedding, config: ZooConfig) -> None:
     """A table of tokens by embedding_initializer_range, one of positions by initializer_range; the padding row is
     zero."""
-    own = None if isinstance(module, LearnedPositions) else config.embedding_initializer_range
+    own = None if isinstance(module, tuple(ADDED_POSITIONS.values())) else config.embedding_initializer_range
     table = torch.empty_like(module.weight)
     draw(table, config.initializer_range if own is None else own, config)
     if module.padding_idx is not None:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel
 
 from configuration_zoo import ZooConfig
 
@@ -107,41 +106,6 @@ def router_losses(
         counted = token_weights(router_logits, attention_mask if target_mask is None else target_mask).sum()
         total = total * (counted / num_items_in_batch)
     return RouterLosses(total, aux_loss, z_loss)
-
-
-def should_add_router_losses(model: PreTrainedModel, record: bool | None) -> bool:
-    """Whether a call with labels adds them: as `record` (output_router_logits) says; where that is None, in training
-    if a coefficient is positive."""
-    config = model.config
-    if "sparse" not in config.mlp_layer_types:
-        return False
-    if record is not None:
-        return record
-    return model.training and (config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0)
-
-
-def add_router_losses(
-    loss: torch.Tensor,
-    model: PreTrainedModel,
-    router_logits: Sequence[torch.Tensor],
-    attention_mask: torch.Tensor | None,
-    labels: torch.Tensor,
-    kwargs: dict,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss + the router losses, the balance loss) for one call of a language model with `kwargs`.
-
-    Raises ValueError where the logits were recorded without a gradient, as reentrant checkpointing does.
-    """
-    config, wanted = model.config, model.config.router_aux_loss_coef > 0 or model.config.router_z_loss_coef > 0
-    lost = loss.requires_grad and not any(logits.requires_grad for logits in router_logits)
-    if wanted and lost and model.training and model.is_gradient_checkpointing:
-        raise ValueError(
-            f"router_aux_loss_coef={config.router_aux_loss_coef} and router_z_loss_coef={config.router_z_loss_coef} "
-            "would train no router: gradient checkpointing needs use_reentrant=False, or both set to 0."
-        )
-    mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
-    losses = router_losses(config, router_logits, mask, mask_of_targets(labels), kwargs.get("num_items_in_batch"))
-    return loss + losses.total.to(loss.device), losses.aux_loss
 
 
 def updated_correction_bias(bias: torch.Tensor, load: torch.Tensor, rate: float) -> torch.Tensor:
