@@ -45,18 +45,24 @@ def is_known(name: str) -> bool:
     return name in known_families()
 
 
+def nearest(name: str) -> str:
+    """The three known families whose names are nearest, as a question, and where all of them are listed."""
+    known = known_families()
+    close = [repr(one) for one in get_close_matches(name, known, n=3)]
+    question = f"Did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}? " if close else ""
+    return f"{question}`zoo families` lists the {len(known)} that are."
+
+
 def family_of(model_type: str) -> "Family":
-    """The family of a model_type; raises ConversionError with the list of what is known."""
+    """The family of a model_type; raises ConversionError with the nearest of what is known."""
     name = file_name(model_type)
     if WITHIN in name:
         return import_module(".wrappers", __package__).wrapped(name)
     if not is_known(name):
-        known = known_families()
-        close = get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = f" {nearest(name)}"
         if model_type in FORMER_NAMES:
             hint = f" It is {FORMER_NAMES[model_type]} today: change config.json."
-        raise ConversionError(f"model_type {model_type!r} is not known.{hint} Known are: {', '.join(known)}.")
+        raise ConversionError(f"model_type {model_type!r} is not known.{hint}")
     return import_module(f"..families.{name}", __package__).FAMILY
 
 
@@ -65,7 +71,7 @@ def model_type_of(raw: dict[str, Any], where: str = "config.json") -> str:
     Raises ConversionError where there is none."""
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
-        raise ConversionError(f"{where} has no model_type: one of {', '.join(known_families())} is needed.")
+        raise ConversionError(f"{where} has no model_type, the name of its family: `zoo families` lists those known.")
     key, instead = REDIRECTS.get(model_type, (None, model_type))
     if key in raw and is_known(instead):
         return instead

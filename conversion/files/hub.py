@@ -60,7 +60,7 @@ def fetch_file(wanted: HubId, name: str) -> Path:
 
 
 def _why(wanted: HubId, error: Exception) -> str:
-    """What the client's error means for whoever named the repository."""
+    """An error of the Hub's library as a sentence for the reader, who named the repository."""
     start = f"{wanted} is no local folder, and the Hub "
     if isinstance(error, GatedRepoError):
         return start + "gives it only to those whom its owner has let in: ask on its page, then run `hf auth login`."
@@ -71,7 +71,7 @@ def _why(wanted: HubId, error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return start + f"has no revision {wanted.revision!r} of {wanted.repository}: name a branch, a tag or a commit."
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-        return start + "cannot be asked, and the cache has not all of it: go online, or unset HF_HUB_OFFLINE."
+        return start + "cannot be asked while the cache has not all of it: go online, or unset HF_HUB_OFFLINE."
     if isinstance(error, EntryNotFoundError):
         return f"{wanted} has no config.json: it is not a model folder."
     return start + f"did not give it: {' '.join(str(error).split())[:200]}."

@@ -8,6 +8,7 @@ import typer
 from conversion.command import convert, run
 
 from .export import export
+from .families import families
 from .flags import flags
 from .generate import generate
 from .inspect import inspect
@@ -40,7 +41,7 @@ def options(
     pass
 
 
-for command in (convert, export, flags, generate, inspect, verify, presets, push):
+for command in (convert, export, families, flags, generate, inspect, verify, presets, push):
     app.command()(command)
 
 

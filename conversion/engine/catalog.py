@@ -1,0 +1,105 @@
+"""What conversion knows, family by family: which models, whether they stand inside others, which flags they set."""
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from transformers.models.auto import modeling_auto as auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+from configuration_zoo import ZooConfig
+from description_zoo.architecture import architecture
+
+from ..errors import ConversionError
+from ..formats.schemes import formats
+from .config_bridge import import_config
+from .registry import OTHER_ATTENTION, SAME_TEXT_MODELS, family_of, file_name, is_known, known_families
+from .their_config import BAD_CONFIG
+from .wrappers import SECTION
+
+# Numbers of a model, which say nothing of its concepts.
+_SIZES = {
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "max_position_embeddings", "tie_word_embeddings", "norm_eps", "rope_parameters",
+    "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id",
+}  # fmt: skip
+
+
+def catalog() -> dict[str, Any]:
+    """{"families": {model_type: facts}, "wrappers": model types of transformers that hold one of them, "formats": how
+    their weights may be stored}. A second or two: every family's configuration is built."""
+    return {
+        "families": {model_type_of(name): facts(name) for name in known_families()},
+        "wrappers": wrappers(),
+        "formats": ["float32", "bfloat16", "float16", *formats()],
+    }
+
+
+def facts(name: str) -> dict[str, Any]:
+    """`models`: what they are and where published; `wrapper`: whether the text model stands inside another; `concepts`:
+    the flags that a model of the family's defaults sets, without its sizes. Raises ConversionError for an unknown
+    one."""
+    if name in wrappers():
+        inner = _inner_type(name)
+        said = f"Models with another one's text model inside, by default {inner}: it is converted, all else is kept."
+        return {"models": said, "wrapper": True, "concepts": concepts(inner)}
+    family = family_of(name)
+    said = import_module(f"..families.{file_name(name)}", __package__).__doc__ or ""
+    return {"models": " ".join(said.split()), "wrapper": family.section is not None, "concepts": concepts(name)}
+
+
+def concepts(name: str) -> dict[str, Any]:
+    """{flag: value} of what a family's default model sets otherwise than ZooConfig does; a list as its different
+    entries."""
+    ours = architecture(_usual(name))
+    default = architecture(ZooConfig(num_hidden_layers=ours["num_hidden_layers"]))
+    found = {}
+    for flag, value in ours.items():
+        if flag not in _SIZES and value is not None and value != default.get(flag):
+            found[flag] = list(dict.fromkeys(value)) if _is_plain_list(value) else value
+    return found
+
+
+def _is_plain_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str | int | float | None) for entry in value)
+
+
+def _usual(name: str) -> ZooConfig:
+    """The model that their configuration class describes by default; where that is none, the smallest of the tests."""
+    family, model_type = family_of(name), model_type_of(name)
+    inner = {"model_type": family.reads or model_type}
+    try:
+        return import_config({"model_type": model_type} | ({family.section: inner} if family.section else {}))
+    except ConversionError:
+        tiny = dict(family.tiny[0])
+        whole = {family.section: inner | tiny} if family.section else tiny
+        return import_config({"model_type": model_type} | whole)
+
+
+def model_type_of(name: str) -> str:
+    """`openai_gpt` -> `openai-gpt`: the spelling in a config.json."""
+    return _spellings().get(name, name)
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    return {file_name(model_type): model_type for model_type in CONFIG_MAPPING_NAMES}
+
+
+def wrappers() -> list[str]:
+    """Model types of transformers without a file in `families/` that write text with a model of a known family, by what
+    their default `text_config` is."""
+    writing = {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    writing |= {*auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
+    around = [name for name in CONFIG_MAPPING_NAMES if name in writing and SECTION in CONFIG_MAPPING[name].sub_configs]
+    return [name for name in around if _inner_type(name) and name not in OTHER_ATTENTION]
+
+
+def _inner_type(model_type: str) -> str | None:
+    """The known family of the text model in a wrapper's default; None where a file says it, or it is not known."""
+    try:
+        text = getattr(CONFIG_MAPPING[model_type](), SECTION, None)
+    except BAD_CONFIG:
+        return None
+    inner = SAME_TEXT_MODELS.get(getattr(text, "model_type", None), getattr(text, "model_type", None))
+    return inner if inner and is_known(file_name(inner)) and not is_known(file_name(model_type)) else None
