@@ -52,6 +52,32 @@ class Precision(TypedDict, total=False):
     """What a parallel block adds first: (x + mixer) + mlp, or x + (mixer + mlp). None: residual_first. Needs a
     parallel block_type. Source: GPT-J's and GPT-NeoX's published code."""
 
+class ResidualFactors(TypedDict, total=False):
+    full_attn_alpha: float | None
+    """The α of the sum after softmax attention: what its residual is multiplied with. None: 1. Needs a block_type of
+    ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
+    2501.08313."""
+    full_attn_beta: float | None
+    """The β of the sum after softmax attention: what its output is multiplied with. None: 1. Needs a block_type of
+    ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
+    2501.08313."""
+    linear_attn_alpha: float | None
+    """The α of the sum after a recurrence: what its residual is multiplied with. None: 1. Needs a block_type of
+    ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
+    2501.08313."""
+    linear_attn_beta: float | None
+    """The β of the sum after a recurrence: what its output is multiplied with. None: 1. Needs a block_type of
+    ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
+    2501.08313."""
+    mlp_alpha: float | None
+    """The α of the sum after an MLP: what its residual is multiplied with. None: 1. Needs a block_type of
+    ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
+    2501.08313."""
+    mlp_beta: float | None
+    """The β of the sum after an MLP: what its output is multiplied with. None: 1. Needs a block_type of
+    ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
+    2501.08313."""
+
 class ZooConfig(PreTrainedConfig):
     """A decoder, described by one name or number per concept.
 
@@ -460,30 +486,8 @@ class ZooConfig(PreTrainedConfig):
     residual_multiplier: float | int
     """Factor on the output of each sub-layer before it joins the residual stream. Source: MiniCPM, arXiv 2404.06395;
     Granite 3 (IBM 2024)."""
-    full_attn_alpha_factor: float | int | None
-    """The α of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm.
-    None: 1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
-    2203.00555; MiniMax-01, arXiv 2501.08313."""
-    full_attn_beta_factor: float | int | None
-    """The β of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm.
-    None: 1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
-    2203.00555; MiniMax-01, arXiv 2501.08313."""
-    linear_attn_alpha_factor: float | int | None
-    """The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None:
-    1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
-    2203.00555; MiniMax-01, arXiv 2501.08313."""
-    linear_attn_beta_factor: float | int | None
-    """The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None:
-    1. Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv
-    2203.00555; MiniMax-01, arXiv 2501.08313."""
-    mlp_alpha_factor: float | int | None
-    """The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
-    Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555;
-    MiniMax-01, arXiv 2501.08313."""
-    mlp_beta_factor: float | int | None
-    """The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
-    Needs a block_type of ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555;
-    MiniMax-01, arXiv 2501.08313."""
+    residual_factors: dict[str, Any]
+    """The α and β of the sums α · residual + β · output, where the residual comes out of a norm."""
     embedding_norm: bool
     """The embeddings are normalised. Source: BLOOM, arXiv 2211.05100, §3.2."""
     final_norm: bool
@@ -782,12 +786,7 @@ class ZooConfig(PreTrainedConfig):
         norm_unit_offset: bool = False,
         block_type: Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]] | str = 'pre_norm',
         residual_multiplier: float | int = 1.0,
-        full_attn_alpha_factor: float | int | None = None,
-        full_attn_beta_factor: float | int | None = None,
-        linear_attn_alpha_factor: float | int | None = None,
-        linear_attn_beta_factor: float | int | None = None,
-        mlp_alpha_factor: float | int | None = None,
-        mlp_beta_factor: float | int | None = None,
+        residual_factors: ResidualFactors | None = None,
         embedding_norm: bool = False,
         final_norm: bool = True,
         hc_mult: int | None = None,
@@ -972,12 +971,7 @@ class ZooConfig(PreTrainedConfig):
             norm_unit_offset: The stored weight is an offset from one: y = x̂ · (1 + w).
             block_type: Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
             residual_multiplier: Factor on the output of each sub-layer before it joins the residual stream.
-            full_attn_alpha_factor: The α of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm. None: 1.
-            full_attn_beta_factor: The β of the sum α · residual + β · output after softmax attention, where the residual comes out of a norm. None: 1.
-            linear_attn_alpha_factor: The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None: 1.
-            linear_attn_beta_factor: The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a norm. None: 1.
-            mlp_alpha_factor: The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
-            mlp_beta_factor: The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. None: 1.
+            residual_factors: The α and β of the sums α · residual + β · output, where the residual comes out of a norm.
             embedding_norm: The embeddings are normalised.
             final_norm: There is a norm before the head.
             hc_mult: How many residual streams there are. None: 4.
@@ -1106,7 +1100,7 @@ class ZooConfig(PreTrainedConfig):
         """Whether keys cached at a length of `seen` > 0 are rotated otherwise at `length`: LongRoPE's long factors."""
     def has_attention_temperature(self, layer_idx: int) -> bool:
         """Whether the queries of layer `layer_idx` are scaled by position."""
-    def residual_factors(self, layer_idx: int) -> tuple[tuple, tuple]:
+    def residual_factors_of(self, layer_idx: int) -> tuple[tuple, tuple]:
         """(α, β) of the mixer's sum and of the MLP's in layer `layer_idx`."""
     @property
     def block_types(self) -> list[str]:

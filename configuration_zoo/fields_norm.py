@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from .field_kinds import Choice, choice, factor, flag, per_layer, positive
+from .field_kinds import Choice, choice, factor, flag, per_layer, positive, settings
 from .fields_checks import for_each_layer, refuse_unless
 from .vocabulary import BLOCK_TYPES, NORM_TYPES, NORMS_WITH_BIAS, RECURRENT_LAYERS, WEIGHTED_BLOCKS
 
-SOFTMAX_FACTORS = ("full_attn_alpha_factor", "full_attn_beta_factor")
-RECURRENT_FACTORS = ("linear_attn_alpha_factor", "linear_attn_beta_factor")
-MLP_FACTORS = ("mlp_alpha_factor", "mlp_beta_factor")
+SOFTMAX_FACTORS = ("residual_factors.full_attn_alpha", "residual_factors.full_attn_beta")
+RECURRENT_FACTORS = ("residual_factors.linear_attn_alpha", "residual_factors.linear_attn_beta")
+MLP_FACTORS = ("residual_factors.mlp_alpha", "residual_factors.mlp_beta")
 
 
 @dataclass(kw_only=True, repr=False)
@@ -53,41 +53,38 @@ class NormFields:
         meaning="Factor on the output of each sub-layer before it joins the residual stream.",
         source="MiniCPM, arXiv 2404.06395; Granite 3 (IBM 2024)",
     )
-    full_attn_alpha_factor: float | int | None = positive(
-        needs="weighted residual",
-        meaning="The α of the sum α · residual + β · output after softmax attention, where the residual comes out of "
-        "a norm. None: 1.",
-        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
-    )
-    full_attn_beta_factor: float | int | None = positive(
-        needs="weighted residual",
-        meaning="The β of the sum α · residual + β · output after softmax attention, where the residual comes out of "
-        "a norm. None: 1.",
-        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
-    )
-    linear_attn_alpha_factor: float | int | None = positive(
-        needs="weighted residual",
-        meaning="The α of the sum α · residual + β · output after a recurrence, where the residual comes out of a "
-        "norm. None: 1.",
-        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
-    )
-    linear_attn_beta_factor: float | int | None = positive(
-        needs="weighted residual",
-        meaning="The β of the sum α · residual + β · output after a recurrence, where the residual comes out of a "
-        "norm. None: 1.",
-        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
-    )
-    mlp_alpha_factor: float | int | None = positive(
-        needs="weighted residual",
-        meaning="The α of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. "
-        "None: 1.",
-        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
-    )
-    mlp_beta_factor: float | int | None = positive(
-        needs="weighted residual",
-        meaning="The β of the sum α · residual + β · output after an MLP, where the residual comes out of a norm. "
-        "None: 1.",
-        source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+    residual_factors: dict | None = settings(
+        "The α and β of the sums α · residual + β · output, where the residual comes out of a norm.",
+        full_attn_alpha=positive(
+            needs="weighted residual",
+            meaning="The α of the sum after softmax attention: what its residual is multiplied with. None: 1.",
+            source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+        ),
+        full_attn_beta=positive(
+            needs="weighted residual",
+            meaning="The β of the sum after softmax attention: what its output is multiplied with. None: 1.",
+            source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+        ),
+        linear_attn_alpha=positive(
+            needs="weighted residual",
+            meaning="The α of the sum after a recurrence: what its residual is multiplied with. None: 1.",
+            source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+        ),
+        linear_attn_beta=positive(
+            needs="weighted residual",
+            meaning="The β of the sum after a recurrence: what its output is multiplied with. None: 1.",
+            source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+        ),
+        mlp_alpha=positive(
+            needs="weighted residual",
+            meaning="The α of the sum after an MLP: what its residual is multiplied with. None: 1.",
+            source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+        ),
+        mlp_beta=positive(
+            needs="weighted residual",
+            meaning="The β of the sum after an MLP: what its output is multiplied with. None: 1.",
+            source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
+        ),
     )
     embedding_norm: bool = flag(
         meaning="The embeddings are normalised.",
@@ -127,7 +124,7 @@ class NormFields:
         )
         refuse_unless(self, not all(recurrent), "a layer of layer_types with softmax attention", SOFTMAX_FACTORS)
 
-    def residual_factors(self, layer_idx: int) -> tuple[tuple, tuple]:
+    def residual_factors_of(self, layer_idx: int) -> tuple[tuple, tuple]:
         """(α, β) of the mixer's sum and of the MLP's in layer `layer_idx`."""
         mixer = RECURRENT_FACTORS if self.layer_types[layer_idx] in RECURRENT_LAYERS else SOFTMAX_FACTORS
         values = [[getattr(self, name) for name in names] for names in (mixer, MLP_FACTORS)]

@@ -26,7 +26,7 @@ PER_LAYER_FIELDS = {
         "attention_multiplier", "scale_attn_by_inverse_layer_idx", "precision.attention_upcast", "attention_dropout",
         "attn_logit_softcapping", "attention_sinks", "attn_output_gate",
         "attn_temperature_layers", "attn_scale", "floor_scale", "attn_temperature_offset",
-        "full_attn_alpha_factor", "full_attn_beta_factor",
+        "residual_factors.full_attn_alpha", "residual_factors.full_attn_beta",
     ),
     "a grouped-query layer": (
         "clip_qkv", "clip_qkv_position", "qk_norm", "qk_norm_scope", "qk_norm_weight", "qk_norm_bias",
@@ -47,11 +47,13 @@ PER_LAYER_FIELDS = {
     "a layer with a sparse_attention_pattern": ("sparse_attention_stride",),
     "a layer whose queries and keys rotate": ("rope_parameters", "rope_interleave", "precision.rope"),
     "a layer with a recurrence or a convolution": (
-        *LINEAR_FIELDS, "linear_attn_alpha_factor", "linear_attn_beta_factor",
+        *LINEAR_FIELDS, "residual_factors.linear_attn_alpha", "residual_factors.linear_attn_beta",
     ),
     "a layer with attention beside a recurrence": ("attention_in_multiplier", "attention_out_multiplier"),
     "a layer with a shared block": ("shared_attention_adapter_rank", "shared_mlp_adapter_rank"),
-    "a layer with an MLP": ("gated_mlp", "hidden_act", "mlp_bias", "mlp_alpha_factor", "mlp_beta_factor"),
+    "a layer with an MLP": (
+        "gated_mlp", "hidden_act", "mlp_bias", "residual_factors.mlp_alpha", "residual_factors.mlp_beta",
+    ),
     "a layer with a dense MLP": ("intermediate_size", "mlp_multipliers"),
     "a 'sparse' layer": (
         "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size", "zero_expert_num",

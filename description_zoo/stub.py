@@ -81,15 +81,20 @@ def taken(name: str, field: Field) -> str:
     """The type of what may be given: a list over layers also as a pattern or a period; a dict of settings in part."""
     kind = field.metadata["kind"]
     if isinstance(kind, Settings):
-        return f"{name.capitalize()} | None"
+        return f"{class_name(name)} | None"
     written = ["str"] if getattr(kind, "per_layer", False) else []
     written += ["int"] if getattr(kind, "period", ()) else []
     return " | ".join([stored(field), *written])
 
 
+def class_name(name: str) -> str:
+    """What the class of a dict of settings is called: `ResidualFactors` of `residual_factors`."""
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
 def keys(name: str, fields: dict[str, Field], every: dict[str, dict[str, Any]]) -> str:
     """The class of a dict of settings."""
-    lines = [f"class {name.capitalize()}(TypedDict, total=False):"]
+    lines = [f"class {class_name(name)}(TypedDict, total=False):"]
     for key, field in fields.items():
         kind = field.metadata["kind"]
         bare = {Flag: "bool", Number: "int" if getattr(kind, "whole", False) else "float"}

@@ -82,7 +82,7 @@ class PostNormLayer(ZooDecoderLayer):
 
     def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
+        self.mixer_factors, self.mlp_factors = config.residual_factors_of(layer_idx)
 
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         mixed = self.scaled(self.mixer(hidden_states, context))
@@ -97,7 +97,7 @@ class PreNormResidualLayer(ZooDecoderLayer):
 
     def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.mixer_factors, self.mlp_factors = config.residual_factors(layer_idx)
+        self.mixer_factors, self.mlp_factors = config.residual_factors_of(layer_idx)
 
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         hidden_states = self.attn_norm(hidden_states)

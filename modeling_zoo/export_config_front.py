@@ -169,7 +169,10 @@ class ZooConfig(PreTrainedConfig):
 
     @classmethod
     def _names(cls) -> set[str]:
-        return {field.name for field in fields(cls)} | {*LEFT_OUT} | set(cls.attribute_map)
+        names = {field.name for field in fields(cls)} | {*LEFT_OUT} | set(cls.attribute_map)
+        if GROUPS:
+            names |= {*described(cls)}
+        return names
 
     @classmethod
     def _unknown(cls, given: dict) -> list[str]:

@@ -41,10 +41,10 @@ class Tables:
         found = []
         for name in [name for name in self.plan.written if self.is_present(name)]:
             derived = copy(view)
-            vars(derived)[name] = None
+            vars(derived).update(without(derived, name))
             with suppress(Exception):
                 derived._resolve()
-            if vars(derived)[name] is None:
+            if getattr(derived, name) is None:
                 found.append(name)
         return found
 
@@ -97,7 +97,13 @@ class Tables:
 
     def is_present(self, name: str) -> bool:
         status = self.plan.statuses.get(name)
-        return status is not None and status is not Open and self.every[name].default is None and "." not in name
+        return status is not None and status is not Open and self.every[name].default is None
+
+
+def without(config: ZooConfig, name: str) -> dict[str, Any]:
+    """What the field or the dict of settings holds where `name` is left out."""
+    group, _, key = name.partition(".")
+    return {group: {**getattr(config, group), key: None} if key else None}
 
 
 def tuple_lines(name: str, values: Iterable[str]) -> list[str]:

@@ -11,6 +11,8 @@ from functools import cache
 from itertools import combinations
 from typing import Any
 
+from configuration_zoo.field_settings import described
+
 MOST_KINDS = 4
 
 
@@ -150,5 +152,4 @@ def worlds(
 
 
 def _default(config, name: str) -> Any:
-    field = type(config).__dataclass_fields__.get(name)
-    return None if field is None else field.default
+    return described(type(config))[name].default

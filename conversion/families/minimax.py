@@ -12,7 +12,8 @@ from .shared_common import LLAMA_RULES
 from .shared_experts import AUX_LOSS, MIXTRAL_RULES, MOE_FIELDS, tiny_experts
 from .shared_linear import ATTENTION, DECAYS, MIXER, decays, is_recurrent, recurrent_rule
 
-FACTORS = [f"{part}_{factor}_factor" for part in ("full_attn", "linear_attn", "mlp") for factor in ("alpha", "beta")]
+SUMS = [f"{part}_{factor}" for part in ("full_attn", "linear_attn", "mlp") for factor in ("alpha", "beta")]
+FACTORS = {f"{name}_factor": f"residual_factors.{name}" for name in SUMS}
 OWN_EPS = 1e-6
 
 
@@ -24,7 +25,7 @@ def derive(theirs: Theirs) -> Keys:
     fields = {"layer_types": layer_types, "rope_parameters": rope(theirs)}
     absent = () if "linear_attention" in layer_types else ("linear_attn",)
     absent += () if set(layer_types) - {"linear_attention"} else ("full_attn",)
-    fields |= {name: getattr(theirs, name) for name in FACTORS if not name.startswith(absent)}
+    fields |= {ours: getattr(theirs, name) for name, ours in FACTORS.items() if not name.startswith(absent)}
     if "sliding_attention" in layer_types:
         fields["sliding_window"] = theirs.sliding_window
     if "linear_attention" in layer_types:
@@ -39,7 +40,8 @@ def derive(theirs: Theirs) -> Keys:
 def restore(ours: Ours) -> Keys:
     layer_types = ["full_attention" if kind == "sliding_attention" else kind for kind in ours.layer_types]
     fields = {"layer_types": layer_types, "rope_parameters": restore_rope(ours), "sliding_window": ours.sliding_window}
-    return fields | {name: 1 if getattr(ours, name) is None else getattr(ours, name) for name in FACTORS}
+    values = {name: getattr(ours, field) for name, field in FACTORS.items()}
+    return fields | {name: 1 if value is None else value for name, value in values.items()}
 
 
 def buffers(ours: Ours, raw: Keys) -> dict[str, Callable]:

@@ -72,15 +72,15 @@ CASES = {
     "attn_scale": (TEMPERATURE, {"attn_scale": 0.9}),
     "floor_scale": (TEMPERATURE, {"floor_scale": 2}),
     "attn_temperature_offset": (TEMPERATURE, {"attn_temperature_offset": 2}),
-    "full_attn_alpha_factor": ({"block_type": "post_norm"}, {"full_attn_alpha_factor": 1.3}),
-    "full_attn_beta_factor": ({"block_type": "post_norm"}, {"full_attn_beta_factor": 1.3}),
-    "mlp_alpha_factor": ({"block_type": "post_norm"}, {"mlp_alpha_factor": 1.3}),
-    "mlp_beta_factor": ({"block_type": "post_norm"}, {"mlp_beta_factor": 1.3}),
-    "linear_attn_alpha_factor": (
-        linear("delta_net", block_type="post_norm"), {"linear_attn_alpha_factor": 1.3},
+    "residual_factors.full_attn_alpha": ({"block_type": "post_norm"}, {"residual_factors.full_attn_alpha": 1.3}),
+    "residual_factors.full_attn_beta": ({"block_type": "post_norm"}, {"residual_factors.full_attn_beta": 1.3}),
+    "residual_factors.mlp_alpha": ({"block_type": "post_norm"}, {"residual_factors.mlp_alpha": 1.3}),
+    "residual_factors.mlp_beta": ({"block_type": "post_norm"}, {"residual_factors.mlp_beta": 1.3}),
+    "residual_factors.linear_attn_alpha": (
+        linear("delta_net", block_type="post_norm"), {"residual_factors.linear_attn_alpha": 1.3},
     ),
-    "linear_attn_beta_factor": (
-        linear("delta_net", block_type="post_norm"), {"linear_attn_beta_factor": 1.3},
+    "residual_factors.linear_attn_beta": (
+        linear("delta_net", block_type="post_norm"), {"residual_factors.linear_attn_beta": 1.3},
     ),
     "clip_qkv": (PLAIN, {"clip_qkv": 0.4}),
     "clip_qkv_position": ({**QK, "clip_qkv": 0.4}, {"clip_qkv_position": "after_norm"}),

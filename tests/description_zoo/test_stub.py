@@ -4,7 +4,7 @@ import ast
 
 from configuration_zoo import ZooConfig
 from description_zoo.flags import flags
-from description_zoo.stub import PATH, stub
+from description_zoo.stub import PATH, class_name, stub
 from modeling_zoo.export import FILES
 
 TREE = ast.parse(PATH.read_text())
@@ -29,7 +29,7 @@ def test_every_field_and_key_has_its_meaning_below_it():
     found = said_below(CONFIG)
     for name, facts in flags().items():
         group, _, key = name.partition(".")
-        said = said_below(CLASSES[group.capitalize()])[key] if key else found[name]
+        said = said_below(CLASSES[class_name(group)])[key] if key else found[name]
         assert said.startswith(facts["meaning"]) and facts["source"] in said
 
 

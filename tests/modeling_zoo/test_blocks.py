@@ -116,8 +116,8 @@ def test_equals_its_formula(block, norms, multiplier):
 
 
 FACTORS = {
-    "full_attn_alpha_factor": 1.3, "full_attn_beta_factor": 0.7, "linear_attn_alpha_factor": 0.9,
-    "linear_attn_beta_factor": 1.2, "mlp_alpha_factor": 1.1, "mlp_beta_factor": 0.6,
+    "full_attn_alpha": 1.3, "full_attn_beta": 0.7, "linear_attn_alpha": 0.9, "linear_attn_beta": 1.2, "mlp_alpha": 1.1,
+    "mlp_beta": 0.6,
 }  # fmt: skip
 
 
@@ -125,10 +125,10 @@ FACTORS = {
 @pytest.mark.parametrize("block", WEIGHTED_BLOCKS)
 def test_residuals_and_outputs_have_factors_of_their_own(block, index, kind):
     words = {"layer_types": ["linear_attention", "full_attention"], "linear_attention_type": "gated_delta_net"}
-    model = make(block_type=block, residual_multiplier=0.5, **FACTORS, **words)
+    model = make(block_type=block, residual_multiplier=0.5, residual_factors=FACTORS, **words)
     layer, config = model.layers[index], model.config
     a, ao, b, bo = (norm(layer, slot, config) for slot in NORM_SLOTS)
-    alpha, beta = (FACTORS[f"{kind}_attn_{factor}_factor"] for factor in ("alpha", "beta"))
+    alpha, beta = (FACTORS[f"{kind}_attn_{factor}"] for factor in ("alpha", "beta"))
     x = torch.randn(2, 7, config.hidden_size) * 2
     angles = torch.ones(1, 7, 4)
     rotation = {"position_embeddings": (angles.cos(), angles.sin())}
@@ -152,9 +152,18 @@ def test_residuals_and_outputs_have_factors_of_their_own(block, index, kind):
 @pytest.mark.parametrize(
     "fields, match",
     [
-        ({"mlp_alpha_factor": 2.0}, r"mlp_alpha_factor=2.0 only means something with a block_type of \['post_norm'"),
-        ({"block_type": "post_norm", "linear_attn_beta_factor": 2.0}, "linear_attn_beta_factor=2.0 only means"),
-        ({"block_type": "post_norm", "mlp_beta_factor": 0.0}, "mlp_beta_factor=0.0 must be greater than 0"),
+        (
+            {"residual_factors": {"mlp_alpha": 2.0}},
+            r"residual_factors.mlp_alpha=2.0 only means something with a block_type of \['post_norm'",
+        ),
+        (
+            {"block_type": "post_norm", "residual_factors": {"linear_attn_beta": 2.0}},
+            "residual_factors.linear_attn_beta=2.0 only means",
+        ),
+        (
+            {"block_type": "post_norm", "residual_factors.mlp_beta": 0.0},
+            "residual_factors.mlp_beta=0.0 must be greater than 0",
+        ),
     ],
 )
 def test_factors_that_would_do_nothing_or_silence_a_branch_are_refused(fields, match):

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from places import ROOT
 from random_models import their_class_config
 
-from configuration_zoo.field_settings import described
+from configuration_zoo.field_settings import described, nested, settings_of, spread
 from configuration_zoo.presets import PRESETS
 from conversion import family_of
 from conversion.engine.config_bridge import import_config
@@ -39,6 +39,7 @@ CONFIGS = {
     "latent": LATENT,
     "mixed": MIXED,
     "nested": NESTED,
+    "weighted": {**SIZES, "block_type": "post_norm", "residual_factors": {"full_attn_alpha": 1.2, "mlp_beta": 0.9}},
     "old": {**SIZES, "position_embedding_type": "learned", "norm_type": "layer_norm", "gated_mlp": False},
     "state_space": {
         **SIZES,
@@ -120,7 +121,9 @@ def test_the_first_layers_are_those_of_the_package(name, exported):
     for depth in (1, 2):
         ours, theirs = (one.from_dict(dict(everywhere), num_hidden_layers=depth) for one in (own, ZooConfig))
         # What no layer is left to read is None in the package, and has its one value here.
-        read = [name for name in theirs.to_dict() if theirs.to_dict()[name] not in (None, {}) and name in everywhere]
+        groups = settings_of(ZooConfig)
+        values, named = spread(theirs.to_dict(), groups), spread(everywhere, groups)
+        read = [name for name in values if values[name] not in (None, {}) and name in named]
         assert {name: repr(getattr(ours, name)) for name in read} == {
             name: repr(getattr(theirs, name)) for name in read
         }
@@ -134,12 +137,13 @@ def test_sizes_may_change(name, exported):
     """Half of each number and twice of it, and what no field may be: as in the package, refusals included."""
     config = ZooConfig(**CONFIGS[name])
     own, everywhere = exported(config), said(config)
-    changed = 0
-    for field, value in everywhere.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or field not in own.__dataclass_fields__:
+    changed, values = 0, spread(everywhere, settings_of(ZooConfig))
+    for field, value in values.items():
+        carried = field.partition(".")[0] in own.__dataclass_fields__
+        if isinstance(value, bool) or not isinstance(value, int | float) or not carried:
             continue
         for other in (value * 2, max(value // 2, 1), -1, float("nan"), "many"):
-            ours, theirs = (outcome(one, **{**everywhere, field: other}) for one in (own, ZooConfig))
+            ours, theirs = (outcome(one, **nested({**values, field: other})) for one in (own, ZooConfig))
             assert ours == theirs, (field, other)
             changed += isinstance(ours, dict)
     assert changed > 8
@@ -198,6 +202,20 @@ def test_another_word_of_a_concept_that_is_there_is_refused(exported):
     for name in ("attention_type", "scoring_func", "q_lora_rank"):
         with pytest.raises(REFUSED, match="zoo export FOLDER --all"):
             own.from_dict({key: value for key, value in everywhere.items() if key != name})
+
+
+def test_a_number_of_a_dict_is_carried_and_the_other_keys_are_not(exported):
+    config = ZooConfig(**CONFIGS["weighted"])
+    own, everywhere = exported(config), said(config)
+    factors = everywhere["residual_factors"]
+    for given in ({"residual_factors": {**factors, "mlp_beta": 0.5}}, {"residual_factors.mlp_beta": 0.5}):
+        other = own.from_dict({**everywhere, **given})
+        assert other.residual_factors == {**config.residual_factors, "mlp_beta": 0.5}
+    with pytest.raises(REFUSED, match="residual_factors.mlp_alpha=0.5 .*zoo export FOLDER --all"):
+        own.from_dict({**everywhere, "residual_factors": {**factors, "mlp_alpha": 0.5}})
+    for left in ({"mlp_beta": 0.9}, {}):
+        with pytest.raises(REFUSED, match="residual_factors.full_attn_alpha=None .*zoo export FOLDER --all"):
+            own.from_dict({**everywhere, "residual_factors": left})
 
 
 def test_an_unknown_name_is_refused_as_in_the_package(exported):
