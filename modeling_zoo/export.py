@@ -62,7 +62,7 @@ def joined_code(of_model: tuple[Piece, ...] | None) -> tuple[tuple[str, str], ..
                     bindings.add(Binding(f".{files[found[0]].package}", found[1], found[1]))
         says = files[target].docstring.split("\n")[0]
         docstring = DOCSTRING.format(says=says, scope=EVERYTHING if of_model is None else OWN)
-        texts.append((f"{target}.py", joined(docstring, bindings, kept, files)))
+        texts.append((f"{target}.py", joined(docstring, bindings, kept, files, of_model is None)))
     return tuple(texts)
 
 

@@ -87,18 +87,19 @@ def blank_lines(before: Piece, piece: Piece) -> int:
     return min(piece.gap, 2) if piece.index == before.index + 1 else 1
 
 
-def heading(source: Source) -> list[str]:
-    """What a file of the package says of itself, above what comes from it."""
-    rule = f"# -- {source.name} "
-    return [rule + "-" * (WIDTH - 2 - len(rule)), *(f"# {line}".rstrip() for line in source.docstring.split("\n"))]
+def heading(source: Source, whole: bool) -> list[str]:
+    """What a file of the package says of itself, above what comes from it; its first paragraph where that is not the
+    `whole` file."""
+    rule, says = f"# -- {source.name} ", source.docstring if whole else source.docstring.split("\n\n")[0]
+    return [rule + "-" * (WIDTH - 2 - len(rule)), *(f"# {line}".rstrip() for line in says.split("\n"))]
 
 
-def joined(docstring: str, bindings: set[Binding], pieces: list[Piece], sources: dict[str, Source]) -> str:
-    """The text of a file."""
+def joined(docstring: str, bindings: set[Binding], pieces: list[Piece], sources: dict[str, Source], whole: bool) -> str:
+    """The text of a file; `whole`: it has every piece of every source."""
     lines = [f'"""{docstring}"""', "", *import_lines(bindings)]
     for before, piece in zip([None, *pieces], pieces, strict=False):
         if before is None or before.module != piece.module:
-            lines += ["", "", *heading(sources[piece.module])]
+            lines += ["", "", *heading(sources[piece.module], whole)]
             count = 2 if is_block(piece) else 1
         else:
             count = blank_lines(before, piece)

@@ -5,6 +5,7 @@ reaches any more is left out. What the config may still say is judged when a mod
 """
 
 import ast
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -182,15 +183,16 @@ def names_in(row: Row) -> set[str]:
 
 
 def literal_set(words: set[str]) -> str:
-    """`frozenset({"a", "b"})` as the formatter writes it at the end of a line of its own."""
-    listed = [f'"{word}"' for word in sorted(words)]
-    if not listed:
+    """`frozenset(("a b " "c").split())` as the formatter writes it at the end of a line of its own."""
+    if not words:
         return "frozenset()"
-    one_line = f"frozenset({{{', '.join(listed)}}})"
-    if len("LEFT_OUT: frozenset[str] = ") + len(one_line) <= WIDTH:
-        return one_line
-    inside = "".join(f"        {word},\n" for word in listed)
-    return f"frozenset(\n    {{\n{inside}    }}\n)"
+    lines = textwrap.wrap(" ".join(sorted(words)), WIDTH - 12, break_on_hyphens=False)
+    if len(lines) == 1:
+        one_line = f'frozenset("{lines[0]}".split())'
+        fits = len(f"LEFT_OUT: frozenset[str] = {one_line}") <= WIDTH
+        return one_line if fits else f'frozenset(\n    "{lines[0]}".split()\n)'
+    inside = "".join(f'        "{line} "\n' for line in lines)
+    return f"frozenset(\n    (\n{inside}    ).split()\n)"
 
 
 def without(piece: Piece, gone: list[Row]) -> str:
