@@ -17,9 +17,9 @@ ROUTED = {name: name for name in ("num_experts", "moe_intermediate_size")} | {"t
 def derive(theirs: Theirs) -> Keys:
     fields = {"rope_parameters": rope(theirs), "embedding_multiplier": sqrt(theirs.hidden_size)} | window_fields(theirs)
     fields["use_bidirectional_attention"] = theirs.use_bidirectional_attention == "all"
-    if theirs.hidden_size_per_layer_input:
+    if getattr(theirs, ROWS, None):
         fields |= {name: getattr(theirs, name) for name in (ROWS, TOKENS)}
-    if theirs.enable_moe_block:
+    if getattr(theirs, "enable_moe_block", False):
         fields |= {ours: getattr(theirs, name) for name, ours in ROUTED.items()}
         fields |= {"router_input_norm": True, "router_input_multiplier": theirs.hidden_size**-0.5}
         fields |= {"router_per_expert_scale": True, "norm_topk_prob": True, "norm_topk_eps": 0.0}

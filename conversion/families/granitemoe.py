@@ -9,13 +9,16 @@ from .shared_common import LLAMA_RULES
 from .shared_experts import AUX_LOSS, MOE_FIELDS, tiny_experts
 
 MOE, OURS = "model.layers.{i}.block_sparse_moe.", "model.layers.{i}.mlp."
+# As transformers holds it in memory.
+IN_MEMORY = [
+    Rule(MOE + "experts.{gate_up_proj|down_proj}", OURS + "experts.{gate_up_proj|down_proj}"),
+    *renames({"router": "gate"}, MOE, OURS),
+]
 RULES = [
     Rule(MOE + "input_linear.weight", OURS + "experts.gate_up_proj"),
     Rule(MOE + "output_linear.weight", OURS + "experts.down_proj"),
     *renames({"router.layer": "gate"}, MOE, OURS),
-    # The same in memory, as transformers holds it.
-    Rule(MOE + "experts.{gate_up_proj|down_proj}", OURS + "experts.{gate_up_proj|down_proj}"),
-    *renames({"router": "gate"}, MOE, OURS),
+    *IN_MEMORY,
     *LLAMA_RULES,
 ]
 TINY = tiny_experts(

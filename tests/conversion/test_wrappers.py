@@ -25,6 +25,10 @@ QWEN_EYE = {"depth": 2, "num_heads": 3, "patch_size": 14}
 QWEN_TOKENS = {
     "image_token_id": 99, "video_token_id": 98, "vision_start_token_id": 97, "vision_end_token_id": 96,
 }  # fmt: skip
+UNIFIED = {
+    "head_dim": 12, "global_head_dim": 20, "sliding_window": 5,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
 IMAGE, INDEX = {"image_token_id": 99}, {"image_token_index": 99}
 
 
@@ -106,6 +110,15 @@ WRAPPERS = {
             }
         }
         | QWEN_TOKENS,
+    ),
+    "Gemma4Unified": (
+        "gemma4_unified_text",
+        UNIFIED,
+        {
+            "vision_config": {"patch_size": 4, "mm_embed_dim": 24, "mm_posemb_size": 8, "output_proj_dims": 24},
+            "audio_config": {"audio_embed_dim": 20},
+        }
+        | {"image_token_id": 99, "video_token_id": 98, "audio_token_id": 97},
     ),
     "GotOcr2": (
         "qwen2",
