@@ -48,17 +48,17 @@ def restore_convolutions(ours: Ours) -> Keys:
 
 
 GATED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-RULES = [
+ATTENTION = {"out_proj": "o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm"}
+LAYERS = [
     recurrent_rule(f"{LAYER}conv.conv.{{w}}", f"{MIXER}conv1d.{{w}}"),
     recurrent_rule(f"{LAYER}conv.in_proj.{{w}}", f"{MIXER}in_proj.{{w}}"),
     recurrent_rule(f"{LAYER}conv.out_proj.{{w}}", f"{MIXER}o_proj.{{w}}"),
-    *renames({"self_attn.out_proj": "self_attn.o_proj"}),
-    *renames({f"self_attn.{x}_layernorm": f"self_attn.{x}_norm" for x in "qk"}),
     *renames({"operator_norm": "attn_norm", "ffn_norm": "mlp_norm"}),
     *renames({f"feed_forward.{theirs}": f"mlp.{ours}" for theirs, ours in GATED.items()}),
     *renames({"embedding_norm": "norm"}, "model.", "model."),
     *ROPE_BUFFERS,
 ]
+RULES = [*renames(ATTENTION, f"{LAYER}self_attn.", f"{LAYER}self_attn."), *LAYERS]
 TINY = tiny(head_dim=..., num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "conv"])
 
 FAMILY = Family(

@@ -120,6 +120,11 @@ WRAPPERS = {
         }
         | {"image_token_id": 99, "video_token_id": 98, "audio_token_id": 97},
     ),
+    "Aria": (
+        "aria_text",
+        {"intermediate_size": 28, "moe_num_experts": 10, "moe_topk": 3},
+        {"vision_config": EYE | {"model_type": "idefics3_vision"}, "projector_patch_to_query_dict": {"4": 2}} | INDEX,
+    ),
     "GotOcr2": (
         "qwen2",
         {},
