@@ -22,7 +22,6 @@ from .mixer import TokenMixer
 from .norms import RMSNorm, make_qk_norm
 from .ops_attention import attention
 from .ops_attention_bands import AttentionMask
-from .ops_cross_layer import SharedKeyValues
 from .ops_rotary import apply_rotary
 
 
@@ -146,7 +145,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         attention_mask: AttentionMask = None,
         past_key_values: Cache | None = None,
         position_ids: torch.Tensor | None = None,
-        shared_key_values: SharedKeyValues | None = None,
+        shared_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # project → norm and rotate → cache → attend → gate → o_proj
@@ -215,7 +214,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, ...] | None,
         past_key_values: Cache | None,
-        shared_key_values: SharedKeyValues | None,
+        shared_key_values: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts keys and values of these tokens into the cache → those of all tokens, `[B, K, S, d]`, `[B, K, S, v]`."""
         key, value = self.keys_and_values(hidden_states, position_embeddings)

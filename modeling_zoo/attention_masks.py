@@ -44,11 +44,9 @@ def create_full_mask(
     position_ids: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> torch.Tensor | BlockMask | None:
-    """Of the layers that see every token: transformers' own causal mask.
-
-    Its mask for attention in both directions knows of no packed sequences, so they are a rule on top of it.
-    """
-    if not getattr(config, "is_causal", True) and attention_mask is None and past_key_values is None:
+    """Of layers that see every token in both directions: transformers' own mask, which knows of no packed sequences; so
+    they are a rule on top of it."""
+    if attention_mask is None and past_key_values is None:
         packed = packed_sequences(position_ids, inputs_embeds.shape[0])
         if packed is not None:
             kwargs["and_mask_function"] = within_sequences(packed, kwargs.get("and_mask_function"))
@@ -57,13 +55,15 @@ def create_full_mask(
 
 
 MASK_BUILDERS = {
-    "full_attention": create_full_mask,
+    "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
     "chunked_attention": create_chunked_causal_mask,
     "indexed_attention": create_causal_mask,
     "linear_attention": create_recurrent_mask,
     "conv": create_recurrent_mask,
 }
+# Instead of the first, where a field says so.
+FULL_MASKS = {"use_bidirectional_attention": create_full_mask}
 # Layer types that need other masks than one of their own name.
 PARTS = {
     "hybrid": ("full_attention", "linear_attention"),
@@ -209,11 +209,12 @@ def build_masks(
         "position_ids": position_ids,
     }
     masks, depth = {}, config.num_hidden_layers
+    full = next((make for field, make in FULL_MASKS.items() if getattr(config, field)), create_causal_mask)
     for name, kind, window, layer_idx, layer in mask_plan(config, mask_names(config)) if plan is None else plan:
         if layer_idx >= depth:
             # Cut off since the plan was made.
             continue
-        builder = MASK_BUILDERS.get(kind, create_full_mask)
+        builder = full if kind == "full_attention" else MASK_BUILDERS.get(kind, full)
         build = partial(backend_mask, builder, layer, kind, window, layer_idx, **call)
         if kind in PATTERNS:
             masks[name] = build(and_mask_function=PATTERNS[kind](window))

@@ -8,9 +8,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from configuration_zoo import ZooConfig
 
-from .block_per_layer_input import PerLayerInput
+from .block_per_layer_input import PER_LAYER_INPUTS
+from .mixer import asked_part
 from .norms import make_norm
-from .recurrent_hybrid import mix_in_parallel
+from .recurrent_hybrid import PARALLEL_MIXES
 from .registry import make_mixers, make_mlp
 
 NORM_SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
@@ -35,14 +36,15 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
             setattr(self, slot, norm)
         if "mixer" in self.branches:
             mixers = make_mixers(config, layer_idx)
-            self.mixer_name, self.is_hybrid = next(iter(mixers)), len(mixers) > 1
+            self.mixer_name = next(iter(mixers))
+            self.mix_in_parallel = PARALLEL_MIXES.get(config.layer_types[layer_idx]) if len(mixers) > 1 else None
             for name, mixer in mixers.items():
                 self.add_module(name, mixer)
         if "mlp" in self.branches:
             self.mlp = make_mlp(config, layer_idx)
         self.dropout = nn.Dropout(config.residual_dropout)
         self.residual_multiplier = config.residual_multiplier
-        self.per_layer_input = PerLayerInput(config) if config.hidden_size_per_layer_input is not None else None
+        self.per_layer_input = asked_part(PER_LAYER_INPUTS, config)
 
     def scaled(self, output: torch.Tensor) -> torch.Tensor:
         """Dropout and residual multiplier on a sub-layer's output."""
@@ -52,8 +54,8 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
 
     def mixer(self, x: torch.Tensor, context: dict) -> torch.Tensor:
         """The output of `self_attn` or `linear_attn`, `[B, T, D]`; in a hybrid layer their sum."""
-        if self.is_hybrid:
-            return mix_in_parallel(self.self_attn, self.linear_attn, x, **context)
+        if self.mix_in_parallel is not None:
+            return self.mix_in_parallel(self.self_attn, self.linear_attn, x, **context)
         return getattr(self, self.mixer_name)(x, **context)[0]
 
     def mix(self, x: torch.Tensor, context: dict) -> torch.Tensor:

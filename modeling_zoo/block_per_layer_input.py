@@ -79,3 +79,9 @@ def resize_rows(model: PreTrainedModel, *sizes: Any) -> None:
     new.requires_grad_(old.weight.requires_grad)
     embeddings.embed_tokens_per_layer = new
     model.config.vocab_size_per_layer_input = new.num_embeddings
+
+
+PER_LAYER_EMBEDDINGS = {"hidden_size_per_layer_input": PerLayerEmbeddings}
+PER_LAYER_INPUTS = {"hidden_size_per_layer_input": PerLayerInput}
+# Tables that follow when the vocabulary is resized.
+RESIZED = {"hidden_size_per_layer_input": resize_rows}

@@ -130,3 +130,6 @@ class SharedBlocks(nn.ModuleList):
         if layer_idx not in self.turn:
             return {}
         return {"shared_block": self[self.turn[layer_idx]], "start": start}
+
+
+SHARED_BLOCKS = {"num_mem_blocks": SharedBlocks}

@@ -259,12 +259,16 @@ def make_block(config: ZooConfig, layer_idx: int) -> ZooDecoderLayer:
     return BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
 
 
+# The objects in which layers of one forward leave something for later ones: by the field or the block that asks for one
+# its name among the arguments of a layer and its class.
+CROSS_LAYER_STATE = {
+    "indexer_types": ("shared_indices", SharedIndices),
+    "shortcut": ("shortcuts", Shortcuts),
+    "num_kv_shared_layers": ("shared_key_values", SharedKeyValues),
+}
+
+
 def make_cross_layer_state(config: ZooConfig) -> dict[str, type]:
-    """{name: class} of the objects in which layers of one forward leave something for later ones, made for each
-    forward."""
-    needed = {
-        "shared_indices": (SharedIndices, config.indexer_types is not None),
-        "shortcuts": (Shortcuts, "shortcut" in config.block_types),
-        "shared_key_values": (SharedKeyValues, config.num_kv_shared_layers),
-    }
-    return {name: kind for name, (kind, wanted) in needed.items() if wanted}
+    """{name: class} of those that a model needs, made for each forward."""
+    rows = CROSS_LAYER_STATE.items()
+    return dict(state for asks, state in rows if asks in config.block_types or getattr(config, asks, None))

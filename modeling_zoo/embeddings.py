@@ -9,7 +9,8 @@ from transformers.cache_utils import Cache
 
 from configuration_zoo import ZooConfig
 
-from .block_hyper_connections import StreamHead
+from .block_hyper_connections import STREAM_HEADS
+from .mixer import asked_part
 from .norms import make_norm
 from .ops_attention import ring_of
 from .ops_dispatch import refuse_empty
@@ -56,7 +57,7 @@ class Backbone:
         self.embed_dropout = nn.Dropout(config.embedding_dropout)
         bias = POSITION_BIASES.get(config.position_embedding_type)
         self.position_bias = bias(config) if bias is not None else None
-        self.hc_head = StreamHead(config) if config.hc_mult is not None else None
+        self.hc_head = asked_part(STREAM_HEADS, config)
         self.norm = make_norm(config, width) if config.final_norm else nn.Identity()
         self.project_out = make_width_projection(config, width, config.output_width)
         # A call of a module that does nothing takes as long as a small operation: what is not there is left out.

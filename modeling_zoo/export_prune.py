@@ -26,8 +26,10 @@ Row = tuple[ast.expr | None, ast.expr]
 
 @cache
 def known_words() -> frozenset[str]:
-    """Every word that a field of the config can have, and every derived one."""
-    words = set(words_in([value for name, value in vars(vocabulary).items() if name.isupper()]))
+    """Every word that a field of the config can have, every derived one, and the fields that are keys of a table."""
+    names = {field.name for field in fields(ZooConfig)}
+    words = {key for key in all_keys() if key in names}
+    words |= set(words_in([value for name, value in vars(vocabulary).items() if name.isupper()]))
     for field in fields(ZooConfig):
         words |= set(choices(field.metadata.get("kind")))
     return frozenset(words | {key for key, _ in string_rows("MIXERS")} | {key for key, _ in string_rows("BLOCKS")})
@@ -47,6 +49,12 @@ def choices(kind: Any) -> Iterator[str]:
 def is_word(node: ast.AST | None) -> bool:
     """Whether an expression is a string that is written out."""
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def all_keys() -> set[str]:
+    """The words that are keys of a table of the model."""
+    pieces = [piece for source in sources().values() if source.package == MODEL for piece in source.pieces]
+    return {key.value for piece in pieces for key, _ in rows_of(piece) if is_word(key)}
 
 
 def string_rows(name: str) -> Iterator[tuple[str, ast.expr]]:

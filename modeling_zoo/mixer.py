@@ -1,8 +1,16 @@
-"""What mixes tokens: the contract that attention, recurrences and convolutions share."""
+"""What mixes tokens: the contract that attention, recurrences and convolutions share; and parts that fields ask for."""
+
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from configuration_zoo import ZooConfig
+
+
+def asked_part(table: dict[str, Callable], config: ZooConfig) -> Any:
+    """What a table, {field: class}, has for a field that is set, made from the config; None where none is."""
+    return next((make(config) for field, make in table.items() if getattr(config, field)), None)
 
 
 class TokenMixer(nn.Module):

@@ -19,14 +19,14 @@ from configuration_zoo import ZooConfig
 
 from .attention_masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
 from .block_layer import ZooDecoderLayer
-from .block_per_layer_input import PerLayerEmbeddings, resize_rows
-from .block_shared import SharedBlocks
+from .block_per_layer_input import PER_LAYER_EMBEDDINGS, RESIZED
+from .block_shared import SHARED_BLOCKS
 from .block_topologies import BLOCKS, make_block, make_cross_layer_state
 from .cache_upgrade import advance_cache, expect_tokens, pop_int8_request, prepare_cache, upgrade_cache
 from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions, shape_logits
-from .mixer import TokenMixer
+from .mixer import TokenMixer, asked_part
 from .ops_attention_bands import AttentionMask
-from .ops_cross_layer import last_query, layer_of_last_query
+from .ops_cross_layer import LAST_QUERY
 from .platform_backends import attention_backends, share_implementations
 from .platform_export import refuse_left_out
 from .platform_peft import lora_targets
@@ -93,7 +93,8 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
         resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        resize_rows(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        for resize in RESIZED.values():
+            resize(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
         return resized
 
     @staticmethod
@@ -117,17 +118,14 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.build_ends(config)
-        self.per_layer_embeddings = (
-            PerLayerEmbeddings(config.outside_layers()) if config.hidden_size_per_layer_input else None
-        )
-        self.shared_blocks = SharedBlocks(config)
-        self.shares_blocks = len(self.shared_blocks) > 0
+        self.per_layer_embeddings = asked_part(PER_LAYER_EMBEDDINGS, config.outside_layers())
+        self.shared_blocks = asked_part(SHARED_BLOCKS, config)
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = mask_names(config)
         self.keyed_layers = keyed_layers(config, self.mask_keys)
         self.mask_plan = mask_plan(config, self.mask_keys)
         self.cross_layer_state = make_cross_layer_state(config)
-        self.shares_keys = bool(config.num_kv_shared_layers)
+        self.last_query = asked_part(LAST_QUERY, config)
         self.rope_keys = self.rotary_emb.names
         self.gradient_checkpointing = False
         self.post_init()
@@ -173,14 +171,14 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
         biases = biases_on_scores(self, inputs_embeds, masks.get(PADDING), past_key_values)
         last_from = None
-        if self.shares_keys:
-            last_from = layer_of_last_query(self.config, logits_to_keep, masks, past_key_values, kwargs)
+        if self.last_query is not None:
+            last_from = self.last_query.first_layer(logits_to_keep, masks, past_key_values, kwargs)
         for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if index == last_from:
                 states = (hidden_states, rows, rotations, position_ids, masks, biases)
-                hidden_states, rows, rotations, position_ids, masks, biases = last_query(*states)
+                hidden_states, rows, rotations, position_ids, masks, biases = self.last_query.of(*states)
             key = self.mask_keys[index]
-            parts = self.shared_blocks.context(index, start) if self.shares_blocks else {}
+            parts = self.shared_blocks.context(index, start) if self.shared_blocks is not None else {}
             row = None if rows is None else rows[:, :, index]
             hidden_states = layer(
                 hidden_states,

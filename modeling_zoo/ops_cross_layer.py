@@ -70,46 +70,57 @@ class Shortcuts:
 RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
-def layer_of_last_query(
-    config: ZooConfig, logits_to_keep: int | torch.Tensor, masks: dict, past_key_values: Cache | None, kwargs: dict
-) -> int | None:
-    """The first sharing layer of a model that has some, if all queries but the last can be left out from there on.
-
-    They can where one logit is wanted and no record of the others: what a sharing layer computes is not cached. A mask
-    that is not there says causal, which over a cache of fixed size would show keys that are not there yet.
+class LastQuery:
+    """What need not be computed where later layers read the keys of earlier ones: all queries but the last, from the
+    first such layer on, where one logit is wanted and no record of the others. What those layers compute is not cached.
     """
-    wanted = isinstance(logits_to_keep, int) and logits_to_keep == 1
-    if not wanted or torch.is_grad_enabled():
-        return None
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return None
-    recorded = any(kwargs.get(name, getattr(config, name, False)) for name in RECORDS)
-    fixed = getattr(past_key_values, "is_compileable", False)
-    if recorded or (fixed and any(mask is None for mask in masks.values())):
-        return None
-    return config.first_sharing_layer
+
+    def __init__(self, config: ZooConfig):
+        self.config = config
+
+    def first_layer(
+        self, logits_to_keep: int | torch.Tensor, masks: dict, past_key_values: Cache | None, kwargs: dict
+    ) -> int | None:
+        """The first layer that does with the last query alone, None where none does.
+
+        A mask that is not there says causal, which over a cache of fixed size would show keys that are not there yet.
+        """
+        wanted = isinstance(logits_to_keep, int) and logits_to_keep == 1
+        if not wanted or torch.is_grad_enabled():
+            return None
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            return None
+        recorded = any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDS)
+        fixed = getattr(past_key_values, "is_compileable", False)
+        if recorded or (fixed and any(mask is None for mask in masks.values())):
+            return None
+        return self.config.first_sharing_layer
+
+    @staticmethod
+    def of(
+        hidden_states: torch.Tensor,
+        rows: torch.Tensor | None,
+        rotations: dict,
+        position_ids: torch.Tensor,
+        masks: dict,
+        biases: dict,
+    ) -> tuple:
+        """Residual stream `[B, T, ...]`, rows per layer, rotations, positions, masks and biases of the last query
+        alone."""
+        length, device = hidden_states.shape[1], hidden_states.device
+        last = slice(length - 1, length)
+
+        def of_mask(mask):
+            return mask if mask is None or getattr(mask, "ndim", 4) == 2 else mask_rows(mask, last, None, device)
+
+        return (
+            hidden_states[:, last],
+            None if rows is None else rows[:, last],
+            {name: tuple(table[:, last] for table in tables[:2]) for name, tables in rotations.items()},
+            position_ids[:, last],
+            {name: of_mask(mask) for name, mask in masks.items()},
+            {name: bias[..., -1:, :] for name, bias in biases.items()},
+        )
 
 
-def last_query(
-    hidden_states: torch.Tensor,
-    rows: torch.Tensor | None,
-    rotations: dict,
-    position_ids: torch.Tensor,
-    masks: dict,
-    biases: dict,
-) -> tuple:
-    """Residual stream `[B, T, ...]`, rows per layer, rotations, positions, masks and biases of the last query alone."""
-    length, device = hidden_states.shape[1], hidden_states.device
-    last = slice(length - 1, length)
-
-    def of_mask(mask):
-        return mask if mask is None or getattr(mask, "ndim", 4) == 2 else mask_rows(mask, last, None, device)
-
-    return (
-        hidden_states[:, last],
-        None if rows is None else rows[:, last],
-        {name: tuple(table[:, last] for table in tables[:2]) for name, tables in rotations.items()},
-        position_ids[:, last],
-        {name: of_mask(mask) for name, mask in masks.items()},
-        {name: bias[..., -1:, :] for name, bias in biases.items()},
-    )
+LAST_QUERY = {"num_kv_shared_layers": LastQuery}

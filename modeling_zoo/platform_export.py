@@ -15,12 +15,15 @@ _FOREIGN = ("source_config", "source_extras", "architectures", "auto_map", "id2l
 
 
 def words_of(config: ZooConfig) -> Iterator[tuple[str, str]]:
-    """(field, word) of every word that a config or one of its layers has."""
+    """(field, word) of every word that a config or one of its layers has; a field that is set is a word, too."""
     parts = [*config.per_layer_config, config.outside_layers()] if config.is_heterogeneous else [config]
     named = [field.name for field in fields(config) if field.name not in _FOREIGN]
     for part, names in [*((part, named) for part in parts), (config, DERIVED)]:
         for name in names:
-            for word in words_in(getattr(part, name, None)):
+            value = getattr(part, name, None)
+            if value:
+                yield name, name
+            for word in words_in(value):
                 yield name, word
 
 

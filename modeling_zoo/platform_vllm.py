@@ -19,7 +19,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from configuration_zoo import ZooConfig
 
 from .ops_attention_bands import AttentionMask
-from .ops_cross_layer import SharedKeyValues
 
 # Fields whose layers must agree, as the engine asks the config as a whole.
 UNIFORM = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "moe_intermediate_size")
@@ -119,7 +118,7 @@ class ServedGroupedQuery:
         attention_mask: AttentionMask = None,
         past_key_values: Cache | None = None,
         position_ids: torch.Tensor | None = None,
-        shared_key_values: SharedKeyValues | None = None,
+        shared_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, gate = self.queries(hidden_states, position_embeddings, position_ids)

@@ -41,8 +41,8 @@ class HybridAttention(GroupedQueryAttention):
         return output if self.out_multiplier is None else output * self.out_multiplier, weights
 
 
-# Softmax attentions that can stand beside a recurrence: their cache fits into the one of a hybrid layer.
-HYBRID_ATTENTIONS = {"grouped_query": HybridAttention}
+# By the type of the layer. Of softmax attentions, the cache of this one fits into that of a hybrid layer.
+HYBRID_ATTENTIONS = {"hybrid": HybridAttention, "hybrid_sliding": HybridAttention}
 
 
 def mix_in_parallel(
@@ -62,3 +62,6 @@ def mix_in_parallel(
     attended, _ = attention(hidden_states, attention_mask=next(iter(masks.values()), None), **kwargs)
     mixed, _ = recurrence(hidden_states, attention_mask=recurrent_mask, **kwargs)
     return mixed + attended
+
+
+PARALLEL_MIXES = {"hybrid": mix_in_parallel, "hybrid_sliding": mix_in_parallel}

@@ -42,7 +42,7 @@ def make_mixers(config: ZooConfig, layer_idx: int) -> dict[str, TokenMixer]:
     if attention is not None and recurrence is None:
         mixers["self_attn"] = served_class(MIXERS[attention], attention, config)
     elif attention is not None:
-        mixers["self_attn"] = HYBRID_ATTENTIONS[attention]
+        mixers["self_attn"] = HYBRID_ATTENTIONS[config.layer_types[layer_idx]]
     if recurrence is not None:
         mixers["linear_attn"] = LINEAR_MIXERS[recurrence]
     return {name: mixer_class(config, layer_idx) for name, mixer_class in mixers.items()}

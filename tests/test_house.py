@@ -531,11 +531,14 @@ FIELDS_OF = {
     "WAVES": (("sinusoid_layout",), {"position_embedding_type": "sinusoidal"}),
     "ROUTERS": (("scoring_func",), SPARSE),
 }
-# Keyed by transformers' words or classes, by a boolean, or holding a part of what another registry lists.
+# Keyed by transformers' words or classes, by a boolean, by the field that asks for it, or holding a part of what
+# another registry lists.
 KEYED_OTHERWISE = {
     "ACTIVATIONS", "ADDED_LOSSES", "COUNTING_LAYERS", "DECAYS", "DENSE_MLPS", "DEVICE_KERNELS", "EXPERTS",
-    "HYBRID_ATTENTIONS", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS", "PATTERNS", "POSITION_BIASES", "PROJECTION_NORMS",
-    "REPEAT", "ROTATE", "SCORING_FUNCTIONS", "SERVED_FORWARDS", "SHARED_EXPERTS", "SWAP",
+    "FULL_MASKS", "HYBRID_ATTENTIONS", "LAST_QUERY", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS", "PARALLEL_MIXES",
+    "PATTERNS", "PER_LAYER_EMBEDDINGS", "PER_LAYER_INPUTS", "POSITION_BIASES", "PROJECTION_NORMS", "REPEAT",
+    "RESIZED", "ROTATE", "SCORING_FUNCTIONS", "SERVED_FORWARDS", "SHARED_BLOCKS", "SHARED_EXPERTS", "STREAM_HEADS",
+    "SWAP",
 }  # fmt: skip
 
 
