@@ -11,8 +11,7 @@ from configuration_zoo import ZooConfig
 from .block_per_layer_input import PER_LAYER_INPUTS
 from .mixer import asked_part
 from .norms import make_norm
-from .recurrent_hybrid import PARALLEL_MIXES
-from .registry import make_mixers, make_mlp
+from .registry import make_mixers, make_mlp, parallel_mix
 
 NORM_SLOTS = ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm")
 
@@ -37,7 +36,7 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         if "mixer" in self.branches:
             mixers = make_mixers(config, layer_idx)
             self.mixer_name = next(iter(mixers))
-            self.mix_in_parallel = PARALLEL_MIXES.get(config.layer_types[layer_idx]) if len(mixers) > 1 else None
+            self.mix_in_parallel = parallel_mix(config, layer_idx) if len(mixers) > 1 else None
             for name, mixer in mixers.items():
                 self.add_module(name, mixer)
         if "mlp" in self.branches:

@@ -1,5 +1,7 @@
 """Every token mixer and every channel mixer by name; the only file that imports them all."""
 
+from collections.abc import Callable
+
 from torch import nn
 from transformers.utils.output_capturing import OutputRecorder
 
@@ -15,7 +17,7 @@ from .mlp_dense import make_dense_mlp
 from .mlp_routers import Router
 from .mlp_sparse import SparseMLP
 from .platform_vllm import served_class
-from .recurrent_hybrid import HYBRID_ATTENTIONS, LINEAR_MIXERS
+from .recurrent_hybrid import HYBRID_ATTENTIONS, LINEAR_MIXERS, PARALLEL_MIXES
 
 MIXERS = {
     "grouped_query": GroupedQueryAttention,
@@ -46,6 +48,11 @@ def make_mixers(config: ZooConfig, layer_idx: int) -> dict[str, TokenMixer]:
     if recurrence is not None:
         mixers["linear_attn"] = LINEAR_MIXERS[recurrence]
     return {name: mixer_class(config, layer_idx) for name, mixer_class in mixers.items()}
+
+
+def parallel_mix(config: ZooConfig, layer_idx: int) -> Callable | None:
+    """What joins the two mixers of a hybrid layer; None for another type of layer."""
+    return PARALLEL_MIXES.get(config.layer_types[layer_idx])
 
 
 def make_mlp(config: ZooConfig, layer_idx: int) -> nn.Module:
