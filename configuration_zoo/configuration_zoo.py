@@ -25,6 +25,7 @@ from .fields_latent import LatentFields
 from .fields_linear import LinearFields
 from .fields_mlp import MlpFields
 from .fields_model import ModelFields
+from .fields_multi_token import MultiTokenFields
 from .fields_norm import NormFields
 from .fields_per_layer import PerLayerFields, layers_of
 from .fields_per_layer_input import PerLayerInputFields
@@ -93,6 +94,7 @@ class ZooConfig(
     PerLayerInputFields,
     ExpertFields,
     MlpFields,
+    MultiTokenFields,
     PrecisionFields,
     TrainingFields,
     SettingsAccess,
@@ -262,6 +264,7 @@ class ZooConfig(
         self.resolve_per_layer_input()
         self.resolve_mlp()
         self.resolve_experts()  # as wide as a dense MLP
+        self.resolve_multi_token()  # like the last layer
         self.resolve_precision()  # what the concepts above round by default
         self.resolve_training()
 

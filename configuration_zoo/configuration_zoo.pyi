@@ -52,6 +52,24 @@ class Precision(TypedDict, total=False):
     """What a parallel block adds first: (x + mixer) + mlp, or x + (mixer + mlp). None: residual_first. Needs a
     parallel block_type. Source: GPT-J's and GPT-NeoX's published code."""
 
+class Mtp(TypedDict, total=False):
+    layer_type: Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"] | None
+    """The layer_type of these layers, one that a layer of the model has; the last such layer is the one they are
+    like. None: the last layer's. Needs num_mtp_layers. Source: transformers."""
+    mlp_layer_type: Literal["dense", "sparse"] | None
+    """The mlp_layer_type of these layers, one that a layer of the model has. None: that of the layer they are like.
+    Needs num_mtp_layers. Source: transformers."""
+    projection: Literal["one_per_depth", "one_for_all"] | None
+    """Norms and projection around these layers: one_per_depth or one_for_all. None: one_per_depth. Needs
+    num_mtp_layers. Source: DeepSeek-V3, arXiv 2412.19437, §2.2 (one_per_depth); Qwen3-Next's published code
+    (one_for_all)."""
+    hidden_states_first: bool | None
+    """The projection reads [hidden state; embedding], instead of [embedding; hidden state]. Needs num_mtp_layers.
+    Source: transformers."""
+    loss_coef: float | None
+    """Factor λ on the mean loss of these layers, in training. None: 0.3. Needs num_mtp_layers. Source: DeepSeek-V3,
+    arXiv 2412.19437, §2.2 and §4.2 (0.3, later 0.1)."""
+
 class ResidualFactors(TypedDict, total=False):
     full_attn_alpha: float | None
     """The α of the sum after softmax attention: what its residual is multiplied with. None: 1. Needs a block_type of
@@ -625,6 +643,11 @@ class ZooConfig(PreTrainedConfig):
     mlp_layer_types: list[Literal["dense", "sparse"]] | None
     """For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with
     num_experts, else dense. Source: transformers."""
+    num_mtp_layers: int
+    """How many layers behind the model predict one further token each. Source: DeepSeek-V3, arXiv 2412.19437, §2.2;
+    transformers' name."""
+    mtp: dict[str, Any]
+    """How the layers that predict further tokens are built and trained."""
     precision: dict[str, Any]
     """Where this implementation rounds, key by key; a key that is left out is what the concept has by default."""
     output_router_logits: bool | None
@@ -833,6 +856,8 @@ class ZooConfig(PreTrainedConfig):
         mlp_bias: bool = False,
         mlp_multipliers: list[float | int] | None = None,
         mlp_layer_types: list[Literal["dense", "sparse"]] | None | str | int = None,
+        num_mtp_layers: int = 0,
+        mtp: Mtp | None = None,
         precision: Precision | None = None,
         output_router_logits: bool | None = None,
         router_aux_loss_coef: float | int | None = None,
@@ -1018,6 +1043,8 @@ class ZooConfig(PreTrainedConfig):
             mlp_bias: The projections of an MLP have biases.
             mlp_multipliers: Factors on the gate before its activation and on the output. None: 1 each.
             mlp_layer_types: For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with num_experts, else dense.
+            num_mtp_layers: How many layers behind the model predict one further token each.
+            mtp: How the layers that predict further tokens are built and trained.
             precision: Where this implementation rounds, key by key; a key that is left out is what the concept has by default.
             output_router_logits: Whether the balance loss and the z-loss of routers are added to the loss. True: always, and router logits are returned; False: never, whatever the coefficients; None: in training alone, and no logits are returned.
             router_aux_loss_coef: Factor on the loss that balances the experts. None: 0.
@@ -1119,6 +1146,8 @@ class ZooConfig(PreTrainedConfig):
     @property
     def num_router_outputs(self) -> int:
         """Ids the router chooses among: the experts and the zero experts after them."""
+    def mtp_layer_config(self) -> PreTrainedConfig:
+        """The config of one prediction layer, as of a model that has no other layer."""
     def outside_layers(self) -> PreTrainedConfig:
         """The config as the parts of a model outside its layers read it: nothing differs."""
     @property

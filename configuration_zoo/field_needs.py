@@ -106,6 +106,7 @@ GROUP_NEEDS = {
     "chunked layer": f"a layer of layer_types that is one of {[CHUNKED]}",
     "sparse pattern": "a sparse_attention_pattern",
     "hyper-connections": "block_type='hyper_connection'",
+    "prediction layers": "num_mtp_layers",
     "per-layer input": "hidden_size_per_layer_input",
     "weighted residual": f"a block_type of {list(WEIGHTED_BLOCKS)}",
     "rope": "position_embedding_type='rope'",

@@ -46,6 +46,11 @@ def first_layers(config_class: type[PreTrainedConfig], values: dict, before: int
         cut["per_layer_config"] = {key: own for key, own in values["per_layer_config"].items() if int(key) < count}
     if values.get("num_kv_shared_layers"):
         cut["num_kv_shared_layers"] = max(0, count - (before - values["num_kv_shared_layers"]))
+    if values.get("num_mtp_layers") and values.get("mtp"):
+        # A type that none of the first layers has: then prediction layers are like the last of these.
+        there = {key: cut.get(f"{key}s") or () for key in ("layer_type", "mlp_layer_type")}
+        gone = {key for key, types in there.items() if values["mtp"].get(key) not in types}
+        cut["mtp"] = {key: value for key, value in values["mtp"].items() if key not in gone}
     if values.get("num_mem_blocks"):
         users = cut["block_type"].count("shared_block") if isinstance(cut["block_type"], list) else count
         cut["num_mem_blocks"] = min(values["num_mem_blocks"], users) or None

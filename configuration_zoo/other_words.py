@@ -105,6 +105,9 @@ SAME_FIELD = {
     "head_dim": "d_head d_kv head_size attention_head_dim attention_head_size kv_channels",
     "max_position_embeddings": "n_positions n_ctx max_seq_len max_seq_length context_length seq_length seq_len "
     "model_max_length max_sequence_length block_size",
+    "mtp.hidden_states_first": "mtp_hidden_states_first",
+    "mtp.loss_coef": "mtp_loss_coef mtp_loss_weight mtp_loss_scaling_factor",
+    "num_mtp_layers": "num_nextn_predict_layers mtp_num_layers mtp_num_hidden_layers n_predict num_nextn_predict",
     "hidden_act": "activation activation_function hidden_activation mlp_hidden_act act_fn",
     "norm_type": "normalization norm",
     "norm_eps": "eps epsilon ln_eps",
@@ -261,10 +264,8 @@ SENTENCES = {
     "shared_attention_adapter_rank": {
         "adapter_rank use_shared_attention_adapter": "use shared_attention_adapter_rank and shared_mlp_adapter_rank",
     },
-    "source_extras": {
-        "num_nextn_predict_layers num_mtp_layers mtp_num_layers": "a model here predicts one token; of a converted one "
-        "source_extras keeps the layers that predict further ones",
-    },
+    "mtp.layer_type": {"mtp_layer_types": "use mtp.layer_type, one word for all of these layers"},
+    "mtp.mlp_layer_type": {"mtp_mlp_layer_types": "use mtp.mlp_layer_type, one word for all of these layers"},
 }  # fmt: skip
 # word -> the field that it is about, and the answer.
 FIELD_WORDS = {word: (field, f"use {field}") for field, words in SAME_FIELD.items() for word in words.split()} | {

@@ -84,6 +84,10 @@ PRE_NORM_BLOCKS = (
     "pre_norm", "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only", "shared_block", "shortcut",
 )  # fmt: skip
 
+# -- mtp.projection: whose norms and projection stand around the layers that predict further tokens ------------------
+
+MTP_PROJECTIONS = ("one_per_depth", "one_for_all")
+
 # -- position_embedding_type ---------------------------------------------------------------------------------------
 
 POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "transformer_xl", "none")

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.generation import CandidateGenerator
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -19,6 +20,7 @@ from configuration_zoo import ZooConfig
 
 from .attention_masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
 from .block_layer import ZooDecoderLayer
+from .block_multi_token import MULTI_TOKEN_PREDICTIONS
 from .block_per_layer_input import PER_LAYER_EMBEDDINGS, RESIZED
 from .block_shared import SHARED_BLOCKS
 from .block_topologies import BLOCKS, make_block, make_cross_layer_state
@@ -28,6 +30,7 @@ from .mixer import TokenMixer, asked_part
 from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import LAST_QUERY
 from .platform_backends import attention_backends, share_implementations
+from .platform_drafts import make_drafts
 from .platform_export import refuse_left_out
 from .platform_peft import lora_targets
 from .platform_pipeline import StagedModel, refuse_uncut
@@ -49,6 +52,8 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
     supports_gradient_checkpointing = True
     _no_split_modules = sorted({block.__name__ for block in BLOCKS.values()} | {"SharedBlock"})
     _skip_keys_device_placement = ["past_key_values"]
+    # Layers that predict further tokens are of the causal language model alone.
+    _keys_to_ignore_on_load_unexpected = [r"^mtp\."]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -213,6 +218,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         self.model = ZooModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.output_width, config.vocab_size, bias=config.lm_head_bias)
+        self.mtp = asked_part(MULTI_TOKEN_PREDICTIONS, config)
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
@@ -222,6 +228,12 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             cache = upgrade_cache(model_kwargs["past_key_values"], self.config, quantized)
             expect_tokens(cache, generation_config.max_length)
         return prepared
+
+    def _get_candidate_generator(self, generation_config: GenerationConfig, **kwargs: Any) -> CandidateGenerator:
+        """transformers' own, but for `generate(use_mtp=True)`: the layers that predict further tokens are here."""
+        if getattr(generation_config, "use_mtp", None):
+            return make_drafts(self, generation_config, **kwargs)
+        return super()._get_candidate_generator(generation_config=generation_config, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -258,12 +270,15 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         asked = {"output_router_logits": True} if record else {}
         for part in added:
             asked |= part.asks
+        call = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+        }
         outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
+            **call,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep if labels is None else 0,
             **kwargs | asked,
@@ -275,7 +290,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         else:
             logits, loss = logits_and_loss(self, hidden_states, labels, logits_to_keep, chunk_size, kwargs)
         for part in added:
-            loss, more = part.add(loss, self, outputs, labels, attention_mask=attention_mask, **kwargs)
+            loss, more = part.add(loss, self, outputs, labels, loss_chunk_size=chunk_size, **call, **kwargs)
             also |= more
         return MoeCausalLMOutputWithPast(
             loss=loss,

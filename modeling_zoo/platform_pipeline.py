@@ -17,8 +17,8 @@ from configuration_zoo import ZooConfig
 from .platform_transformers import stage_of
 
 # What a stage would need beside the residual stream: the tokens, keys or blocks of another stage, more streams than
-# one.
-UNCUT = ("hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult")
+# one, the embeddings beside the head.
+UNCUT = ("hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult", "num_mtp_layers")
 
 
 def is_elsewhere(layer: nn.Module) -> bool:

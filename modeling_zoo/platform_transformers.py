@@ -12,6 +12,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
+from configuration_zoo import ZooConfig
+
 logger = logging.get_logger(__name__)
 
 # What a model defines for transformers to find: name -> (where transformers has one of its own, what is lost where it
@@ -20,7 +22,9 @@ FOUND_BY_TRANSFORMERS = {
     "_can_compile_fullgraph": (PreTrainedModel, "generate does not compile steps over a static cache by itself"),
     "_can_record_outputs": (PreTrainedModel, "hidden states, attentions and router logits are not returned"),
     "_fsdp_plan": (PreTrainedModel, "FSDP shards the head like a layer"),
+    "_get_candidate_generator": (GenerationMixin, "generate(use_mtp=True) drafts no tokens"),
     "_init_weights": (PreTrainedModel, "new weights start as torch starts them"),
+    "_keys_to_ignore_on_load_unexpected": (PreTrainedModel, "weights of prediction layers are called unexpected"),
     "_no_split_modules": (PreTrainedModel, "a device map may cut layers in two"),
     "_pp_plan": (PreTrainedModel, "a pipeline has no plan for the head"),
     "_prepare_cache_for_generation": (GenerationMixin, "generate keeps transformers' caches: the same tokens, slower"),
@@ -98,3 +102,10 @@ def resized_embedding(model: PreTrainedModel, table: nn.Embedding, *sizes: Any) 
             "hidden_size_per_layer_input's table follows the vocabulary: install a version that zoo names."
         )
     return resize(table, *sizes)
+
+
+def take_plans(module: nn.Module, config: ZooConfig) -> None:
+    """Says how `module`, whose `layers` are those of a model of `config`, is split over devices: transformers asks the
+    children of a model. Gone: it is whole on every device."""
+    of_layers = {rule: how for rule, how in config.base_model_tp_plan.items() if rule.startswith("layers.")}
+    module._tp_plan, module._ep_plan = of_layers, config.base_model_ep_plan

@@ -1,4 +1,4 @@
-"""What layers of some types add to the loss of a language model in training."""
+"""What layers of some kinds add to the loss of a language model in training."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from .attention_sparse_indexer import SharedIndices
 from .train_indexer import is_learning
 from .train_loss import share_of_batch
+from .train_multi_token import MultiTokenLoss
 from .train_router_loss import mask_of_targets, router_losses
 
 
@@ -79,8 +80,8 @@ class RouterLoss:
         return loss + losses.total.to(loss.device), {"aux_loss": losses.aux_loss}
 
 
-# By the type of a layer's attention or MLP.
-ADDED_LOSSES = {"indexed_attention": IndexerLoss, "sparse": RouterLoss}
+# By the type of a layer's attention or MLP, and by the field that asks for it.
+ADDED_LOSSES = {"indexed_attention": IndexerLoss, "num_mtp_layers": MultiTokenLoss, "sparse": RouterLoss}
 
 
 def added_losses(model: PreTrainedModel, record: bool | None) -> list:

@@ -71,11 +71,14 @@ RESIDUAL_NAMES = ("o_proj", "down_proj", "fc2_latent_proj")
 
 
 def residual_layer_of(model: nn.Module, module: nn.Module) -> int | None:
-    """The index of the layer in which `module` writes to the residual stream, None for any other module.
+    """The index of the layer in which `module` writes to the residual stream, None for any other module; layers that
+    predict further tokens follow those of the model.
 
     transformers hands modules to `_init_weights` one by one, without a name.
     """
-    for layer_idx, layer in enumerate(getattr(model, "layers", ())):
+    behind = getattr(getattr(model, "mtp", None), "layers", ())
+    first, layers = (model.config.num_hidden_layers, behind) if len(behind) else (0, getattr(model, "layers", ()))
+    for layer_idx, layer in enumerate(layers, first):
         for path, child in layer.named_modules():
             if child is module:
                 return layer_idx if path.rpartition(".")[2] in RESIDUAL_NAMES or has_matrices(module) else None

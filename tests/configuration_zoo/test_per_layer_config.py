@@ -298,7 +298,8 @@ NOT_PER_LAYER = {
 @pytest.mark.parametrize("name", NOT_PER_LAYER)
 def test_every_other_field_is_refused_by_name(name):
     field = NOT_PER_LAYER[name]
-    value = field.metadata["kind"].names[0] if "." in name and field.default is None else another(field)
+    kind = field.metadata.get("kind")
+    value = kind.names[0] if "." in name and hasattr(kind, "names") else another(field)
     says = refusal(per_layer_config={1: {name: value}})
     assert says.startswith(f"per_layer_config[1]: {name}={value!r} ")
     assert "for the whole model" in says or f"give {name} a list" in says

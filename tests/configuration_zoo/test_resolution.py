@@ -31,6 +31,7 @@ READS = {
     "per_layer_input": set(),
     "mlp": set(),
     "experts": {"intermediate_size", "mlp_layer_types"},
+    "multi_token": {"layer_types", "mlp_layer_types"},
     "precision": {"mlp_layer_types"},
     "training": {"mlp_layer_types", "scoring_func", "use_score_correction_bias"},
 }

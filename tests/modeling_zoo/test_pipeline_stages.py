@@ -77,6 +77,7 @@ WHOLE = {
         **{"block_type": ["shared_block", "mixer_only"] * 2, "num_mem_blocks": 1},
     },
     "hc_mult": {"block_type": "hyper_connection", "hc_mult": 2},
+    "num_mtp_layers": {"num_mtp_layers": 1},
 }
 
 
