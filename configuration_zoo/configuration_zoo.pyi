@@ -6,6 +6,23 @@ from typing import Any, Literal, TypedDict
 
 from transformers import PreTrainedConfig
 
+class Initializer(TypedDict, total=False):
+    type: Literal["normal", "small", "fan_in"] | None
+    """Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs)
+    (fan_in). Source: Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv
+    2204.02311 (fan_in)."""
+    residual_type: Literal["same", "depth", "layer", "wang", "zero"] | None
+    """Standard deviation of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N)
+    with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D))
+    (wang), or zero. Source: Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and
+    OLMo (layer); GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
+    embedding_range: float | None
+    """Standard deviation of the token table, if it is another; 1 in PaLM. None: as `type` says. Source: PaLM,
+    Chowdhery et al. 2022, arXiv 2204.02311, §5."""
+    cutoff: float | None
+    """Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal distribution.
+    Source: OLMo 2, arXiv 2501.00656."""
+
 class Precision(TypedDict, total=False):
     norm: Literal["cast_then_scale", "float32", "native", "scale_then_cast"] | None
     """Order of casts in a norm: cast_then_scale or scale_then_cast of an RMS norm, native or float32 of a layer
@@ -133,7 +150,7 @@ class ZooConfig(PreTrainedConfig):
     """Rate of dropout on the output of each sub-layer before it joins the residual stream, in training. Source:
     Vaswani et al. 2017, §5.4."""
     initializer_range: float | int
-    """Standard deviation of a new matrix, where initializer_type does not say otherwise. Source: transformers."""
+    """Standard deviation of a new matrix, where initializer.type does not say otherwise. Source: transformers."""
     use_cache: bool
     """Whether a forward returns its cache. Source: transformers."""
     pad_token_id: int | None
@@ -666,21 +683,8 @@ class ZooConfig(PreTrainedConfig):
     loss_chunk_size: int | None
     """Training computes the loss over so many target tokens at a time and returns no logits. None: over all at once.
     Source: own to zoo."""
-    initializer_type: Literal["normal", "small", "fan_in"]
-    """Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs)
-    (fan_in). Source: Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv
-    2204.02311 (fan_in)."""
-    residual_initializer_type: Literal["same", "depth", "layer", "wang", "zero"]
-    """Standard deviation of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N)
-    with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D))
-    (wang), or zero. Source: Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and
-    OLMo (layer); GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
-    embedding_initializer_range: float | int | None
-    """Standard deviation of the token table, if it is another; 1 in PaLM. None: as initializer_type says. Source:
-    PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5."""
-    initializer_cutoff: float | int | None
-    """Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal distribution.
-    Source: OLMo 2, arXiv 2501.00656."""
+    initializer: dict[str, Any]
+    """What weights are before the first step, beside initializer_range."""
     def __init__(
         self,
         *,
@@ -864,10 +868,7 @@ class ZooConfig(PreTrainedConfig):
         router_z_loss_coef: float | int | None = None,
         output_z_loss_coef: float | int = 0.0,
         loss_chunk_size: int | None = None,
-        initializer_type: Literal["normal", "small", "fan_in"] = 'normal',
-        residual_initializer_type: Literal["same", "depth", "layer", "wang", "zero"] = 'same',
-        embedding_initializer_range: float | int | None = None,
-        initializer_cutoff: float | int | None = None,
+        initializer: Initializer | None = None,
         **kwargs: Any,
     ) -> None:
         """Args:
@@ -883,7 +884,7 @@ class ZooConfig(PreTrainedConfig):
             suppressed_token_ids: Tokens that are never produced: their logits become the smallest number of the dtype.
             embedding_dropout: Rate of dropout on the embeddings, in training.
             residual_dropout: Rate of dropout on the output of each sub-layer before it joins the residual stream, in training.
-            initializer_range: Standard deviation of a new matrix, where initializer_type does not say otherwise.
+            initializer_range: Standard deviation of a new matrix, where initializer.type does not say otherwise.
             use_cache: Whether a forward returns its cache.
             pad_token_id: The token that pads the shorter rows of a batch.
             bos_token_id: The token that begins a text, or several.
@@ -1051,10 +1052,7 @@ class ZooConfig(PreTrainedConfig):
             router_z_loss_coef: Factor on the mean square of log Z of the router. None: 0.
             output_z_loss_coef: Factor on log² Z of the vocabulary's softmax, which keeps Z near one; 1e-4 in PaLM.
             loss_chunk_size: Training computes the loss over so many target tokens at a time and returns no logits. None: over all at once.
-            initializer_type: Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs) (fan_in).
-            residual_initializer_type: Standard deviation of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D)) (wang), or zero.
-            embedding_initializer_range: Standard deviation of the token table, if it is another; 1 in PaLM. None: as initializer_type says.
-            initializer_cutoff: Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal distribution."""
+            initializer: What weights are before the first step, beside initializer_range."""
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> 'ZooConfig | tuple[ZooConfig, dict]':
         """As transformers', but a field named beside the file takes part in derivation and checks like one in it.

@@ -69,7 +69,7 @@ class ModelFields:
     )
     initializer_range: float | int = positive(
         0.02,
-        meaning="Standard deviation of a new matrix, where initializer_type does not say otherwise.",
+        meaning="Standard deviation of a new matrix, where initializer.type does not say otherwise.",
         source="transformers",
     )
     use_cache: bool = flag(

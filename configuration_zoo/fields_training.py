@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from transformers.utils import logging
 
-from .field_kinds import choice, flag, length, non_negative, positive
+from .field_kinds import choice, flag, length, non_negative, positive, settings
 from .field_needs import UnreadField
 from .fields_checks import for_each_layer
 
@@ -48,30 +48,34 @@ class TrainingFields:
         source="own to zoo",
     )
 
-    initializer_type: str = choice(
-        INITIALIZER_TYPES,
-        "normal",
-        meaning="Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / "
-        "sqrt(inputs) (fan_in).",
-        source="Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv 2204.02311 (fan_in)",
-    )
-    residual_initializer_type: str = choice(
-        RESIDUAL_INITIALIZER_TYPES,
-        "same",
-        meaning="Standard deviation of the matrices that write to the residual stream: as the others (same), theirs / "
-        "sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · "
-        "sqrt(D)) (wang), or zero.",
-        source="Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer); "
-        "GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)",
-    )
-    embedding_initializer_range: float | int | None = positive(
-        meaning="Standard deviation of the token table, if it is another; 1 in PaLM. None: as initializer_type says.",
-        source="PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5",
-    )
-    initializer_cutoff: float | int | None = positive(
-        meaning="Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal "
-        "distribution.",
-        source="OLMo 2, arXiv 2501.00656",
+    initializer: dict | None = settings(
+        "What weights are before the first step, beside initializer_range.",
+        type=choice(
+            INITIALIZER_TYPES,
+            "normal",
+            meaning="Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / "
+            "sqrt(inputs) (fan_in).",
+            source="Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv 2204.02311 "
+            "(fan_in)",
+        ),
+        residual_type=choice(
+            RESIDUAL_INITIALIZER_TYPES,
+            "same",
+            meaning="Standard deviation of the matrices that write to the residual stream: as the others (same), "
+            "theirs / sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), "
+            "2 / (layers · sqrt(D)) (wang), or zero.",
+            source="Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer); "
+            "GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)",
+        ),
+        embedding_range=positive(
+            meaning="Standard deviation of the token table, if it is another; 1 in PaLM. None: as `type` says.",
+            source="PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5",
+        ),
+        cutoff=positive(
+            meaning="Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal "
+            "distribution.",
+            source="OLMo 2, arXiv 2501.00656",
+        ),
     )
 
     def resolve_training(self) -> None:
@@ -99,8 +103,8 @@ class TrainingFields:
 
     def validate_initializers(self) -> None:
         default = next(field.default for field in fields(self) if field.name == "initializer_range")
-        matrices = self.initializer_type == "normal" or self.embedding_initializer_range is None
+        matrices = self.initializer["type"] == "normal" or self.initializer["embedding_range"] is None
         others = self.position_embedding_type == "learned" or "hyper_connection" in self.block_types
         if self.initializer_range != default and not (matrices or others or self.attention_sinks):
-            reason = "initializer_type='normal' or without embedding_initializer_range"
+            reason = "initializer.type='normal' or without initializer.embedding_range"
             raise UnreadField("initializer_range", self.initializer_range, reason)

@@ -13,7 +13,7 @@ NOT_ARCHITECTURE = {
     "source_config", "source_extras", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
     "attention_dropout", "embedding_dropout", "residual_dropout", "output_z_loss_coef", "loss_chunk_size",
     "output_router_logits",
-    "initializer_type", "residual_initializer_type", "embedding_initializer_range", "initializer_cutoff",
+    "initializer.type", "initializer.residual_type", "initializer.embedding_range", "initializer.cutoff",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ FLAGS = {
         "num_key_value_heads": 2,
     },
     **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "router_aux_loss_coef": 0.01},
-    **{"output_z_loss_coef": 1e-4, "residual_initializer_type": "depth", "max_position_embeddings": 128},
+    **{"output_z_loss_coef": 1e-4, "initializer.residual_type": "depth", "max_position_embeddings": 128},
 }
 
 

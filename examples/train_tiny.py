@@ -31,7 +31,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "intermediate_size": 336,
-    "residual_initializer_type": "depth",
+    "initializer": {"residual_type": "depth"},
 }
 HYBRID = {
     "layer_types": ["linear_attention"] * 3 + ["full_attention"],
@@ -78,7 +78,7 @@ def llama_of_size(count: int) -> LlamaForCausalLM:
     """transformers' plain Llama whose MLP is as wide as brings its parameters closest to `count`."""
 
     def build(inner: int) -> LlamaForCausalLM:
-        shape = {name: size for name, size in SIZES.items() if name != "residual_initializer_type"}
+        shape = {name: size for name, size in SIZES.items() if name != "initializer"}
         return LlamaForCausalLM(LlamaConfig(**shape | {"intermediate_size": inner, "max_position_embeddings": 4096}))
 
     fixed, one_more = (build(inner).num_parameters() for inner in (8, 9))

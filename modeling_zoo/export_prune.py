@@ -14,6 +14,7 @@ from typing import Any
 from transformers import DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig, vocabulary
+from configuration_zoo.field_settings import described
 
 from .export_join import WIDTH, resolve
 from .export_source import AUTO_MAP, Piece, sources
@@ -30,7 +31,7 @@ def known_words() -> frozenset[str]:
     names = {field.name for field in fields(ZooConfig)}
     words = {key for key in all_keys() if key in names}
     words |= set(words_in([value for name, value in vars(vocabulary).items() if name.isupper()]))
-    for field in fields(ZooConfig):
+    for field in described(ZooConfig).values():
         words |= set(choices(field.metadata.get("kind")))
     return frozenset(words | {key for key, _ in string_rows("MIXERS")} | {key for key, _ in string_rows("BLOCKS")})
 

@@ -92,17 +92,17 @@ def initialize(model: nn.Module, module: nn.Module) -> None:
     if hasattr(module, "initialize"):
         module.initialize(config.initializer_range)
     if isinstance(module, nn.Embedding):
-        if config.embedding_initializer_range is not None or config.initializer_cutoff is not None:
+        if config.initializer["embedding_range"] is not None or config.initializer["cutoff"] is not None:
             draw_embedding(module, config)
         return
-    residual = RESIDUAL_INITIALIZERS[config.residual_initializer_type]
+    residual = RESIDUAL_INITIALIZERS[config.initializer["residual_type"]]
     for name, matrix in own_matrices(module):
-        std = INITIALIZERS[config.initializer_type](config, matrix.shape[-1])
+        std = INITIALIZERS[config.initializer["type"]](config, matrix.shape[-1])
         if residual is not same_std and (isinstance(module, nn.Linear) or name in RESIDUAL_NAMES):
             layer_idx = residual_layer_of(model, module)
             std = std if layer_idx is None else residual(config, std, layer_idx)
         # Otherwise transformers, or the module itself, has drawn just this.
-        if std != config.initializer_range or config.initializer_cutoff is not None:
+        if std != config.initializer_range or config.initializer["cutoff"] is not None:
             draw(matrix, std, config)
 
 
@@ -120,18 +120,18 @@ def has_matrices(module: nn.Module) -> bool:
 
 
 def draw(parameter: torch.Tensor, std: float, config: ZooConfig) -> None:
-    """Fills from N(0, std²), truncated at ± initializer_cutoff · std if that is set."""
-    if config.initializer_cutoff is None or std == 0:
+    """Fills from N(0, std²), truncated at ± initializer.cutoff · std if that is set."""
+    if config.initializer["cutoff"] is None or std == 0:
         init.normal_(parameter, mean=0.0, std=std)
     else:
-        edge = config.initializer_cutoff * std
+        edge = config.initializer["cutoff"] * std
         init.trunc_normal_(parameter, mean=0.0, std=std, a=-edge, b=edge)
 
 
 def draw_embedding(module: nn.Embedding, config: ZooConfig) -> None:
-    """A table of tokens by embedding_initializer_range, one of positions by initializer_range; the padding row is
+    """A table of tokens by initializer.embedding_range, one of positions by initializer_range; the padding row is
     zero."""
-    own = None if isinstance(module, tuple(ADDED_POSITIONS.values())) else config.embedding_initializer_range
+    own = None if isinstance(module, tuple(ADDED_POSITIONS.values())) else config.initializer["embedding_range"]
     table = torch.empty_like(module.weight)
     draw(table, config.initializer_range if own is None else own, config)
     if module.padding_idx is not None:

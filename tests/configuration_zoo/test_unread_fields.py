@@ -30,7 +30,7 @@ WHOLE_MODEL = {
 }  # fmt: skip
 # A bound that these tokens need not reach, or a count that a given width makes unnecessary.
 UNSEEN = {
-    "precision.alibi", "clip_qkv", "group_mask_value", "initializer_cutoff", "n_shared_experts", "norm_topk_min",
+    "precision.alibi", "clip_qkv", "group_mask_value", "initializer.cutoff", "n_shared_experts", "norm_topk_min",
     "swiglu_limit", "time_step_floor", "time_step_limit",
 }  # fmt: skip
 # It says in words what is so anyway: all layers rotate, nothing is scaled, the mixer computes in float32.
@@ -241,7 +241,7 @@ REFUSED = {
         {"layer_types": [*LINEAR[:2], "full_attention"], "linear_attention_type": "delta_net"},
         ["grouped_query", "latent", "grouped_query"],
     ),
-    "initializer_range": ({"initializer_type": "fan_in", "embedding_initializer_range": 1.0}, 0.5),
+    "initializer_range": ({"initializer": {"type": "fan_in", "embedding_range": 1.0}}, 0.5),
     "hidden_act": (LACKING["mixers alone"], "relu"),
     "mlp_bias": (LACKING["experts"], True),
     "mlp_layer_types": ({**LACKING["mixers alone"], **SPARSE}, ["sparse"] * 3),

@@ -51,7 +51,7 @@ def assert_spread(matrix, expected, name=""):
     ],
 )
 def test_the_spread_of_every_matrix(kind, formula):
-    found = matrices(initializer_type=kind, **EXPERTS)
+    found = matrices(initializer={"type": kind}, **EXPERTS)
     assert {name.split(".")[-1] for name in found} >= {"gate_up_proj", "weight"}
     for name, matrix in found.items():
         expected = 0.03 if "embed_tokens" in name else formula(matrix.shape[-1])
@@ -71,7 +71,7 @@ def test_the_spread_of_every_matrix(kind, formula):
 )
 @pytest.mark.parametrize("base", ["normal", "fan_in"])
 def test_the_spread_of_what_writes_to_the_stream(kind, formula, base):
-    found = matrices(initializer_type=base, residual_initializer_type=kind, **EXPERTS)
+    found = matrices(initializer={"type": base, "residual_type": kind}, **EXPERTS)
     writers = [name for name in found if name.endswith(WRITERS)]
     assert len(writers) == LAYERS + 1 + 2 * 2
     for name, matrix in found.items():
@@ -83,13 +83,13 @@ def test_the_spread_of_what_writes_to_the_stream(kind, formula, base):
 
 def test_the_depth_counts_what_the_blocks_have():
     """Layers of one sub-layer write once."""
-    found = matrices(block_type=["mixer_only", "mlp_only", "pre_norm"], residual_initializer_type="depth")
+    found = matrices(block_type=["mixer_only", "mlp_only", "pre_norm"], initializer={"residual_type": "depth"})
     assert_spread(found["model.layers.0.self_attn.o_proj.weight"], 0.03 / math.sqrt(4))
     assert_spread(found["model.layers.2.mlp.down_proj.weight"], 0.03 / math.sqrt(4))
 
 
 def test_the_token_table_has_a_spread_of_its_own():
-    flags = {"embedding_initializer_range": 1.0, "initializer_type": "fan_in", "pad_token_id": 3}
+    flags = {"initializer": {"embedding_range": 1.0, "type": "fan_in"}, "pad_token_id": 3}
     found = matrices(position_embedding_type="learned", max_position_embeddings=64, **flags)
     table = found["model.embed_tokens.weight"]
     assert table[3].abs().max() == 0
@@ -98,7 +98,7 @@ def test_the_token_table_has_a_spread_of_its_own():
 
 
 def test_a_cutoff_bounds_every_matrix():
-    found = matrices(initializer_cutoff=2.0, **EXPERTS)
+    found = matrices(initializer={"cutoff": 2.0}, **EXPERTS)
     for name, matrix in found.items():
         assert 0.03 < matrix.abs().max() <= 0.06, name
     # What is left of a normal distribution within two spreads is narrower.
@@ -112,7 +112,7 @@ def test_recurrent_mixers_keep_the_start_of_their_papers():
         "linear_value_head_dim": 12,
     }
     plain = ZooModel(ZooConfig(**SIZES, **flags)).layers[1].linear_attn
-    other = ZooModel(ZooConfig(**SIZES, **flags, initializer_type="fan_in", residual_initializer_type="zero"))
+    other = ZooModel(ZooConfig(**SIZES, **flags, initializer={"type": "fan_in", "residual_type": "zero"}))
     other = other.layers[1].linear_attn
     torch.testing.assert_close(other.A_log, plain.A_log)
     assert other.dt_proj.weight.abs().max() <= 5**-0.5
@@ -120,7 +120,7 @@ def test_recurrent_mixers_keep_the_start_of_their_papers():
 
 
 def test_loading_draws_nothing_again(tmp_path):
-    flags = {"initializer_type": "small", "residual_initializer_type": "zero", "embedding_initializer_range": 1.0}
+    flags = {"initializer": {"type": "small", "residual_type": "zero", "embedding_range": 1.0}}
     sizes = {name: value for name, value in SIZES.items() if name != "initializer_range"}
     model = ZooForCausalLM(ZooConfig(**sizes, **flags))
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_loading_draws_nothing_again(tmp_path):
         assert torch.equal(again.get_parameter(name), parameter), name
 
 
-@pytest.mark.parametrize("field", ["initializer_type", "residual_initializer_type"])
+@pytest.mark.parametrize("field", ["initializer.type", "initializer.residual_type"])
 def test_an_unknown_name_is_refused(field):
     with pytest.raises(Exception, match=f"{field}='xavier' is not one of"):
         ZooConfig(**SIZES, **{field: "xavier"})

@@ -192,7 +192,7 @@ def test_experts_of_other_ranks_have_no_part_in_one_token(monkeypatch):
     assert len(ran) == 4
 
 
-@pytest.mark.parametrize("flags", [{"embedding_initializer_range": 1.0}, {"initializer_cutoff": 2.0}], ids=str)
+@pytest.mark.parametrize("flags", [{"initializer.embedding_range": 1.0}, {"initializer.cutoff": 2.0}], ids=str)
 def test_a_table_from_a_checkpoint_keeps_its_padding_row(flags, tmp_path):
     """By transformers' own `init`, whatever it marks loaded tensors with."""
     model = make(pad_token_id=4, **flags)

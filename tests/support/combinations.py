@@ -258,11 +258,11 @@ ROWS = {
     "training": [
         {},
         {"output_z_loss_coef": 0.1, "loss_chunk_size": 3},
-        {"initializer_type": "small", "residual_initializer_type": "depth"},
-        {"initializer_type": "fan_in", "residual_initializer_type": "zero", "embedding_initializer_range": 1.0,
-         "initializer_cutoff": 3.0, "loss_chunk_size": 64},
-        {"residual_initializer_type": "layer"},
-        {"residual_initializer_type": "wang"},
+        {"initializer": {"type": "small", "residual_type": "depth"}},
+        {"initializer": {"type": "fan_in", "residual_type": "zero", "embedding_range": 1.0, "cutoff": 3.0},
+         "loss_chunk_size": 64},
+        {"initializer.residual_type": "layer"},
+        {"initializer.residual_type": "wang"},
     ],
     "stray": [{}] * 9
     + [
