@@ -26,6 +26,7 @@ from .fields_linear import LinearFields
 from .fields_mlp import MlpFields
 from .fields_model import ModelFields
 from .fields_multi_token import MultiTokenFields
+from .fields_multipliers import MultiplierFields
 from .fields_norm import NormFields
 from .fields_per_layer import PerLayerFields, layers_of
 from .fields_per_layer_input import PerLayerInputFields
@@ -95,6 +96,7 @@ class ZooConfig(
     ExpertFields,
     MlpFields,
     MultiTokenFields,
+    MultiplierFields,
     PrecisionFields,
     TrainingFields,
     SettingsAccess,

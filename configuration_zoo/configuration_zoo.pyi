@@ -69,6 +69,29 @@ class Precision(TypedDict, total=False):
     """What a parallel block adds first: (x + mixer) + mlp, or x + (mixer + mlp). None: residual_first. Needs a
     parallel block_type. Source: GPT-J's and GPT-NeoX's published code."""
 
+class MupMultipliers(TypedDict, total=False):
+    key: float | None
+    """Factor on the projected keys before they are cached. None: 1. Needs a layer of layer_types with softmax
+    attention. Source: Falcon-H1, arXiv 2507.22448, §3.2."""
+    attention_in: float | None
+    """Factor on the input of the attention beside a recurrence. None: 1. Needs a layer of layer_types that is one of
+    ['hybrid', 'hybrid_sliding']. Source: Falcon-H1, arXiv 2507.22448, §3.2."""
+    attention_out: float | None
+    """Factor on the output of the attention beside a recurrence. None: 1. Needs a layer of layer_types that is one
+    of ['hybrid', 'hybrid_sliding']. Source: Falcon-H1, arXiv 2507.22448, §3.2."""
+    linear_in: float | None
+    """Factor on the input of a state space model. None: 1. Needs a linear_attention_type of ['mamba2']. Source:
+    Falcon-H1, arXiv 2507.22448, §3.2."""
+    linear_out: float | None
+    """Factor on the output of a state space model. None: 1. Needs a linear_attention_type of ['mamba2']. Source:
+    Falcon-H1, arXiv 2507.22448, §3.2."""
+    linear_sections: Any | None
+    """Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each. Needs a
+    linear_attention_type of ['mamba2']. Source: Falcon-H1, arXiv 2507.22448, §3.2."""
+    mlp: Any | None
+    """Factors on the gate before its activation and on the output. None: 1 each. Needs a layer with an MLP, which
+    block_type='mixer_only' lacks. Source: Falcon-H1, arXiv 2507.22448, §3.2."""
+
 class Mtp(TypedDict, total=False):
     layer_type: Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"] | None
     """The layer_type of these layers, one that a layer of the model has; the last such layer is the one they are
@@ -182,9 +205,6 @@ class ZooConfig(PreTrainedConfig):
     attention_value_scale: float | int | None
     """Factor on the values before they are cached. None: 1. Needs a layer of layer_types with softmax attention.
     Source: MiMo-V2-Flash (Xiaomi 2025)."""
-    key_multiplier: float | int | None
-    """Factor on the projected keys before they are cached. None: 1. Needs a layer of layer_types with softmax
-    attention. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
     value_norm: bool
     """Each head's values pass an RMS norm without a weight before they are cached. Needs a layer of layer_types with
     softmax attention. Source: Gemma 4's published code."""
@@ -426,21 +446,6 @@ class ZooConfig(PreTrainedConfig):
     time_step_floor: float | int | None
     """Initial time steps are raised to this number. None: 1e-4. Needs a linear_attention_type of ['gated_delta_net',
     'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba's published code."""
-    linear_in_multiplier: float | int | None
-    """Factor on the input of a state space model. None: 1. Needs a linear_attention_type of ['mamba2']. Source:
-    Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
-    linear_out_multiplier: float | int | None
-    """Factor on the output of a state space model. None: 1. Needs a linear_attention_type of ['mamba2']. Source:
-    Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
-    linear_section_multipliers: list[float | int] | None
-    """Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each. Needs a
-    linear_attention_type of ['mamba2']. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
-    attention_in_multiplier: float | int | None
-    """Factor on the input of the attention beside a recurrence. None: 1. Needs a layer of layer_types that is one of
-    ['hybrid', 'hybrid_sliding']. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
-    attention_out_multiplier: float | int | None
-    """Factor on the output of the attention beside a recurrence. None: 1. Needs a layer of layer_types that is one
-    of ['hybrid', 'hybrid_sliding']. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
     num_mem_blocks: int | None
     """How many shared blocks take turns over the layers with block_type "shared_block". None: 1. Needs a block_type
     'shared_block'. Source: Glorioso et al. 2024, Zamba, arXiv 2405.16712; Zamba2's name."""
@@ -654,9 +659,6 @@ class ZooConfig(PreTrainedConfig):
     mlp_bias: bool
     """The projections of an MLP have biases. Needs a layer with a dense MLP, shared experts or moe_latent_size.
     Source: transformers."""
-    mlp_multipliers: list[float | int] | None
-    """Factors on the gate before its activation and on the output. None: 1 each. Needs a layer with an MLP, which
-    block_type='mixer_only' lacks. Source: Falcon-H1, arXiv 2507.22448, §3.2 (muP)."""
     mlp_layer_types: list[Literal["dense", "sparse"]] | None
     """For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with
     num_experts, else dense. Source: transformers."""
@@ -665,6 +667,8 @@ class ZooConfig(PreTrainedConfig):
     transformers' name."""
     mtp: dict[str, Any]
     """How the layers that predict further tokens are built and trained."""
+    mup_multipliers: dict[str, Any]
+    """Constant factors on what goes into and comes out of the projections of a layer (muP)."""
     precision: dict[str, Any]
     """Where this implementation rounds, key by key; a key that is left out is what the concept has by default."""
     output_router_logits: bool | None
@@ -713,7 +717,6 @@ class ZooConfig(PreTrainedConfig):
         head_dim: int | None = None,
         v_head_dim: int | None = None,
         attention_value_scale: float | int | None = None,
-        key_multiplier: float | int | None = None,
         value_norm: bool = False,
         attention_k_eq_v: bool = False,
         layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"]] | None | str | int = None,
@@ -783,11 +786,6 @@ class ZooConfig(PreTrainedConfig):
         time_step_min: float | int | None = None,
         time_step_max: float | int | None = None,
         time_step_floor: float | int | None = None,
-        linear_in_multiplier: float | int | None = None,
-        linear_out_multiplier: float | int | None = None,
-        linear_section_multipliers: list[float | int] | None = None,
-        attention_in_multiplier: float | int | None = None,
-        attention_out_multiplier: float | int | None = None,
         num_mem_blocks: int | None = None,
         shared_attention_adapter_rank: int | None = None,
         shared_mlp_adapter_rank: int | None = None,
@@ -858,10 +856,10 @@ class ZooConfig(PreTrainedConfig):
         hidden_act: Literal["elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu"] = 'silu',
         intermediate_size: int | None = None,
         mlp_bias: bool = False,
-        mlp_multipliers: list[float | int] | None = None,
         mlp_layer_types: list[Literal["dense", "sparse"]] | None | str | int = None,
         num_mtp_layers: int = 0,
         mtp: Mtp | None = None,
+        mup_multipliers: MupMultipliers | None = None,
         precision: Precision | None = None,
         output_router_logits: bool | None = None,
         router_aux_loss_coef: float | int | None = None,
@@ -897,7 +895,6 @@ class ZooConfig(PreTrainedConfig):
             head_dim: Channels of a head. None: hidden_size / num_attention_heads.
             v_head_dim: Channels of a head's value, hence of its output; latent attention always has it. None: head_dim.
             attention_value_scale: Factor on the values before they are cached. None: 1.
-            key_multiplier: Factor on the projected keys before they are cached. None: 1.
             value_norm: Each head's values pass an RMS norm without a weight before they are cached.
             attention_k_eq_v: The values are the projected keys, before those are normalised and rotated.
             layer_types: The type of each layer by transformers' names: what a token attends to, hence the mask and the cache. A number n: every n-th is full_attention, the others slide, or are what linear_attention_type or attention_chunk_size is for. None: sliding_attention with a sliding_window, else full_attention.
@@ -967,11 +964,6 @@ class ZooConfig(PreTrainedConfig):
             time_step_min: Least initial time step. None: 0.001.
             time_step_max: Largest initial time step. None: 0.1.
             time_step_floor: Initial time steps are raised to this number. None: 1e-4.
-            linear_in_multiplier: Factor on the input of a state space model. None: 1.
-            linear_out_multiplier: Factor on the output of a state space model. None: 1.
-            linear_section_multipliers: Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each.
-            attention_in_multiplier: Factor on the input of the attention beside a recurrence. None: 1.
-            attention_out_multiplier: Factor on the output of the attention beside a recurrence. None: 1.
             num_mem_blocks: How many shared blocks take turns over the layers with block_type "shared_block". None: 1.
             shared_attention_adapter_rank: Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing.
             shared_mlp_adapter_rank: Rank of what each of those layers adds to the first projection of the shared block's MLP. None: nothing.
@@ -1042,10 +1034,10 @@ class ZooConfig(PreTrainedConfig):
             hidden_act: Activation of an MLP; "linear" with a gate is the bilinear unit, "sigmoid" the first gated one.
             intermediate_size: Inner width of an MLP. None: 4 · hidden_size, or with a gate 8/3 · hidden_size rounded up to 64, which has as many parameters.
             mlp_bias: The projections of an MLP have biases.
-            mlp_multipliers: Factors on the gate before its activation and on the output. None: 1 each.
             mlp_layer_types: For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with num_experts, else dense.
             num_mtp_layers: How many layers behind the model predict one further token each.
             mtp: How the layers that predict further tokens are built and trained.
+            mup_multipliers: Constant factors on what goes into and comes out of the projections of a layer (muP).
             precision: Where this implementation rounds, key by key; a key that is left out is what the concept has by default.
             output_router_logits: Whether the balance loss and the z-loss of routers are added to the loss. True: always, and router logits are returned; False: never, whatever the coefficients; None: in training alone, and no logits are returned.
             router_aux_loss_coef: Factor on the loss that balances the experts. None: 0.

@@ -74,11 +74,6 @@ class AttentionFields:
         meaning="Factor on the values before they are cached. None: 1.",
         source="MiMo-V2-Flash (Xiaomi 2025)",
     )
-    key_multiplier: float | int | None = factor(
-        needs="softmax",
-        meaning="Factor on the projected keys before they are cached. None: 1.",
-        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
-    )
     value_norm: bool = flag(
         needs="softmax",
         meaning="Each head's values pass an RMS norm without a weight before they are cached.",
@@ -322,9 +317,6 @@ class AttentionFields:
     def _validate_values(self):
         grouped = "grouped_query" in self.attentions
         refuse_unless(self, grouped, "attention_type='grouped_query'", ("attention_value_scale",))
-        plain = grouped and self.position_embedding_type != "transformer_xl"
-        reason = "attention_type='grouped_query' and a position_embedding_type other than 'transformer_xl'"
-        refuse_unless(self, plain, reason, ("key_multiplier",))
         for field in ("value_norm", "attention_k_eq_v"):
             if getattr(self, field) and (not grouped or self.position_embedding_type == "transformer_xl"):
                 raise ValueError(

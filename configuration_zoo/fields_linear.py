@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from .field_kinds import WIDEST, Choice, Number, choice, factor, flag, items, number, per_layer, positive, size
 from .fields_checks import even_share, for_each_layer, refuse_unless
 from .linear_needs import refuse_unread_linear
-from .vocabulary import HYBRID_LAYERS, PLAIN_ACTIVATIONS, RECURRENCES, WITH_RECURRENCE
+from .vocabulary import PLAIN_ACTIVATIONS, RECURRENCES, WITH_RECURRENCE
 
 # What each mechanism reads, and what a field that is left at None means to it.
 CONVOLUTION = {"linear_bias": False, "linear_conv_kernel_dim": 4, "linear_conv_bias": False, "linear_act": "silu"}
@@ -47,8 +47,8 @@ LINEAR_MECHANISMS = {
     | {"linear_decay": "constant", "linear_conv_kernel_dim": 0, "linear_attention_multiplier": 1.0,
        "linear_output_norm": "full", "linear_output_gate": "sigmoid"},
     "mamba2": STATE_SPACE
-    | {"linear_output_norm": "group", "time_step_limit": None, "linear_in_multiplier": None,
-       "linear_out_multiplier": None, "linear_section_multipliers": None},
+    | {"linear_output_norm": "group", "time_step_limit": None, "mup_multipliers.linear_in": None,
+       "mup_multipliers.linear_out": None, "mup_multipliers.linear_sections": None},
     "mamba": STATE_SPACE | {"linear_output_norm": "none", "linear_step_norm": "none", "time_step_rank": None},
     "rg_lru": CONVOLUTION | OUTPUT | HEADS
     | {"linear_bias": True, "linear_conv_bias": True, "linear_act": "none", "linear_output_norm": "none",
@@ -65,11 +65,14 @@ CHOICES = {
     "linear_act": ("none", *PLAIN_ACTIVATIONS),
     "linear_output_gate": ("none", *PLAIN_ACTIVATIONS),
 }
-# Names of a mixer's settings that are keys of `precision`.
+# Names of a mixer's settings that are keys of dicts.
 SHORT = {
     "precision.linear_norm": "norm_cast",
     "precision.linear_decay": "decay_dtype",
     "precision.linear_float32_parameters": "float32_parameters",
+    "mup_multipliers.linear_in": "in_multiplier",
+    "mup_multipliers.linear_out": "out_multiplier",
+    "mup_multipliers.linear_sections": "section_multipliers",
 }
 LINEAR_FIELDS = sorted({field for fields in LINEAR_MECHANISMS.values() for field in fields})
 
@@ -221,30 +224,6 @@ class LinearFields:
         meaning="Initial time steps are raised to this number. None: 1e-4.",
         source="Mamba's published code",
     )
-    linear_in_multiplier: float | int | None = factor(
-        meaning="Factor on the input of a state space model. None: 1.",
-        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
-    )
-    linear_out_multiplier: float | int | None = factor(
-        meaning="Factor on the output of a state space model. None: 1.",
-        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
-    )
-    linear_section_multipliers: list[float | int] | None = items(
-        Number(),
-        5,
-        meaning="Factors on the sections z, x, B, C and dt of a state space model's projection. None: 1 each.",
-        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
-    )
-    attention_in_multiplier: float | int | None = factor(
-        needs="hybrid layer",
-        meaning="Factor on the input of the attention beside a recurrence. None: 1.",
-        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
-    )
-    attention_out_multiplier: float | int | None = factor(
-        needs="hybrid layer",
-        meaning="Factor on the output of the attention beside a recurrence. None: 1.",
-        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
-    )
 
     def recurrent_layers(self) -> list[int]:
         """Indices of the layers with a recurrence or a short convolution."""
@@ -345,9 +324,6 @@ class LinearFields:
                     f"linear_attention_type[{index}]={mechanism!r} only means something with layer_types[{index}] one "
                     f"of {list(WITH_RECURRENCE)}: put None there or change that."
                 )
-        beside = any(self.layer_types[index] in HYBRID_LAYERS for index in layers)
-        reason = f"a layer of layer_types that is one of {list(HYBRID_LAYERS)}"
-        refuse_unless(self, beside, reason, ("attention_in_multiplier", "attention_out_multiplier"))
 
     def _validate_linear_values(self, mechanism: str, values: dict):
         heads, keys = values.get("linear_num_value_heads"), values.get("linear_num_key_heads")
@@ -364,11 +340,11 @@ class LinearFields:
                 f"time_step_min={least} and time_step_floor={values['time_step_floor']} must not exceed "
                 f"time_step_max={most}."
             )
-        sections = values.get("linear_section_multipliers")
+        sections = values.get("mup_multipliers.linear_sections")
         if sections and sections[0] != 1 and values["linear_output_gate"] == "none":
             raise ValueError(
-                f"linear_section_multipliers[0]={sections[0]} is for the gate, which linear_output_gate='none' leaves "
-                "out: it has to be 1.0."
+                f"mup_multipliers.linear_sections[0]={sections[0]} is for the gate, which linear_output_gate='none' "
+                "leaves out: it has to be 1.0."
             )
         decay, bound = values.get("linear_decay"), values.get("linear_lower_bound")
         if self.precision["linear_float32_parameters"] and not taps and decay in (None, "constant"):

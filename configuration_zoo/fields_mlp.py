@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .field_kinds import Choice, Number, choice, flag, items, per_layer, size
-from .fields_checks import for_each_layer, refuse_unless
+from .field_kinds import Choice, choice, flag, per_layer, size
+from .fields_checks import for_each_layer
 from .vocabulary import ACTIVATIONS, MLP_LAYER_TYPES
 
 WIDTH_MULTIPLE = 64
@@ -36,13 +36,6 @@ class MlpFields:
         meaning="The projections of an MLP have biases.",
         source="transformers",
     )
-    mlp_multipliers: list[float | int] | None = items(
-        Number(),
-        2,
-        needs="mlp",
-        meaning="Factors on the gate before its activation and on the output. None: 1 each.",
-        source="Falcon-H1, arXiv 2507.22448, §3.2 (muP)",
-    )
     mlp_layer_types: list[str] | None = per_layer(
         Choice(MLP_LAYER_TYPES),
         period=("dense", "sparse"),
@@ -70,5 +63,3 @@ class MlpFields:
                     f"mlp_layer_types[{index}]='sparse' only means something with a block_type that has an MLP, not "
                     "'mixer_only': put 'dense' there or change that."
                 )
-        dense = self.gated_mlp and "sparse" not in self.mlp_layer_types
-        refuse_unless(self, dense, "gated_mlp=True and mlp_layer_types that are all 'dense'", ("mlp_multipliers",))

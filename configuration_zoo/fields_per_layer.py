@@ -33,7 +33,7 @@ PER_LAYER_FIELDS = {
         "qk_norm_position", "qk_norm_layers", "qk_norm_eps",
     ),
     "a grouped-query layer with keys and values of its own": (
-        "attention_value_scale", "key_multiplier", "value_norm", "attention_k_eq_v",
+        "attention_value_scale", "mup_multipliers.key", "value_norm", "attention_k_eq_v",
     ),
     "a layer with latent attention": (
         "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_norm_eps", "mla_scale_q_lora",
@@ -49,12 +49,12 @@ PER_LAYER_FIELDS = {
     "a layer with a recurrence or a convolution": (
         *LINEAR_FIELDS, "residual_factors.linear_attn_alpha", "residual_factors.linear_attn_beta",
     ),
-    "a layer with attention beside a recurrence": ("attention_in_multiplier", "attention_out_multiplier"),
+    "a layer with attention beside a recurrence": ("mup_multipliers.attention_in", "mup_multipliers.attention_out"),
     "a layer with a shared block": ("shared_attention_adapter_rank", "shared_mlp_adapter_rank"),
     "a layer with an MLP": (
         "gated_mlp", "hidden_act", "mlp_bias", "residual_factors.mlp_alpha", "residual_factors.mlp_beta",
     ),
-    "a layer with a dense MLP": ("intermediate_size", "mlp_multipliers"),
+    "a layer with a dense MLP": ("intermediate_size", "mup_multipliers.mlp"),
     "a 'sparse' layer": (
         "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size", "zero_expert_num",
         "zero_expert_type", "expert_bias", "swiglu_limit", "swiglu_alpha", "swiglu_up_offset", "scoring_func",

@@ -6,13 +6,14 @@ from .field_kinds import size
 from .field_settings import settings_of
 from .fields_checks import refuse_unless
 from .fields_linear import LINEAR_FIELDS
+from .fields_multipliers import HYBRID_FACTORS
 from .vocabulary import HYBRID_LAYERS
 
 SHARED_BLOCK_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "shared_mlp_adapter_rank")
 # What a shared attention does not compute.
 NOT_SHARED = (
     "attention_k_eq_v", "attention_value_scale", "attn_output_gate", "attn_temperature_layers", "clip_qkv",
-    "key_multiplier", "scale_attn_by_inverse_layer_idx", "value_norm",
+    "mup_multipliers.key", "scale_attn_by_inverse_layer_idx", "value_norm",
 )  # fmt: skip
 
 
@@ -69,9 +70,8 @@ class SharedBlockFields:
             if len({getattr(layer, field) for layer in layers}) > 1:
                 raise ValueError(f"{field} differs between layers with block_type 'shared_block', which share weights.")
         beside = len(users) < sum(layer_type in HYBRID_LAYERS for layer_type in self.layer_types)
-        factors = ("attention_in_multiplier", "attention_out_multiplier")
         for layer in self.per_layer_config:
-            refuse_unless(layer, beside, "a hybrid layer whose block_type is not 'shared_block'", factors)
+            refuse_unless(layer, beside, "a hybrid layer whose block_type is not 'shared_block'", HYBRID_FACTORS)
 
     def _validate_user(self, index, layer):
         says = f"block_type 'shared_block' of layer {index} needs"

@@ -135,7 +135,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.v_proj = None if config.attention_k_eq_v else nn.Linear(hidden, width, bias=bias)
         self.k_norm = make_qk_norm(config, kv_heads) if config.has_qk_norm(layer_idx) else None
         self.v_norm = RMSNorm(self.value_width, config.norm_eps, affine=False) if config.value_norm else None
-        self.key_multiplier, self.value_scale = config.key_multiplier, config.attention_value_scale
+        self.key_multiplier, self.value_scale = config.mup_multipliers["key"], config.attention_value_scale
 
     def forward(
         self,

@@ -81,7 +81,7 @@ class GatedMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = make_activation(config)
-        self.multipliers = config.mlp_multipliers
+        self.multipliers = config.mup_multipliers["mlp"]
 
     def combine(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """`[..., I]` twice → `[..., D]`."""

@@ -32,8 +32,8 @@ class HybridAttention(GroupedQueryAttention):
 
     def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.in_multiplier = config.attention_in_multiplier
-        self.out_multiplier = config.attention_out_multiplier
+        self.in_multiplier = config.mup_multipliers["attention_in"]
+        self.out_multiplier = config.mup_multipliers["attention_out"]
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         hidden_states = hidden_states if self.in_multiplier is None else hidden_states * self.in_multiplier

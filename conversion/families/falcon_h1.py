@@ -17,10 +17,12 @@ from .shared_state_space import (
     with_fields,
 )
 
-MULTIPLIERS = {f"{name}_multiplier": f"{name}_multiplier" for name in ("embedding", "key", "attention_in")} | {
-    "attention_out_multiplier": "attention_out_multiplier", "ssm_in_multiplier": "linear_in_multiplier",
-    "ssm_out_multiplier": "linear_out_multiplier", "ssm_multipliers": "linear_section_multipliers",
-    "mlp_multipliers": "mlp_multipliers",
+MULTIPLIERS = {
+    "embedding_multiplier": "embedding_multiplier", "key_multiplier": "mup_multipliers.key",
+    "attention_in_multiplier": "mup_multipliers.attention_in",
+    "attention_out_multiplier": "mup_multipliers.attention_out",
+    "ssm_in_multiplier": "mup_multipliers.linear_in", "ssm_out_multiplier": "mup_multipliers.linear_out",
+    "ssm_multipliers": "mup_multipliers.linear_sections", "mlp_multipliers": "mup_multipliers.mlp",
 }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ CASES = {
     "qk_norm_layers": ({**QK, "no_rope_layers": [1, 0]}, {"qk_norm_layers": "rope"}),
     "qk_norm_eps": (QK, {"qk_norm_eps": 0.1}),
     "attention_value_scale": (PLAIN, {"attention_value_scale": 0.6}),
-    "key_multiplier": (PLAIN, {"key_multiplier": 0.6}),
+    "mup_multipliers.key": (PLAIN, {"mup_multipliers.key": 0.6}),
     "value_norm": (PLAIN, {"value_norm": True}),
     "attention_k_eq_v": (PLAIN, {"attention_k_eq_v": True}),
     "kv_lora_rank": (LATENT, {"kv_lora_rank": 13}),
@@ -153,14 +153,16 @@ CASES = {
     "time_step_min": (linear("mamba2"), {"time_step_min": 0.01}),
     "time_step_max": (linear("mamba2"), {"time_step_max": 0.2}),
     "time_step_floor": (linear("mamba2"), {"time_step_floor": 0.05}),
-    "linear_in_multiplier": (linear("mamba2"), {"linear_in_multiplier": 0.6}),
-    "linear_out_multiplier": (linear("mamba2"), {"linear_out_multiplier": 0.6}),
-    "linear_section_multipliers": (linear("mamba2"), {"linear_section_multipliers": [0.9, 1.1, 0.7, 1.3, 0.8]}),
-    "attention_in_multiplier": (
-        {**linear("mamba2"), "layer_types": ["hybrid"] * 2}, {"attention_in_multiplier": 0.6},
+    "mup_multipliers.linear_in": (linear("mamba2"), {"mup_multipliers.linear_in": 0.6}),
+    "mup_multipliers.linear_out": (linear("mamba2"), {"mup_multipliers.linear_out": 0.6}),
+    "mup_multipliers.linear_sections": (
+        linear("mamba2"), {"mup_multipliers.linear_sections": [0.9, 1.1, 0.7, 1.3, 0.8]},
     ),
-    "attention_out_multiplier": (
-        {**linear("mamba2"), "layer_types": ["hybrid"] * 2}, {"attention_out_multiplier": 0.6},
+    "mup_multipliers.attention_in": (
+        {**linear("mamba2"), "layer_types": ["hybrid"] * 2}, {"mup_multipliers.attention_in": 0.6},
+    ),
+    "mup_multipliers.attention_out": (
+        {**linear("mamba2"), "layer_types": ["hybrid"] * 2}, {"mup_multipliers.attention_out": 0.6},
     ),
     "shared_attention_adapter_rank": (SHARED, {"shared_attention_adapter_rank": 5}),
     "shared_mlp_adapter_rank": (SHARED, {"shared_mlp_adapter_rank": 5}),
@@ -168,7 +170,7 @@ CASES = {
     "hidden_act": (PLAIN, {"hidden_act": "relu"}),
     "mlp_bias": (PLAIN, {"mlp_bias": True}),
     "intermediate_size": (PLAIN, {"intermediate_size": 30}),
-    "mlp_multipliers": (PLAIN, {"mlp_multipliers": [0.7, 1.2]}),
+    "mup_multipliers.mlp": (PLAIN, {"mup_multipliers.mlp": [0.7, 1.2]}),
     "num_experts": (EXPERTS, {"num_experts": 4}),
     "num_experts_per_tok": (EXPERTS, {"num_experts_per_tok": 3}),
     "moe_intermediate_size": (EXPERTS, {"moe_intermediate_size": 10}),
@@ -209,7 +211,7 @@ CASES = {
 EVERY_TIME = (
     "norm_eps", "num_attention_heads", "head_dim", "attn_output_gate", "attention_sinks", "qk_norm", "kv_lora_rank",
     "index_topk", "sliding_window", "attention_chunk_size", "sparse_attention_stride", "rope_parameters",
-    "linear_conv_kernel_dim", "attention_in_multiplier", "gated_mlp", "num_experts", "router_input_norm",
+    "linear_conv_kernel_dim", "mup_multipliers.attention_in", "gated_mlp", "num_experts", "router_input_norm",
 )  # fmt: skip
 
 
@@ -282,6 +284,8 @@ def refusal(**fields):
 
 def another(field):
     """A value of the field's type that is not its default."""
+    if names := getattr(field.metadata.get("kind"), "names", ()):
+        return next(name for name in names if name != field.default)
     default = field.default if isinstance(field.default, (bool, int, float, str)) else None
     if isinstance(default, bool) or "bool" in str(field.type):
         return not default
@@ -298,8 +302,7 @@ NOT_PER_LAYER = {
 @pytest.mark.parametrize("name", NOT_PER_LAYER)
 def test_every_other_field_is_refused_by_name(name):
     field = NOT_PER_LAYER[name]
-    kind = field.metadata.get("kind")
-    value = kind.names[0] if "." in name and hasattr(kind, "names") else another(field)
+    value = another(field)
     says = refusal(per_layer_config={1: {name: value}})
     assert says.startswith(f"per_layer_config[1]: {name}={value!r} ")
     assert "for the whole model" in says or f"give {name} a list" in says

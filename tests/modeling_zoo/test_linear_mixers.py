@@ -115,7 +115,7 @@ def test_equals_transformers_under_left_padding(case, both):
 
 
 def test_hybrid_layer_is_the_sum_of_its_parts():
-    multipliers = {"attention_in_multiplier": 0.7, "attention_out_multiplier": 1.9}
+    multipliers = {"mup_multipliers": {"attention_in": 0.7, "attention_out": 1.9}}
     config = zoo_config(*VARIANTS["mamba2"], word="hybrid", **multipliers)
     layer = randomized(ZooDecoderLayer(config, 0))
     x = torch.randn(2, 6, WIDTH)
@@ -158,7 +158,7 @@ def test_hybrid_layer_is_the_sum_of_its_parts():
             {"linear_attention_type": "lightning_attention", "precision.linear_float32_parameters": True},
             "needs a convolution",
         ),
-        ({"attention_in_multiplier": 2.0}, "only means something with a layer of layer_types"),
+        ({"mup_multipliers": {"attention_in": 2.0}}, "only means something with a layer of layer_types"),
         ({"linear_gate_rank": 0}, "must be greater than 0"),
     ],
 )

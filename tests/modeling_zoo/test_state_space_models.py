@@ -121,7 +121,7 @@ def test_inspect_names_shared_blocks_and_counts_their_caches():
         ({"gated_mlp": False}, "gated_mlp=True"),
         ({"clip_qkv": 2.0}, "clip_qkv=2.0 only means something with layers of a block_type other than"),
         ({"block_type": "mixer_only"}, "num_mem_blocks=2 only means something with a block_type 'shared_block'"),
-        ({"attention_in_multiplier": 2.0}, "attention_in_multiplier=2.0 only means something with a hybrid layer"),
+        ({"mup_multipliers": {"attention_in": 2.0}}, "attention_in=2.0 only means something with a hybrid layer"),
         ({"per_layer_config": {3: {"num_attention_heads": 4}}}, "num_attention_heads differs between layers"),
     ],
 )
@@ -138,7 +138,7 @@ def test_what_cannot_be_shared_is_refused(fields, message):
 def test_a_key_multiplier_is_one_of_the_keys_weights(norm):
     plain = {"num_hidden_layers": 2, "attention_bias": True, **norm}
     plain |= dict.fromkeys([name for name in SIZES if name.startswith("linear")])
-    model = random_model(**plain, key_multiplier=0.6)
+    model = random_model(**plain, mup_multipliers={"key": 0.6})
     other = random_model(**plain)
     other.load_state_dict(model.state_dict())
     tokens = torch.randint(1, 101, (2, 9))
@@ -152,7 +152,11 @@ def test_a_key_multiplier_is_one_of_the_keys_weights(norm):
 @torch.no_grad()
 def test_mlp_multipliers_scale_the_gate_and_the_output():
     fields = dict.fromkeys([name for name in SIZES if name.startswith("linear")])
-    mlp = random_model(num_hidden_layers=1, mlp_multipliers=[0.7, 1.9], mlp_bias=True, **fields).model.layers[0].mlp
+    mlp = (
+        random_model(num_hidden_layers=1, mup_multipliers={"mlp": [0.7, 1.9]}, mlp_bias=True, **fields)
+        .model.layers[0]
+        .mlp
+    )
     x = torch.randn(2, 5, 24, dtype=torch.float64)
     gate = mlp.gate_proj(x) * 0.7
     assert_close(mlp(x), mlp.down_proj(gate * torch.sigmoid(gate) * mlp.up_proj(x)) * 1.9)
@@ -161,10 +165,16 @@ def test_mlp_multipliers_scale_the_gate_and_the_output():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"key_multiplier": 0}, "key_multiplier=0 would erase"),
-        ({"key_multiplier": 0.5, "position_embedding_type": "transformer_xl"}, "key_multiplier=0.5 only means"),
-        ({"mlp_multipliers": [1.0]}, "must have 2 entries"),
-        ({"mlp_multipliers": [1.0, 2.0], "gated_mlp": False}, "mlp_multipliers=.* only means something with gated_mlp"),
+        ({"mup_multipliers": {"key": 0}}, "mup_multipliers.key=0 would erase"),
+        (
+            {"mup_multipliers.key": 0.5, "position_embedding_type": "transformer_xl"},
+            "mup_multipliers.key=0.5 only means",
+        ),
+        ({"mup_multipliers": {"mlp": [1.0]}}, "must have 2 entries"),
+        (
+            {"mup_multipliers.mlp": [1.0, 2.0], "gated_mlp": False},
+            "mup_multipliers.mlp=.* only means something with gated_mlp",
+        ),
     ],
 )
 def test_a_multiplier_without_use_is_refused(fields, message):
