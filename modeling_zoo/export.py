@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.version import TRANSFORMERS
 
 from .export_config import exported_configuration
 from .export_join import joined, reading_order, resolve
@@ -25,17 +26,28 @@ which they are read. `zoo export FOLDER --check` says whether they are as they w
 EVERYTHING = "They have every concept."
 OWN = "They have what their\nmodel needs; `zoo export FOLDER --all` writes every concept."
 
+# The first lines that run: below them stand imports that an older library has not.
+OLDEST = tuple(map(int, TRANSFORMERS.split(".")))
+GUARD = f"""import transformers
+
+if tuple(map(int, transformers.__version__.split(".")[:2])) < {OLDEST}:
+    raise ImportError(
+        f"this model needs transformers {TRANSFORMERS} or newer, and {{transformers.__version__}} is installed: run "
+        "`pip install --upgrade transformers`"
+    )
+
+"""
+
 
 def code(config: ZooConfig | None = None) -> dict[str, str]:
     """{file name: text} of the two files for a model of this config, or with every concept; always the same for a
     version of the packages."""
-    if config is None:
-        return dict(joined_code(None))
-    texts = dict(joined_code(pieces_for(config)))
+    texts = dict(joined_code(None if config is None else pieces_for(config)))
     # Layers that differ in a field of their own, and subclasses of ZooConfig, have the whole configuration.
-    if not config.is_heterogeneous and type(config) is ZooConfig:
+    if config is not None and not config.is_heterogeneous and type(config) is ZooConfig:
         texts["configuration_zoo.py"] = exported_configuration(config, modeling=texts["modeling_zoo.py"])
-    return texts
+    docstring, end, rest = texts["configuration_zoo.py"].partition('"""\n\n')
+    return texts | {"configuration_zoo.py": docstring + end + GUARD + rest}
 
 
 @cache

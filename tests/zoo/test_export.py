@@ -1,8 +1,10 @@
 """The two files of code in a model folder: `zoo export`, and that they are the same model as the installed package."""
 
 import json
+import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from random_models import build, randomize, their_class_config
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from configuration_zoo.presets import PRESETS
+from configuration_zoo.version import TRANSFORMERS
 from conversion import family_of, load
 from conversion.engine.registry import known_families
 from modeling_zoo import ZooConfig, ZooForCausalLM
@@ -71,6 +74,7 @@ def test_the_files_are_formatted(folder):
 def test_another_process_writes_the_same_bytes():
     program = """
 import sys
+import tomllib
 from modeling_zoo import ZooConfig
 from modeling_zoo.export import code
 sys.stdout.write(chr(0).join(code(ZooConfig.preset("llama-7b")).values()))
@@ -225,3 +229,21 @@ def test_no_name_is_missing_and_nothing_is_unused(name, tmp_path):
     for command in checks:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_an_older_transformers_is_told_so_in_a_sentence(everything, tmp_path):
+    """By the first lines that run, before anything is imported that it has not."""
+    (tmp_path / "transformers.py").write_text('__version__ = "4.57.1"\n')
+    text = code(None if everything else ZooConfig.preset("llama-7b"))["configuration_zoo.py"]
+    (tmp_path / "configuration_zoo.py").write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", "import configuration_zoo"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith(f"ImportError: this model needs transformers {TRANSFORMERS} or newer, and 4.57.1 is"), said
+
+
+def test_the_oldest_transformers_is_that_of_the_distribution():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"transformers>={TRANSFORMERS},<6" in wanted
