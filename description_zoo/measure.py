@@ -204,7 +204,6 @@ def filled_cache(model: "PreTrainedModel", length: int, indices: Iterable[int]) 
     from transformers import DynamicCache
 
     from modeling_zoo.attention_sparse_indexer import SharedIndices
-    from modeling_zoo.embeddings import biases_on_scores
     from modeling_zoo.ops_cross_layer import SharedKeyValues
 
     cache = DynamicCache(config=model.config)
@@ -214,7 +213,9 @@ def filled_cache(model: "PreTrainedModel", length: int, indices: Iterable[int]) 
         context["shared_key_values"] = SharedKeyValues()
         if model.config.indexer_types is not None:
             context["shared_indices"] = SharedIndices()
-        biases, keys = biases_on_scores(body_of(model), hidden_states, None, None), body_of(model).mask_keys
+        body, biases, keys = body_of(model), {}, body_of(model).mask_keys
+        if body.score_biases is not None:
+            biases = body.score_biases(body.position_bias, hidden_states, None, None)
         for index in indices:
             layer = body_of(model).layers[index]
             if mixer_of(layer) is not None:

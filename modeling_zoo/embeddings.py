@@ -12,7 +12,6 @@ from configuration_zoo import ZooConfig
 from .block_hyper_connections import STREAM_HEADS
 from .mixer import asked_part
 from .norms import make_norm
-from .ops_attention import ring_of
 from .ops_dispatch import refuse_empty
 from .ops_packing import places_behind, starts_of_lengths
 from .position_rotary import Rotations
@@ -168,43 +167,3 @@ def read_positions(
     if position_ids is None:
         position_ids = positions_of(config, inputs_embeds, attention_mask, past_key_values)
     return position_ids, places
-
-
-def keyed_layers(config: ZooConfig, mask_keys: list[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
-    """{mask names: a layer whose cache holds the keys they are about}, for the mask names of all layers."""
-    layers = {}
-    for index in config.softmax_layers:
-        layers.setdefault(mask_keys[index], config.kv_source_of(index))
-    return layers
-
-
-def key_positions(
-    hidden_states: torch.Tensor, past_key_values: Cache | None, layer_idx: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slots of the queries `[T]` and of the keys `[K]` that layer `layer_idx` will see in this call."""
-    length, device = hidden_states.shape[1], hidden_states.device
-    slots = torch.arange(length, device=device)
-    if past_key_values is None:
-        return slots, slots
-    queries, ring = slots + past_key_values.get_seq_length(), ring_of(past_key_values, layer_idx)
-    if length == 1 and ring is not None:
-        # No query sees the empty ones of its slots.
-        return queries, ring.slot_positions(device).clamp(min=0)
-    kv_length, kv_offset = past_key_values.get_mask_sizes(length, layer_idx)
-    return queries, torch.arange(kv_length, device=device) + kv_offset
-
-
-def biases_on_scores(
-    model: PreTrainedModel,
-    hidden_states: torch.Tensor,
-    padding_mask: torch.Tensor | None,
-    past_key_values: Cache | None,
-) -> dict[tuple[str, ...], torch.Tensor]:
-    """{mask name: bias on the scores `[B or 1, H, T or 1, K]`}; empty without such positions."""
-    if model.position_bias is None:
-        return {}
-    biases = {}
-    for key, index in model.keyed_layers.items():
-        queries, keys = key_positions(hidden_states, past_key_values, index)
-        biases[key] = model.position_bias(hidden_states, queries, keys, padding_mask)
-    return biases

@@ -25,7 +25,7 @@ from .block_per_layer_input import PER_LAYER_EMBEDDINGS, RESIZED
 from .block_shared import SHARED_BLOCKS
 from .block_topologies import BLOCKS, make_block, make_cross_layer_state
 from .cache_upgrade import advance_cache, expect_tokens, pop_int8_request, prepare_cache, upgrade_cache
-from .embeddings import Backbone, biases_on_scores, embeddings_of, keyed_layers, read_positions, shape_logits
+from .embeddings import Backbone, embeddings_of, read_positions, shape_logits
 from .mixer import TokenMixer, asked_part
 from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import LAST_QUERY
@@ -37,6 +37,7 @@ from .platform_pipeline import StagedModel, refuse_uncut
 from .platform_saving import SavedFolder
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
 from .platform_vllm import check_backend
+from .position_biases import score_biases
 from .registry import RECORDED
 from .train_added import added_losses
 from .train_init import InitialWeights
@@ -127,7 +128,7 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         self.shared_blocks = asked_part(SHARED_BLOCKS, config)
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = mask_names(config)
-        self.keyed_layers = keyed_layers(config, self.mask_keys)
+        self.score_biases = score_biases(config, self.mask_keys)
         self.mask_plan = mask_plan(config, self.mask_keys)
         self.cross_layer_state = make_cross_layer_state(config)
         self.last_query = asked_part(LAST_QUERY, config)
@@ -174,7 +175,9 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         hidden_states = start
         rows = self.per_layer_embeddings and self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
-        biases = biases_on_scores(self, inputs_embeds, masks.get(PADDING), past_key_values)
+        biases = {}
+        if self.score_biases is not None:
+            biases = self.score_biases(self.position_bias, inputs_embeds, masks.get(PADDING), past_key_values)
         last_from = None
         if self.last_query is not None:
             last_from = self.last_query.first_layer(logits_to_keep, masks, past_key_values, kwargs)

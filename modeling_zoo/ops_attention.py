@@ -11,14 +11,13 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.cache_utils import Cache, StaticLayer
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from configuration_zoo import ZooConfig
 
 from .ops_attention_bands import AttentionMask, BandMask, band_mask, banded_attention
-from .ops_attention_masks import ADDITIVE, visible_slots
+from .ops_attention_masks import mask_config, ring_mask
 from .ops_attention_triton import decode_mask, split_decode, use_triton
 from .ops_dispatch import HALF_DTYPES, is_recent_cuda, is_traced
 
@@ -27,8 +26,6 @@ from .ops_dispatch import HALF_DTYPES, is_recent_cuda, is_traced
 CPU_BLOCK, DEVICE_BLOCK = 128, 1024
 # Key heads of all sequences from which torch's flash kernel does not split the keys of one token.
 MANY_HEADS = 256
-# Layers whose cache can be a ring.
-RING_LAYERS = ("sliding_attention", "chunked_attention")
 # Layers whose masks can be rules.
 BANDED_LAYERS = ("sliding_attention", "chunked_attention", "full_attention", "indexed_attention")
 
@@ -328,30 +325,8 @@ def trim_padding_mask(
 
 # -- which builder makes a mask ---------------------------------------------------------------------------------------
 
-
-class AdditiveMaskConfig:
-    """A config as transformers' mask builders see it, who read from it which masks to make."""
-
-    _attn_implementation = ADDITIVE
-
-    def __init__(self, config: ZooConfig):
-        self.config = config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.config, name)
-
-
-def mask_config(config: ZooConfig) -> ZooConfig | AdditiveMaskConfig:
-    """The config to call transformers' mask builders with, for the backend that `config` names."""
-    return AdditiveMaskConfig(config) if config._attn_implementation == "eager" else config
-
-
-def ring_of(cache: Cache | None, layer_idx: int) -> StaticLayer | None:
-    """The ring that layer `layer_idx` keeps its tokens in; None where its cache is no ring, or there is none yet."""
-    layers = getattr(cache, "layers", ())
-    kept = layers[layer_idx] if layer_idx < len(layers) else None
-    # A layer with a recurrence beside it says so for its attention.
-    return kept if hasattr(kept, "slot_positions") else None
+# Layers whose cache can be a ring.
+RING_MASKS = {"sliding_attention": ring_mask, "chunked_attention": ring_mask}
 
 
 def backend_mask(
@@ -371,23 +346,8 @@ def backend_mask(
     `inputs_embeds` `[B, T, D]`; `attention_mask` is padding `[B, S]` or a ready mask, which stays as it is.
     """
     call = (inputs_embeds, attention_mask, past_key_values)
-    ring = ring_of(past_key_values, layer_idx) if layer_type in RING_LAYERS else None
-    ready = attention_mask is not None and attention_mask.ndim != 2
-    if ready or ring is None or inputs_embeds.shape[1] != 1:
-        return build(mask_config(config), *call, layer_idx=layer_idx, **options)
-    visible = visible_slots(ring, inputs_embeds, attention_mask, window if layer_type == "chunked_attention" else None)
-    make = ALL_MASK_ATTENTION_FUNCTIONS[mask_config(config)._attn_implementation]
-    return make(
-        batch_size=inputs_embeds.shape[0],
-        q_length=1,
-        kv_length=visible.shape[1],
-        q_offset=0,
-        kv_offset=0,
-        mask_function=lambda batch_idx, head_idx, q_idx, kv_idx: visible[batch_idx, kv_idx],
-        attention_mask=None,
-        allow_is_causal_skip=False,
-        dtype=inputs_embeds.dtype,
-        config=config,
-        use_vmap=False,
-        device=inputs_embeds.device,
-    )
+    build = partial(build, mask_config(config), *call, layer_idx=layer_idx, **options)
+    by_slots = RING_MASKS.get(layer_type)
+    if by_slots is None:
+        return build()
+    return by_slots(build, config, window if layer_type == "chunked_attention" else None, layer_idx, *call)

@@ -2,12 +2,16 @@
 which they copy from the host for every token, and those over a ring of slots.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.cache_utils import StaticLayer
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.cache_utils import Cache, StaticLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, sdpa_mask
+
+from configuration_zoo import ZooConfig
 
 # The name by which transformers' builders find `additive_mask`.
 ADDITIVE = "zoo_additive"
@@ -36,6 +40,23 @@ def additive_mask(
 AttentionMaskInterface.register(ADDITIVE, additive_mask)
 
 
+class AdditiveMaskConfig:
+    """A config as transformers' mask builders see it, who read from it which masks to make."""
+
+    _attn_implementation = ADDITIVE
+
+    def __init__(self, config: ZooConfig):
+        self.config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def mask_config(config: ZooConfig) -> ZooConfig | AdditiveMaskConfig:
+    """The config to call transformers' mask builders with, for the backend that `config` names."""
+    return AdditiveMaskConfig(config) if config._attn_implementation == "eager" else config
+
+
 def visible_slots(
     ring: StaticLayer, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, chunk: int | None
 ) -> torch.Tensor:
@@ -56,3 +77,44 @@ def visible_slots(
         chunks = ((place - starts).div(chunk, rounding_mode="floor") for place in (positions, newest))
         visible = visible & torch.eq(*chunks)
     return visible.expand(inputs_embeds.shape[0], -1)
+
+
+def ring_of(cache: Cache | None, layer_idx: int) -> StaticLayer | None:
+    """The ring that layer `layer_idx` keeps its tokens in; None where its cache is no ring, or there is none yet."""
+    layers = getattr(cache, "layers", ())
+    kept = layers[layer_idx] if layer_idx < len(layers) else None
+    # A layer with a recurrence beside it says so for its attention.
+    return kept if hasattr(kept, "slot_positions") else None
+
+
+def ring_mask(
+    build: Callable,
+    config: ZooConfig,
+    chunk: int | None,
+    layer_idx: int,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+) -> torch.Tensor | BlockMask | None:
+    """The mask of one new token over the slots of a ring, in the form of the backend that `config` names; by `build()`
+    where layer `layer_idx` keeps none, for many tokens, and for a ready mask."""
+    ring = ring_of(past_key_values, layer_idx)
+    ready = attention_mask is not None and attention_mask.ndim != 2
+    if ready or ring is None or inputs_embeds.shape[1] != 1:
+        return build()
+    visible = visible_slots(ring, inputs_embeds, attention_mask, chunk)
+    make = ALL_MASK_ATTENTION_FUNCTIONS[mask_config(config)._attn_implementation]
+    return make(
+        batch_size=inputs_embeds.shape[0],
+        q_length=1,
+        kv_length=visible.shape[1],
+        q_offset=0,
+        kv_offset=0,
+        mask_function=lambda batch_idx, head_idx, q_idx, kv_idx: visible[batch_idx, kv_idx],
+        attention_mask=None,
+        allow_is_causal_skip=False,
+        dtype=inputs_embeds.dtype,
+        config=config,
+        use_vmap=False,
+        device=inputs_embeds.device,
+    )

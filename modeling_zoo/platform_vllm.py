@@ -28,7 +28,11 @@ SEEN = {"full_attention", "sliding_attention"}
 def unsupported_by_vllm(config: ZooConfig) -> list[str]:
     """Names of the fields that an engine cannot honour as they are; [] for a config it serves."""
     layers = config.per_layer_config
-    found = _of_stack(config) + [name for layer in layers for name in _of_attention(layer) + _of_experts(layer)]
+    found = _of_model(config)
+    for layer in layers:
+        kinds = {*layer.attentions, "dense" if layer.num_experts is None else "sparse"}
+        parts = [fields(layer) for kind, fields in UNHONOURED.items() if kind in kinds]
+        found += ["attention_sinks"] * bool(layer.attention_sinks) + sum(parts, [])
     found += [name for name in UNIFORM if len({getattr(layer, name) for layer in layers}) > 1]
     return list(dict.fromkeys(found))
 
@@ -37,7 +41,7 @@ def _names_of_set(conditions):
     return [name for name, asked in conditions.items() if asked]
 
 
-def _of_stack(config):
+def _of_model(config):
     tables = [table for layer in config.per_layer_config for table in layer.rope_tables.values()]
     return _names_of_set({
         "layer_types": set(config.layer_types) - SEEN,
@@ -59,19 +63,15 @@ def _of_stack(config):
     })  # fmt: skip
 
 
-def _of_attention(layer):
-    grouped = "grouped_query" in layer.attentions
+def _of_grouped_query(layer):
     return _names_of_set({
-        "attention_sinks": layer.attention_sinks,
         # The engine puts its own norm, with one weight for all heads, in place of every RMS norm.
-        "qk_norm_weight": grouped and layer.qk_norm == "rms_norm" and layer.qk_norm_weight == "per_head",
-        "v_head_dim": grouped and layer.v_head_dim not in (None, layer.head_dim),
+        "qk_norm_weight": layer.qk_norm == "rms_norm" and layer.qk_norm_weight == "per_head",
+        "v_head_dim": layer.v_head_dim not in (None, layer.head_dim),
     })  # fmt: skip
 
 
 def _of_experts(layer):
-    if layer.num_experts is None:
-        return []
     return _names_of_set({
         "hidden_act": layer.hidden_act != "silu",
         "gated_mlp": not layer.gated_mlp,
@@ -87,6 +87,10 @@ def _of_experts(layer):
         "scoring_func": layer.scoring_func not in ("softmax", "sigmoid"),
         "norm_topk_min": layer.norm_topk_min,
     })  # fmt: skip
+
+
+# What an engine does not honour of a layer, by its attention or its MLP.
+UNHONOURED = {"grouped_query": _of_grouped_query, "sparse": _of_experts}
 
 
 def is_served(config: ZooConfig) -> bool:
