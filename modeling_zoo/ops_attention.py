@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from configuration_zoo import ZooConfig
 
 from .ops_attention_bands import AttentionMask, BandMask, band_mask, banded_attention
-from .ops_attention_masks import mask_config, ring_mask
+from .ops_attention_masks import ADDITIVE, ring_mask
 from .ops_attention_triton import decode_mask, split_decode, use_triton
 from .ops_dispatch import HALF_DTYPES, is_recent_cuda, is_traced
 
@@ -325,6 +325,24 @@ def trim_padding_mask(
 
 # -- which builder makes a mask ---------------------------------------------------------------------------------------
 
+
+class AdditiveMaskConfig:
+    """A config as transformers' mask builders see it, who read from it which masks to make."""
+
+    _attn_implementation = ADDITIVE
+
+    def __init__(self, config: ZooConfig):
+        self.config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def mask_config(config: ZooConfig) -> ZooConfig | AdditiveMaskConfig:
+    """The config to call transformers' mask builders with, for the backend that `config` names."""
+    return AdditiveMaskConfig(config) if config._attn_implementation == "eager" else config
+
+
 # Layers whose cache can be a ring.
 RING_MASKS = {"sliding_attention": ring_mask, "chunked_attention": ring_mask}
 
@@ -346,7 +364,8 @@ def backend_mask(
     `inputs_embeds` `[B, T, D]`; `attention_mask` is padding `[B, S]` or a ready mask, which stays as it is.
     """
     call = (inputs_embeds, attention_mask, past_key_values)
-    build = partial(build, mask_config(config), *call, layer_idx=layer_idx, **options)
+    config = mask_config(config)
+    build = partial(build, config, *call, layer_idx=layer_idx, **options)
     by_slots = RING_MASKS.get(layer_type)
     if by_slots is None:
         return build()

@@ -40,23 +40,6 @@ def additive_mask(
 AttentionMaskInterface.register(ADDITIVE, additive_mask)
 
 
-class AdditiveMaskConfig:
-    """A config as transformers' mask builders see it, who read from it which masks to make."""
-
-    _attn_implementation = ADDITIVE
-
-    def __init__(self, config: ZooConfig):
-        self.config = config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.config, name)
-
-
-def mask_config(config: ZooConfig) -> ZooConfig | AdditiveMaskConfig:
-    """The config to call transformers' mask builders with, for the backend that `config` names."""
-    return AdditiveMaskConfig(config) if config._attn_implementation == "eager" else config
-
-
 def visible_slots(
     ring: StaticLayer, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, chunk: int | None
 ) -> torch.Tensor:
@@ -103,7 +86,7 @@ def ring_mask(
     if ready or ring is None or inputs_embeds.shape[1] != 1:
         return build()
     visible = visible_slots(ring, inputs_embeds, attention_mask, chunk)
-    make = ALL_MASK_ATTENTION_FUNCTIONS[mask_config(config)._attn_implementation]
+    make = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
     return make(
         batch_size=inputs_embeds.shape[0],
         q_length=1,
