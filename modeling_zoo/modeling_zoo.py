@@ -128,7 +128,7 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         self.shared_blocks = asked_part(SHARED_BLOCKS, config)
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = mask_names(config)
-        self.score_biases = score_biases(config, self.mask_keys)
+        self.score_biases = score_biases(self.position_bias, config, self.mask_keys)
         self.mask_plan = mask_plan(config, self.mask_keys)
         self.cross_layer_state = make_cross_layer_state(config)
         self.last_query = asked_part(LAST_QUERY, config)

@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache
 from configuration_zoo import ZooConfig
 
 from .ops_attention_masks import ring_of
+from .position_tables import AlibiBias, Distances, RelativeBias
 
 
 class ScoreBiases:
@@ -51,10 +52,10 @@ def key_positions(
     return queries, torch.arange(kv_length, device=device) + kv_offset
 
 
-SCORE_BIASES = {"alibi": ScoreBiases, "relative": ScoreBiases, "transformer_xl": ScoreBiases}
+SCORE_BIASES = {AlibiBias: ScoreBiases, RelativeBias: ScoreBiases, Distances: ScoreBiases}
 
 
-def score_biases(config: ZooConfig, mask_keys: list[tuple[str, ...]]) -> Any:
-    """Those of a model whose positions are biases on the scores, None for any other."""
-    make = SCORE_BIASES.get(config.position_embedding_type)
+def score_biases(position_bias: nn.Module | None, config: ZooConfig, mask_keys: list[tuple[str, ...]]) -> Any:
+    """Those of a model with this module of positions, None for one without."""
+    make = SCORE_BIASES.get(type(position_bias))
     return None if make is None else make(config, mask_keys)
