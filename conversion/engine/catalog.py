@@ -78,7 +78,8 @@ def _usual(name: str) -> ZooConfig:
 
 def model_type_of(name: str) -> str:
     """`openai_gpt` -> `openai-gpt`: the spelling in a config.json."""
-    return _spellings().get(name, name)
+    own = family_of(name).config_class if is_known(name) else None
+    return own.model_type if own else _spellings().get(name, name)
 
 
 @cache

@@ -12,7 +12,6 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import torch
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from configuration_zoo import ZooConfig
@@ -27,7 +26,7 @@ from .culprits import with_culprit
 from .family import Family
 from .heads import head_of, labels_of
 from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
-from .their_config import BAD_CONFIG, TIE, class_key, their_config
+from .their_config import BAD_CONFIG, TIE, class_key, class_of, their_config
 
 # Older spellings that would be merged into, or win over, the key they stand for.
 _OLD_SPELLINGS = {
@@ -85,7 +84,7 @@ def _imported(raw: dict[str, Any], model_type: str, family: Family, overrides: d
     if layer_types := arguments.get("layer_types"):
         arguments["layer_types"] = [_OLD_LAYER_TYPES.get(name, name) for name in layer_types]
     foreign = arguments.keys() - overrides.keys()
-    head = head_of(raw)
+    head = head_of(raw, family.architecture)
     arguments |= {"architectures": [head]} | labels_of(theirs, head)
     if getattr(theirs, "is_causal", True) is False:
         # Under this key every mask of transformers lets tokens see what follows: embedding models.
@@ -175,7 +174,7 @@ def _changed_source(config: ZooConfig, family: Family, overrides: dict) -> dict[
     before, after = _back(import_config(raw, **overrides), family), _back(config, family)
     changed = {name: value for name, value in after.items() if name not in before or before[name] != value}
     place = _place(raw, family)
-    aliases = CONFIG_MAPPING[family.reads or model_type_of(raw)].attribute_map
+    aliases = class_of(model_type_of(raw), family).attribute_map
     for name, value in changed.items():
         at_top = family.ties_at_top if name == TIE else name == "dtype" and not {"dtype", "torch_dtype"} & place.keys()
         _set(raw if at_top else place, name, value, aliases)
@@ -185,7 +184,7 @@ def _changed_source(config: ZooConfig, family: Family, overrides: dict) -> dict[
 def _say_head(raw: dict[str, Any], config: ZooConfig, to: str, family: Family, overrides: dict) -> None:
     """Writes the class and the labels of the model's head into a config.json that says otherwise."""
     head = head_of_own(config)
-    if head != (overrides.get("architectures") or [head_of(raw)])[0]:
+    if head != (overrides.get("architectures") or [head_of(raw, family.architecture)])[0]:
         name = family.architecture if head == CAUSAL else None
         name = name or (None if family.section else HEADS[head].class_for(class_key(to, family)))
         if name is None:
@@ -216,7 +215,7 @@ def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]
             f"a {to} checkpoint is more than a text model: only a model converted from one can be converted back."
         )
     reads = class_key(to, family)
-    config_class, keys = CONFIG_MAPPING[reads], _back(config, family)
+    config_class, keys = class_of(to, family), _back(config, family)
     # What no layer has, but their class wants a value of, is as it comes.
     missing = {field.name for field in fields(config_class) if type(None) not in get_args(field.type)}
     keys = {name: value for name, value in keys.items() if value is not None or name not in missing}

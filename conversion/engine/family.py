@@ -75,6 +75,7 @@ class Family:
     section: str | None = None  # key of config.json under which the text model stands ("text_config")
     ties_at_top: bool = True  # with a section: its class ties the head by the flag beside it, not by the one inside
     reads: str | None = None  # model_type whose config class reads the dict; the file name when None
+    config_class: type[PreTrainedConfig] | None = None  # where transformers has none: `published_config.py`
     rules: Sequence[Rule] | Callable[[Ours], Sequence[Rule]] = ()  # or a function of the ZooConfig
     buffers: Callable[[Ours, Keys], dict[str, Callable]] | None = None  # see the docstring above
     prefixes: dict[str, str] = field(default_factory=dict)  # beginning of their names -> beginning for the rules

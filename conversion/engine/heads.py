@@ -12,12 +12,15 @@ from ..errors import ConversionError
 _LABELS = ("id2label", "label2id", "problem_type")
 
 
-def head_of(raw: Mapping[str, Any]) -> str:
-    """The class of zoo's that corresponds to the one a config.json names; a causal language model where it names none.
+def head_of(raw: Mapping[str, Any], architecture: str | None = None) -> str:
+    """The class of zoo's that corresponds to the one a config.json names; a causal language model where it names none,
+    or the family's own `architecture`.
 
     Raises ConversionError for a class of the checkpoint's own whose head is unknown.
     """
     name = named_class(raw)
+    if name and name == architecture:
+        return CAUSAL
     for ours, head in HEADS.items():
         if name == ours or (ours != BODY and name.endswith(head.ending)):
             return ours

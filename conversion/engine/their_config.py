@@ -28,7 +28,7 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
     """transformers' own config object of a config.json, defaults and old spellings resolved. Raises ConversionError for
     what that class does not accept, or where transformers has none."""
     text = whole = _decoded(raw)
-    config_class = CONFIG_MAPPING[class_key(model_type, family)]
+    config_class = class_of(model_type, family)
     try:
         if family.section and isinstance(whole.get(family.section), dict):
             text = _section(whole, family)
@@ -44,8 +44,15 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
     return theirs
 
 
+def class_of(model_type: str, family: Family) -> type[PreTrainedConfig]:
+    """The config class of a family; raises ConversionError where this transformers has none."""
+    return family.config_class or CONFIG_MAPPING[class_key(model_type, family)]
+
+
 def class_key(model_type: str, family: Family) -> str:
     """transformers' name for the config class of a family; raises ConversionError where this transformers has none."""
+    if family.config_class:
+        return family.config_class.model_type
     name = family.reads or next((key for key in CONFIG_MAPPING if file_name(key) == file_name(model_type)), None)
     if name not in CONFIG_MAPPING:
         version = transformers.__version__

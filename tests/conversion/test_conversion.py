@@ -17,7 +17,7 @@ from checkpoint_checks import (
     tensors_of,
 )
 from places import CONFIGS
-from random_models import build, parameters_at_work, their_class_config
+from random_models import build, oracle_of, parameters_at_work, their_class_config
 from samples import only
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -130,7 +130,7 @@ def test_a_model_that_came_from_nowhere_goes_out_to_the_family(variant, tmp_path
     ours.config.source_config = None
     ours.save_pretrained(zoo)
     convert(zoo, out, to=name, progress=False)
-    oracle = getattr(transformers, family.oracle) if family.oracle else AutoModelForCausalLM
+    oracle = oracle_of(family, config.model_type)
     again, info = oracle.from_pretrained(
         out, output_loading_info=True, attn_implementation=theirs.config._attn_implementation
     )
@@ -161,17 +161,36 @@ def public_configs():
             yield pytest.param(raw, id=path.stem, marks=[] if now else [pytest.mark.long])
 
 
+def original_of(theirs, family):
+    """A model of another library's own class, or of the reference for one that none has."""
+    oracle = oracle_of(family, theirs.model_type)
+    if oracle is AutoModelForCausalLM:
+        oracle = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[theirs.model_type])
+    return oracle(theirs)
+
+
 @pytest.mark.parametrize("raw", public_configs())
 def test_public_config_has_the_original_number_of_parameters(raw):
     name = file_name(raw["model_type"])
     family = family_of(name)
     theirs = their_config(raw, name, family)
-    class_name = family.oracle or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[theirs.model_type]
     with torch.device("meta"):
-        original = getattr(transformers, class_name)(theirs)
+        original = original_of(theirs, family)
         ours = ZooForCausalLM(import_config(raw))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in original.parameters())
     assert export_config(import_config(raw), name) == raw
+
+
+# Where no other library says how many there are, the number that the checkpoint's page gives.
+PUBLISHED_COUNTS = {"mlcpreset-chatglm": 6_243_584_000, "mlcpreset-internlm2": 7_737_708_544}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
+def test_families_of_published_code_have_the_published_number_of_parameters(name):
+    raw = json.loads((CONFIGS / f"{name}.json").read_text())
+    with torch.device("meta"):
+        ours = ZooForCausalLM(import_config(raw))
+    assert sum(p.numel() for p in ours.parameters()) == PUBLISHED_COUNTS[name]
 
 
 def test_deepseek_v3_has_671_billion_parameters_and_37_at_work():

@@ -20,10 +20,9 @@ from random_models import build, is_here
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from conversion import ConversionError, convert, family_of
-from conversion.engine.registry import file_name
+from conversion.engine.their_config import class_of
 from modeling_zoo import ZooForCausalLM
 
 RELATIVE = 2e-5
@@ -68,7 +67,7 @@ def config_class(name):
     family = family_of(name)
     if not family.tiny or not is_here(name):
         return None
-    return CONFIG_MAPPING[family.reads or next(key for key in CONFIG_MAPPING if file_name(key) == name)]
+    return class_of(name, family)
 
 
 def base_arguments(name, variant=0):

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 import transformers
+from published_models import PUBLISHED
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from conversion.engine.registry import family_of, file_name
+from conversion.engine.their_config import class_of
 from modeling_zoo import ZooForCausalLM
 
 # Buffers computed from the config; random ones would describe no model at all.
@@ -19,6 +21,8 @@ COMPUTED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_fre
 def is_here(name):
     """Whether the installed transformers has the classes of the family file `name`; an older one may not."""
     family = family_of(name)
+    if family.config_class:
+        return True
     known = {family.reads} & {*CONFIG_MAPPING} if family.reads else name in map(file_name, CONFIG_MAPPING)
     return bool(known) and (not family.oracle or hasattr(transformers, family.oracle))
 
@@ -27,14 +31,20 @@ def their_class_config(model_type, family, arguments):
     """transformers' config object of a family file's `tiny` variant; skips the test where it has no such class."""
     if not is_here(model_type):
         pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
-    reads = family.reads or next(key for key in CONFIG_MAPPING if file_name(key) == model_type)
-    return CONFIG_MAPPING[reads](**{"attn_implementation": "eager", **arguments})
+    return class_of(model_type, family)(**{"attn_implementation": "eager", **arguments})
+
+
+def oracle_of(family, model_type):
+    """The class whose models zoo's must equal: transformers' own, or a slow reference where it has none."""
+    if family is not None and family.config_class:
+        return PUBLISHED[model_type]
+    return getattr(transformers, family.oracle) if family is not None and family.oracle else AutoModelForCausalLM
 
 
 def build(config, family=None, dtype=torch.float32):
     """transformers' own model of a config, all parameters and all buffers it saves random."""
-    oracle = getattr(transformers, family.oracle) if family is not None and family.oracle else None
-    model = oracle._from_config(config) if oracle else AutoModelForCausalLM.from_config(config)
+    oracle = oracle_of(family, config.model_type)
+    model = AutoModelForCausalLM.from_config(config) if oracle is AutoModelForCausalLM else oracle._from_config(config)
     randomize(model)
     model.generation_config.eos_token_id = None
     return model.to(dtype).eval()
