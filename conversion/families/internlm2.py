@@ -1,7 +1,7 @@
 """InternLM2 and 2.5 (Cai et al. 2024, arXiv 2403.17297): Llama with queries, keys and values in one tensor, group by
 group."""
 
-from ..engine.family import Family
+from ..engine.family import Family, Keys, Theirs
 from ..engine.published_config import old_rope, published_config, restore_old_rope
 from ..engine.rules import Drop, Rule, renames
 from .shared_common import LLAMA_FIELDS, tiny
@@ -13,7 +13,7 @@ NAMES = {"attention.wo": "self_attn.o_proj", "attention_norm": "attn_norm", "ffn
 NAMES |= {f"feed_forward.{theirs}": f"mlp.{ours}" for theirs, ours in GATED.items()}
 
 
-def derive(theirs):
+def derive(theirs: Theirs) -> Keys:
     require(theirs, pretraining_tp=1)
     return old_rope(theirs)
 
