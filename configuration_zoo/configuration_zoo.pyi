@@ -136,6 +136,94 @@ class ResidualFactors(TypedDict, total=False):
     ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
     2501.08313."""
 
+class LinearAttnConfig(TypedDict, total=False):
+    bias: bool | None
+    """The projections into and out of the mixer have biases. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
+    'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba's published code."""
+    conv_bias: bool | None
+    """The convolution has a bias. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention',
+    'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
+    'short_conv']. Source: Mamba's published code."""
+    act: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
+    """Activation after the convolution. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention',
+    'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
+    'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4."""
+    qk_norm: Literal["l2", "none"] | None
+    """Whether queries and keys are L2-normalised. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net']. Source: Yang et al. 2024, arXiv 2406.06484, §3.4."""
+    feature_map: Literal["none", "elu_plus_one", "relu"] | None
+    """Map that makes queries and keys positive. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention'].
+    Source: Katharopoulos et al. 2020, arXiv 2006.16236, §3.2.1."""
+    multiplier: float | None
+    """Scale of the outputs. None: linear_key_head_dim ** -0.5. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention'].
+    Source: own to zoo."""
+    decay: Literal["softplus", "bounded_sigmoid", "log_sigmoid", "constant"] | None
+    """How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear attention, or a
+    constant per head. modeling_zoo/recurrent_decays.py has the formulas. Needs a linear_attention_type of
+    ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention', 'lightning_attention']. Source: Mamba,
+    arXiv 2312.00752; Yang et al. 2023, arXiv 2312.06635; Qin et al. 2024, arXiv 2401.04658."""
+    decay_granularity: Literal["head", "channel"] | None
+    """The decay is one number per head or one per channel of the keys. Needs a linear_attention_type of
+    ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source: Gated DeltaNet, arXiv
+    2412.06464 (head); Kimi Linear, arXiv 2510.26692 (channel)."""
+    decay_rank: int | None
+    """Width of the narrow projection that the decay comes through. None: one projection, without a narrow one. Needs
+    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source: Yang
+    et al. 2023, arXiv 2312.06635, §4.4."""
+    lower_bound: float | None
+    """The bound of a bounded_sigmoid decay, below 0. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention']. Source: Ling 3's published code."""
+    decay_normalizer: float | None
+    """The divisor of a log_sigmoid decay. None: 16. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention']. Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
+    allow_neg_eigval: bool | None
+    """Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction. Needs a
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net']. Source: Grazzi et al. 2024,
+    arXiv 2411.12537."""
+    output_norm: Literal["head", "group", "full", "none"] | None
+    """RMS norm of the output over each head, each group of heads, all of it, or none. Needs a linear_attention_type
+    of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
+    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2, arXiv 2405.21060, §7.1 (group); RetNet,
+    arXiv 2307.08621 (head)."""
+    norm_before_gate: bool | None
+    """The output is normalised before it is gated, instead of after. Needs a linear_attention_type of
+    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
+    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2's published code (after); Gated
+    DeltaNet's (before)."""
+    norm_eps: float | None
+    """Epsilon of the norms in the mixer. None: norm_eps. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
+    'mamba2', 'mamba', 'rg_lru']. Source: own to zoo."""
+    output_gate: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
+    """Activation of the gate on the output, "none" for no gate. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
+    'mamba2', 'mamba', 'rg_lru']. Source: Mamba, arXiv 2312.00752, §3.4; RetNet, arXiv 2307.08621."""
+    gate_rank: int | None
+    """Width of the narrow projection that the gate comes through. None: one projection, without a narrow one. Needs
+    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention']. Source: Kimi Linear, arXiv 2510.26692."""
+    time_step_limit: Any | None
+    """Bounds [low, high] of a state space model's time steps, None for open. Needs a linear_attention_type of
+    ['mamba2']. Source: Mamba-2's published code."""
+    time_step_rank: int | None
+    """Width of the projection that the time steps come through. None: hidden_size / 16, rounded up. Needs a
+    linear_attention_type of ['mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
+    step_norm: Literal["none", "rms_norm", "rms_norm_without_weight"] | None
+    """Norm on the time steps, B and C of a Mamba layer. Needs a linear_attention_type of ['mamba']. Source: Jamba,
+    arXiv 2403.19887, §6.4; FalconMamba, arXiv 2410.05355 (without a weight)."""
+    time_step_min: float | None
+    """Least initial time step. None: 0.001. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
+    time_step_max: float | None
+    """Largest initial time step. None: 0.1. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
+    time_step_floor: float | None
+    """Initial time steps are raised to this number. None: 1e-4. Needs a linear_attention_type of ['gated_delta_net',
+    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba's published code."""
+
 class ZooConfig(PreTrainedConfig):
     """A decoder, described by one name or number per concept.
 
@@ -355,97 +443,14 @@ class ZooConfig(PreTrainedConfig):
     linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
     'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025);
     Mamba-2, arXiv 2405.21060."""
-    linear_bias: bool | None
-    """The projections into and out of the mixer have biases. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
-    'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba's published code."""
     linear_conv_kernel_dim: int | None
     """Taps of the causal convolution on what is projected, 0 for none. Needs a linear_attention_type of
     ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
     'lightning_attention', 'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4; H3,
     arXiv 2212.14052."""
-    linear_conv_bias: bool | None
-    """The convolution has a bias. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention',
-    'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
-    'short_conv']. Source: Mamba's published code."""
-    linear_act: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
-    """Activation after the convolution. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention',
-    'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
-    'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4."""
-    linear_qk_norm: Literal["l2", "none"] | None
-    """Whether queries and keys are L2-normalised. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net']. Source: Yang et al. 2024, arXiv 2406.06484, §3.4."""
-    linear_feature_map: Literal["none", "elu_plus_one", "relu"] | None
-    """Map that makes queries and keys positive. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention'].
-    Source: Katharopoulos et al. 2020, arXiv 2006.16236, §3.2.1."""
-    linear_attention_multiplier: float | int | None
-    """Scale of the outputs. None: linear_key_head_dim ** -0.5. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention'].
-    Source: own to zoo."""
-    linear_decay: Literal["softplus", "bounded_sigmoid", "log_sigmoid", "constant"] | None
-    """How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear attention, or a
-    constant per head. modeling_zoo/recurrent_decays.py has the formulas. Needs a linear_attention_type of
-    ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention', 'lightning_attention']. Source: Mamba,
-    arXiv 2312.00752; Yang et al. 2023, arXiv 2312.06635; Qin et al. 2024, arXiv 2401.04658."""
-    linear_decay_granularity: Literal["head", "channel"] | None
-    """The decay is one number per head or one per channel of the keys. Needs a linear_attention_type of
-    ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source: Gated DeltaNet, arXiv
-    2412.06464 (head); Kimi Linear, arXiv 2510.26692 (channel)."""
-    linear_decay_rank: int | None
-    """Width of the narrow projection that the decay comes through. None: one projection, without a narrow one. Needs
-    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source: Yang
-    et al. 2023, arXiv 2312.06635, §4.4."""
-    linear_lower_bound: float | int | None
-    """The bound of a bounded_sigmoid decay, below 0. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention']. Source: Ling 3's published code."""
-    linear_decay_normalizer: float | int | None
-    """The divisor of a log_sigmoid decay. None: 16. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention']. Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
-    linear_allow_neg_eigval: bool | None
-    """Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction. Needs a
-    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net']. Source: Grazzi et al. 2024,
-    arXiv 2411.12537."""
-    linear_output_norm: Literal["head", "group", "full", "none"] | None
-    """RMS norm of the output over each head, each group of heads, all of it, or none. Needs a linear_attention_type
-    of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
-    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2, arXiv 2405.21060, §7.1 (group); RetNet,
-    arXiv 2307.08621 (head)."""
-    linear_norm_before_gate: bool | None
-    """The output is normalised before it is gated, instead of after. Needs a linear_attention_type of
-    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
-    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2's published code (after); Gated
-    DeltaNet's (before)."""
-    linear_norm_eps: float | int | None
-    """Epsilon of the norms in the mixer. None: norm_eps. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
-    'mamba2', 'mamba', 'rg_lru']. Source: own to zoo."""
-    linear_output_gate: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
-    """Activation of the gate on the output, "none" for no gate. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
-    'mamba2', 'mamba', 'rg_lru']. Source: Mamba, arXiv 2312.00752, §3.4; RetNet, arXiv 2307.08621."""
-    linear_gate_rank: int | None
-    """Width of the narrow projection that the gate comes through. None: one projection, without a narrow one. Needs
-    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
-    'gated_linear_attention', 'lightning_attention']. Source: Kimi Linear, arXiv 2510.26692."""
-    time_step_limit: list[float | int | None] | None
-    """Bounds [low, high] of a state space model's time steps, None for open. Needs a linear_attention_type of
-    ['mamba2']. Source: Mamba-2's published code."""
-    time_step_rank: int | None
-    """Width of the projection that the time steps come through. None: hidden_size / 16, rounded up. Needs a
-    linear_attention_type of ['mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
-    linear_step_norm: Literal["none", "rms_norm", "rms_norm_without_weight"] | None
-    """Norm on the time steps, B and C of a Mamba layer. Needs a linear_attention_type of ['mamba']. Source: Jamba,
-    arXiv 2403.19887, §6.4; FalconMamba, arXiv 2410.05355 (without a weight)."""
-    time_step_min: float | int | None
-    """Least initial time step. None: 0.001. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
-    time_step_max: float | int | None
-    """Largest initial time step. None: 0.1. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
-    time_step_floor: float | int | None
-    """Initial time steps are raised to this number. None: 1e-4. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba's published code."""
+    linear_attn_config: dict[str, Any]
+    """How a recurrence or convolution does what linear_attention_type says, key by key; a key that is left out is
+    what the mechanism's own paper does."""
     num_mem_blocks: int | None
     """How many shared blocks take turns over the layers with block_type "shared_block". None: 1. Needs a block_type
     'shared_block'. Source: Glorioso et al. 2024, Zamba, arXiv 2405.16712; Zamba2's name."""
@@ -762,30 +767,8 @@ class ZooConfig(PreTrainedConfig):
         linear_num_value_heads: int | None = None,
         linear_key_head_dim: int | None = None,
         linear_value_head_dim: int | None = None,
-        linear_bias: bool | None = None,
         linear_conv_kernel_dim: int | None = None,
-        linear_conv_bias: bool | None = None,
-        linear_act: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None = None,
-        linear_qk_norm: Literal["l2", "none"] | None = None,
-        linear_feature_map: Literal["none", "elu_plus_one", "relu"] | None = None,
-        linear_attention_multiplier: float | int | None = None,
-        linear_decay: Literal["softplus", "bounded_sigmoid", "log_sigmoid", "constant"] | None = None,
-        linear_decay_granularity: Literal["head", "channel"] | None = None,
-        linear_decay_rank: int | None = None,
-        linear_lower_bound: float | int | None = None,
-        linear_decay_normalizer: float | int | None = None,
-        linear_allow_neg_eigval: bool | None = None,
-        linear_output_norm: Literal["head", "group", "full", "none"] | None = None,
-        linear_norm_before_gate: bool | None = None,
-        linear_norm_eps: float | int | None = None,
-        linear_output_gate: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None = None,
-        linear_gate_rank: int | None = None,
-        time_step_limit: list[float | int | None] | None = None,
-        time_step_rank: int | None = None,
-        linear_step_norm: Literal["none", "rms_norm", "rms_norm_without_weight"] | None = None,
-        time_step_min: float | int | None = None,
-        time_step_max: float | int | None = None,
-        time_step_floor: float | int | None = None,
+        linear_attn_config: LinearAttnConfig | None = None,
         num_mem_blocks: int | None = None,
         shared_attention_adapter_rank: int | None = None,
         shared_mlp_adapter_rank: int | None = None,
@@ -940,30 +923,8 @@ class ZooConfig(PreTrainedConfig):
             linear_num_value_heads: Heads of values, a multiple of those of keys; heads of a state space model; blocks of a gated unit.
             linear_key_head_dim: Channels of a head of queries and keys; states of a state space model.
             linear_value_head_dim: Channels of a head of values; of a head of a state space model; of a block of a gated unit.
-            linear_bias: The projections into and out of the mixer have biases.
             linear_conv_kernel_dim: Taps of the causal convolution on what is projected, 0 for none.
-            linear_conv_bias: The convolution has a bias.
-            linear_act: Activation after the convolution.
-            linear_qk_norm: Whether queries and keys are L2-normalised.
-            linear_feature_map: Map that makes queries and keys positive.
-            linear_attention_multiplier: Scale of the outputs. None: linear_key_head_dim ** -0.5.
-            linear_decay: How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear attention, or a constant per head. modeling_zoo/recurrent_decays.py has the formulas.
-            linear_decay_granularity: The decay is one number per head or one per channel of the keys.
-            linear_decay_rank: Width of the narrow projection that the decay comes through. None: one projection, without a narrow one.
-            linear_lower_bound: The bound of a bounded_sigmoid decay, below 0.
-            linear_decay_normalizer: The divisor of a log_sigmoid decay. None: 16.
-            linear_allow_neg_eigval: Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction.
-            linear_output_norm: RMS norm of the output over each head, each group of heads, all of it, or none.
-            linear_norm_before_gate: The output is normalised before it is gated, instead of after.
-            linear_norm_eps: Epsilon of the norms in the mixer. None: norm_eps.
-            linear_output_gate: Activation of the gate on the output, "none" for no gate.
-            linear_gate_rank: Width of the narrow projection that the gate comes through. None: one projection, without a narrow one.
-            time_step_limit: Bounds [low, high] of a state space model's time steps, None for open.
-            time_step_rank: Width of the projection that the time steps come through. None: hidden_size / 16, rounded up.
-            linear_step_norm: Norm on the time steps, B and C of a Mamba layer.
-            time_step_min: Least initial time step. None: 0.001.
-            time_step_max: Largest initial time step. None: 0.1.
-            time_step_floor: Initial time steps are raised to this number. None: 1e-4.
+            linear_attn_config: How a recurrence or convolution does what linear_attention_type says, key by key; a key that is left out is what the mechanism's own paper does.
             num_mem_blocks: How many shared blocks take turns over the layers with block_type "shared_block". None: 1.
             shared_attention_adapter_rank: Rank of what each of those layers adds to the shared block's queries, keys and values. None: nothing.
             shared_mlp_adapter_rank: Rank of what each of those layers adds to the first projection of the shared block's MLP. None: nothing.
@@ -1102,7 +1063,7 @@ class ZooConfig(PreTrainedConfig):
     def linear_mechanisms(self) -> list[str]:
         """The distinct mechanisms in use, in order of their first layer."""
     def linear_settings(self, layer_idx: int) -> SimpleNamespace:
-        """What the mixer of layer `layer_idx` reads: every field of its mechanism, without `linear_` in front."""
+        """What the mixer of layer `layer_idx` reads: all that its mechanism reads, by `setting_name`."""
     @property
     def shared_block_layers(self) -> list[int]:
         """The layers that have a shared block."""

@@ -66,6 +66,19 @@ def spread(values: dict[str, Any], groups: dict[str, Settings]) -> dict[str, Any
     return found
 
 
+def set_fields(config: PreTrainedConfig, values: dict[str, Any]) -> None:
+    """Sets fields and keys of dicts of settings, each dict once."""
+    groups = {}
+    for name, value in values.items():
+        group, _, key = name.partition(".")
+        if key:
+            groups.setdefault(group, {**getattr(config, group)})[key] = value
+        else:
+            setattr(config, name, value)
+    for group, value in groups.items():
+        setattr(config, group, value)
+
+
 class SettingsAccess:
     """Every dict of settings has all of its keys; `getattr(config, "precision.norm")` is one of them."""
 

@@ -16,6 +16,7 @@ from configuration_zoo.config_file import default_of
 from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Settings
 from configuration_zoo.field_needs import is_read
 from configuration_zoo.field_settings import described, settings_of, spread
+from configuration_zoo.fields_linear import LINEAR_MECHANISMS
 from configuration_zoo.vocabulary import CHUNKED, LINEAR, SLIDING
 
 from .export_config_text import Text
@@ -101,9 +102,14 @@ def is_free(config: ZooConfig, name: str, one: Field, value: Any, facts: set[str
         return is_read(config, name)
     if value is None or isinstance(value, bool | str):
         return False
-    if not value:
+    if not value or is_of_mechanism(config, name, value):
         return False
     return not (value in NEUTRAL and value == one.default)
+
+
+def is_of_mechanism(config: ZooConfig, name: str, value: Any) -> bool:
+    """Whether a detail of a recurrence is what the mechanism has of itself: no size of this model."""
+    return "." in name and any(LINEAR_MECHANISMS[one].get(name) == value for one in config.linear_mechanisms())
 
 
 def is_present(name: str, one: Field, value: Any) -> bool:

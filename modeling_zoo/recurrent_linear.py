@@ -121,7 +121,7 @@ class LinearAttention(RecurrentMixer):
         state: RecurrentState,
         packed: PackedSequences | None,
     ) -> tuple[torch.Tensor, RecurrentState]:
-        scale = self.settings.attention_multiplier
+        scale = self.settings.multiplier
         return linear_attention(query, key, value, beta, log_decay, state, scale=scale, packed=packed)
 
     def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
@@ -163,6 +163,6 @@ class DeltaAttention(LinearAttention):
         state: RecurrentState,
         packed: PackedSequences | None,
     ) -> tuple[torch.Tensor, RecurrentState]:
-        scale, normalize = self.settings.attention_multiplier, self.settings.qk_norm == "l2"
+        scale, normalize = self.settings.multiplier, self.settings.qk_norm == "l2"
         inputs = (query, key, value, beta, log_decay, state)
         return delta_rule(*inputs, scale=scale, normalize=normalize, packed=packed)

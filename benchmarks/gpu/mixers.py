@@ -55,7 +55,7 @@ MIXERS = {
     "sparse": LATENT | INDEXED,
     "experts": GROUPED | EXPERTS,
     "gated_delta_net": linear("gated_delta_net"),
-    "kimi_delta_attention": linear("kimi_delta_attention", linear_decay_rank=16, linear_gate_rank=16),
+    "kimi_delta_attention": linear("kimi_delta_attention", linear_attn_config={"decay_rank": 16, "gate_rank": 16}),
     "delta_net": linear("delta_net"),
     "gated_linear_attention": linear("gated_linear_attention"),
     "lightning_attention": linear("lightning_attention"),

@@ -62,10 +62,10 @@ class Context:
         return sum(self._product(term) for term in _SIZE_WORDS.get(size, size).split("+"))
 
     def _product(self, term: str) -> int:
-        if not re.fullmatch(r"\s*\w+\s*([*/]\s*\w+\s*)*", term):
+        if not re.fullmatch(r"\s*[\w.]+\s*([*/]\s*[\w.]+\s*)*", term):
             raise ValueError(f"cannot read the size {term!r}: fields and numbers joined by *, / and + are understood")
         result = 1
-        for operator, factor in re.findall(r"([*/]?)\s*(\w+)", term):
+        for operator, factor in re.findall(r"([*/]?)\s*([\w.]+)", term):
             number = int(factor) if factor.isdigit() else self.size(self._field(factor))
             if operator == "/" and result % number:
                 raise ValueError(f"size {term!r}: {result} is not divisible by {number}")

@@ -19,9 +19,9 @@ def derive(theirs: Theirs) -> Keys:
         return fields
     bounded = theirs.kda_safe_gate
     return fields | {
-        "linear_decay": "bounded_sigmoid" if bounded else "softplus",
-        "linear_lower_bound": theirs.kda_lower_bound if bounded else None, "precision.linear_decay": "activation",
-        "precision.linear_float32_parameters": True,
+        "linear_attn_config.decay": "bounded_sigmoid" if bounded else "softplus",
+        "linear_attn_config.lower_bound": theirs.kda_lower_bound if bounded else None,
+        "precision.linear_decay": "activation", "precision.linear_float32_parameters": True,
     }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def restore(ours: Ours) -> Keys:
     fields = restore_kimi_delta(ours) | {"rope_parameters": restore_rope(ours), "num_nextn_predict_layers": 0}
     if ours.linear_attention_type is None:
         return fields
-    bound = ours.linear_lower_bound
+    bound = ours.linear_attn_config["lower_bound"]
     fields |= {"head_dim": ours.linear_key_head_dim, "short_conv_kernel_size": ours.linear_conv_kernel_dim}
     return fields | {"kda_safe_gate": bound is not None} | ({} if bound is None else {"kda_lower_bound": bound})
 

@@ -14,7 +14,7 @@ from .shared_state_space import (
 
 
 def derive(theirs: Theirs) -> Keys:
-    act = {} if set(theirs.layer_types) == {"full_attention"} else {"linear_act": theirs.hidden_act}
+    act = {} if set(theirs.layer_types) == {"full_attention"} else {"linear_attn_config.act": theirs.hidden_act}
     return {"rope_parameters": rope(theirs, partial=True)} | duality(theirs) | act
 
 

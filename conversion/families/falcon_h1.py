@@ -33,16 +33,19 @@ def derive(theirs: Theirs) -> Keys:
             "supported: zoo's mixers have biases on both projections or on none."
         )
     fields = {"rope_parameters": rope(theirs), "layer_types": list(theirs.layer_types)}
-    fields |= {"linear_act": theirs.hidden_act, "logits_scaling": 1 / theirs.lm_head_multiplier}
-    fields |= {"linear_norm_before_gate": theirs.mamba_norm_before_gate}
-    fields |= {"linear_output_norm": "group" if theirs.mamba_rms_norm else "none"}
-    return fields | {"time_step_limit": step_limit(theirs.time_step_limit)}
+    fields |= {"linear_attn_config.act": theirs.hidden_act, "logits_scaling": 1 / theirs.lm_head_multiplier}
+    fields |= {"linear_attn_config.norm_before_gate": theirs.mamba_norm_before_gate}
+    fields |= {"linear_attn_config.output_norm": "group" if theirs.mamba_rms_norm else "none"}
+    return fields | {"linear_attn_config.time_step_limit": step_limit(theirs.time_step_limit)}
 
 
 def restore(ours: Ours) -> Keys:
     keys = {"rope_parameters": restore_rope(ours), "lm_head_multiplier": 1 / ours.logits_scaling}
-    keys |= {"mamba_rms_norm": ours.linear_output_norm == "group", "mamba_d_ssm": inner_width(ours)}
-    keys |= {"mamba_norm_before_gate": ours.linear_norm_before_gate, "projectors_bias": ours.linear_bias}
+    keys |= {"mamba_rms_norm": ours.linear_attn_config["output_norm"] == "group", "mamba_d_ssm": inner_width(ours)}
+    keys |= {
+        "mamba_norm_before_gate": ours.linear_attn_config["norm_before_gate"],
+        "projectors_bias": ours.linear_attn_config["bias"],
+    }
     return keys | {"time_step_limit": restore_step_limit(ours)}
 
 

@@ -7,7 +7,7 @@ from .mamba import VARIANTS
 
 FAMILY = replace(
     MAMBA,
-    fields=MAMBA.fields | {"mixer_rms_eps": "linear_norm_eps"},
-    fixed=MAMBA.fixed | {"linear_step_norm": "rms_norm_without_weight"},
+    fields=MAMBA.fields | {"mixer_rms_eps": "linear_attn_config.norm_eps"},
+    fixed=MAMBA.fixed | {"linear_attn_config.step_norm": "rms_norm_without_weight"},
     tiny=[VARIANTS[0], VARIANTS[1] | {"mixer_rms_eps": 1e-3}],
 )

@@ -23,7 +23,7 @@ def derive(theirs: Theirs) -> Keys:
     rotates = theirs.position_embedding_type == "rope"
     fields |= {"rope_parameters": rope(theirs)} if rotates else {"position_embedding_type": "none"}
     if fields.get("linear_attention_type"):
-        fields["linear_act"] = theirs.hidden_act
+        fields["linear_attn_config.act"] = theirs.hidden_act
     width = theirs.shared_intermediate_size
     if not theirs.num_local_experts:
         return fields | {"intermediate_size": width}

@@ -16,8 +16,9 @@ from .shared_state_space import (
 
 SCAN = {
     "mamba_d_state": "linear_key_head_dim", "mamba_d_conv": "linear_conv_kernel_dim",
-    "mamba_dt_rank": "time_step_rank", "mamba_conv_bias": "linear_conv_bias", "mamba_proj_bias": "linear_bias",
-    "hidden_act": "linear_act",
+    "mamba_dt_rank": "linear_attn_config.time_step_rank", "mamba_conv_bias": "linear_attn_config.conv_bias",
+    "mamba_proj_bias": "linear_attn_config.bias",
+    "hidden_act": "linear_attn_config.act",
 }  # fmt: skip
 NORMS = {f"{name}_layernorm": f"{name}_norm" for name in ("dt", "b", "c")}
 FEED, MLP = LAYER + "feed_forward.", LAYER + "mlp."
@@ -28,7 +29,11 @@ def derive(theirs: Theirs) -> Keys:
     count = theirs.num_hidden_layers
     fields = {"layer_types": list(theirs.layer_types)}
     if "linear_attention" in theirs.layer_types:
-        fields |= {"linear_attention_type": "mamba", "linear_step_norm": "rms_norm", "linear_num_value_heads": 1}
+        fields |= {
+            "linear_attention_type": "mamba",
+            "linear_attn_config.step_norm": "rms_norm",
+            "linear_num_value_heads": 1,
+        }
         fields |= {"linear_value_head_dim": theirs.mamba_expand * theirs.hidden_size}
         fields |= {ours: getattr(theirs, name) for name, ours in SCAN.items()}
     sparse = [selected and theirs.num_experts > 1 for selected in periodic(theirs, "expert", count)]

@@ -15,7 +15,10 @@ from .shared_linear import ATTENTION, KEYS, LAYER, MIXER, kimi_delta, recurrent_
 def derive(theirs: Theirs) -> Keys:
     fields = kimi_delta(theirs)
     if "linear_attention_type" in fields:
-        fields |= {"linear_decay_rank": theirs.linear_head_dim, "linear_gate_rank": theirs.linear_head_dim}
+        fields |= {
+            "linear_attn_config.decay_rank": theirs.linear_head_dim,
+            "linear_attn_config.gate_rank": theirs.linear_head_dim,
+        }
     return fields
 
 

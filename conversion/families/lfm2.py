@@ -34,8 +34,8 @@ def convolutions(theirs: Theirs) -> Keys:
         return fields
     bias, taps = theirs.conv_bias, theirs.conv_L_cache
     return fields | {
-        "linear_attention_type": "short_conv", "linear_conv_kernel_dim": taps, "linear_conv_bias": bias,
-        "linear_bias": bias,
+        "linear_attention_type": "short_conv", "linear_conv_kernel_dim": taps, "linear_attn_config.conv_bias": bias,
+        "linear_attn_config.bias": bias,
     }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def restore_convolutions(ours: Ours) -> Keys:
     fields = {"layer_types": list(ours.layer_types), "rope_parameters": restore_rope(ours)}
     if ours.linear_attention_type is None:
         return fields
-    return fields | {"conv_L_cache": ours.linear_conv_kernel_dim, "conv_bias": ours.linear_conv_bias}
+    return fields | {"conv_L_cache": ours.linear_conv_kernel_dim, "conv_bias": ours.linear_attn_config["conv_bias"]}
 
 
 GATED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}

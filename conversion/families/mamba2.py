@@ -14,15 +14,17 @@ from .shared_state_space import (
 
 FIELDS = {
     "num_heads": "linear_num_value_heads", "head_dim": "linear_value_head_dim", "n_groups": "linear_num_key_heads",
-    "state_size": "linear_key_head_dim", "conv_kernel": "linear_conv_kernel_dim", "use_conv_bias": "linear_conv_bias",
-    "use_bias": "linear_bias", "hidden_act": "linear_act", "time_step_min": "time_step_min",
-    "time_step_max": "time_step_max", "time_step_floor": "time_step_floor",
+    "state_size": "linear_key_head_dim", "conv_kernel": "linear_conv_kernel_dim",
+    "use_conv_bias": "linear_attn_config.conv_bias",
+    "use_bias": "linear_attn_config.bias", "hidden_act": "linear_attn_config.act",
+    "time_step_min": "linear_attn_config.time_step_min",
+    "time_step_max": "linear_attn_config.time_step_max", "time_step_floor": "linear_attn_config.time_step_floor",
 }  # fmt: skip
 
 
 def derive(theirs: Theirs) -> Keys:
     layers = {"layer_types": [RECURRENT] * theirs.num_hidden_layers}
-    return layers | {"time_step_limit": step_limit(theirs.time_step_limit)}
+    return layers | {"linear_attn_config.time_step_limit": step_limit(theirs.time_step_limit)}
 
 
 TINY = {

@@ -29,10 +29,11 @@ def derive(theirs: Theirs) -> Keys:
     if "sliding_attention" in layer_types:
         fields["sliding_window"] = theirs.sliding_window
     if "linear_attention" in layer_types:
-        width = theirs.head_dim or theirs.hidden_size // theirs.num_attention_heads
+        heads = theirs.num_attention_heads
         fields |= {
-            "linear_attention_type": "lightning_attention", "linear_num_value_heads": theirs.num_attention_heads,
-            "linear_key_head_dim": width, "linear_act": theirs.hidden_act, "linear_norm_eps": OWN_EPS,
+            "linear_attention_type": "lightning_attention", "linear_num_value_heads": heads,
+            "linear_key_head_dim": theirs.head_dim or theirs.hidden_size // heads,
+            "linear_attn_config.act": theirs.hidden_act, "linear_attn_config.norm_eps": OWN_EPS,
         }  # fmt: skip
     return fields
 
@@ -40,8 +41,7 @@ def derive(theirs: Theirs) -> Keys:
 def restore(ours: Ours) -> Keys:
     layer_types = ["full_attention" if kind == "sliding_attention" else kind for kind in ours.layer_types]
     fields = {"layer_types": layer_types, "rope_parameters": restore_rope(ours), "sliding_window": ours.sliding_window}
-    values = {name: getattr(ours, field) for name, field in FACTORS.items()}
-    return fields | {name: 1 if value is None else value for name, value in values.items()}
+    return fields | {name: getattr(ours, field) or 1 for name, field in FACTORS.items()}
 
 
 def buffers(ours: Ours, raw: Keys) -> dict[str, Callable]:

@@ -21,8 +21,8 @@ from .shared_state_space import (
 SSD = {
     "mamba_num_heads": "linear_num_value_heads", "mamba_head_dim": "linear_value_head_dim",
     "n_groups": "linear_num_key_heads", "ssm_state_size": "linear_key_head_dim",
-    "conv_kernel": "linear_conv_kernel_dim", "use_conv_bias": "linear_conv_bias", "use_bias": "linear_bias",
-    "mamba_hidden_act": "linear_act",
+    "conv_kernel": "linear_conv_kernel_dim", "use_conv_bias": "linear_attn_config.conv_bias",
+    "use_bias": "linear_attn_config.bias", "mamba_hidden_act": "linear_attn_config.act",
 }  # fmt: skip
 SHARED_WIDTH = "shared_expert_intermediate_size"
 ROUTED = {name: name for name in (*SIGMOID_NAMES, "num_experts_per_tok", "moe_latent_size", "output_router_logits")}
@@ -34,7 +34,7 @@ def derive(theirs: Theirs) -> Keys:
     fields = duality(theirs, SSD) | single_blocks(theirs.layer_types)
     if "linear_attention_type" in fields:
         # Its class bounds the steps by what initialises them, not by `time_step_limit`.
-        fields["time_step_limit"] = [theirs.time_step_min, None]
+        fields["linear_attn_config.time_step_limit"] = [theirs.time_step_min, None]
     if "sparse" in fields["mlp_layer_types"]:
         fields |= {ours: getattr(theirs, name) for name, ours in ROUTED.items() if hasattr(theirs, name)}
         fields |= SIGMOID_ROUTER | {"n_shared_experts": 1}

@@ -31,8 +31,8 @@ def derive(theirs: Theirs) -> Keys:
     rotation = rope(theirs)
     rotates = rotation.get("rope_theta") is not None
     return delta(theirs) | {
-        "linear_norm_eps": OUTPUT_EPS,
-        "linear_allow_neg_eigval": theirs.linear_allow_neg_eigval,
+        "linear_attn_config.norm_eps": OUTPUT_EPS,
+        "linear_attn_config.allow_neg_eigval": theirs.linear_allow_neg_eigval,
         "block_type": [BLOCKS[layer_type] for layer_type in theirs.layer_types],
         "position_embedding_type": "rope" if rotates else "none",
         "rope_parameters": rotation if rotates else None,
@@ -43,7 +43,7 @@ def derive(theirs: Theirs) -> Keys:
 def restore(ours: Ours) -> Keys:
     rotation = restore_rope(ours) or {"rope_type": "default", "rope_theta": None}
     return restore_delta(ours) | {
-        "rope_parameters": rotation, "linear_allow_neg_eigval": bool(ours.linear_allow_neg_eigval),
+        "rope_parameters": rotation, "linear_allow_neg_eigval": bool(ours.linear_attn_config["allow_neg_eigval"]),
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def derive(theirs: Theirs) -> Keys:
         fields |= {
             "linear_attention_type": "rg_lru", "linear_num_value_heads": theirs.num_attention_heads,
             "linear_value_head_dim": theirs.lru_width // theirs.num_attention_heads,
-            "linear_conv_kernel_dim": theirs.conv1d_width, "linear_output_gate": theirs.hidden_activation,
+            "linear_conv_kernel_dim": theirs.conv1d_width, "linear_attn_config.output_gate": theirs.hidden_activation,
         }  # fmt: skip
     return fields
 

@@ -47,7 +47,7 @@ def delta(theirs: Theirs) -> Keys:
     if "linear_attention" not in theirs.layer_types:
         return fields
     sizes = {name: getattr(theirs, name) for name in DELTA_FIELDS}
-    return fields | sizes | {"linear_attention_type": "gated_delta_net", "linear_act": theirs.hidden_act}
+    return fields | sizes | {"linear_attention_type": "gated_delta_net", "linear_attn_config.act": theirs.hidden_act}
 
 
 def restore_delta(ours: Ours) -> Keys:
@@ -65,7 +65,7 @@ def kimi_delta(theirs: Theirs) -> Keys:
     return fields | {
         "linear_attention_type": "kimi_delta_attention", "linear_num_key_heads": heads, "linear_num_value_heads": heads,
         "linear_key_head_dim": width, "linear_value_head_dim": width,
-        "linear_conv_kernel_dim": theirs.linear_conv_kernel_dim, "linear_act": theirs.hidden_act,
+        "linear_conv_kernel_dim": theirs.linear_conv_kernel_dim, "linear_attn_config.act": theirs.hidden_act,
     }  # fmt: skip
 
 

@@ -27,12 +27,16 @@ PURE_FIXED = {"block_type": "mixer_only", "position_embedding_type": "none"}
 SSD_FIELDS = {
     "mamba_n_heads": "linear_num_value_heads", "mamba_d_head": "linear_value_head_dim",
     "mamba_n_groups": "linear_num_key_heads", "mamba_d_state": "linear_key_head_dim",
-    "mamba_d_conv": "linear_conv_kernel_dim", "mamba_conv_bias": "linear_conv_bias", "mamba_proj_bias": "linear_bias",
+    "mamba_d_conv": "linear_conv_kernel_dim", "mamba_conv_bias": "linear_attn_config.conv_bias",
+    "mamba_proj_bias": "linear_attn_config.bias",
 }  # fmt: skip
 PURE_SCAN_FIELDS = {
-    "state_size": "linear_key_head_dim", "time_step_rank": "time_step_rank", "conv_kernel": "linear_conv_kernel_dim",
-    "use_conv_bias": "linear_conv_bias", "use_bias": "linear_bias", "hidden_act": "linear_act",
-    "time_step_min": "time_step_min", "time_step_max": "time_step_max", "time_step_floor": "time_step_floor",
+    "state_size": "linear_key_head_dim", "time_step_rank": "linear_attn_config.time_step_rank",
+    "conv_kernel": "linear_conv_kernel_dim",
+    "use_conv_bias": "linear_attn_config.conv_bias", "use_bias": "linear_attn_config.bias",
+    "hidden_act": "linear_attn_config.act",
+    "time_step_min": "linear_attn_config.time_step_min", "time_step_max": "linear_attn_config.time_step_max",
+    "time_step_floor": "linear_attn_config.time_step_floor",
 }  # fmt: skip
 
 # Different from each other, from every other size and from their products.
@@ -109,7 +113,7 @@ def step_limit(limit: Sequence[float] | None) -> list[float | None] | None:
 
 def restore_step_limit(ours: Any) -> list[float]:
     """The inverse of `step_limit`."""
-    low, high = ours.time_step_limit or (None, None)
+    low, high = ours.linear_attn_config["time_step_limit"] or (None, None)
     return [low or 0.0, math.inf if high is None else high]
 
 
@@ -131,7 +135,11 @@ def duality(theirs: Any, fields: dict[str, str] = SSD_FIELDS) -> dict[str, Any]:
         return {"layer_types": layer_types}
     sizes = {ours: getattr(theirs, name) for name, ours in fields.items()}
     limit = step_limit(getattr(theirs, "time_step_limit", None))
-    return {"layer_types": layer_types, "linear_attention_type": "mamba2", "time_step_limit": limit} | sizes
+    return {
+        "layer_types": layer_types,
+        "linear_attention_type": "mamba2",
+        "linear_attn_config.time_step_limit": limit,
+    } | sizes
 
 
 def restore_duality(ours: Any, fields: dict[str, str] = SSD_FIELDS) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from .shared_state_space import LAYER, MIXER, expansion, with_fields
 
 SCAN = {
     "n_mamba_heads": "linear_num_value_heads", "mamba_d_state": "linear_key_head_dim",
-    "mamba_d_conv": "linear_conv_kernel_dim", "mamba_dt_rank": "time_step_rank", "hidden_mamba_act": "linear_act",
-    "mamba_conv_bias": "linear_conv_bias", "mamba_proj_bias": "linear_bias", "time_step_min": "time_step_min",
-    "time_step_max": "time_step_max", "time_step_floor": "time_step_floor",
+    "mamba_d_conv": "linear_conv_kernel_dim", "mamba_dt_rank": "linear_attn_config.time_step_rank",
+    "hidden_mamba_act": "linear_attn_config.act",
+    "mamba_conv_bias": "linear_attn_config.conv_bias", "mamba_proj_bias": "linear_attn_config.bias",
+    "time_step_min": "linear_attn_config.time_step_min",
+    "time_step_max": "linear_attn_config.time_step_max", "time_step_floor": "linear_attn_config.time_step_floor",
 }  # fmt: skip
 HEADS, WIDTH, STATES, RANK = (
-    "linear_num_value_heads", "linear_value_head_dim", "linear_key_head_dim", "time_step_rank",
+    "linear_num_value_heads", "linear_value_head_dim", "linear_key_head_dim", "linear_attn_config.time_step_rank",
 )  # fmt: skip
 # Their parameters of all heads -> ours: channels in one row, or a matrix per head where there are several.
 CHANNELS = {

@@ -9,15 +9,17 @@ from .shared_state_space import expansion, with_fields
 
 SSD = {
     "n_mamba_heads": "linear_num_value_heads", "mamba_ngroups": "linear_num_key_heads",
-    "mamba_d_state": "linear_key_head_dim", "mamba_d_conv": "linear_conv_kernel_dim", "add_bias_linear": "linear_bias",
-    "time_step_min": "time_step_min", "time_step_max": "time_step_max", "time_step_floor": "time_step_floor",
+    "mamba_d_state": "linear_key_head_dim", "mamba_d_conv": "linear_conv_kernel_dim",
+    "add_bias_linear": "linear_attn_config.bias",
+    "time_step_min": "linear_attn_config.time_step_min", "time_step_max": "linear_attn_config.time_step_max",
+    "time_step_floor": "linear_attn_config.time_step_floor",
 }  # fmt: skip
 
 
 def derive(theirs: Theirs) -> Keys:
     inner = theirs.mamba_expand * theirs.hidden_size
     fields = shared_fields(theirs, theirs.num_mem_blocks) | {"linear_value_head_dim": inner // theirs.n_mamba_heads}
-    fields |= {"time_step_limit": [theirs.time_step_min, None], "mlp_bias": theirs.add_bias_linear}
+    fields |= {"linear_attn_config.time_step_limit": [theirs.time_step_min, None], "mlp_bias": theirs.add_bias_linear}
     fields |= {"rope_parameters": rope(theirs)} if theirs.use_mem_rope else {"position_embedding_type": "none"}
     if SHARED in fields["layer_types"]:
         attention = theirs.adapter_rank if theirs.use_shared_attention_adapter else None
@@ -49,7 +51,8 @@ FAMILY = Family(
     fields=with_fields({"rms_norm_eps": "norm_eps"} | SSD, ["head_dim"]),
     # Its classes fix the norm inside a mixer, and the convolution's bias and activation.
     fixed={
-        "linear_attention_type": "mamba2", "linear_norm_eps": 1e-5, "linear_conv_bias": True, "linear_act": "silu",
+        "linear_attention_type": "mamba2", "linear_attn_config.norm_eps": 1e-5, "linear_attn_config.conv_bias": True,
+        "linear_attn_config.act": "silu",
     },
     derive=derive,
     restore=restore,

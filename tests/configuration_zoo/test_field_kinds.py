@@ -126,7 +126,7 @@ def test_a_width_that_does_not_divide_is_not_rounded_down(name):
 def test_time_steps_have_a_range():
     mamba = {"layer_types": ["linear_attention"] * 2, "linear_attention_type": "mamba"}
     with pytest.raises(StrictDataclassError, match="time_step_min=1 .* must not exceed time_step_max=0.1"):
-        ZooConfig(**SIZES, **mamba, time_step_min=1)
+        ZooConfig(**SIZES, **mamba, linear_attn_config={"time_step_min": 1})
 
 
 def test_experts_without_balance_are_pointed_out():

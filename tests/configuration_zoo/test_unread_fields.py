@@ -31,7 +31,7 @@ WHOLE_MODEL = {
 # A bound that these tokens need not reach, or a count that a given width makes unnecessary.
 UNSEEN = {
     "precision.alibi", "clip_qkv", "group_mask_value", "initializer.cutoff", "n_shared_experts", "norm_topk_min",
-    "swiglu_limit", "time_step_floor", "time_step_limit",
+    "swiglu_limit", "linear_attn_config.time_step_floor", "linear_attn_config.time_step_limit",
 }  # fmt: skip
 # It says in words what is so anyway: all layers rotate, nothing is scaled, the mixer computes in float32.
 TRUE_ANYWAY = {"precision.linear_norm", "qk_norm_layers", "scale_attn_by_mscale"}
@@ -247,8 +247,8 @@ REFUSED = {
     "mlp_layer_types": ({**LACKING["mixers alone"], **SPARSE}, ["sparse"] * 3),
     "num_kv_shared_layers": (LACKING["MLPs alone"], 1),
     "linear_key_head_dim": (LACKING["rg_lru"], 4),
-    "linear_norm_eps": (LACKING["rg_lru"], 1e-3),
-    "time_step_min": (LACKING["gated_linear_attention"], 0.05),
+    "linear_attn_config.norm_eps": (LACKING["rg_lru"], 1e-3),
+    "linear_attn_config.time_step_min": (LACKING["gated_linear_attention"], 0.05),
     "linear_attention_type": ({"layer_types": [*LINEAR[:2], "full_attention"]}, ["mamba", "mamba", "mamba2"]),
     "no_rope_layers": (
         {"layer_types": [*LINEAR[:2], "full_attention"], "linear_attention_type": "delta_net"}, [0, 0, 1],

@@ -29,7 +29,12 @@ MODELS = {
     "latent": LATENT,
     "experts": {**EXPERTS, "n_shared_experts": 1, "shared_expert_gate": True},
     "linear": {"linear_attention_type": "gated_delta_net", "layer_types": [LINEAR, FULL, LINEAR], **HEADS},
-    "groups": {"linear_attention_type": "mamba", "layer_types": [LINEAR, FULL, LINEAR], **STATES, "time_step_rank": 5},
+    "groups": {
+        "linear_attention_type": "mamba",
+        "layer_types": [LINEAR, FULL, LINEAR],
+        **STATES,
+        "linear_attn_config": {"time_step_rank": 5},
+    },
 }
 
 

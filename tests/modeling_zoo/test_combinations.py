@@ -42,7 +42,7 @@ def test_every_field_has_a_row():
 
 
 # One axis with some twenty names, of transformers' own table: a few of them have rows.
-ACTIVATIONS = {"hidden_act", "linear_act", "linear_output_gate"}
+ACTIVATIONS = {"hidden_act", "linear_attn_config.act", "linear_attn_config.output_gate"}
 # Where a product is rounded: compared by value in test_half_precision.py and test_bf16.py.
 ROUNDING = {"precision.alibi", "precision.router", "precision.router_weights"}
 

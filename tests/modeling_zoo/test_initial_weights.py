@@ -107,7 +107,11 @@ def test_a_cutoff_bounds_every_matrix():
 
 def test_recurrent_mixers_keep_the_start_of_their_papers():
     flags = {
-        **{"layer_types": ["linear_attention"] * LAYERS, "linear_attention_type": "mamba", "time_step_rank": 5},
+        **{
+            "layer_types": ["linear_attention"] * LAYERS,
+            "linear_attention_type": "mamba",
+            "linear_attn_config": {"time_step_rank": 5},
+        },
         **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 10},
         "linear_value_head_dim": 12,
     }

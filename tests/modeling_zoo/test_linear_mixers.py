@@ -32,7 +32,7 @@ CASES.append(("zamba2", 2, {"time_step_min": 0.9, "time_step_max": 1.0}))
 BORROWED = {
     "Glm5NextTextLinearAttention": (
         "kimi_linear", {"linear_lower_bound": -3.0},
-        {"linear_decay": "bounded_sigmoid", "linear_lower_bound": -3.0},
+        {"linear_attn_config.decay": "bounded_sigmoid", "linear_attn_config.lower_bound": -3.0},
     ),
     "Lfm3ShortConv": ("lfm2", {}, {}),
 }  # fmt: skip
@@ -146,20 +146,23 @@ def test_hybrid_layer_is_the_sum_of_its_parts():
         ({"linear_attention_type": ["mamba2"]}, "has 1 entries"),
         ({"linear_attention_type": [None, None]}, "needs linear_attention_type"),
         ({"linear_num_value_heads": 3, "linear_num_key_heads": 2}, "must be a multiple of linear_num_key_heads"),
-        ({"linear_step_norm": "rms_norm"}, "only means something with a linear_attention_type of"),
-        ({"linear_decay": "bounded_sigmoid"}, "needs a bound below 0"),
-        ({"linear_decay": "bounded_sigmoid", "linear_lower_bound": 2.0}, "needs a bound below 0"),
-        ({"linear_decay": "constant"}, "cannot be combined"),
-        ({"linear_decay": "sigmoid"}, "is not one of"),
+        ({"linear_attn_config": {"step_norm": "rms_norm"}}, "only means something with a linear_attention_type of"),
+        ({"linear_attn_config": {"decay": "bounded_sigmoid"}}, "needs a bound below 0"),
+        (
+            {"linear_attn_config": {"decay": "bounded_sigmoid", "lower_bound": 2.0}},
+            "needs a bound below 0",
+        ),
+        ({"linear_attn_config": {"decay": "constant"}}, "cannot be combined"),
+        ({"linear_attn_config": {"decay": "sigmoid"}}, "is not one of"),
         ({"linear_conv_kernel_dim": -1}, "too small"),
         ({"linear_attention_type": "short_conv", "linear_conv_kernel_dim": 0}, "too small"),
-        ({"linear_attention_type": "mamba2", "time_step_limit": [0.1]}, "must have 2 entries"),
+        ({"linear_attention_type": "mamba2", "linear_attn_config": {"time_step_limit": [0.1]}}, "must have 2 entries"),
         (
             {"linear_attention_type": "lightning_attention", "precision.linear_float32_parameters": True},
             "needs a convolution",
         ),
         ({"mup_multipliers": {"attention_in": 2.0}}, "only means something with a layer of layer_types"),
-        ({"linear_gate_rank": 0}, "must be greater than 0"),
+        ({"linear_attn_config": {"gate_rank": 0}}, "must be greater than 0"),
     ],
 )
 def test_a_contradiction_is_refused(fields, message):
@@ -177,7 +180,7 @@ def test_a_config_says_everything_and_resolves_once(variant):
 
 
 def test_parameters_that_stay_float32():
-    fields = {"linear_decay_rank": 3, "precision.linear_float32_parameters": True}
+    fields = {"linear_attn_config": {"decay_rank": 3}, "precision.linear_float32_parameters": True}
     model = ZooForCausalLM._from_config(zoo_config("kimi_delta_attention", fields), dtype=torch.bfloat16)
     kept = {name.split("linear_attn.")[-1] for name, x in model.named_parameters() if x.dtype == torch.float32}
     assert kept == {"conv1d.weight", "A_log", "dt_bias"}

@@ -252,7 +252,11 @@ def test_checkpointing_changes_no_gradient_or_is_refused(reentrant, name):
 
 def linear_options():
     """Every mechanism as it comes, and with each field it reads at each value that can be listed."""
-    switches = {"linear_conv_kernel_dim": (0, 1), "linear_gate_rank": (3,), "linear_decay_rank": (3,)}
+    switches = {
+        "linear_conv_kernel_dim": (0, 1),
+        "linear_attn_config.gate_rank": (3,),
+        "linear_attn_config.decay_rank": (3,),
+    }
     for mechanism, fields in LINEAR_MECHANISMS.items():
         word = "conv" if mechanism == "short_conv" else "linear_attention"
         sizes = {"short_conv": {}, "mamba": STATES, "mamba2": STATES, "rg_lru": BLOCKS}.get(mechanism, HEADS)

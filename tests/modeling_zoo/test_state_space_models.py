@@ -256,7 +256,7 @@ def test_heads_for_further_tokens_of_nemotron_come_back(tmp_path):
 def test_a_step_that_nothing_bounds_is_read_in_both_spellings(limit):
     raw = {"model_type": "mamba2", "time_step_limit": limit}
     config = import_config(raw)
-    assert config.time_step_limit is None
+    assert config.linear_attn_config["time_step_limit"] is None
     assert export_config(config, "mamba2") == raw
 
 

@@ -18,21 +18,36 @@ UNIT = {"linear_num_value_heads": 4, "linear_value_head_dim": 5}
 # Every mechanism in its own default, and each further flag once.
 VARIANTS = {name: (name, SIZES) for name in ("gated_delta_net", "delta_net", "linear_attention", "mamba2")}
 VARIANTS |= {
-    "kimi_delta_attention": ("kimi_delta_attention", SIZES | {"linear_decay_rank": 3, "linear_gate_rank": 3}),
+    "kimi_delta_attention": (
+        "kimi_delta_attention",
+        SIZES | {"linear_attn_config": {"decay_rank": 3, "gate_rank": 3}},
+    ),
     "gated_linear_attention": ("gated_linear_attention", SIZES),
     "lightning_attention": ("lightning_attention", SIZES),
     "mamba": ("mamba", {"linear_value_head_dim": 30, "linear_key_head_dim": 4}),
     "rg_lru": ("rg_lru", UNIT),
-    "short_conv": ("short_conv", {"linear_bias": True, "linear_conv_bias": True}),
-    "delta_net_no_conv": ("delta_net", SIZES | {"linear_conv_kernel_dim": 0, "linear_output_gate": "none"}),
-    "feature_map": ("linear_attention", SIZES | {"linear_feature_map": "elu_plus_one", "linear_output_norm": "none"}),
-    "per_head_bounded": ("gated_delta_net", SIZES | {"linear_decay": "bounded_sigmoid", "linear_lower_bound": -3.0}),
-    "time_step_limit": ("mamba2", SIZES | {"time_step_limit": [0.5, 0.8], "linear_bias": True}),
+    "short_conv": ("short_conv", {"linear_attn_config": {"bias": True, "conv_bias": True}}),
+    "delta_net_no_conv": (
+        "delta_net",
+        SIZES | {"linear_conv_kernel_dim": 0, "linear_attn_config": {"output_gate": "none"}},
+    ),
+    "feature_map": (
+        "linear_attention",
+        SIZES | {"linear_attn_config": {"feature_map": "elu_plus_one", "output_norm": "none"}},
+    ),
+    "per_head_bounded": (
+        "gated_delta_net",
+        SIZES | {"linear_attn_config": {"decay": "bounded_sigmoid", "lower_bound": -3.0}},
+    ),
+    "time_step_limit": (
+        "mamba2",
+        SIZES | {"linear_attn_config": {"time_step_limit": [0.5, 0.8], "bias": True}},
+    ),
     "scan_groups": (
         "mamba",
         {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_value_head_dim": 15, "linear_key_head_dim": 4},
     ),
-    "step_norm": ("mamba", {"linear_value_head_dim": 30, "linear_step_norm": "rms_norm"}),
+    "step_norm": ("mamba", {"linear_value_head_dim": 30, "linear_attn_config": {"step_norm": "rms_norm"}}),
 }
 
 
