@@ -1,129 +1,27 @@
-"""Slow references of families that transformers has no class for: every tensor under its published name, no cache.
+"""Slow references of families that transformers has no class for: every tensor under its published name.
 
-Written from the models' reports and the layouts of their files; every step is the formula, one token table at a time.
+Written from the models' reports and the layouts of their files.
 """
 
-import torch
+from published_parts import (
+    Attention,
+    Experts,
+    GatedMLP,
+    Layer,
+    LlamaLike,
+    Published,
+    RMSNorm,
+    attend,
+    frequencies,
+    linear,
+    of_heads,
+    old_frequencies,
+    rotate,
+)
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.activations import ACT2FN
-from transformers.modeling_outputs import CausalLMOutput
 
 from conversion import family_of
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
-
-    def forward(self, x):
-        return self.weight * (x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps))
-
-
-def linear(inner, outer, bias=False):
-    return nn.Linear(inner, outer, bias=bias)
-
-
-def frequencies(theta, width, slower=1.0):
-    """Radians a token of every pair of channels: θ^(-2j / n)."""
-    return [theta ** (-channel / width) / slower for channel in range(0, width, 2)]
-
-
-def old_frequencies(config, width):
-    """By `rope_theta`, and a `rope_scaling` that is linear."""
-    scaling = getattr(config, "rope_scaling", None) or {"type": "default", "factor": 1.0}
-    assert scaling["type"] in ("default", "linear")
-    return frequencies(config.rope_theta, width, scaling["factor"])
-
-
-def rotate(x, positions, radians, in_pairs=False):
-    """x `[B, T, H, d]` with its first channels turned: pair (j, j + n/2), or (2j, 2j + 1) `in_pairs`."""
-    angle = positions[..., None, None].float() * torch.tensor(radians)
-    cos, sin, width = angle.cos(), angle.sin(), 2 * len(radians)
-    turned, rest = x[..., :width], x[..., width:]
-    if in_pairs:
-        a, b = turned[..., ::2], turned[..., 1::2]
-        out = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-    else:
-        a, b = turned.chunk(2, -1)
-        out = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-    return torch.cat([out, rest], -1)
-
-
-def attend(q, k, v, allowed, bias=0.0):
-    """softmax(q kᵀ / √d + bias) v head by head; q `[B, T, H, d]`, k and v with fewer heads; `allowed` `[B, T, T]`."""
-    heads, shared = q.shape[2], q.shape[2] // k.shape[2]
-    out = []
-    for head in range(heads):
-        scores = q[:, :, head] @ k[:, :, head // shared].mT / q.shape[-1] ** 0.5
-        scores = scores + (bias[head] if torch.is_tensor(bias) else bias)
-        out.append(scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num() @ v[:, :, head // shared])
-    return torch.cat(out, -1)
-
-
-def of_heads(x, width):
-    return x.unflatten(-1, (-1, width))
-
-
-class GatedMLP(nn.Module):
-    """down(act(gate(x)) · up(x)), the three maps under given names."""
-
-    def __init__(self, width, inner, names=("gate_proj", "up_proj", "down_proj"), bias=False, act="silu"):
-        super().__init__()
-        self.names, self.act = names, ACT2FN[act]
-        for name, (a, b) in zip(names, [(width, inner), (width, inner), (inner, width)], strict=True):
-            self.add_module(name, linear(a, b, bias))
-
-    def forward(self, x):
-        gate, up, down = (getattr(self, name) for name in self.names)
-        return down(self.act(gate(x)) * up(x))
-
-
-class Published(PreTrainedModel, GenerationMixin):
-    """A body of layers `layer(x, positions, allowed) -> x` between a table and a head, found by their names."""
-
-    body, table, stack, norm, head = "model", "embed_tokens", "layers", "norm", "lm_head"
-    _no_split_modules = ()
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.build(config)
-        self.post_init()
-        self.generation_config.use_cache = False
-
-    def _init_weights(self, module):
-        """Tests fill the parameters."""
-
-    def part(self, name):
-        return self.get_submodule(f"{self.body}.{name}")
-
-    def get_input_embeddings(self):
-        return self.part(self.table)
-
-    def get_output_embeddings(self):
-        return self.get_submodule(self.head)
-
-    def embed(self, input_ids):
-        return self.part(self.table)(input_ids)
-
-    def logits(self, x):
-        return self.get_output_embeddings()(x)
-
-    def forward(self, input_ids, attention_mask=None, **_):
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        allowed = mask.bool()[:, None, :] & torch.ones(2 * input_ids.shape[1:]).tril().bool()
-        x = self.embed(input_ids)
-        for layer in self.part(self.stack):
-            x = layer(x, positions, allowed)
-        return CausalLMOutput(logits=self.logits(self.part(self.norm)(x)))
-
-
-def tied(body):
-    """Where a published class ties its head to."""
-    return {"lm_head.weight": f"{body}.weight"}
 
 
 class InternLM2Layer(nn.Module):
@@ -204,4 +102,83 @@ class ChatGLMForConditionalGeneration(Published):
         self.transformer.output_layer = linear(c.hidden_size, c.padded_vocab_size)
 
 
-PUBLISHED = {"internlm2": InternLM2ForCausalLM, "chatglm": ChatGLMForConditionalGeneration}
+class MiniCPMForCausalLM(LlamaLike):
+    """Embeddings times `scale_emb`, branches times scale_depth / √layers, logits over hidden size / dim_model_base."""
+
+    config_class = family_of("minicpm").config_class
+
+    def layer(self, c, index):
+        if c.num_experts:
+            experts = [
+                GatedMLP(c.hidden_size, c.intermediate_size, ("w1", "w3", "w2"), act=c.hidden_act)
+                for _ in range(c.num_experts)
+            ]
+            mlp = Experts(c, experts, normalised=True)
+        else:
+            mlp = GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act)
+        layer = Layer(c, Attention(c, c.attention_bias), mlp)
+        layer.scale = c.scale_depth / c.num_hidden_layers**0.5
+        return layer
+
+    def embed(self, input_ids):
+        return self.config.scale_emb * self.model.embed_tokens(input_ids)
+
+    def logits(self, x):
+        return self.lm_head(x / (self.config.hidden_size / self.config.dim_model_base))
+
+
+class DeepseekForCausalLM(LlamaLike):
+    config_class = family_of("deepseek").config_class
+
+    def layer(self, c, index):
+        sparse = c.n_routed_experts and index >= c.first_k_dense_replace and index % c.moe_layer_freq == 0
+        mlp = GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act)
+        if sparse:
+            width = c.moe_intermediate_size
+            experts = [GatedMLP(c.hidden_size, width, act=c.hidden_act) for _ in range(c.n_routed_experts)]
+            shared = (
+                GatedMLP(c.hidden_size, width * c.n_shared_experts, act=c.hidden_act) if c.n_shared_experts else None
+            )
+            mlp = Experts(c, experts, c.norm_topk_prob, shared)
+        return Layer(c, Attention(c, c.attention_bias), mlp)
+
+
+class QWenLayer(nn.Module):
+    def __init__(self, c, index):
+        super().__init__()
+        inner, bias = c.num_attention_heads * c.kv_channels, not c.no_bias
+        self.ln_1, self.ln_2 = (RMSNorm(c.hidden_size, c.layer_norm_epsilon) for _ in range(2))
+        self.attn = nn.Module()
+        self.attn.c_attn = linear(c.hidden_size, 3 * inner, True)
+        self.attn.c_proj = linear(inner, c.hidden_size, bias)
+        self.mlp = GatedMLP(c.hidden_size, c.intermediate_size // 2, ("w2", "w1", "c_proj"), bias)
+        self.width = c.kv_channels
+        self.radians = frequencies(c.rotary_emb_base, int(c.kv_channels * c.rotary_pct))
+
+    def forward(self, x, positions, allowed):
+        q, k, v = (of_heads(one, self.width) for one in self.attn.c_attn(self.ln_1(x)).chunk(3, -1))
+        q, k = (rotate(one, positions, self.radians) for one in (q, k))
+        x = x + self.attn.c_proj(attend(q, k, v, allowed))
+        return x + self.mlp(self.ln_2(x))
+
+
+class QWenLMHeadModel(Published):
+    config_class = family_of("qwen").config_class
+    base_model_prefix = body = "transformer"
+    table, stack, norm = "wte", "h", "ln_f"
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+
+    def build(self, c):
+        self.transformer = nn.Module()
+        self.transformer.wte = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.transformer.h = nn.ModuleList(QWenLayer(c, index) for index in range(c.num_hidden_layers))
+        self.transformer.ln_f = RMSNorm(c.hidden_size, c.layer_norm_epsilon)
+        self.lm_head = linear(c.hidden_size, c.vocab_size)
+
+
+PUBLISHED = {
+    model.config_class.model_type: model
+    for model in (
+        InternLM2ForCausalLM, ChatGLMForConditionalGeneration, MiniCPMForCausalLM, DeepseekForCausalLM, QWenLMHeadModel,
+    )
+}  # fmt: skip
