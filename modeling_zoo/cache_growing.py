@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicIndexedLayer, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
-from .cache_storage import PackedStore, PairStore, TokenBuffer
+from .cache_storage import PackedStore, PairStore
 
 
 class StoredLayer:
@@ -72,14 +72,16 @@ class StoredLayer:
         self._map_batch(lambda states: states[indices])
 
     def _map_batch(self, function):
-        self.store.map_batch(function)
+        for buffer in self.store.buffers:
+            buffer.map_batch(function)
 
     def offload(self) -> None:
-        self.store.offload()
+        for buffer in self.store.buffers:
+            buffer.offload()
 
     def prefetch(self) -> None:
-        if self.is_initialized:
-            self.store.prefetch(self.device, self.max_tokens)
+        for buffer in self.store.buffers if self.is_initialized else ():
+            buffer.prefetch(self.device, self.max_tokens)
 
     def reset(self) -> None:
         self.store.clear()
@@ -105,7 +107,8 @@ class GrowingLayer(StoredLayer, DynamicLayer):
         """Forget the last `-tokens_to_remove` tokens; raises ValueError for a positive number."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number.")
-        self.store.crop(-tokens_to_remove)
+        for buffer in self.store.buffers:
+            buffer.crop(-tokens_to_remove)
 
 
 class LatentLayer(GrowingLayer):
@@ -117,75 +120,6 @@ class LatentLayer(GrowingLayer):
     def latent_and_rope(self) -> torch.Tensor | None:
         """`[B, 1, T, c + r]`, of which `keys` and `values` are the two column blocks; None before the first token."""
         return self.store.buffer.tail()
-
-
-class IndexedLayer(GrowingLayer, DynamicIndexedLayer):
-    """Sparse attention: beside keys and values, the indexer's keys `[B, T, di]` (DeepSeek-V3.2, section 2.1).
-
-    A layer that reuses the indices of an earlier one never calls `update_indexer`; its `indexer_keys` stay None.
-    """
-
-    def __init__(self, **kwargs: Any):
-        self.indexer_buffer = TokenBuffer()
-        super().__init__(**kwargs)
-        self.indexer_position_ids = None
-
-    @property
-    def indexer_keys(self) -> torch.Tensor | None:
-        return self.indexer_buffer.tail()
-
-    @indexer_keys.setter
-    def indexer_keys(self, states: torch.Tensor | None) -> None:
-        if states is None:
-            self.indexer_buffer.clear()
-        else:
-            self.indexer_buffer.adopt(states)
-
-    def expect(self, tokens: int, share: float) -> None:
-        super().expect(tokens, share)
-        self.indexer_buffer.expect(tokens, share)
-
-    def lazy_initialization_indexer(self, indexer_key_states: torch.Tensor) -> None:
-        self.indexer_dtype, self.indexer_device = indexer_key_states.dtype, indexer_key_states.device
-        self.is_indexer_initialized = True
-
-    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
-        """Append `[B, t, di]` indexer keys; returns the view of all of them, `[B, T, di]`."""
-        if not self.is_indexer_initialized:
-            self.lazy_initialization_indexer(indexer_key_states)
-        return self.indexer_buffer.append(indexer_key_states)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
-        self.indexer_buffer.crop(-tokens_to_remove)
-        if self.indexer_position_ids is not None:
-            left = max(self.indexer_position_ids.shape[-1] + tokens_to_remove, 0)
-            self.indexer_position_ids = self.indexer_position_ids[..., :left]
-
-    def _map_batch(self, function):
-        super()._map_batch(function)
-        self.indexer_buffer.map_batch(function)
-        if self.indexer_position_ids is not None:
-            # [position_dims, B, T]: the batch is the second axis here.
-            self.indexer_position_ids = function(self.indexer_position_ids.transpose(0, 1)).transpose(0, 1)
-
-    def offload(self) -> None:
-        super().offload()
-        self.indexer_buffer.offload()
-
-    def prefetch(self) -> None:
-        super().prefetch()
-        if self.is_indexer_initialized:
-            self.indexer_buffer.prefetch(self.indexer_device)
-
-    def reset(self) -> None:
-        self.indexer_buffer.clear()
-        self.indexer_position_ids, self.is_indexer_initialized = None, False
-        super().reset()
-
-
-class IndexedLatentLayer(IndexedLayer, LatentLayer):
-    """Sparse latent attention: latent, rope key and indexer keys."""
 
 
 def refuse_keys_per_head(cache: Cache | None, layer_idx: int) -> None:

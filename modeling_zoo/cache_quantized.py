@@ -2,7 +2,8 @@
 
 import torch
 
-from .cache_growing import GrowingLayer, IndexedLayer
+from .cache_growing import GrowingLayer
+from .cache_indexed import IndexedLayer
 from .cache_sliding import SlidingLayer
 from .cache_storage import PairStore, TokenBuffer
 

@@ -34,8 +34,12 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
     def activate_past_recording(self) -> None:
         """From here on keep everything until `crop`, so that it can bring the window back."""
         if not self.record_past:
-            self.store.trim(self.past_window, self.max_tokens)
+            self._trim()
         super().activate_past_recording()
+
+    def _trim(self):
+        for buffer in self.store.buffers:
+            buffer.trim(self.past_window, self.max_tokens)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -86,8 +90,9 @@ class SlidingLayer(StoredLayer, DynamicSlidingWindowLayer):
                 f"crop({tokens_to_remove}): only {len(self.store)} tokens are recorded, and {self.past_window} must be "
                 "left."
             )
-        self.store.crop(-tokens_to_remove)
-        self.store.trim(self.past_window, self.max_tokens)
+        for buffer in self.store.buffers:
+            buffer.crop(-tokens_to_remove)
+        self._trim()
         self.cumulative_length = left
 
 

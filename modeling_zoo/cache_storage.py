@@ -203,6 +203,10 @@ class PairStore:
     def __len__(self) -> int:
         return len(self.buffers[0])
 
+    def clear(self) -> None:
+        for buffer in self.buffers:
+            buffer.clear()
+
     def append(
         self, keys: torch.Tensor, values: torch.Tensor, keep: int | None = None, max_tokens: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,30 +228,6 @@ class PairStore:
         for buffer, states in ((self.key_buffer, keys), (self.value_buffer, values)):
             if states is not None:
                 buffer.adopt(states)
-
-    def crop(self, count: int) -> None:
-        for buffer in self.buffers:
-            buffer.crop(count)
-
-    def trim(self, keep: int, max_tokens: int) -> None:
-        for buffer in self.buffers:
-            buffer.trim(keep, max_tokens)
-
-    def clear(self) -> None:
-        for buffer in self.buffers:
-            buffer.clear()
-
-    def map_batch(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        for buffer in self.buffers:
-            buffer.map_batch(function)
-
-    def offload(self) -> None:
-        for buffer in self.buffers:
-            buffer.offload()
-
-    def prefetch(self, device: torch.device | str, max_tokens: int | None = None) -> None:
-        for buffer in self.buffers:
-            buffer.prefetch(device, max_tokens)
 
 
 class PackedStore(PairStore):

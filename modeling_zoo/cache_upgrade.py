@@ -8,7 +8,7 @@ import copy
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, cache_utils
+from transformers import GenerationConfig
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -30,13 +30,14 @@ from transformers.cache_utils import (
 from configuration_zoo import ZooConfig
 
 from .cache_counting import CountingLayer, CountingRecurrentLayer
-from .cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
+from .cache_growing import GrowingLayer, LatentLayer
 from .cache_hybrid import (
     RecurrentAndGrowingLayer,
     RecurrentAndSlidingLayer,
     RecurrentAndStaticLayer,
     RecurrentAndStaticSlidingLayer,
 )
+from .cache_indexed import IndexedLatentLayer, IndexedLayer
 from .cache_quantized import (
     QuantizedGrowingLayer,
     QuantizedIndexedLatentLayer,
@@ -94,16 +95,6 @@ KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 RESERVED_SHARE = 0.5
 # The name of the quantised layers in `cache_config`.
 INT8_BACKEND = "int8"
-
-
-def register_indexed_attention() -> None:
-    """Tells a transformers before 5.19, which has another layer type for them, that these layers are indexed
-    attention's."""
-    for table, layer in (("DYNAMIC", DynamicIndexedLayer), ("STATIC", StaticIndexedLayer)):
-        getattr(cache_utils, f"{table}_LAYER_TYPE_MAPPING", {}).setdefault("indexed_attention", layer)
-
-
-register_indexed_attention()
 
 
 def upgrade_cache(cache: Cache | None, config: ZooConfig, quantized: bool = False) -> Cache | None:

@@ -40,7 +40,7 @@ def rms_norm(
     if is_eager_cpu_inference(x):
         return chunked_rms_norm(x, weight, eps, offset, cast)
     if is_eager_cuda(x) and x.dtype in FUSED_DTYPES:
-        form = fused_scaled_rms_norm if cast == "scale_then_cast" and weight is not None else fused_rms_norm
+        form = fused_rms_norm if weight is None else FUSED_FORMS.get(cast, fused_rms_norm)
         return form(x, weight, eps, offset)
     return plain_rms_norm(x, weight, eps, offset, cast)
 
@@ -80,6 +80,10 @@ def fused_scaled_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, off
     normed = torch.rms_norm(x.float(), (x.shape[-1],), None, eps)
     scaled = torch.addcmul(normed, normed, weight) if offset == 1 else normed * (weight.float() + offset)
     return scaled.to(x.dtype)
+
+
+# Where the weight is multiplied before rounding.
+FUSED_FORMS = {"scale_then_cast": fused_scaled_rms_norm}
 
 
 def layer_norm(

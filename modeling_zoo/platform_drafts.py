@@ -104,21 +104,15 @@ class MultiTokenDrafts(CandidateGenerator):
 
 
 # By the field that asks for the layers.
-DRAFTS = {"num_mtp_layers": MultiTokenDrafts}
-
-
-def make_drafts(
+def multi_token_drafts(
     model: PreTrainedModel,
     generation_config: GenerationConfig,
     logits_processor: LogitsProcessorList | None = None,
     model_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
-) -> CandidateGenerator:
-    """The drafts of a model. Raises ValueError for one without prediction layers, for a cache that holds tokens (with
-    which transformers' loop reads them twice), and where transformers is too old."""
-    drafts = next((drafts for field, drafts in DRAFTS.items() if getattr(model.config, field)), None)
-    if drafts is None:
-        raise ValueError("use_mtp=True drafts with prediction layers, and this model has num_mtp_layers=0.")
+) -> MultiTokenDrafts:
+    """Those of a model with prediction layers. Raises ValueError for a cache that holds tokens (with which
+    transformers' loop reads them twice), and where transformers is too old."""
     cache = (model_kwargs or {}).get("past_key_values")
     if cache is not None and cache.get_seq_length():
         raise ValueError(
@@ -129,4 +123,15 @@ def make_drafts(
         raise ValueError(
             "use_mtp=True needs a transformers that hands hidden states to drafts: install a newer version."
         )
-    return drafts(model, generation_config, logits_processor)
+    return MultiTokenDrafts(model, generation_config, logits_processor)
+
+
+DRAFTS = {"num_mtp_layers": multi_token_drafts}
+
+
+def make_drafts(model: PreTrainedModel, *args: Any, **kwargs: Any) -> CandidateGenerator:
+    """The drafts of a model. Raises ValueError for one without prediction layers."""
+    make = next((make for field, make in DRAFTS.items() if getattr(model.config, field)), None)
+    if make is None:
+        raise ValueError("use_mtp=True drafts with prediction layers, and this model has num_mtp_layers=0.")
+    return make(model, *args, **kwargs)

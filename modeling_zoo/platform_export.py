@@ -17,13 +17,13 @@ _FOREIGN = ("source_config", "source_extras", "architectures", "auto_map", "id2l
 def words_of(config: ZooConfig) -> Iterator[tuple[str, str]]:
     """(field, word) of every word that a config or one of its layers has; a field that is set is a word, too."""
     parts = [*config.per_layer_config, config.outside_layers()] if config.is_heterogeneous else [config]
-    named = [field.name for field in fields(config) if field.name not in _FOREIGN]
+    named = [field.name for field in fields(config)]
     for part, names in [*((part, named) for part in parts), (config, DERIVED)]:
         for name in names:
             value = getattr(part, name, None)
             if value:
                 yield name, name
-            for word in words_in(value):
+            for word in words_in(value) if name not in _FOREIGN else ():
                 yield name, word
 
 

@@ -28,7 +28,12 @@ class SavedFolder:
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and is_first_rank():
             remove_older_set(save_directory, before)
-            copy_source_folder(self.config, save_directory)
+            self._copy_kept(save_directory)
+
+    def _copy_kept(self, folder):
+        for field, copy in KEPT_BESIDE.items():
+            if getattr(self.config, field) is not None:
+                copy(self.config, folder)
 
     def load_custom_generate(self, pretrained_model_name_or_path: str | None = None, **kwargs: Any) -> Callable:
         """transformers' own. Raises OSError for the model's own folder, whose code is its two files: loading it
@@ -39,7 +44,7 @@ class SavedFolder:
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self.config.write_card(working_dir)
-        copy_source_folder(self.config, working_dir)
+        self._copy_kept(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
@@ -78,7 +83,7 @@ def is_the_file(place: Path, path: Path) -> bool:
 def source_folder_of(config: ZooConfig) -> Path | None:
     """The folder `source/` that belongs to a loaded config: of a local folder, or as far as a Hub cache has it."""
     name = str(getattr(config, "name_or_path", "") or "")
-    if config.source_config is None or not name:
+    if not name:
         return None
     if Path(name).is_dir():
         return Path(name) / SOURCE_FOLDER if (Path(name) / SOURCE_FOLDER).is_dir() else None
@@ -87,6 +92,10 @@ def source_folder_of(config: ZooConfig) -> Path | None:
     except HFValidationError:
         return None
     return Path(manifest).parent if isinstance(manifest, str) else None
+
+
+# What is beside the weights of a model with this field.
+KEPT_BESIDE = {"source_config": copy_source_folder}
 
 
 def modification_times(folder: str | os.PathLike) -> dict[str, int | None]:

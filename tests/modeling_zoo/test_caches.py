@@ -20,8 +20,9 @@ from transformers import cache_utils as theirs
 
 from modeling_zoo import cache_storage
 from modeling_zoo.cache_counting import CountingRecurrentLayer
-from modeling_zoo.cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
+from modeling_zoo.cache_growing import GrowingLayer, LatentLayer
 from modeling_zoo.cache_hybrid import RecurrentAndGrowingLayer, RecurrentAndSlidingLayer, RecurrentAndStaticLayer
+from modeling_zoo.cache_indexed import IndexedLatentLayer, IndexedLayer
 from modeling_zoo.cache_quantized import QuantizedGrowingLayer, QuantizedLatentLayer, QuantizedSlidingLayer
 from modeling_zoo.cache_recurrent import RecurrentLayer
 from modeling_zoo.cache_sliding import SlidingLatentLayer, SlidingLayer

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from modeling_zoo import cache_storage
-from modeling_zoo.cache_growing import GrowingLayer, IndexedLatentLayer, IndexedLayer, LatentLayer
+from modeling_zoo.cache_growing import GrowingLayer, LatentLayer
+from modeling_zoo.cache_indexed import IndexedLatentLayer, IndexedLayer
 from modeling_zoo.cache_quantized import (
     QuantizedGrowingLayer,
     QuantizedIndexedLatentLayer,

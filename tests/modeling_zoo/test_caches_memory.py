@@ -8,7 +8,8 @@ from transformers import DynamicCache
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, cache_storage
-from modeling_zoo.cache_growing import GrowingLayer, IndexedLatentLayer
+from modeling_zoo.cache_growing import GrowingLayer
+from modeling_zoo.cache_indexed import IndexedLatentLayer
 from modeling_zoo.cache_storage import TokenBuffer, storage_size
 from modeling_zoo.cache_upgrade import expect_tokens, upgrade_cache
 
