@@ -5,6 +5,7 @@
     python -m benchmarks table                                 all of them, as benchmarks/results/<name>.md
     python -m benchmarks plot --max 16384                      decode time against context, a picture and a table
     python -m benchmarks checkpoint examples/stories260K       both classes on a checkpoint you have
+    python -m benchmarks mtp                                   decoding with drafts by a model's own prediction layers
     python -m benchmarks gpu --out results                     everything that one GPU can say in six minutes
 
 Each prints its ratio, both medians, peak memory and the largest relative difference of the logits.
@@ -18,7 +19,7 @@ from dataclasses import replace
 import torch
 from transformers.utils import logging
 
-from . import cases, checkpoint, curves, table
+from . import cases, checkpoint, curves, multi_token, table
 from .gpu import command as gpu
 
 # Scripts of their own beside the cases.
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--tiny", action="store_true", help="every size small: whether it runs, not how fast")
         command.add_argument("--out", help="folder of results instead of benchmarks/results")
     checkpoint.add_arguments(commands.add_parser("checkpoint"))
+    multi_token.add_arguments(commands.add_parser("mtp"))
     gpu.add_arguments(commands.add_parser("gpu"))
     return whole
 
@@ -82,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     if arguments.command == "checkpoint":
         print(checkpoint.run(arguments))
+        return 0
+    if arguments.command == "mtp":
+        print(multi_token.run(arguments))
         return 0
     if arguments.command == "gpu":
         return gpu.run(arguments)

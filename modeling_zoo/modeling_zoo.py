@@ -235,7 +235,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
     def _get_candidate_generator(self, generation_config: GenerationConfig, **kwargs: Any) -> CandidateGenerator:
         """transformers' own, but for `generate(use_mtp=True)`: the layers that predict further tokens are here."""
         if getattr(generation_config, "use_mtp", None):
-            return make_drafts(self, generation_config, **kwargs)
+            return make_drafts(self, generation_config=generation_config, **kwargs)
         return super()._get_candidate_generator(generation_config=generation_config, **kwargs)
 
     def prepare_inputs_for_generation(

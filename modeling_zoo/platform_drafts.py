@@ -18,7 +18,8 @@ class MultiTokenDrafts(CandidateGenerator):
     """Draft k of a round is the choice of prediction layer k at the last position.
 
     Layer k reads token i + k at position i, so its last k - 1 positions of a round stood on drafts. They are read again
-    in the next round, where these tokens are known: each layer's cache goes back by n - 1 tokens first.
+    in the next round, where these tokens are known: each layer's cache goes back by n - 1 tokens first. Raises
+    ValueError for a cache that holds tokens, and where transformers is too old.
     """
 
     requires_model_outputs = True
@@ -28,8 +29,21 @@ class MultiTokenDrafts(CandidateGenerator):
         self,
         model: PreTrainedModel,
         generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
         logits_processor: LogitsProcessorList | None = None,
+        **call: Any,
     ):
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            # transformers' loop would read these tokens again.
+            raise ValueError(
+                f"use_mtp=True starts from an empty cache, and past_key_values has {cache.get_seq_length()} tokens: "
+                "leave it out."
+            )
+        if not hasattr(CandidateGenerator, "requires_model_outputs"):
+            raise ValueError(
+                "use_mtp=True needs a transformers that hands hidden states to drafts: install a newer version."
+            )
         self.model, self.logits_processor = model, logits_processor
         self.do_sample, self.max_length = generation_config.do_sample, generation_config.max_length
         self.depth = model.config.num_mtp_layers
@@ -104,34 +118,12 @@ class MultiTokenDrafts(CandidateGenerator):
 
 
 # By the field that asks for the layers.
-def multi_token_drafts(
-    model: PreTrainedModel,
-    generation_config: GenerationConfig,
-    logits_processor: LogitsProcessorList | None = None,
-    model_kwargs: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> MultiTokenDrafts:
-    """Those of a model with prediction layers. Raises ValueError for a cache that holds tokens (with which
-    transformers' loop reads them twice), and where transformers is too old."""
-    cache = (model_kwargs or {}).get("past_key_values")
-    if cache is not None and cache.get_seq_length():
-        raise ValueError(
-            f"use_mtp=True starts from an empty cache, and past_key_values has {cache.get_seq_length()} tokens: leave "
-            "it out."
-        )
-    if not hasattr(CandidateGenerator, "requires_model_outputs"):
-        raise ValueError(
-            "use_mtp=True needs a transformers that hands hidden states to drafts: install a newer version."
-        )
-    return MultiTokenDrafts(model, generation_config, logits_processor)
+DRAFTS = {"num_mtp_layers": MultiTokenDrafts}
 
 
-DRAFTS = {"num_mtp_layers": multi_token_drafts}
-
-
-def make_drafts(model: PreTrainedModel, *args: Any, **kwargs: Any) -> CandidateGenerator:
-    """The drafts of a model. Raises ValueError for one without prediction layers."""
-    make = next((make for field, make in DRAFTS.items() if getattr(model.config, field)), None)
-    if make is None:
+def make_drafts(model: PreTrainedModel, **call: Any) -> CandidateGenerator:
+    """The drafts of a model; raises ValueError for one without prediction layers."""
+    drafts = next((drafts for field, drafts in DRAFTS.items() if getattr(model.config, field)), None)
+    if drafts is None:
         raise ValueError("use_mtp=True drafts with prediction layers, and this model has num_mtp_layers=0.")
-    return make(model, *args, **kwargs)
+    return drafts(model, **call)

@@ -25,6 +25,7 @@ from ..formats.schemes import without_scheme
 from .culprits import with_culprit
 from .family import Family
 from .heads import head_of, labels_of
+from .prediction import promise, said_by
 from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
 from .their_config import BAD_CONFIG, TIE, class_key, class_of, their_config
 
@@ -102,9 +103,13 @@ def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any
     family = family_of(to)
     same = source is not None and file_name(model_type_of(source)) == file_name(to)
     try:
+        overrides = overrides if same else {}
         raw = _changed_source(config, family, overrides) if same else _from_defaults(config, to, family)
-        _say_head(raw, config, to, family, overrides if same else {})
-        again = import_config(raw, **(overrides if same else {}))
+        _say_head(raw, config, to, family, overrides)
+        if config.num_mtp_layers != overrides.get("num_mtp_layers", 0):
+            promise(_place(raw, family), config.num_mtp_layers, _spellings(to, family))
+        unsaid = {name: value for name, value in overrides.items() if name not in ("num_mtp_layers", "mtp")}
+        again = import_config(raw, **unsaid, **said_by(config, family.rules_for(config), raw))
     except BAD_CONFIG as error:
         raise ConversionError(f"{to} cannot express this model: {_why(config, to, error)}") from error
     if differing := architecture_differences(config, again):
@@ -153,6 +158,12 @@ def _build(arguments: dict[str, Any], model_type: str, foreign: Iterable[str] = 
             if not is_read(config, cause.field):
                 return config
         raise ConversionError(f"this {model_type} configuration is not a valid ZooConfig: {one_line(error)}") from error
+
+
+def _spellings(to: str, family: Family) -> set[str]:
+    """Every key that transformers' config class of a family reads."""
+    config_class = class_of(to, family)
+    return {field.name for field in fields(config_class)} | set(config_class.attribute_map)
 
 
 def _back(config: ZooConfig, family: Family) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A foreign folder, read and planned: everything that can be wrong is found here, before anything is written."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..formats.schemes import decoded, without_scheme
 from ..formats.stored import DecodedCheckpoint
 from .config_bridge import import_config
 from .plan import Plan, Planner
+from .prediction import fits, found_in
 from .registry import model_type_of
 from .their_side import kept_dtypes, planner_for
 from .zoo_side import Expected, check_import, expected_tensors, own_dtypes
@@ -91,6 +93,14 @@ def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None =
         return config, expected, planner, plan, _share(plan, expected)
 
     config, expected, planner, plan, unshared = planned()
+    if fields := found_in(plan.aside, {name: planner.as_seen(name) for name in plan.aside}, config, raw):
+        # Layers that predict further tokens are parts of the model where all of them are as zoo builds them.
+        with suppress(ConversionError):
+            found = planned(**fields)
+            if fits(found[3].outputs, found[1].tensors):
+                (config, expected, planner, plan, unshared), fields = found, {}
+        for name in fields:
+            del overrides[name]
     if _is_body(plan, expected, planner, checkpoint):
         config, expected, planner, plan, unshared = planned(architectures=[BODY])
     stored_twice = _equal_copies(plan, expected, checkpoint)

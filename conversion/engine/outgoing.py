@@ -87,7 +87,7 @@ def read_outgoing(
     _check_comes_back(planner, plan, reader.headers, to)
     # The name of a file of the source, which the target has under the usual one.
     target.pop("transformers_weights", None)
-    if wanted.text_only:
+    if wanted.text_only and not config.num_mtp_layers:
         promise_nothing(target)
     buffers = _buffers(planner, config, target, extras)
     return Outgoing(config, to, target, reader, plan, extras, left_behind, buffers)

@@ -14,6 +14,7 @@ from ..errors import ConversionError
 from ..files.writer import describe
 from .family import Family
 from .patterns import Pattern, natural_key
+from .prediction import prediction_rules
 from .rules import Context, Drop, Empty, Rule
 
 # Names outside the body, which a file of the bare body does not have and whose names never start with its prefix.
@@ -114,7 +115,8 @@ class Planner:
     """
 
     def __init__(self, family: Family, config: Any, around: dict[str, str] | None = None, body: bool = False):
-        self.family, self.config, self.rules = family, config, family.rules_for(config)
+        rules = family.rules_for(config)
+        self.family, self.config, self.rules = family, config, [*prediction_rules(rules, config), *rules]
         self.around, self.body = around or {}, body
 
     def forward(self, headers: dict[str, Tensor]) -> Plan:
@@ -136,6 +138,10 @@ class Planner:
             return self._unprefixed(name)
         values = dict.fromkeys(rule.many_theirs, 0) | rule.values_to_theirs(ctx.values)
         return " + ".join(self._unprefixed(pattern.format(values)) for pattern in rule.theirs)
+
+    def as_seen(self, name: str) -> str:
+        """One of their names as the patterns of the rules spell it."""
+        return self._prefixed(name)
 
     def as_ruled(self, name: str) -> str:
         """One of their names as the rules see it, the same whichever prefixes it has or lacks."""

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from ..engine.family import restore_rope, rope
+from ..engine.prediction import BESIDE_IN_WINDOWS, KeepPrediction
 from .olmo3 import YARN
 from .qwen3_moe import FAMILY as QWEN3
 from .shared_common import restore_window, window_fields
-from .shared_experts import MTP_HEADS, normed, tiny_experts
+from .shared_experts import normed, tiny_experts
 
 PLAIN = {"rope_type": "default", "rope_theta": 1e3}
 FAMILY = replace(
@@ -15,7 +16,7 @@ FAMILY = replace(
     derive=lambda theirs: {"rope_parameters": rope(theirs, partial=True)} | window_fields(theirs) | normed(theirs),
     restore=lambda ours: {"rope_parameters": restore_rope(ours), "num_nextn_predict_layers": None}
     | restore_window(ours),
-    rules=[*MTP_HEADS, *QWEN3.rules],
+    rules=[KeepPrediction("mtp{*}", BESIDE_IN_WINDOWS), *QWEN3.rules],
     tiny=[
         tiny_experts(num_hidden_layers=4, sliding_window=5, layer_types=["sliding_attention", "full_attention"] * 2),
         tiny_experts(

@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..engine.family import COMMON_FIELDS, Keys, Ours, Theirs
-from ..engine.rules import Drop, Keep, Rule, StackExperts, renames
+from ..engine.prediction import BEHIND, KeepPrediction
+from ..engine.rules import Drop, Rule, StackExperts, renames
 
 LLAMA_FIELDS = COMMON_FIELDS | {"rms_norm_eps": "norm_eps"}
 
@@ -46,8 +47,10 @@ def expert_rules(
     ]
 
 
-# Layers after the last one: heads that predict further tokens. Zoo has no use for them yet.
-PREDICTION_LAYERS = [Keep("model.layers.{i}.{*}", where=lambda ctx: ctx.layer >= ctx.config.num_hidden_layers)]
+# Layers after the last one, which predict further tokens.
+PREDICTION_LAYERS = [
+    KeepPrediction("model.layers.{i}.{*}", BEHIND, where=lambda ctx: ctx.layer >= ctx.config.num_hidden_layers)
+]
 
 
 def window_fields(theirs: Theirs) -> Keys:

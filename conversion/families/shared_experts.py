@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..engine.family import Keys, Ours, Theirs
+from ..engine.prediction import BESIDE, KeepPrediction
 from ..engine.rules import Empty, Keep, Rule, renames
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, expert_rules, restore_window_fields, tiny
 
@@ -34,8 +35,8 @@ MIXTRAL_RULES = [
          "model.layers.{i}.mlp.experts.{gate_up_proj|down_proj}"),
 ]  # fmt: skip
 
-# Heads that predict further tokens, outside the layers (ERNIE, EXAONE, MiMo). Zoo has no use for them yet.
-MTP_HEADS = [Keep("mtp{*}"), Keep("model.mtp{*}")]
+# Layers that predict further tokens, outside the model's own.
+MTP_HEADS = [KeepPrediction("mtp{*}", BESIDE), Keep("model.mtp{*}")]
 
 
 def has_no_shared_expert(ctx: Any) -> bool:

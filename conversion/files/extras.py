@@ -16,15 +16,13 @@ from configuration_zoo import ZooConfig
 
 from ..engine.incoming import read_incoming
 from ..engine.plan import Planner
+from ..engine.prediction import COUNTS
 from ..engine.registry import OWN_TYPE, family_of, file_name, model_type_of
 from ..errors import ConversionError
 from .checkpoint import Checkpoint
 from .kept import groups, in_words
 from .sidecar import Manifest, set_aside
 from .sources import read_config, resolve_source
-
-# How many layers that predict further tokens a config.json promises, in the spellings of the families.
-_PREDICTION_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 
 
 @dataclass
@@ -110,6 +108,6 @@ def text_family(config: ZooConfig, to: str) -> str:
 def promise_nothing(raw: dict[str, Any]) -> None:
     """A config.json for files without prediction layers."""
     for place in (raw, *(value for value in raw.values() if isinstance(value, dict))):
-        for key in _PREDICTION_COUNTS:
+        for key in COUNTS:
             if place.get(key):
                 place[key] = 0

@@ -146,3 +146,13 @@ def test_recurrences_are_kept_in_a_table(tmp_path, capsys):
     capsys.readouterr()
     page = (tmp_path / "recurrences.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in page if "≥" in line] == ["| ssd", "| step-gdn"]
+
+
+def test_drafts_change_no_token_and_save_forwards(run):
+    sizes = ["--layers", "2", "--hidden-size", "64", "--steps", "6", "--batch", "2", "--new-tokens", "9"]
+    found = json.loads(run("mtp", "--depth", "2", "--rounds", "1", "--threads", "1", "--json", *sizes))
+    assert [one["drafts"] for one in found["results"]] == [0, 1, 2]
+    assert found["results"][0]["acceptance_length"] == 1
+    for one in found["results"]:
+        assert one["same_tokens"] and 1 <= one["acceptance_length"] <= one["drafts"] + 1
+        assert one["tokens_per_second"] > 0

@@ -364,6 +364,32 @@ def test_a_folder_without_them_has_no_code_for_them(tmp_path):
         assert word in there and word not in without
 
 
+@needs_drafts
+def test_layers_added_to_a_trained_model_learn_alone(tmp_path):
+    """They change nothing before, and what they learn leaves the model as it was."""
+    before = build(0).float()
+    before.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, num_mtp_layers=1, mtp={"loss_coef": 1.0})
+    with torch.no_grad():
+        expected = before(tokens_of()).logits
+        assert torch.equal(model(tokens_of()).logits, expected)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith("mtp.")
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.01)
+    losses = []
+    for _ in range(30):
+        losses.append(model.train()(tokens_of(), labels=tokens_of()).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 1
+    model.eval()
+    assert torch.equal(model(tokens_of()).logits, expected)
+    assert torch.equal(
+        model.generate(tokens_of(1, 6), use_mtp=True, **GREEDY), before.generate(tokens_of(1, 6), **GREEDY)
+    )
+
+
 def test_devices_share_their_matrices():
     model = build(1, **LATENT)
     plan = {rule: how for rule, how in model._tp_plan.items() if rule.startswith("mtp.")}
@@ -372,7 +398,7 @@ def test_devices_share_their_matrices():
 
 
 def test_new_weights_are_those_of_a_layer_behind_the_last():
-    config = ZooConfig(**SIZES, num_mtp_layers=1, residual_initializer_type="zero")
+    config = ZooConfig(**SIZES, num_mtp_layers=1, initializer={"residual_type": "zero"})
     model = ZooForCausalLM(config)
     assert model.mtp.layers[0].self_attn.o_proj.weight.abs().max() == 0
     assert model.mtp.projections[0].eh_proj.weight.std() > 0.01

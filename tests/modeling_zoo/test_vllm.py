@@ -51,6 +51,7 @@ MODELS = {
     "routed": {**EXPERTS, "num_experts": 6, "scoring_func": "sigmoid", "use_score_correction_bias": True, "n_group": 3,
                "topk_group": 2, "routed_scaling_factor": 2.5, "n_shared_experts": 1},
     "latent": {**LATENT, "q_lora_rank": 24},
+    "layers that predict further tokens": {"num_mtp_layers": 2},
     "cached latents": {**LATENT, **CACHED_LATENTS, "q_lora_rank": 24},
     "cached latents of whole queries": {**LATENT, **CACHED_LATENTS, "attn_output_gate": "headwise"},
 }  # fmt: skip
