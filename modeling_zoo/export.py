@@ -13,6 +13,7 @@ from configuration_zoo.version import TRANSFORMERS
 
 from .export_config import exported_configuration
 from .export_join import joined, reading_order, resolve
+from .export_model import model_pieces
 from .export_prune import MODEL, pieces_for
 from .export_source import AUTO_MAP, TARGETS, Binding, Piece, sources
 
@@ -42,9 +43,11 @@ if tuple(map(int, transformers.__version__.split(".")[:2])) < {OLDEST}:
 def code(config: ZooConfig | None = None) -> dict[str, str]:
     """{file name: text} of the two files for a model of this config, or with every concept; always the same for a
     version of the packages."""
-    texts = dict(joined_code(None if config is None else pieces_for(config)))
     # Layers that differ in a field of their own, and subclasses of ZooConfig, have the whole configuration.
-    if config is not None and not config.is_heterogeneous and type(config) is ZooConfig:
+    is_one = config is not None and not config.is_heterogeneous and type(config) is ZooConfig
+    pieces = None if config is None else model_pieces(config) if is_one else pieces_for(config)
+    texts = dict(joined_code(pieces))
+    if is_one:
         texts["configuration_zoo.py"] = exported_configuration(config, modeling=texts["modeling_zoo.py"])
     docstring, end, rest = texts["configuration_zoo.py"].partition('"""\n\n')
     return texts | {"configuration_zoo.py": docstring + end + GUARD + rest}

@@ -21,9 +21,18 @@ class Frame:
     def __init__(self, spaces: list[dict], opened: set[str]):
         self.spaces, self.opened = spaces, opened
 
-    def values(self, node: ast.expr, certain: bool = True) -> list | None:
-        """What an expression is, world by world; None where it is open. Without `certain`, worlds in which it cannot
-        be are left out."""
+    def like(self, spaces: list[dict], opened: set[str]) -> "Frame":
+        return type(self)(spaces, opened)
+
+    def apart(self, opened: set[str] = frozenset()) -> "Frame":
+        """The same for a block that may not be run, with more names that are open."""
+        return self.like([dict(space) for space in self.spaces], self.opened | opened)
+
+    def literal(self, node: ast.expr) -> str | None:
+        """What is to be written in place of an expression, None: itself."""
+
+    def values(self, node: ast.expr) -> list | None:
+        """What an expression is, world by world; None where it is open."""
         if isinstance(node, ast.BoolOp):
             # What decides it may stand before what is open.
             for operand in node.values:
@@ -77,7 +86,7 @@ class Frame:
     def where(self, node: ast.expr, wanted: bool) -> "Frame":
         """The worlds in which a test may come out so."""
         if loaded(node) & self.opened:
-            return Frame(self.spaces, set(self.opened))
+            return self.like(self.spaces, set(self.opened))
         kept, code = [], compiled(source(node), True)
         for space in self.spaces:
             try:
@@ -87,7 +96,7 @@ class Frame:
                 continue
             except Exception:
                 kept.append(space)
-        return Frame([dict(space) for space in kept or self.spaces], set(self.opened))
+        return self.like([dict(space) for space in kept or self.spaces], set(self.opened))
 
     def runs(self, stmt: ast.stmt) -> str:
         """What a statement does: "nothing" (beside naming values), "returns", or "acts", which is also what is open."""
@@ -146,7 +155,7 @@ class Frame:
                 continue
             except Exception:
                 return None
-        return Frame(spaces, self.opened - stored(target)) if len(spaces) <= MOST_WORLDS else None
+        return self.like(spaces, self.opened - stored(target)) if len(spaces) <= MOST_WORLDS else None
 
     def forget(self, names: set[str]) -> None:
         self.opened |= names
@@ -168,7 +177,8 @@ class Folder:
     def folded(self, spaces: list[dict]) -> list[str] | None:
         """The lines of the function, None where nothing of it is left."""
         parameters = [a.arg for a in ast.walk(self.function.args) if isinstance(a, ast.arg)]
-        frame = Frame([{**space, "__Returned": Returned} for space in spaces], set(parameters) - spaces[0].keys())
+        spaces = [{**space, "__Returned": Returned} for space in spaces]
+        frame = self.frame(spaces, set(parameters) - spaces[0].keys())
         kept, _ = self.body(self.function.body, frame, 0)
         kept = unread_left_out(kept)
         doc = self.text.docstring(self.function)
@@ -176,6 +186,9 @@ class Folder:
             return None
         head = self.text.head(self.function)
         return head + doc + [line for one in kept for line in one.lines]
+
+    def frame(self, spaces: list[dict], opened: set[str]) -> Frame:
+        return Frame(spaces, opened)
 
     def answers(self) -> bool:
         """Whether the function gives something back, were it None."""
@@ -227,7 +240,7 @@ class Folder:
             return self.loop(stmt, frame, shift)
         if isinstance(stmt, ast.While):
             frame.forget(stored(stmt))
-            body, _ = self.body(stmt.body, Frame([dict(space) for space in frame.spaces], set(frame.opened)), shift)
+            body, _ = self.body(stmt.body, frame.apart(), shift)
             head = self.text.header("while", self.text.one_line(stmt.test), stmt, shift)
             reads = loaded(stmt.test) | {name for one in body for name in one.reads}
             return [Kept([*head, *(line for one in body for line in one.lines)], reads)], False
@@ -264,7 +277,7 @@ class Folder:
         frame.forget(stored(stmt) | {handler.name for handler in stmt.handlers if handler.name})
         lines, reads = self.text.comments(stmt, shift), set()
         for part in [stmt, *stmt.handlers]:
-            body, _ = self.body(part.body, Frame([dict(space) for space in frame.spaces], set(frame.opened)), shift)
+            body, _ = self.body(part.body, frame.apart(), shift)
             lines += [self.text.lines[part.lineno - 1][shift:], *(line for one in body for line in one.lines)]
             reads |= {name for one in body for name in one.reads}
         return Kept(lines, reads | loaded(stmt))
@@ -328,14 +341,15 @@ class Folder:
             return self.without_rows(stmt, frame, shift, rows)
         inside = frame.over(stmt.target, stmt.iter)
         if inside is None:
-            inside = Frame([dict(space) for space in frame.spaces], frame.opened | stored(stmt.target))
+            inside = frame.apart(stored(stmt.target))
         elif not inside.spaces:
             return [], False
         # What one turn names is there in the next.
         inside.forget(stored(stmt) - stored(stmt.target))
         body, _ = self.body(stmt.body, inside, shift)
         frame.forget(stored(stmt))
-        if all(one.lines[-1].strip() == "continue" for one in body):
+        elsewhere = self.read_outside(stmt)
+        if all(one.lines[-1].strip() == "continue" or one.names and not one.names & elsewhere for one in body):
             return [], False
         head = self.text.comments(stmt, shift) + self.text.before_body(stmt, frame, shift)
         reads = loaded(stmt.iter) | {name for one in body for name in one.reads}
@@ -347,7 +361,7 @@ class Folder:
             return []
         idle = []
         for row in stmt.iter.elts:
-            trial = Frame([dict(space) for space in frame.spaces], frame.opened - stored(stmt.target))
+            trial = frame.like(frame.apart().spaces, frame.opened - stored(stmt.target))
             turn = [ast.Assign([stmt.target], row), *stmt.body]
             if trial.runs(ast.fix_missing_locations(ast.If(ast.Constant(True), turn, []))) == "nothing":
                 idle.append(row)

@@ -111,6 +111,9 @@ class Text:
 
     def edits(self, node: ast.AST, frame: Any, as_test: bool, found: list) -> None:
         """Collects what to replace: (start, end, text)."""
+        if isinstance(node, ast.expr) and (written := frame.literal(node)) is not None:
+            found.append((*span(node), written))
+            return
         if isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant):
             if (value := constant(frame.values(node.value)) or for_each_layer(node.value, frame)) is not None:
                 found.append((*span(node.value), value))
@@ -152,11 +155,9 @@ class Text:
         if not isinstance(stmt, ast.Raise):
             self.edits(stmt, frame, False, edits)
         if edits:
-            text = " " * (stmt.col_offset - shift) + self.edited(stmt, edits)
-            if len(text) <= WIDTH:
-                return [text], reads_of(
-                    ast.parse(text.strip(), mode="exec") if not text.strip().startswith("return") else text
-                )
+            text = self.edited(stmt, edits)
+            if (new := laid_out(text, stmt.col_offset - shift)) is not None:
+                return new, reads_of(text if text.startswith("return") else ast.parse(text))
         return (refit(lines) if shift else lines), reads_of(stmt)
 
     def without_rows(self, stmt: ast.For, idle: list, shift: int) -> list[str] | None:
@@ -177,6 +178,49 @@ class Text:
         return self.comments(stmt, shift) + head + body
 
 
+def laid_out(text: str, margin: int) -> list[str] | None:
+    """A statement on one line, or with the arguments of its last call on lines of their own; None if neither fits."""
+    space = " " * margin
+    if len(space + text) <= WIDTH:
+        return [space + text]
+    call = next((n for n in ast.walk(in_function(text)) if isinstance(n, ast.Call) and ends(n, text)), None)
+    if call is None or text.count("\n"):
+        return None
+    start = len(ast_text(text, call.func)) + 1
+    head, inside = text[: start_of(text, call) + start], text[start_of(text, call) + start : -1]
+    if len(space + head) > WIDTH:
+        return None
+    if len(f"{space}    {inside}") <= WIDTH:
+        return [space + head, f"{space}    {inside}", f"{space})"]
+    parts = [ast_text(text, one) for one in call.args]
+    parts += [
+        f"{one.arg}={ast_text(text, one.value)}" if one.arg else f"**{ast_text(text, one.value)}"
+        for one in call.keywords
+    ]
+    lines = [f"{space}    {part}," for part in parts]
+    return [space + head, *lines, f"{space})"] if all(len(line) <= WIDTH for line in lines) else None
+
+
+BEFORE = "def f():\n "
+
+
+def in_function(text: str) -> ast.AST:
+    """The tree of a statement that may be a `return`."""
+    return ast.parse(BEFORE + text)
+
+
+def ast_text(text: str, node: ast.AST) -> str:
+    return ast.get_source_segment(BEFORE + text, node)
+
+
+def start_of(text: str, node: ast.AST) -> int:
+    return len((" " + text).encode()[: node.col_offset].decode()) - 1
+
+
+def ends(node: ast.AST, text: str) -> bool:
+    return node.end_lineno == 2 and node.end_col_offset == len((" " + text).encode())
+
+
 def constant(values: list | None) -> str | None:
     """The literal of a value that is the same in every world, None for what is not written in a word."""
     if not values or any(type(one) is not type(values[0]) for one in values):
@@ -184,7 +228,7 @@ def constant(values: list | None) -> str | None:
     first = values[0]
     if first is None or isinstance(first, bool | str):
         return literal(first) if all(one == first for one in values) else None
-    return None
+    return repr(first) if isinstance(first, list | dict) and not any(values) else None
 
 
 def for_each_layer(node: ast.expr, frame: Any) -> str | None:

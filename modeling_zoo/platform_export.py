@@ -8,6 +8,8 @@ from configuration_zoo import ZooConfig
 
 # Words of the config whose concepts are not in this file: `zoo export` fills this in, the package has them all.
 LEFT_OUT: frozenset[str] = frozenset()
+# Fields of which this file has one value's code: as above.
+DECIDED: dict[str, Any] = {}
 # Words that follow from several fields, by the properties of the config that say them.
 DERIVED = ("mixer_types", "attention_mixers", "recurrent_mixers", "attention_types", "block_types")
 # Fields whose words choose no concept.
@@ -40,12 +42,12 @@ def words_in(value: Any) -> Iterator[str]:
 
 
 def refuse_left_out(config: ZooConfig) -> None:
-    """Raises ValueError for a word of the config whose concept this file leaves out."""
-    if not LEFT_OUT:
-        return
-    for name, word in words_of(config):
-        if word in LEFT_OUT:
-            raise ValueError(
-                f"{name}: {word!r} is of a concept whose code is not in this folder: `zoo export FOLDER --all` writes "
-                "the code of every concept, and the installed package (modeling-zoo) has it."
-            )
+    """Raises ValueError for a word of the config, or a value of a field, whose code this file leaves out."""
+    refused = [(name, word) for name, word in words_of(config) if word in LEFT_OUT] if LEFT_OUT else []
+    fixed = DECIDED if not refused else {}
+    refused += [(name, getattr(config, name)) for name in fixed if getattr(config, name, fixed[name]) != fixed[name]]
+    for name, value in refused:
+        raise ValueError(
+            f"{name}: {value!r} is of a concept whose code is not in this folder: `zoo export FOLDER --all` writes "
+            "the code of every concept, and the installed package (modeling-zoo) has it."
+        )

@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from configuration_zoo.presets import PRESETS
 from configuration_zoo.version import TRANSFORMERS
-from conversion import family_of, load
+from conversion import family_of, import_config, load
 from conversion.engine.registry import known_families
 from modeling_zoo import ZooConfig, ZooForCausalLM
 from modeling_zoo.export import AUTO_MAP, FILES, code
@@ -177,7 +177,17 @@ def test_a_folder_has_the_concepts_of_its_model_alone(folder):
     assert "class GroupedQueryAttention" in text and "class RMSNorm" in text
     for name in ("LatentAttention", "DeltaAttention", "SelectiveScan", "SparseMLP", "LayerNorm", "SlidingLayer"):
         assert f"class {name}(" in code()["modeling_zoo.py"] and f"class {name}(" not in text
-    assert text.count("\n") < 0.57 * code()["modeling_zoo.py"].count("\n")
+
+
+@pytest.mark.parametrize(("name", "most"), [("llama", 4520), ("deepseek_v3", 6600)])
+def test_both_files_together_keep_to_a_number_of_lines(name, most):
+    family = family_of(name)
+    assert lines(code(import_config(their_class_config(name, family, family.tiny[0]).to_dict()))) <= most
+
+
+def test_sizes_and_depth_change_no_byte_of_the_code():
+    wide = {"hidden_size": 48, "num_hidden_layers": 5, "num_key_value_heads": 2, "vocab_size": 99}
+    assert code(ZooConfig(**TINY)) == code(ZooConfig(**TINY | wide))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +200,8 @@ def test_a_folder_has_the_concepts_of_its_model_alone(folder):
             "(linear_attention|gated_delta_net)",
         ),
         ({"norm_type": "layer_norm"}, "layer_norm"),
+        # A word that the folder has, for another field.
+        ({"qk_norm": "rms_norm"}, "rms_norm"),
         ({"block_type": "parallel"}, "parallel"),
         ({"layer_types": ["sliding_attention"] * 2, "sliding_window": 4}, "sliding_attention"),
     ],

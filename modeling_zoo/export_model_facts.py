@@ -1,0 +1,213 @@
+"""Which attributes of a model have one value in all its objects, and which functions give back one value.
+
+Never shipped. An attribute is decided where everything that sets it sets one constant: `self.gate = None` in a model
+without gates.
+"""
+
+import ast
+import importlib
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
+
+from .export_config_code import source, stored
+from .export_model_values import (
+    BUILTINS,
+    CONFIG,
+    CONFIGS,
+    FILLED_IN,
+    MODELS,
+    PLAIN,
+    ModelFrame,
+    Place,
+    fixed_names,
+    is_ours,
+    one_of,
+)
+from .export_source import Piece
+
+
+def real(piece: Piece) -> Any:
+    """What the package has for a function or class."""
+    return getattr(importlib.import_module(f".{piece.module}", __package__), piece.tree.name)
+
+
+def annotated(function: ast.FunctionDef, names: tuple[str, ...]) -> set[str]:
+    """The parameters of a function whose annotation is one of `names`."""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return {one.arg for one in arguments if isinstance(one.annotation, ast.Name) and one.annotation.id in names}
+
+
+class Facts:
+    """What is decided of the attributes in the pieces of a program."""
+
+    def __init__(self, pieces: list[Piece], layers: list, known: "Facts | None" = None):
+        self.layers, self.nothing, self.own, self.everywhere = layers, {}, {}, {}
+        functions = [piece.tree for piece in pieces if isinstance(piece.tree, ast.FunctionDef)]
+        found = {one.name: returned(one) for one in functions if not one.decorator_list}
+        # What a function gives back that does nothing else; tables that have lost all their rows.
+        self.returns = {name: value for name, value in found.items() if value is not None}
+        self.empty = {name for piece in pieces if is_empty_table(piece.tree) for name in piece.defines} - {*FILLED_IN}
+        # Those that the values of attributes are found with; functions are folded with these.
+        self.known = known or self
+        self.classes = {piece.tree.name: piece for piece in pieces if isinstance(piece.tree, ast.ClassDef)}
+        self.real = {name: real(piece) for name, piece in self.classes.items()}
+        self.families: dict[str, frozenset[str]] = {}
+        # Attribute -> [(class or None, the one value as a tuple, or None)].
+        self.stores: dict[str, list] = {}
+        for piece in pieces:
+            self.read_piece(piece)
+        self.own = {name: self.known_in(name) for name in self.classes}
+        self.everywhere = {name: values[0] for name, rows in self.stores.items() if (values := self.agreed(rows))}
+        self.known = self
+
+    def family(self, name: str) -> frozenset[str]:
+        """The classes that a class inherits from or that inherit from it, so far as they are here; itself too."""
+        if name not in self.families:
+            own = self.real[name]
+            related = {o for o, cls in self.real.items() if cls in own.__mro__ or own in cls.__mro__}
+            # Classes that are mixed together share their attributes.
+            mixed = {o for one in related for o, cls in self.real.items() if cls in self.real[one].__mro__}
+            self.families[name] = frozenset(related | mixed)
+        return self.families[name]
+
+    def has_config(self, name: str) -> bool:
+        """Whether `self.config` is the model's config."""
+        related = [self.real[one] for one in self.family(name)]
+        return any(issubclass(one, PreTrainedModel) or one.__name__ == "TokenMixer" for one in related)
+
+    def place(self, owner: str | None, function: ast.FunctionDef) -> Place:
+        own = self.known.own.get(owner, self.known.nothing)
+        return Place(self.known, own, owner is not None and self.has_config(owner), annotated(function, MODELS))
+
+    def frame(self, module: str, owner: str | None, function: ast.FunctionDef) -> ModelFrame:
+        """The names of a function where it begins."""
+        known, spaces = fixed_names(module), []
+        configs = annotated(function, CONFIGS)
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        annotations = {one.arg: getattr(one.annotation, "id", None) for one in arguments}
+        for world, index in self.layers:
+            space = {"__builtins__": BUILTINS, **known, CONFIG: world, **dict.fromkeys(configs, world)}
+            if annotations.get("layer_idx") == "int":
+                space["layer_idx"] = index
+            spaces.append(space)
+        parameters = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)}
+        opened = (parameters | stored_anywhere(function)) - {*configs}
+        opened -= {"layer_idx"} if annotations.get("layer_idx") == "int" else set()
+        return ModelFrame(spaces, opened, self.place(owner, function))
+
+    def read_piece(self, piece: Piece) -> None:
+        if isinstance(piece.tree, ast.FunctionDef):
+            self.read_function(piece.module, None, piece.tree)
+        elif isinstance(piece.tree, ast.ClassDef):
+            for stmt in piece.tree.body:
+                self.read_member(piece.module, piece.tree.name, stmt)
+
+    def read_member(self, module: str, owner: str, stmt: ast.stmt) -> None:
+        if isinstance(stmt, ast.FunctionDef):
+            value = None
+            if any(source(one) == "property" for one in stmt.decorator_list):
+                value = one_return(stmt)
+            self.stores.setdefault(stmt.name, []).append((owner, value))
+            self.read_function(module, owner, stmt)
+        elif isinstance(stmt, ast.Assign | ast.AnnAssign):
+            targets = stmt.targets if isinstance(stmt, ast.Assign) else [stmt.target]
+            for target in [one for part in targets for one in ast.walk(part) if isinstance(one, ast.Name)]:
+                # What has an annotation is a field, set by whoever makes one.
+                fixed = isinstance(stmt, ast.Assign) and isinstance(stmt.value, ast.Constant)
+                value = (stmt.value.value,) if fixed else None
+                self.stores.setdefault(target.id, []).append((owner, value))
+
+    def read_function(self, module: str, owner: str | None, function: ast.FunctionDef) -> None:
+        """Collects what a function sets."""
+        pairs: dict[int, tuple] = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign):
+                found = [pair for target in node.targets for pair in paired(target, node.value)]
+                pairs |= {id(target): (target, value) for target, value in found}
+            elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+                pairs.setdefault(id(node), (node, None))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
+                if isinstance(node.args[1], ast.Constant):
+                    self.stores.setdefault(node.args[1].value, []).append((None, None))
+        pairs = {key: pair for key, pair in pairs.items() if isinstance(pair[0], ast.Attribute)}
+        frame = self.started(module, owner, function) if pairs else None
+        for target, value in pairs.values():
+            found = None if value is None else frame.constant(value)
+            is_own = isinstance(target.value, ast.Name) and target.value.id == "self"
+            self.stores.setdefault(target.attr, []).append((owner if is_own else None, found))
+
+    def started(self, module: str, owner: str | None, function: ast.FunctionDef) -> ModelFrame:
+        """The names of a function behind those of its statements that name one value for good."""
+        frame = self.frame(module, owner, function)
+        counts: dict[str, int] = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+                counts[node.id] = counts.get(node.id, 0) + 1
+        for stmt in function.body:
+            names = stored(stmt) if isinstance(stmt, ast.Assign) else ()
+            if names and all(counts.get(name, 0) == 1 for name in names):
+                frame.names_one(stmt)
+        return frame
+
+    def known_in(self, owner: str) -> dict[str, Any]:
+        """{attribute: value} of those that are decided in a class."""
+        family = self.family(owner)
+        if any(issubclass(self.real[one], CacheLayerMixin | LinearAttentionLayer) for one in family):
+            return {}
+        outside = [base for base in self.real[owner].__mro__ if not is_ours(base)]
+        found = {}
+        for name, rows in self.stores.items():
+            own = [row for row in rows if row[0] is None or row[0] in family]
+            if any(row[0] is not None for row in own) and not any(name in vars(base) for base in outside):
+                if value := self.agreed(own):
+                    found[name] = value[0]
+        return found
+
+    @staticmethod
+    def agreed(rows: list) -> tuple | None:
+        values = [row[1] for row in rows]
+        return one_of([value[0] for value in values]) if values and None not in values else None
+
+
+def stores_attribute(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+
+
+def paired(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr | None]]:
+    """(target, value) of an assignment, entry by entry where tuples stand on both sides."""
+    if not isinstance(target, ast.Tuple):
+        return [(target, value)]
+    if isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts):
+        return list(zip(target.elts, value.elts, strict=True))
+    return [(one, None) for one in target.elts]
+
+
+def stored_anywhere(function: ast.FunctionDef) -> set[str]:
+    return {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+
+
+def is_empty_table(tree: ast.stmt) -> bool:
+    value = getattr(tree, "value", None)
+    return isinstance(tree, ast.Assign | ast.AnnAssign) and isinstance(value, ast.Dict) and not value.keys
+
+
+def returned(function: ast.FunctionDef) -> ast.expr | None:
+    """The constant, or the empty list or dict, that a function returns and does nothing else; None for another."""
+    body = [s for s in function.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    body = [s for s in body if not isinstance(s, ast.Pass)]
+    if not body:
+        return ast.Constant(None)
+    value = body[0].value if isinstance(body[0], ast.Return) else None
+    plain = isinstance(value, ast.Constant) and isinstance(value.value, PLAIN)
+    empty = isinstance(value, ast.Dict) and not value.keys or isinstance(value, ast.List) and not value.elts
+    return value if plain or empty else None
+
+
+def one_return(function: ast.FunctionDef) -> tuple | None:
+    """The constant that a function returns and does nothing else, as a tuple of one."""
+    body = [s for s in function.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    if len(body) == 1 and isinstance(body[0], ast.Return) and isinstance(body[0].value, ast.Constant):
+        return (body[0].value.value,)
+    return None
