@@ -3,6 +3,7 @@
 Written from the models' reports and the layouts of their files.
 """
 
+import torch
 from published_parts import (
     Attention,
     Experts,
@@ -176,9 +177,113 @@ class QWenLMHeadModel(Published):
         self.lm_head = linear(c.hidden_size, c.vocab_size)
 
 
+class DeciLMForCausalLM(LlamaLike):
+    """Llama of layers that may lack attention, or an MLP; a layer that lacks one lacks its norm."""
+
+    config_class = family_of("nemotron_nas").config_class
+
+    def layer(self, c, index):
+        return DeciLMLayer(c, **c.block_configs[index])
+
+
+class DeciLMLayer(nn.Module):
+    def __init__(self, c, attention, ffn):
+        super().__init__()
+        if not attention["no_op"]:
+            groups = c.num_attention_heads // attention["n_heads_in_group"]
+            self.self_attn = Attention(c, c.attention_bias, groups)
+            self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        if not ffn["no_op"]:
+            inner = int(2 * ffn["ffn_mult"] * c.hidden_size / 3)
+            while inner % 256:
+                inner += 1
+            self.mlp = GatedMLP(c.hidden_size, inner, bias=c.mlp_bias, act=c.hidden_act)
+            self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def forward(self, x, positions, allowed):
+        if hasattr(self, "self_attn"):
+            x = x + self.self_attn(self.input_layernorm(x), positions, allowed)
+        return x + self.mlp(self.post_attention_layernorm(x)) if hasattr(self, "mlp") else x
+
+
+class BailingAttention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.width, rows = c.head_dim, (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+        self.sizes = [heads * c.head_dim for heads in (c.num_attention_heads, *[c.num_key_value_heads] * 2)]
+        self.query_key_value = linear(c.hidden_size, rows, c.use_bias or c.use_qkv_bias)
+        self.dense = linear(self.sizes[0], c.hidden_size, c.use_bias)
+        if c.use_qk_norm:
+            self.query_layernorm, self.key_layernorm = (RMSNorm(c.head_dim, c.rms_norm_eps) for _ in range(2))
+        self.radians = old_frequencies(c, int(c.head_dim * c.partial_rotary_factor))
+
+    def forward(self, x, positions, allowed):
+        q, k, v = (of_heads(one, self.width) for one in self.query_key_value(x).split(self.sizes, -1))
+        if hasattr(self, "query_layernorm"):
+            q, k = self.query_layernorm(q), self.key_layernorm(k)
+        q, k = (rotate(one, positions, self.radians) for one in (q, k))
+        return self.dense(attend(q, k, v, allowed))
+
+
+class BailingLayer(nn.Module):
+    def __init__(self, c, index):
+        super().__init__()
+        self.attention = BailingAttention(c)
+        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2))
+        if index < c.first_k_dense_replace:
+            self.mlp = GatedMLP(c.hidden_size, c.intermediate_size, bias=c.use_bias, act=c.hidden_act)
+            return
+        inner = c.moe_intermediate_size
+        experts = [GatedMLP(c.hidden_size, inner, act=c.hidden_act) for _ in range(c.num_experts)]
+        inner = (c.moe_shared_expert_intermediate_size or inner) * c.num_shared_experts
+        shared = GatedMLP(c.hidden_size, inner, bias=c.use_bias, act=c.hidden_act) if inner else None
+        self.mlp = BailingExperts(c, experts, c.norm_topk_prob, shared)
+
+    def forward(self, x, positions, allowed):
+        x = x + self.attention(self.input_layernorm(x), positions, allowed)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class BailingExperts(Experts):
+    """With a bias, sigmoid scores: the bias counts in the choice of groups, by their two best, and of experts."""
+
+    def __init__(self, c, experts, normalised, shared):
+        super().__init__(c, experts, normalised, shared)
+        self.c = c
+        if c.moe_router_enable_expert_bias:
+            self.gate.expert_bias = nn.Parameter(torch.zeros(len(experts)))
+
+    def weigh(self, logits):
+        if not self.c.moe_router_enable_expert_bias:
+            weights, chosen = super().weigh(logits)
+            return weights * self.c.routed_scaling_factor, chosen
+        scores = logits.sigmoid()
+        choice = (scores + self.gate.expert_bias).view(self.c.n_group or 1, -1)
+        best = choice.topk(2).values.sum(-1).topk(self.c.topk_group or 1).indices
+        choice = torch.full_like(choice, -torch.inf).index_copy(0, best, choice[best])
+        chosen = choice.flatten().topk(self.chosen).indices
+        weights = scores[chosen] / (scores[chosen].sum() + 1e-20) if self.normalised else scores[chosen]
+        return weights * self.c.routed_scaling_factor, chosen
+
+
+class BailingMoeV2ForCausalLM(LlamaLike):
+    config_class = family_of("bailing_moe").config_class
+    table = "word_embeddings"
+    _tied_weights_keys = {"lm_head.weight": "model.word_embeddings.weight"}
+
+    def build(self, c):
+        super().build(c)
+        self.model.word_embeddings = self.model.embed_tokens
+        del self.model.embed_tokens
+
+    def layer(self, c, index):
+        return BailingLayer(c, index)
+
+
 PUBLISHED = {
     model.config_class.model_type: model
     for model in (
         InternLM2ForCausalLM, ChatGLMForConditionalGeneration, MiniCPMForCausalLM, DeepseekForCausalLM, QWenLMHeadModel,
+        DeciLMForCausalLM, BailingMoeV2ForCausalLM,
     )
 }  # fmt: skip

@@ -116,7 +116,7 @@ class Published(PreTrainedModel, GenerationMixin):
 
 
 class Attention(nn.Module):
-    """Llama's, with the norms of queries and keys that a family has."""
+    """Llama's."""
 
     def __init__(self, c, bias=False, groups=None):
         super().__init__()
@@ -162,11 +162,15 @@ class Experts(nn.Module):
         out = torch.zeros_like(x)
         for place in torch.cartesian_prod(*map(torch.arange, x.shape[:2])).tolist():
             token = x[tuple(place)]
-            weights, chosen = self.gate(token).softmax(-1).topk(self.chosen)
-            weights = weights / weights.sum() if self.normalised else weights
+            weights, chosen = self.weigh(self.gate(token))
             outputs = [weight * self.experts[index](token) for weight, index in zip(weights, chosen, strict=True)]
             out[tuple(place)] = sum(outputs)
         return out + self.shared_experts(x) if hasattr(self, "shared_experts") else out
+
+    def weigh(self, logits):
+        """The weights and numbers of the experts one token goes to."""
+        weights, chosen = logits.softmax(-1).topk(self.chosen)
+        return weights / weights.sum() if self.normalised else weights, chosen
 
 
 class LlamaLike(Published):
