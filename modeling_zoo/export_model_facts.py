@@ -114,7 +114,7 @@ class Facts:
         elif isinstance(stmt, ast.Assign | ast.AnnAssign):
             targets = stmt.targets if isinstance(stmt, ast.Assign) else [stmt.target]
             for target in [one for part in targets for one in ast.walk(part) if isinstance(one, ast.Name)]:
-                # What has an annotation is a field, set by whoever makes one.
+                # What has an annotation is a field, which is set where one is made.
                 fixed = isinstance(stmt, ast.Assign) and isinstance(stmt.value, ast.Constant)
                 value = (stmt.value.value,) if fixed else None
                 self.stores.setdefault(target.id, []).append((owner, value))
