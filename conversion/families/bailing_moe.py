@@ -26,9 +26,7 @@ def derive(theirs: Theirs) -> Keys:
         fields["shared_expert_intermediate_size"] = theirs.num_shared_experts * inner
     biased, scores = theirs.moe_router_enable_expert_bias, theirs.score_function
     if scores != ("sigmoid" if biased else "softmax"):
-        raise ConversionError(
-            f"moe_router_enable_expert_bias={biased} with score_function={scores!r} is not supported."
-        )
+        raise ConversionError(f"moe_router_enable_expert_bias={biased}, score_function={scores!r}: not both.")
     if not biased:
         return fields | {"precision.router": "float32_linear"}
     groups = {"n_group": theirs.n_group, "topk_group": theirs.topk_group} if theirs.n_group else {}
@@ -36,12 +34,11 @@ def derive(theirs: Theirs) -> Keys:
 
 
 def restore(ours: Ours) -> Keys:
-    table, biased = ours.rope_parameters, ours.use_score_correction_bias
     keys = {"first_k_dense_replace": leading_dense(ours), "use_qk_norm": ours.qk_norm is not None}
-    keys |= {"partial_rotary_factor": table.get("partial_rotary_factor", 1.0)}
     keys |= {"use_qkv_bias": ours.attention_bias, "num_shared_experts": ours.n_shared_experts}
-    keys |= {"moe_router_enable_expert_bias": biased, "n_group": ours.n_group, "topk_group": ours.topk_group}
-    keys |= {"score_function": ours.scoring_func, "num_nextn_predict_layers": 0}
+    keys |= {"moe_router_enable_expert_bias": ours.use_score_correction_bias, "n_group": ours.n_group}
+    keys |= {"topk_group": ours.topk_group, "score_function": ours.scoring_func, "num_nextn_predict_layers": 0}
+    keys["partial_rotary_factor"] = ours.rope_parameters.get("partial_rotary_factor", 1.0)
     if ours.n_shared_experts:
         keys[SHARED_WIDTH] = ours.shared_expert_intermediate_size // ours.n_shared_experts
     scaling = restore_old_rope(ours)
