@@ -94,7 +94,7 @@ class MultiTokenPrediction(nn.Module):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
-            **{name: state() for name, state in self.cross_layer_state.items()},
+            **{name: state() for name, state in (self.cross_layer_state or {}).items()},
         )
         advance_cache(past_key_values, found, [layer])
         return self.norm[end](found).to(embeddings.dtype)

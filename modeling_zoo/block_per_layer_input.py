@@ -22,6 +22,7 @@ class PerLayerEmbeddings(nn.Module):
 
     def __init__(self, config: ZooConfig):
         super().__init__()
+        config = config.outside_layers()
         self.layers, self.width = config.num_hidden_layers, config.hidden_size_per_layer_input
         self.embed_tokens_per_layer = ScaledEmbedding(
             config.vocab_size_per_layer_input, self.layers * self.width, config.pad_token_id, scale=self.width**0.5

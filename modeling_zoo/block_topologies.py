@@ -259,16 +259,17 @@ def make_block(config: ZooConfig, layer_idx: int) -> ZooDecoderLayer:
     return BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
 
 
-# The objects in which layers of one forward leave something for later ones: by the field or the block that asks for one
-# its name among the arguments of a layer and its class.
+# The objects in which layers of one forward leave something for later ones: by the field or the block that asks for
+# one, its name among the arguments of a layer and its class.
 CROSS_LAYER_STATE = {
     "indexer_types": ("shared_indices", SharedIndices),
-    "shortcut": ("shortcuts", Shortcuts),
     "num_kv_shared_layers": ("shared_key_values", SharedKeyValues),
 }
+CROSS_BLOCK_STATE = {"shortcut": ("shortcuts", Shortcuts)}
 
 
-def make_cross_layer_state(config: ZooConfig) -> dict[str, type]:
-    """{name: class} of those that a model needs, made for each forward."""
-    rows = CROSS_LAYER_STATE.items()
-    return dict(state for asks, state in rows if asks in config.block_types or getattr(config, asks, None))
+def make_cross_layer_state(config: ZooConfig) -> dict[str, type] | None:
+    """{name: class} of those that a model needs, made for each forward; None for none."""
+    states = [state for field, state in CROSS_LAYER_STATE.items() if getattr(config, field)]
+    states += [state for block, state in CROSS_BLOCK_STATE.items() if block in config.block_type]
+    return dict(states) or None

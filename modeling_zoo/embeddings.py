@@ -37,9 +37,9 @@ def make_embedding(config: ZooConfig) -> nn.Embedding:
     return nn.Embedding(*size)
 
 
-def make_width_projection(config: ZooConfig, inputs: int, outputs: int) -> nn.Module:
-    """A linear map where a narrow embedding meets the residual stream, else Identity (OPT 350m)."""
-    return nn.Linear(inputs, outputs, bias=False) if config.embedding_size is not None else nn.Identity()
+def make_width_projection(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map where a narrow embedding meets the residual stream (OPT 350m)."""
+    return nn.Linear(inputs, outputs, bias=False)
 
 
 class Backbone:
@@ -50,21 +50,24 @@ class Backbone:
         self.rotary_emb = Rotations(config)
         config, width = config.outside_layers(), config.hidden_size
         self.embed_tokens = make_embedding(config)
-        self.project_in = make_width_projection(config, config.output_width, width)
+        self.project_in = (
+            make_width_projection(config.output_width, width) if config.embedding_size is not None else None
+        )
         self.embed_positions = ADDED_POSITIONS[config.position_embedding_type](config)
-        self.embed_norm = make_norm(config, width) if config.embedding_norm else nn.Identity()
+        self.embed_norm = make_norm(config, width) if config.embedding_norm else None
         self.embed_dropout = nn.Dropout(config.embedding_dropout)
         bias = POSITION_BIASES.get(config.position_embedding_type)
         self.position_bias = bias(config) if bias is not None else None
         self.hc_head = asked_part(STREAM_HEADS, config)
         self.norm = make_norm(config, width) if config.final_norm else nn.Identity()
-        self.project_out = make_width_projection(config, width, config.output_width)
+        self.project_out = (
+            make_width_projection(width, config.output_width) if config.embedding_size is not None else None
+        )
         # A call of a module that does nothing takes as long as a small operation: what is not there is left out.
         scaled = config.embedding_multiplier != 1.0 and not config.precision["embedding_multiplier_in_weight_dtype"]
         self.embedding_multiplier = config.embedding_multiplier if scaled else None
-        self.has_projections = config.embedding_size is not None
-        self.adds_positions = not isinstance(self.embed_positions, NoPositions)
-        self.has_embedding_norm, self.residual_in_fp32 = config.embedding_norm, config.precision["residual_in_fp32"]
+        self.adds_positions = ADDED_POSITIONS[config.position_embedding_type] is not NoPositions
+        self.residual_in_fp32 = config.precision["residual_in_fp32"]
 
     def embed(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Scale → projection → positions → norm → dropout, `[B, T, E]` → `[B, T, D]`, or `[B, T, N, D]`, where the
@@ -72,11 +75,11 @@ class Backbone:
         hidden_states = inputs_embeds
         if self.embedding_multiplier is not None:
             hidden_states = hidden_states * self.embedding_multiplier
-        if self.has_projections:
+        if self.project_in is not None:
             hidden_states = self.project_in(hidden_states)
         if self.adds_positions:
             hidden_states = hidden_states + self.embed_positions(position_ids, hidden_states)
-        if self.has_embedding_norm:
+        if self.embed_norm is not None:
             hidden_states = self.embed_norm(hidden_states)
         if self.training:
             hidden_states = self.embed_dropout(hidden_states)
@@ -94,7 +97,7 @@ class Backbone:
             hidden_states = self.hc_head(hidden_states)
         normed = self.norm(hidden_states)
         normed = normed.to(dtype) if self.residual_in_fp32 else normed
-        return self.project_out(normed) if self.has_projections else normed
+        return normed if self.project_out is None else self.project_out(normed)
 
 
 def shape_logits(logits: torch.Tensor, config: ZooConfig) -> torch.Tensor:

@@ -29,17 +29,17 @@ from .embeddings import Backbone, embeddings_of, read_positions, shape_logits
 from .mixer import TokenMixer, asked_part
 from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import LAST_QUERY
-from .platform_backends import attention_backends, share_implementations
+from .platform_backends import attention_backends, has_views, share_implementations
 from .platform_drafts import make_drafts
 from .platform_export import refuse_left_out
 from .platform_peft import lora_targets
-from .platform_pipeline import StagedModel, refuse_uncut
+from .platform_pipeline import StagedModel, refuse_uncut, ties_of_layers
 from .platform_saving import SavedFolder
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
 from .platform_vllm import check_backend
-from .position_biases import score_biases
+from .position_biases import ScoreBiases
 from .registry import RECORDED
-from .train_added import added_losses
+from .train_added import due_losses, losses_of
 from .train_init import InitialWeights
 from .train_loss import logits_and_loss
 from .train_weight_decay import get_decay_parameter_names, parameter_groups
@@ -76,8 +76,8 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use; raises ValueError for one that would silently drop what the config asks for."""
-        backends, reason = attention_backends(self.config)
-        if backends is not None:
+        if attention_backends(self.config) is not None:
+            backends, reason = attention_backends(self.config)
             if requested_attention is None:
                 requested_attention = "sdpa" if "sdpa" in backends else backends[0]
             elif requested_attention not in backends:
@@ -89,11 +89,13 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         super().set_attn_implementation(*args, **kwargs)
-        share_implementations(self)
+        if has_views(self.config):
+            share_implementations(self)
 
     def set_experts_implementation(self, *args: Any, **kwargs: Any) -> None:
         super().set_experts_implementation(*args, **kwargs)
-        share_implementations(self)
+        if has_views(self.config):
+            share_implementations(self)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -124,11 +126,11 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.build_ends(config)
-        self.per_layer_embeddings = asked_part(PER_LAYER_EMBEDDINGS, config.outside_layers())
+        self.per_layer_embeddings = asked_part(PER_LAYER_EMBEDDINGS, config)
         self.shared_blocks = asked_part(SHARED_BLOCKS, config)
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.mask_keys = mask_names(config)
-        self.score_biases = score_biases(self.position_bias, config, self.mask_keys)
+        self.score_biases = ScoreBiases(config, self.mask_keys) if self.position_bias is not None else None
         self.mask_plan = mask_plan(config, self.mask_keys)
         self.cross_layer_state = make_cross_layer_state(config)
         self.last_query = asked_part(LAST_QUERY, config)
@@ -141,7 +143,8 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         what comes in as `inputs_embeds` is the residual stream."""
         starts_here, ends_here = (not isinstance(self.layers[end], nn.Identity) for end in (0, -1))
         if not (starts_here and ends_here):
-            refuse_uncut(self.config)
+            if ties_of_layers(self.config):
+                refuse_uncut(self.config)
         return starts_here, ends_here
 
     @merge_with_config_defaults
@@ -169,25 +172,27 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = upgrade_cache(DynamicCache(config=self.config), self.config)
 
-        kwargs = {name: state() for name, state in self.cross_layer_state.items()} | kwargs
+        if self.cross_layer_state is not None:
+            kwargs = {name: state() for name, state in self.cross_layer_state.items()} | kwargs
         starts_here, ends_here = self.stage_ends()
         start = self.embed(inputs_embeds, position_ids) if starts_here else self.as_residual(inputs_embeds)
         hidden_states = start
-        rows = self.per_layer_embeddings and self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
+        rows = None
+        if self.per_layer_embeddings is not None:
+            rows = self.per_layer_embeddings(input_ids, hidden_states, per_layer_inputs)
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
         biases = {}
         if self.score_biases is not None:
             biases = self.score_biases(self.position_bias, inputs_embeds, masks.get(PADDING), past_key_values)
-        last_from = None
         if self.last_query is not None:
             last_from = self.last_query.first_layer(logits_to_keep, masks, past_key_values, kwargs)
         for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
-            if index == last_from:
+            if self.last_query is not None and index == last_from:
                 states = (hidden_states, rows, rotations, position_ids, masks, biases)
                 hidden_states, rows, rotations, position_ids, masks, biases = self.last_query.of(*states)
             key = self.mask_keys[index]
             parts = self.shared_blocks.context(index, start) if self.shared_blocks is not None else {}
-            row = None if rows is None else rows[:, :, index]
+            row = rows[:, :, index] if self.per_layer_embeddings is not None else None
             hidden_states = layer(
                 hidden_states,
                 row,
@@ -222,6 +227,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.output_width, config.vocab_size, bias=config.lm_head_bias)
         self.mtp = asked_part(MULTI_TOKEN_PREDICTIONS, config)
+        self.added_losses = losses_of(config)
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
@@ -269,10 +275,11 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
     ) -> MoeCausalLMOutputWithPast:
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
-        added = [] if labels is None else added_losses(self, record)
-        asked = {"output_router_logits": True} if record else {}
-        for part in added:
-            asked |= part.asks
+        asked, added = {"output_router_logits": True} if record else {}, []
+        if self.added_losses and labels is not None:
+            added = due_losses(self, record)
+            for part in added:
+                asked |= part.asks
         call = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -292,7 +299,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             logits = shape_logits(self.lm_head(hidden_states[:, keep, :]), self.config)
         else:
             logits, loss = logits_and_loss(self, hidden_states, labels, logits_to_keep, chunk_size, kwargs)
-        for part in added:
+        for part in added if self.added_losses else ():
             loss, more = part.add(loss, self, outputs, labels, loss_chunk_size=chunk_size, **call, **kwargs)
             also |= more
         return MoeCausalLMOutputWithPast(

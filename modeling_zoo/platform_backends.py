@@ -15,20 +15,25 @@ SCORE_NEEDS = {
 }
 
 
-def attention_backends(config: ZooConfig) -> tuple[tuple[str, ...] | None, str | None]:
-    """(backends that compute this config rightly or None for all, "field=value" of what limits them)."""
+def attention_backends(config: ZooConfig) -> tuple[tuple[str, ...], str] | None:
+    """(backends that compute this config rightly, "field=value" of what limits them); None where all do."""
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
     found = {"position_bias": f"position_embedding_type={config.position_embedding_type!r}"} if biased else {}
     for layer in config.per_layer_config if config.is_heterogeneous else [config]:
-        for field in SCORE_NEEDS:
-            value = getattr(layer, field, None)
+        for field in SCORE_NEEDS.keys() - {"position_bias"}:
+            value = getattr(layer, field)
             if value is not None and value != []:
                 found.setdefault(field, f"{field}={value!r}")
     needs = [need for need in SCORE_NEEDS if need in found]
     if not needs:
-        return None, None
+        return None
     backends = tuple(name for name in SCORE_NEEDS[needs[0]] if all(name in SCORE_NEEDS[need] for need in needs))
     return backends, found[needs[0]]
+
+
+def has_views(config: ZooConfig) -> bool:
+    """Whether layers of the model see the config in a view of their own."""
+    return bool(config.is_heterogeneous or config.num_mtp_layers)
 
 
 def share_implementations(model: PreTrainedModel) -> None:

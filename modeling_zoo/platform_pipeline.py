@@ -26,14 +26,18 @@ def is_elsewhere(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Identity)
 
 
+def ties_of_layers(config: ZooConfig) -> list[str]:
+    """The fields by which a model cannot be cut between layers."""
+    return [field for field in UNCUT if getattr(config, field)]
+
+
 def refuse_uncut(config: ZooConfig) -> None:
-    """Raises ValueError for a model that cannot be cut between layers."""
-    for field in UNCUT:
-        if getattr(config, field):
-            raise ValueError(
-                f"pp_size cuts between layers, which {field}={getattr(config, field)} does not allow: "
-                "use tp_size or fsdp_size."
-            )
+    """Raises ValueError for a model with such a field."""
+    for field in ties_of_layers(config):
+        raise ValueError(
+            f"pp_size cuts between layers, which {field}={getattr(config, field)} does not allow: "
+            "use tp_size or fsdp_size."
+        )
 
 
 def count_elsewhere(cache: Cache, hidden_states: torch.Tensor, layers: nn.ModuleList) -> None:

@@ -27,14 +27,7 @@ SEEN = {"full_attention", "sliding_attention"}
 
 def unsupported_by_vllm(config: ZooConfig) -> list[str]:
     """Names of the fields that an engine cannot honour as they are; [] for a config it serves."""
-    layers = config.per_layer_config
-    found = _of_model(config)
-    for layer in layers:
-        kinds = {*layer.attentions, "dense" if layer.num_experts is None else "sparse"}
-        parts = [fields(layer) for kind, fields in UNHONOURED.items() if kind in kinds]
-        found += ["attention_sinks"] * bool(layer.attention_sinks) + sum(parts, [])
-    found += [name for name in UNIFORM if len({getattr(layer, name) for layer in layers}) > 1]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(_of_model(config) + _of_values(config) + _of_layers(config)))
 
 
 def _names_of_set(conditions):
@@ -42,25 +35,42 @@ def _names_of_set(conditions):
 
 
 def _of_model(config):
-    tables = [table for layer in config.per_layer_config for table in layer.rope_tables.values()]
+    blocks = [config.block_type] if isinstance(config.block_type, str) else config.block_type
     return _names_of_set({
         "layer_types": set(config.layer_types) - SEEN,
-        "block_type": {"mixer_only", "mlp_only", "shortcut"} & set(config.block_types),
+        "block_type": {"mixer_only", "mlp_only", "shortcut"} & set(blocks),
         "position_embedding_type": config.position_embedding_type in ("alibi", "relative", "transformer_xl"),
-        # Their tables depend on the length of one sequence; the engine runs many side by side.
-        "rope_parameters": any(table.get("rope_type") in ("dynamic", "longrope") for table in tables),
         "use_bidirectional_attention": config.use_bidirectional_attention,
         "sparse_attention_pattern": config.sparse_attention_pattern,
         "num_kv_shared_layers": config.num_kv_shared_layers,
         "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
         "embedding_size": config.embedding_size not in (None, config.hidden_size),
         # The engine asks for the width of a latent head once for all layers.
-        "per_layer_config": "latent" in config.attentions and getattr(config, "is_heterogeneous", False),
+        "per_layer_config": "latent" in config.attentions and config.is_heterogeneous,
         "attention_type": len(config.attentions) > 1,
         # The engine caps before it multiplies by `logit_scale`, a model after that.
         "logits_scaling": config.logits_scaling != 1.0 and config.final_logit_softcapping is not None,
+    })  # fmt: skip
+
+
+def _of_values(config):
+    tables = [table for layer in config.per_layer_config for table in layer.rope_tables.values()]
+    return _names_of_set({
+        # Their tables depend on the length of one sequence; the engine runs many side by side.
+        "rope_parameters": any(table.get("rope_type") in ("dynamic", "longrope") for table in tables),
         "suppressed_token_ids": config.suppressed_token_ids,
     })  # fmt: skip
+
+
+def _of_layers(config):
+    found, layers = [], config.per_layer_config if config.is_heterogeneous else [config]
+    for layer in layers:
+        kinds = {*layer.attentions, "dense" if layer.num_experts is None else "sparse"}
+        parts = [fields(layer) for kind, fields in UNHONOURED.items() if kind in kinds]
+        found += ["attention_sinks"] * bool(layer.attention_sinks) + sum(parts, [])
+    if config.is_heterogeneous:
+        found += [name for name in UNIFORM if len({getattr(layer, name) for layer in layers}) > 1]
+    return found
 
 
 def _of_grouped_query(layer):

@@ -1,7 +1,5 @@
 """Biases on the scores of attention, for the keys that the layers of a model see in one call."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -9,7 +7,6 @@ from transformers.cache_utils import Cache
 from configuration_zoo import ZooConfig
 
 from .ops_attention_masks import ring_of
-from .position_tables import AlibiBias, Distances, RelativeBias
 
 
 class ScoreBiases:
@@ -50,12 +47,3 @@ def key_positions(
         return queries, ring.slot_positions(device).clamp(min=0)
     kv_length, kv_offset = past_key_values.get_mask_sizes(length, layer_idx)
     return queries, torch.arange(kv_length, device=device) + kv_offset
-
-
-SCORE_BIASES = {AlibiBias: ScoreBiases, RelativeBias: ScoreBiases, Distances: ScoreBiases}
-
-
-def score_biases(position_bias: nn.Module | None, config: ZooConfig, mask_keys: list[tuple[str, ...]]) -> Any:
-    """Those of a model with this module of positions, None for one without."""
-    make = SCORE_BIASES.get(type(position_bias))
-    return None if make is None else make(config, mask_keys)

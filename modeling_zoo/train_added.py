@@ -6,6 +6,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from configuration_zoo import ZooConfig
+
 from .attention_sparse_indexer import SharedIndices
 from .train_indexer import is_learning
 from .train_loss import share_of_batch
@@ -80,10 +82,16 @@ class RouterLoss:
         return loss + losses.total.to(loss.device), {"aux_loss": losses.aux_loss}
 
 
-# By the type of a layer's attention or MLP, and by the field that asks for it.
-ADDED_LOSSES = {"indexed_attention": IndexerLoss, "num_mtp_layers": MultiTokenLoss, "sparse": RouterLoss}
+# By the field of the layers that have one.
+ADDED_LOSSES = {"indexer_types": IndexerLoss, "num_mtp_layers": MultiTokenLoss, "num_experts": RouterLoss}
 
 
-def added_losses(model: PreTrainedModel, record: bool | None) -> list:
+def losses_of(config: ZooConfig) -> tuple[type, ...]:
+    """Those that a model of this config may have."""
+    layers = config.per_layer_config if config.is_heterogeneous else [config]
+    return tuple(added for field, added in ADDED_LOSSES.items() if any(getattr(layer, field) for layer in layers))
+
+
+def due_losses(model: PreTrainedModel, record: bool | None) -> list:
     """Those that are due in a forward with labels; what each of them `asks` of the layers is passed to the model."""
-    return [added() for added in ADDED_LOSSES.values() if added.is_due(model, record)]
+    return [added() for added in model.added_losses if added.is_due(model, record)]

@@ -91,10 +91,26 @@ def initialize(model: nn.Module, module: nn.Module) -> None:
     config = model.config
     if hasattr(module, "initialize"):
         module.initialize(config.initializer_range)
-    if isinstance(module, nn.Embedding):
-        if config.initializer["embedding_range"] is not None or config.initializer["cutoff"] is not None:
-            draw_embedding(module, config)
-        return
+    if draws_embeddings(config) and isinstance(module, nn.Embedding):
+        draw_embedding(module, config)
+    if draws_matrices(config) and not isinstance(module, nn.Embedding):
+        draw_matrices(model, module)
+
+
+def draws_embeddings(config: ZooConfig) -> bool:
+    """Whether tables start in another way than transformers has drawn them."""
+    return config.initializer["embedding_range"] is not None or config.initializer["cutoff"] is not None
+
+
+def draws_matrices(config: ZooConfig) -> bool:
+    """Whether matrices start in another way than transformers, or their module itself, has drawn them."""
+    types = config.initializer["type"], config.initializer["residual_type"]
+    return types != ("normal", "same") or config.initializer["cutoff"] is not None
+
+
+def draw_matrices(model: nn.Module, module: nn.Module) -> None:
+    """Draws those that `module` of `model` holds itself."""
+    config = model.config
     residual = RESIDUAL_INITIALIZERS[config.initializer["residual_type"]]
     for name, matrix in own_matrices(module):
         std = INITIALIZERS[config.initializer["type"]](config, matrix.shape[-1])
