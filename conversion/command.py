@@ -14,6 +14,7 @@ from .errors import report
 
 MODEL_HELP = "Folder with config.json and safetensors, or a Hub id owner/name[@revision]."
 SOURCE_HELP = "When converting back: the original checkpoint, for tensors that zoo does not use and the folder lacks."
+PICKLE_HELP = "Open weights that are pickles (*.bin, *.pth), for tensors alone. Off by default: a pickle can run code."
 ALONE_HELP = "When converting back: only the language model, without vision tower or further prediction layers."
 
 
@@ -26,6 +27,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET if it exists.")] = False,
     original: Annotated[str | None, typer.Option("--source", metavar="FOLDER|OWNER/NAME", help=SOURCE_HELP)] = None,
     text_only: Annotated[bool, typer.Option("--text-only", "--without-extras", help=ALONE_HELP)] = False,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=PICKLE_HELP)] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar, where there is a terminal.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the summary.")] = False,
 ) -> None:
@@ -34,9 +36,8 @@ def convert(
 
     quiet()
     progress = progress and sys.stderr.isatty()
-    done = convert_checkpoint(
-        source, target, to, dtype, max_shard_size, overwrite, progress, source=original, text_only=text_only
-    )
+    options = {"source": original, "text_only": text_only, "allow_pickle": allow_pickle}
+    done = convert_checkpoint(source, target, to, dtype, max_shard_size, overwrite, progress, **options)
     if as_json:
         typer.echo(json.dumps(asdict(done), default=str))
         return

@@ -13,7 +13,7 @@ from configuration_zoo import ZooConfig
 from description_zoo.heads import BODY, head_of_own
 
 from ..errors import ConversionError
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import StoredTensors
 from ..files.kept import record
 from ..files.sidecar import Manifest
 from ..files.training_wrappers import take_off
@@ -21,6 +21,7 @@ from ..files.writer import CODES
 from ..formats.quantised import refuse_quantized_tensors
 from ..formats.schemes import decoded, without_scheme
 from ..formats.stored import DecodedCheckpoint
+from ..layouts.known import open_weights
 from .config_bridge import import_config
 from .plan import Plan, Planner
 from .prediction import fits, found_in
@@ -37,7 +38,7 @@ class Reader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint | DecodedCheckpoint,
+        checkpoint: StoredTensors | DecodedCheckpoint,
         dtype: torch.dtype | None = None,
         kept: dict[str, torch.dtype] | None = None,
         stored: dict[str, str] | None = None,
@@ -74,10 +75,12 @@ class Incoming:
         return lambda name, tensor: write(self.expected.stored(name), tensor)
 
 
-def read_incoming(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Incoming:
+def read_incoming(
+    folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None, allow_pickle: bool = False
+) -> Incoming:
     """Plans the import of a foreign folder; raises ConversionError for whatever does not fit."""
     model_type = model_type_of(raw, str(folder / "config.json"))
-    checkpoint = Checkpoint(folder, named=raw.get("transformers_weights"))
+    checkpoint = open_weights(folder, raw, allow_pickle)
     take_off(checkpoint)
     # What is cast later is decoded in float32, so that it is rounded once.
     checkpoint = decoded(checkpoint, raw, None if dtype is None else torch.float32)
@@ -133,7 +136,7 @@ def _note_files(manifest: Manifest, plan: Plan, planner: Planner, reader: Reader
         manifest.names = {name: [CODES[tensor.dtype], list(tensor.shape)] for name, tensor in used.items()}
 
 
-def _is_body(plan: Plan, expected: Expected, planner: Planner, checkpoint: Checkpoint | DecodedCheckpoint) -> bool:
+def _is_body(plan: Plan, expected: Expected, planner: Planner, checkpoint: StoredTensors | DecodedCheckpoint) -> bool:
     """Whether a file that should have a head has none, and the names a body alone gives its tensors: what was saved is
     the body of the model that config.json names."""
     lacking = [name for name in expected.tensors if name not in plan.outputs]
@@ -168,7 +171,7 @@ def _kept(
     return kept
 
 
-def _equal_copies(plan: Plan, expected: Expected, checkpoint: Checkpoint) -> dict[str, bool]:
+def _equal_copies(plan: Plan, expected: Expected, checkpoint: StoredTensors) -> dict[str, bool]:
     """{second name of a shared tensor the source stores all the same: whether it equals the first}."""
     step_of = {target: step for step in plan.steps for target in step.target_names()}
     copies = {}

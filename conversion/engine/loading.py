@@ -25,16 +25,17 @@ PARTS_AT_RANDOM = ("missing_keys", "mismatched_keys", "error_msgs")
 PROBLEMS = (*PARTS_AT_RANDOM, "unexpected_keys")
 
 
-def load(source: str | Path, dtype: str | torch.dtype | None = None) -> PreTrainedModel:
+def load(source: str | Path, dtype: str | torch.dtype | None = None, allow_pickle: bool = False) -> PreTrainedModel:
     """The model of a foreign folder or Hub id (or a zoo folder) straight as zoo's class, every tensor accounted for.
 
-    A ZooForCausalLM, or what `architectures` names: a classifier, a body alone.
+    A ZooForCausalLM, or what `architectures` names: a classifier, a body alone. Pickled weights are opened with
+    `allow_pickle` alone, for tensors and nothing else.
     """
-    dtype, folder = parse_dtype(dtype), resolve_source(source)
+    dtype, folder = parse_dtype(dtype), resolve_source(source, allow_pickle=allow_pickle)
     raw = read_config(folder)
     if raw.get("model_type") == OWN_TYPE:
         return _load_own(folder, raw, dtype)
-    incoming = read_incoming(folder, raw, dtype)
+    incoming = read_incoming(folder, raw, dtype, allow_pickle)
     tensors: dict[str, Tensor] = {}
     keep = incoming.stored(tensors.__setitem__)
     for step in incoming.plan.steps:

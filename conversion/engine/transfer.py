@@ -58,16 +58,18 @@ def convert(
     progress: bool = True,
     source: str | Path | None = None,
     text_only: bool = False,
+    allow_pickle: bool = False,
 ) -> Report:
     """Writes `model` (a folder or a Hub id) into the folder `target`, as zoo or as the family `to`.
 
     What a checkpoint held that zoo does not use (a vision tower, layers that predict further tokens) goes back with the
     model; where the folder has lost it, from `source`, the checkpoint (a folder or a Hub id) it came from; or not at
-    all, with `text_only`, which writes the language model alone.
+    all, with `text_only`, which writes the language model alone. Pickled weights are opened with `allow_pickle` alone,
+    for tensors and nothing else.
 
     Either `target` is complete afterwards, or ConversionError says in one sentence what is wrong and nothing changed.
     """
-    folder, target = resolve_source(model), Path(target)
+    folder, target = resolve_source(model, allow_pickle=allow_pickle), Path(target)
     check_apart(folder, target)
     raw = read_config(folder)
     options = {"dtype": parse_dtype(dtype), "max_bytes": parse_size(max_shard_size), "progress": progress}
@@ -83,11 +85,11 @@ def convert(
             report = _export(folder, raw, new, to, wanted=ExtrasOptions(source, text_only), **options)
     elif to is None:
         with new_folder(target, overwrite) as new:
-            report = _import(folder, raw, new, **options)
+            report = _import(folder, raw, new, allow_pickle=allow_pickle, **options)
     else:
         # Through zoo, beside the target: nothing but zoo knows both families.
         with new_folder(target, overwrite) as new, tempfile.TemporaryDirectory(dir=new) as between:
-            _import(folder, raw, Path(between), **options)
+            _import(folder, raw, Path(between), allow_pickle=allow_pickle, **options)
             report = _export(Path(between), read_config(Path(between)), new, to, **options)
     report.source, report.target = str(model), target
     return report
@@ -104,8 +106,10 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     )
 
 
-def _import(folder: Path, raw: dict, new: Path, dtype, max_bytes: int, progress: bool) -> Report:
-    incoming = read_incoming(folder, raw, dtype)
+def _import(
+    folder: Path, raw: dict, new: Path, dtype, max_bytes: int, progress: bool, allow_pickle: bool = False
+) -> Report:
+    incoming = read_incoming(folder, raw, dtype, allow_pickle)
     outputs, manifest = incoming.outputs(), incoming.manifest
     writer = ShardWriter(new, outputs, max_bytes)
     _move(incoming.plan, incoming.reader.read, incoming.stored(writer.write), progress)

@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import ConversionError
-from .pickles import PICKLED
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -31,6 +30,7 @@ class StoredTensors:
         self.headers: dict[str, Tensor] = {}
         self._file_of: dict[str, Path] = {}
         self._start_of: dict[str, int] = {}
+        self._name_in_file: dict[str, str] = {}
 
     def shards(self, index: Path) -> tuple[dict[str, str], dict[str, Path]]:
         """What an index says: {tensor: file name}, and {file name: path}, of which none leads out of the folder. Raises
@@ -85,7 +85,7 @@ class StoredTensors:
 
     def rename(self, names: dict[str, str]) -> None:
         """Calls every tensor by another name from here on."""
-        for place in (self.headers, self._file_of, self._start_of):
+        for place in (self.headers, self._file_of, self._start_of, self._name_in_file):
             renamed = {names[name]: value for name, value in place.items()}
             place.clear()
             place.update(renamed)
@@ -200,12 +200,12 @@ def read_json(path: Path) -> dict:
 
 
 def _no_weights(folder: Path) -> str:
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if pickled:
         return (
-            f"{folder} has only pickled weights ({pickled[0]}), which can run code when opened and are never read "
-            "here: get its safetensors version (often on a branch or in a pull request of the repository), or load it "
-            "with transformers where that is safe and call save_pretrained."
+            f"{folder} has only pickled weights ({pickled[0]}), which can run code when opened: get its safetensors "
+            "version (often on a branch or in a pull request of the repository), or convert what you trust with "
+            "--allow-pickle (allow_pickle=True), which reads tensors and nothing else."
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     found = f" (found {', '.join(others[:3])}, which no index lists)" if others else ""

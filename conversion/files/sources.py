@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..errors import ConversionError
 from ..formats.schemes import SCHEME_FILES
-from .checkpoint import read_json
+from .checkpoint import has_weights, read_json
 from .companions import CARD, COMPANIONS
 from .folder_gate import check_files
 from .hub import fetch_repository, hub_id
@@ -22,12 +22,14 @@ CONFIG_FORMS = {
     "transformers_weights": (str, "a file name"),
 }
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 CODE = "*.py"
 
 
-def resolve_source(source: str | Path, code: bool = False) -> Path:
+def resolve_source(source: str | Path, code: bool = False, allow_pickle: bool = False) -> Path:
     """The local folder of a source, `owner/name[@revision]` of the Hub included: without its code but where `code` is
-    wanted, without pickles. Raises ConversionError when there is none."""
+    wanted, without pickles but where they are allowed and there is nothing else. Raises ConversionError when there is
+    none."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -35,7 +37,10 @@ def resolve_source(source: str | Path, code: bool = False) -> Path:
     if wanted is None:
         raise ConversionError(f"{source} is neither a folder nor a Hub id like 'owner/name' or 'owner/name@revision'.")
     patterns = ("config.json", *WEIGHTS, CARD, f"{FOLDER}/*", *SCHEME_FILES, *COMPANIONS)
-    return fetch_repository(wanted, (*patterns, CODE) if code else patterns)
+    folder = fetch_repository(wanted, (*patterns, CODE) if code else patterns)
+    if allow_pickle and not has_weights(folder):
+        folder = fetch_repository(wanted, (*patterns, *PICKLED_FILES))
+    return folder
 
 
 def repository_of(folder: Path) -> dict[str, str]:

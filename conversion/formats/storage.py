@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.checkpoint import Checkpoint, has_weights
+from ..files.pickles import pickles_of
 from ..files.writer import nbytes
 from .schemes import scheme_of
 
@@ -11,6 +12,9 @@ from .schemes import scheme_of
 def storage_of(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """{"stored_as": the scheme that config.json names, or the dtype of most bytes, "stored_bytes": of all tensors in
     its files}; {} for a folder without weights. Raises ConversionError where the files are damaged."""
+    if pickled := pickles_of(folder):
+        # They are not opened to look at them.
+        return {"stored_as": "pickle", "stored_bytes": sum(path.stat().st_size for path in pickled)}
     if not has_weights(folder):
         return {}
     headers = Checkpoint(folder, named=raw.get("transformers_weights")).headers

@@ -150,7 +150,7 @@ WRONG = [
     (break_truncated, "model.safetensors is cut off or damaged"),
     (break_garbage, "model.safetensors is cut off or damaged"),
     (break_empty, "model.safetensors is cut off or damaged"),
-    (break_pickle, r"only pickled weights \(pytorch_model.bin\).*save_pretrained"),
+    (break_pickle, r"only pickled weights \(pytorch_model.bin\).*--allow-pickle"),
     (break_no_weights, "neither model.safetensors nor"),
     (break_missing, "1 tensor is missing from the checkpoint: 'model.layers.1.input_layernorm.weight'"),
     (break_extra, "holds 1 tensor .* does not have: 'model.layers.1.self_attn.q_proj.bias'"),

@@ -1,0 +1,24 @@
+"""The weights of a folder, whatever its layout: safetensors as transformers names them, or pickles where allowed."""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConversionError
+from ..files.checkpoint import Checkpoint, StoredTensors, has_weights
+from ..files.pickles import PICKLED_INDEX, PICKLED_WEIGHTS, PickledTensors, pickles_of
+
+
+def open_weights(folder: Path, raw: dict[str, Any], allow_pickle: bool = False) -> StoredTensors:
+    """The tensors of a folder whose config.json is `raw`. Pickles are opened with `allow_pickle` alone, and where there
+    are no safetensors. Raises ConversionError where there are no weights, or the files are incomplete."""
+    named = raw.get("transformers_weights")
+    if named is None and allow_pickle and not has_weights(folder) and pickles_of(folder):
+        pickled = PickledTensors(folder)
+        if (folder / PICKLED_WEIGHTS).exists():
+            pickled.read_headers(folder / PICKLED_WEIGHTS)
+        else:
+            pickled.read_index(folder / PICKLED_INDEX)
+        if not pickled.headers:
+            raise ConversionError(f"{folder} has pickles without a tensor in them.")
+        return pickled
+    return Checkpoint(folder, named=named)
