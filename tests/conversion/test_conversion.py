@@ -196,6 +196,15 @@ PUBLISHED_COUNTS = {
         },
         16_375_728_128,
     ),
+    "Baichuan-7B": (None, {"model_type": "baichuan", "max_position_embeddings": 4096}, 7_000_559_616),
+    "Baichuan-13B": (
+        None,
+        {
+            "model_type": "baichuan", "hidden_size": 5120, "intermediate_size": 13696, "num_hidden_layers": 40,
+            "num_attention_heads": 40,
+        },
+        13_264_901_120,
+    ),
     "Ling-mini-2.0": (
         None,
         {

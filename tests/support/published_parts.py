@@ -46,13 +46,21 @@ def rotate(x, positions, radians, in_pairs=False):
     return torch.cat([out, rest], -1)
 
 
+def alibi(heads):
+    """Slopes 2^(-8j / n) of Press et al. 2022 for n heads, a power of two; the odd ones of 2n for the rest."""
+    power = 1 << heads.bit_length() - 1
+    first = [2 ** (-8 * (index + 1) / power) for index in range(power)]
+    return first + [2 ** (-4 * (2 * index + 1) / power) for index in range(heads - power)]
+
+
 def attend(q, k, v, allowed, bias=0.0):
-    """softmax(q kᵀ / √d + bias) v head by head; q `[B, T, H, d]`, k and v with fewer heads; `allowed` `[B, T, T]`."""
+    """softmax(q kᵀ / √d + bias) v head by head; q `[B, T, H, d]`, k and v with fewer heads; `allowed` `[B, T, T]`;
+    `bias` may be a list of one `[B, T, T]` a head."""
     heads, shared = q.shape[2], q.shape[2] // k.shape[2]
     out = []
     for head in range(heads):
         scores = q[:, :, head] @ k[:, :, head // shared].mT / q.shape[-1] ** 0.5
-        scores = scores + (bias[head] if torch.is_tensor(bias) else bias)
+        scores = scores + (bias[head] if isinstance(bias, list) else bias)
         out.append(scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num() @ v[:, :, head // shared])
     return torch.cat(out, -1)
 
