@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import ConversionError
 from ..formats.schemes import SCHEME_FILES
+from ..layouts.known import layout_of
 from .checkpoint import has_weights, read_json
 from .companions import CARD, COMPANIONS
 from .folder_gate import check_files
@@ -22,7 +23,7 @@ CONFIG_FORMS = {
     "transformers_weights": (str, "a file name"),
 }
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "consolidated*.pth")
 CODE = "*.py"
 
 
@@ -36,7 +37,7 @@ def resolve_source(source: str | Path, code: bool = False, allow_pickle: bool = 
     wanted = None if folder.exists() else hub_id(str(source))
     if wanted is None:
         raise ConversionError(f"{source} is neither a folder nor a Hub id like 'owner/name' or 'owner/name@revision'.")
-    patterns = ("config.json", *WEIGHTS, CARD, f"{FOLDER}/*", *SCHEME_FILES, *COMPANIONS)
+    patterns = ("config.json", "params.json", *WEIGHTS, CARD, f"{FOLDER}/*", *SCHEME_FILES, *COMPANIONS)
     folder = fetch_repository(wanted, (*patterns, CODE) if code else patterns)
     if allow_pickle and not has_weights(folder):
         folder = fetch_repository(wanted, (*patterns, *PICKLED_FILES))
@@ -53,8 +54,11 @@ def repository_of(folder: Path) -> dict[str, str]:
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a folder; raises ConversionError where a file that would be opened is none of the folder's own."""
+    """config.json of a folder, or what it would be in transformers' layout. Raises ConversionError where a file that
+    would be opened is none of the folder's own."""
     check_files(folder)
+    if layout := layout_of(folder):
+        return layout.config(folder)
     if not (folder / "config.json").is_file():
         raise ConversionError(f"{folder} has no config.json: it is not a model folder.")
     return read_config_file(folder / "config.json")

@@ -6,12 +6,16 @@ from typing import Any
 from ..files.checkpoint import Checkpoint, has_weights
 from ..files.pickles import pickles_of
 from ..files.writer import nbytes
+from ..layouts.known import layout_of
 from .schemes import scheme_of
 
 
 def storage_of(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """{"stored_as": the scheme that config.json names, or the dtype of most bytes, "stored_bytes": of all tensors in
     its files}; {} for a folder without weights. Raises ConversionError where the files are damaged."""
+    if layout := layout_of(folder):
+        words, paths = layout.stored(folder)
+        return {"stored_as": words, "stored_bytes": sum(path.stat().st_size for path in paths)}
     if pickled := pickles_of(folder):
         # They are not opened to look at them.
         return {"stored_as": "pickle", "stored_bytes": sum(path.stat().st_size for path in pickled)}

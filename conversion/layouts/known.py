@@ -1,16 +1,29 @@
-"""The weights of a folder, whatever its layout: safetensors as transformers names them, or pickles where allowed."""
+"""The weights of a folder in whatever layout: transformers' own (safetensors, or allowed pickles) or a publisher's."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint, StoredTensors, has_weights
 from ..files.pickles import PICKLED_INDEX, PICKLED_WEIGHTS, PickledTensors, pickles_of
+from . import params
+from .relaid import RelaidCheckpoint
+
+# Each has `recognises(folder)`, `config(folder)`, `weights(folder, allow_pickle)` and `stored(folder)`.
+LAYOUTS = (params,)
 
 
-def open_weights(folder: Path, raw: dict[str, Any], allow_pickle: bool = False) -> StoredTensors:
+def layout_of(folder: Path) -> ModuleType | None:
+    """The layout of a folder; None where it is transformers' own."""
+    return next((layout for layout in LAYOUTS if layout.recognises(folder)), None)
+
+
+def open_weights(folder: Path, raw: dict[str, Any], allow_pickle: bool = False) -> StoredTensors | RelaidCheckpoint:
     """The tensors of a folder whose config.json is `raw`. Pickles are opened with `allow_pickle` alone, and where there
     are no safetensors. Raises ConversionError where there are no weights, or the files are incomplete."""
+    if layout := layout_of(folder):
+        return layout.weights(folder, allow_pickle)
     named = raw.get("transformers_weights")
     if named is None and allow_pickle and not has_weights(folder) and pickles_of(folder):
         pickled = PickledTensors(folder)
