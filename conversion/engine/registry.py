@@ -22,11 +22,6 @@ OTHER_ATTENTION = ("paligemma",)
 _FOLDER = Path(__file__).parent.parent / "families"
 # A config.json of the first type with this key means the second type, as transformers' AutoConfig reads it.
 REDIRECTS = {"mistral": ("layer_types", "ministral")}
-# What a family was called before transformers had it; its files need more than another name.
-FORMER_NAMES = {
-    "RefinedWeb": "a 'falcon' with new_decoder_architecture: true, and num_kv_heads for n_head_kv",
-    "RefinedWebModel": "a 'falcon'",
-}
 
 
 def file_name(model_type: str) -> str:
@@ -59,10 +54,7 @@ def family_of(model_type: str) -> "Family":
     if WITHIN in name:
         return import_module(".wrappers", __package__).wrapped(name)
     if not is_known(name):
-        hint = f" {nearest(name)}"
-        if model_type in FORMER_NAMES:
-            hint = f" It is {FORMER_NAMES[model_type]} today: change config.json."
-        raise ConversionError(f"model_type {model_type!r} is not known.{hint}")
+        raise ConversionError(f"model_type {model_type!r} is not known. {nearest(name)}")
     return import_module(f"..families.{name}", __package__).FAMILY
 
 

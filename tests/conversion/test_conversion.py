@@ -196,6 +196,14 @@ PUBLISHED_COUNTS = {
         },
         16_375_728_128,
     ),
+    "Falcon-7B, in its first files": (
+        None,
+        {
+            "model_type": "RefinedWebModel", "hidden_size": 4544, "n_layer": 32, "n_head": 71, "multi_query": True,
+            "parallel_attn": True, "vocab_size": 65024,
+        },
+        6_921_720_704,
+    ),
     "Baichuan-7B": (None, {"model_type": "baichuan", "max_position_embeddings": 4096}, 7_000_559_616),
     "Baichuan-13B": (
         None,

@@ -115,12 +115,6 @@ def test_a_refusal_of_a_zoo_folder_gives_the_key():
         import_config(raw | {"dtype": "auto"})
 
 
-@pytest.mark.parametrize("name", ["RefinedWeb", "RefinedWebModel"])
-def test_what_falcon_was_called_has_a_hint(name):
-    with pytest.raises(ConversionError, match="'falcon'.*change config.json"):
-        import_config({"model_type": name, "n_head": 6})
-
-
 def test_tables_that_no_layer_turns_by_are_not_the_default_rotation():
     """A field that no layer reads may be left out of a file's only where its default is not read either."""
     tables = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": None}

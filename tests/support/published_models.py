@@ -3,6 +3,8 @@
 Written from the models' reports and the layouts of their files.
 """
 
+from dataclasses import fields
+
 from published_experts import BailingMoeV2ForCausalLM, DeepseekForCausalLM, MiniCPMForCausalLM
 from published_parts import (
     Attention,
@@ -21,6 +23,7 @@ from published_parts import (
 )
 from torch import nn
 from torch.nn import functional as F
+from transformers import FalconConfig, FalconForCausalLM
 
 from conversion import family_of
 
@@ -188,10 +191,28 @@ class BaichuanForCausalLM(LlamaLike):
         return Layer(c, BaichuanAttention(c), GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act))
 
 
+class RWForCausalLM(FalconForCausalLM):
+    """transformers' Falcon, told by the names of the first files."""
+
+    config_class = family_of("RefinedWeb").config_class
+
+    def __init__(self, config):
+        names = [field.name for field in fields(FalconConfig) if hasattr(config, field.name)]
+        # Their attention in plain steps adds ALiBi twice.
+        arguments = {name: getattr(config, name) for name in names} | {"attn_implementation": "sdpa"}
+        super().__init__(FalconConfig(**arguments))
+        self.config = config
+
+
+class RWModelForCausalLM(RWForCausalLM):
+    config_class = family_of("RefinedWebModel").config_class
+
+
 PUBLISHED = {
     model.config_class.model_type: model
     for model in (
         InternLM2ForCausalLM, ChatGLMForConditionalGeneration, MiniCPMForCausalLM, DeepseekForCausalLM, QWenLMHeadModel,
-        DeciLMForCausalLM, BailingMoeV2ForCausalLM, BaichuanForCausalLM,
+        DeciLMForCausalLM, BailingMoeV2ForCausalLM, BaichuanForCausalLM, RWForCausalLM,
+        RWModelForCausalLM,
     )
 }  # fmt: skip
