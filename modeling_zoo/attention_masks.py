@@ -62,8 +62,6 @@ MASK_BUILDERS = {
     "linear_attention": create_recurrent_mask,
     "conv": create_recurrent_mask,
 }
-# Instead of the first, where a field says so.
-FULL_MASKS = {"use_bidirectional_attention": create_full_mask}
 # Layer types that need other masks than one of their own name.
 PARTS = {
     "hybrid": ("full_attention", "linear_attention"),
@@ -209,7 +207,7 @@ def build_masks(
         "position_ids": position_ids,
     }
     masks, depth = {}, config.num_hidden_layers
-    full = next((make for field, make in FULL_MASKS.items() if getattr(config, field)), create_causal_mask)
+    full = create_full_mask if config.use_bidirectional_attention else create_causal_mask
     for name, kind, window, layer_idx, layer in mask_plan(config, mask_names(config)) if plan is None else plan:
         if layer_idx >= depth:
             # Cut off since the plan was made.

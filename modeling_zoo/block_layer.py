@@ -36,7 +36,7 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         if "mixer" in self.branches:
             mixers = make_mixers(config, layer_idx)
             self.mixer_name = next(iter(mixers))
-            self.mix_in_parallel = parallel_mix(config, layer_idx) if len(mixers) > 1 else None
+            self.mix_in_parallel = parallel_mix(config, layer_idx)
             for name, mixer in mixers.items():
                 self.add_module(name, mixer)
         if "mlp" in self.branches:

@@ -107,8 +107,7 @@ def upgrade_cache(cache: Cache | None, config: ZooConfig, quantized: bool = Fals
     """
     if not isinstance(getattr(cache, "layers", None), list):
         return cache
-    config = config.get_text_config(decoder=True)
-    if not cache.layers and any(name not in KEY_VALUE_LAYERS for name in config.layer_types):
+    if keeps_more(config) and not cache.layers:
         cache.layers.extend(DynamicCache(config=config).layers)
         replicate(cache, None)
     if replicated_class(cache) is DynamicLayer:
@@ -119,8 +118,19 @@ def upgrade_cache(cache: Cache | None, config: ZooConfig, quantized: bool = Fals
         if _is_empty(layer):
             own = configs.get(index, config)
             cache.layers[index] = upgraded_layer(layer, own, attention_of(own, index), quantized)
-    _count_tokens(cache, config)
+    if counts_tokens(config):
+        _count_tokens(cache, config)
     return cache
+
+
+def keeps_more(config: ZooConfig) -> bool:
+    """Whether some layer keeps something else than keys and values."""
+    return any(name not in KEY_VALUE_LAYERS for name in getattr(config, "layer_types", None) or ())
+
+
+def counts_tokens(config: ZooConfig) -> bool:
+    """Whether no layer keeps keys, whose number would be that of the tokens."""
+    return all(name in COUNTING_LAYERS for name in getattr(config, "layer_types", None) or ())
 
 
 def prepare_cache(cache: Cache | None, config: ZooConfig) -> None:
@@ -132,7 +142,7 @@ def prepare_cache(cache: Cache | None, config: ZooConfig) -> None:
     """
     layers = getattr(cache, "layers", None)
     counted = not isinstance(layers, list) or any(isinstance(layer, CacheLayerMixin) for layer in layers)
-    if not counted and any(name not in KEY_VALUE_LAYERS for name in config.layer_types):
+    if keeps_more(config) and not counted:
         upgrade_cache(cache, config)
 
 

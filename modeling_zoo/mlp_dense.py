@@ -94,9 +94,8 @@ class GatedMLP(nn.Module):
         return self.combine(self.gate_proj(x), self.up_proj(x))
 
 
-DENSE_MLPS = {True: GatedMLP, False: PlainMLP}
-
-
 def make_dense_mlp(config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None) -> nn.Module:
     """A gated or plain MLP as the config says, of its own width if one is given."""
-    return DENSE_MLPS[config.gated_mlp](config, layer_idx, intermediate_size)
+    if config.gated_mlp:
+        return GatedMLP(config, layer_idx, intermediate_size)
+    return PlainMLP(config, layer_idx, intermediate_size)

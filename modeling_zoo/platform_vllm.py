@@ -27,14 +27,18 @@ SEEN = {"full_attention", "sliding_attention"}
 
 def unsupported_by_vllm(config: ZooConfig) -> list[str]:
     """Names of the fields that an engine cannot honour as they are; [] for a config it serves."""
-    return list(dict.fromkeys(_of_model(config) + _of_values(config) + _of_layers(config)))
+    found = fields_of_model(config) if fields_of_model(config) else []
+    if fields_of_layers(config):
+        found += fields_of_layers(config)
+    return list(dict.fromkeys(found + fields_of_values(config)))
 
 
 def _names_of_set(conditions):
     return [name for name, asked in conditions.items() if asked]
 
 
-def _of_model(config):
+def fields_of_model(config: ZooConfig) -> list[str]:
+    """Those that say what layers are and how they are joined."""
     blocks = [config.block_type] if isinstance(config.block_type, str) else config.block_type
     return _names_of_set({
         "layer_types": set(config.layer_types) - SEEN,
@@ -53,7 +57,8 @@ def _of_model(config):
     })  # fmt: skip
 
 
-def _of_values(config):
+def fields_of_values(config: ZooConfig) -> list[str]:
+    """Those whose values may differ from run to run."""
     tables = [table for layer in config.per_layer_config for table in layer.rope_tables.values()]
     return _names_of_set({
         # Their tables depend on the length of one sequence; the engine runs many side by side.
@@ -62,7 +67,8 @@ def _of_values(config):
     })  # fmt: skip
 
 
-def _of_layers(config):
+def fields_of_layers(config: ZooConfig) -> list[str]:
+    """Those of the layers one by one."""
     found, layers = [], config.per_layer_config if config.is_heterogeneous else [config]
     for layer in layers:
         kinds = {*layer.attentions, "dense" if layer.num_experts is None else "sparse"}

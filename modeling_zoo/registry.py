@@ -51,8 +51,9 @@ def make_mixers(config: ZooConfig, layer_idx: int) -> dict[str, TokenMixer]:
 
 
 def parallel_mix(config: ZooConfig, layer_idx: int) -> Callable | None:
-    """What joins the two mixers of a hybrid layer; None for another type of layer."""
-    return PARALLEL_MIXES.get(config.layer_types[layer_idx])
+    """What joins the two mixers of a hybrid layer; None for a layer with one."""
+    has_both = config.attention_mixers[layer_idx] is not None and config.recurrent_mixers[layer_idx] is not None
+    return PARALLEL_MIXES.get(config.layer_types[layer_idx]) if has_both else None
 
 
 def make_mlp(config: ZooConfig, layer_idx: int) -> nn.Module:

@@ -120,10 +120,7 @@ def test_layers_that_differ_by_their_own_config():
     per_layer[1].attention_type = "latent"
 
     class Mixed:
-        per_layer_config = per_layer
-
-        def get_text_config(self, decoder):
-            return self
+        layer_types, per_layer_config = config.layer_types, per_layer
 
     cache = upgrade_cache(dynamic_cache(["full_attention"] * 3), Mixed())
     assert kinds(cache) == [GrowingLayer, LatentLayer, GrowingLayer]
