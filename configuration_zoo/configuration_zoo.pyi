@@ -136,6 +136,20 @@ class ResidualFactors(TypedDict, total=False):
     ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
     2501.08313."""
 
+class AttnTemperature(TypedDict, total=False):
+    layers: Literal["all", "rope", "no_rope"] | None
+    """In which layers: in all, in those that rotate, or in those that do not. None: nowhere. Needs a layer with
+    softmax attention that it names (no_rope_layers says which rotate). Source: Nakanishi 2025, arXiv 2501.19399;
+    Llama 4 (Meta 2025)."""
+    scale: float | None
+    """Strength of the query temperature. Needs attn_temperature.layers. Source: Llama 4 (Meta 2025)."""
+    floor_scale: float | None
+    """How many positions a step of the query temperature lasts. Needs attn_temperature.layers. Source: Llama 4 (Meta
+    2025)."""
+    offset: int | None
+    """Added to the position before the steps are counted. None: 0. Needs attn_temperature.layers. Source: Llama 4's
+    published code (1); Ministral 3's (0)."""
+
 class LinearAttnConfig(TypedDict, total=False):
     bias: bool | None
     """The projections into and out of the mixer have biases. Needs a linear_attention_type of ['gated_delta_net',
@@ -223,6 +237,40 @@ class LinearAttnConfig(TypedDict, total=False):
     time_step_floor: float | None
     """Initial time steps are raised to this number. None: 1e-4. Needs a linear_attention_type of ['gated_delta_net',
     'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba's published code."""
+
+class MlaConfig(TypedDict, total=False):
+    norm_eps: float | None
+    """Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6. Needs attention_type='latent'.
+    Source: DeepSeek-V2's published code."""
+    scale_q_lora: bool | None
+    """Queries are multiplied by sqrt(hidden_size / q_lora_rank). Needs attention_type='latent'. Source:
+    LongCat-Flash, arXiv 2509.01322, §2.2."""
+    scale_kv_lora: bool | None
+    """The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank). Needs
+    attention_type='latent'. Source: LongCat-Flash, arXiv 2509.01322, §2.2."""
+    scale_by_mscale: bool | None
+    """Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters have an
+    mscale_all_dim and a rope_type other than default. None: yes, with rope. Needs attention_type='latent'.
+    Source: YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it."""
+
+class QkNormConfig(TypedDict, total=False):
+    scope: Literal["head", "full"] | None
+    """The norm goes over each head or over the full projection. None: head. Needs qk_norm. Source: Qwen3, arXiv
+    2505.09388 (head); OLMo 2, arXiv 2501.00656 (full)."""
+    weight: Literal["shared", "per_head", "none"] | None
+    """The norm's weight is shared by the heads, one for each head, or none. None: shared. Needs qk_norm. Source:
+    Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)."""
+    bias: bool | None
+    """A layer norm on queries and keys has a bias. Needs qk_norm. Source: Phi (Microsoft 2023); Chameleon, arXiv
+    2405.09818."""
+    position: Literal["before_rope", "after_rope"] | None
+    """The norm is applied before or after the rotation. None: before_rope. Needs qk_norm. Source: Qwen3, arXiv
+    2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)."""
+    layers: Literal["all", "rope"] | None
+    """The norm is in all layers, or in those alone that rotate. None: all. Needs qk_norm. Source: Llama 4 (Meta
+    2025)."""
+    eps: float | None
+    """Epsilon of the norm on queries and keys. None: norm_eps. Needs qk_norm. Source: own to zoo."""
 
 class ZooConfig(PreTrainedConfig):
     """A decoder, described by one name or number per concept.
@@ -343,23 +391,8 @@ class ZooConfig(PreTrainedConfig):
     qk_norm: Literal["rms_norm", "layer_norm"] | None
     """The norm on queries and keys. None: no norm. Needs a layer of layer_types with softmax attention. Source:
     Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442."""
-    qk_norm_scope: Literal["head", "full"] | None
-    """The norm goes over each head or over the full projection. None: head. Needs qk_norm. Source: Qwen3, arXiv
-    2505.09388 (head); OLMo 2, arXiv 2501.00656 (full)."""
-    qk_norm_weight: Literal["shared", "per_head", "none"] | None
-    """The norm's weight is shared by the heads, one for each head, or none. None: shared. Needs qk_norm. Source:
-    Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)."""
-    qk_norm_bias: bool | None
-    """A layer norm on queries and keys has a bias. Needs qk_norm. Source: Phi (Microsoft 2023); Chameleon, arXiv
-    2405.09818."""
-    qk_norm_position: Literal["before_rope", "after_rope"] | None
-    """The norm is applied before or after the rotation. None: before_rope. Needs qk_norm. Source: Qwen3, arXiv
-    2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)."""
-    qk_norm_layers: Literal["all", "rope"] | None
-    """The norm is in all layers, or in those alone that rotate. None: all. Needs qk_norm. Source: Llama 4 (Meta
-    2025)."""
-    qk_norm_eps: float | int | None
-    """Epsilon of the norm on queries and keys. None: norm_eps. Needs qk_norm. Source: own to zoo."""
+    qk_norm_config: dict[str, Any]
+    """How the norm on queries and keys is done, with a qk_norm."""
     attention_sinks: Literal["all", "full_attention", "sliding_attention", "chunked_attention"] | None
     """One learned logit per head takes part in the softmax and has no value, in the layers of this type. Needs a
     layer of layer_types with softmax attention that it names. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925;
@@ -383,19 +416,8 @@ class ZooConfig(PreTrainedConfig):
     qk_rope_head_dim: int | None
     """Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of head_dim, 0
     without rope. Needs attention_type='latent'. Source: DeepSeek-V2, arXiv 2405.04434, §2.1.3."""
-    mla_norm_eps: float | int | None
-    """Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6. Needs attention_type='latent'.
-    Source: DeepSeek-V2's published code."""
-    mla_scale_q_lora: bool | None
-    """Queries are multiplied by sqrt(hidden_size / q_lora_rank). Needs attention_type='latent'. Source:
-    LongCat-Flash, arXiv 2509.01322, §2.2."""
-    mla_scale_kv_lora: bool | None
-    """The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank). Needs
-    attention_type='latent'. Source: LongCat-Flash, arXiv 2509.01322, §2.2."""
-    scale_attn_by_mscale: bool | None
-    """Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters have an
-    mscale_all_dim and a rope_type other than default. None: yes, with rope. Needs attention_type='latent'.
-    Source: YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it."""
+    mla_config: dict[str, Any]
+    """Details of latent attention, key by key."""
     index_topk: int | None
     """How many keys the indexer chooses for each query. None: 2048. Needs an 'indexed_attention' layer in
     layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
@@ -499,18 +521,8 @@ class ZooConfig(PreTrainedConfig):
     relative_attention_max_distance: int | None
     """Distance from which on all share the last bucket. None: 128. Needs position_embedding_type='relative'. Source:
     Raffel et al. 2020, arXiv 1910.10683, §2.1."""
-    attn_temperature_layers: Literal["all", "rope", "no_rope"] | None
-    """Queries are multiplied by 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)): in all layers,
-    in those that rotate, or in those that do not. None: nowhere. Needs a layer with softmax attention that it
-    names (no_rope_layers says which rotate). Source: Nakanishi 2025, arXiv 2501.19399; Llama 4 (Meta 2025)."""
-    attn_scale: float | int | None
-    """Strength of the query temperature. Needs attn_temperature_layers. Source: Llama 4 (Meta 2025)."""
-    floor_scale: float | int | None
-    """How many positions a step of the query temperature lasts. Needs attn_temperature_layers. Source: Llama 4 (Meta
-    2025)."""
-    attn_temperature_offset: int | None
-    """Added to the position before the steps are counted. None: 0. Needs attn_temperature_layers. Source: Llama 4's
-    published code (1); Ministral 3's (0)."""
+    attn_temperature: dict[str, Any]
+    """Queries are scaled by their position: by 1 + scale · log(1 + floor((position + offset) / floor_scale))."""
     norm_type: Literal["rms_norm", "layer_norm"]
     """The norm of the residual stream. Source: Zhang & Sennrich 2019, arXiv 1910.07467 (rms_norm); Ba et al. 2016,
     arXiv 1607.06450 (layer_norm)."""
@@ -738,12 +750,7 @@ class ZooConfig(PreTrainedConfig):
         clip_qkv: float | int | None = None,
         clip_qkv_position: Literal["before_norm", "after_norm"] | None = None,
         qk_norm: Literal["rms_norm", "layer_norm"] | None = None,
-        qk_norm_scope: Literal["head", "full"] | None = None,
-        qk_norm_weight: Literal["shared", "per_head", "none"] | None = None,
-        qk_norm_bias: bool | None = None,
-        qk_norm_position: Literal["before_rope", "after_rope"] | None = None,
-        qk_norm_layers: Literal["all", "rope"] | None = None,
-        qk_norm_eps: float | int | None = None,
+        qk_norm_config: QkNormConfig | None = None,
         attention_sinks: Literal["all", "full_attention", "sliding_attention", "chunked_attention"] | None = None,
         attn_output_gate: Literal["query", "elementwise", "headwise"] | None = None,
         attention_dropout: float | int = 0.0,
@@ -751,10 +758,7 @@ class ZooConfig(PreTrainedConfig):
         q_lora_rank: int | None = None,
         qk_nope_head_dim: int | None = None,
         qk_rope_head_dim: int | None = None,
-        mla_norm_eps: float | int | None = None,
-        mla_scale_q_lora: bool | None = None,
-        mla_scale_kv_lora: bool | None = None,
-        scale_attn_by_mscale: bool | None = None,
+        mla_config: MlaConfig | None = None,
         index_topk: int | None = None,
         index_n_heads: int | None = None,
         index_head_dim: int | None = None,
@@ -783,10 +787,7 @@ class ZooConfig(PreTrainedConfig):
         alibi_scaled: bool | None = None,
         relative_attention_num_buckets: int | None = None,
         relative_attention_max_distance: int | None = None,
-        attn_temperature_layers: Literal["all", "rope", "no_rope"] | None = None,
-        attn_scale: float | int | None = None,
-        floor_scale: float | int | None = None,
-        attn_temperature_offset: int | None = None,
+        attn_temperature: AttnTemperature | None = None,
         norm_type: Literal["rms_norm", "layer_norm"] = 'rms_norm',
         norm_eps: float | int = 1e-06,
         norm_elementwise_affine: bool = True,
@@ -894,12 +895,7 @@ class ZooConfig(PreTrainedConfig):
             clip_qkv: Projected queries, keys and values are clamped to ± this number. None: no clamp.
             clip_qkv_position: Queries and keys are clamped before or after their norm. None: before_norm.
             qk_norm: The norm on queries and keys. None: no norm.
-            qk_norm_scope: The norm goes over each head or over the full projection. None: head.
-            qk_norm_weight: The norm's weight is shared by the heads, one for each head, or none. None: shared.
-            qk_norm_bias: A layer norm on queries and keys has a bias.
-            qk_norm_position: The norm is applied before or after the rotation. None: before_rope.
-            qk_norm_layers: The norm is in all layers, or in those alone that rotate. None: all.
-            qk_norm_eps: Epsilon of the norm on queries and keys. None: norm_eps.
+            qk_norm_config: How the norm on queries and keys is done, with a qk_norm.
             attention_sinks: One learned logit per head takes part in the softmax and has no value, in the layers of this type.
             attn_output_gate: A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate.
             attention_dropout: Rate of dropout on the weights of attention, in training.
@@ -907,10 +903,7 @@ class ZooConfig(PreTrainedConfig):
             q_lora_rank: Rank of the latent that queries are made of. None: one full projection.
             qk_nope_head_dim: Channels of a head's query and key that do not rotate. None: head_dim, or hidden_size / num_attention_heads.
             qk_rope_head_dim: Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of head_dim, 0 without rope.
-            mla_norm_eps: Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6.
-            mla_scale_q_lora: Queries are multiplied by sqrt(hidden_size / q_lora_rank).
-            mla_scale_kv_lora: The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank).
-            scale_attn_by_mscale: Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters have an mscale_all_dim and a rope_type other than default. None: yes, with rope.
+            mla_config: Details of latent attention, key by key.
             index_topk: How many keys the indexer chooses for each query. None: 2048.
             index_n_heads: Heads of the indexer. None: 64.
             index_head_dim: Channels of a head of the indexer. None: 128.
@@ -939,10 +932,7 @@ class ZooConfig(PreTrainedConfig):
             alibi_scaled: The bias of ALiBi is multiplied by the attention scale.
             relative_attention_num_buckets: Buckets of the relative bias, of which there is one table for all layers. None: 32.
             relative_attention_max_distance: Distance from which on all share the last bucket. None: 128.
-            attn_temperature_layers: Queries are multiplied by 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)): in all layers, in those that rotate, or in those that do not. None: nowhere.
-            attn_scale: Strength of the query temperature.
-            floor_scale: How many positions a step of the query temperature lasts.
-            attn_temperature_offset: Added to the position before the steps are counted. None: 0.
+            attn_temperature: Queries are scaled by their position: by 1 + scale · log(1 + floor((position + offset) / floor_scale)).
             norm_type: The norm of the residual stream.
             norm_eps: Added to the mean square, or the variance, so that nothing is divided by zero.
             norm_elementwise_affine: The norms have a learned scale; without it they have no parameters at all.

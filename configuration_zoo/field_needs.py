@@ -68,7 +68,7 @@ def has_plain_mlp(layer: PreTrainedConfig, index: int) -> bool:
 
 
 def has_norm_weight(layer: PreTrainedConfig, index: int) -> bool:
-    own = layer.qk_norm == layer.norm_type and layer.qk_norm_weight != "none"
+    own = layer.qk_norm == layer.norm_type and layer.qk_norm_config["weight"] != "none"
     return layer.norm_elementwise_affine or own
 
 
@@ -114,7 +114,7 @@ GROUP_NEEDS = {
     "alibi": "position_embedding_type='alibi'",
     "relative": "position_embedding_type='relative'",
     "absolute positions": "learned or sinusoidal positions",
-    "attn_temperature_layers": "attn_temperature_layers",
+    "attn_temperature.layers": "attn_temperature.layers",
     "shared block": "a block_type 'shared_block'",
     "parallel block": "a parallel block_type",
     "hybrid layer": f"a layer of layer_types that is one of {list(HYBRID_LAYERS)}",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .field_kinds import Choice, choice, factor, flag, length, per_layer, positive, probability, size
+from .field_kinds import Choice, choice, factor, flag, length, per_layer, positive, probability, settings, size
 from .fields_checks import even_share, for_each_layer, refuse_unless
 from .vocabulary import (
     ATTENDING_LAYERS,
@@ -22,17 +22,20 @@ from .vocabulary import (
 )
 
 QK_NORM_FIELDS = (
-    "qk_norm_scope",
-    "qk_norm_weight",
-    "qk_norm_bias",
-    "qk_norm_position",
-    "qk_norm_layers",
-    "qk_norm_eps",
+    "qk_norm_config.scope",
+    "qk_norm_config.weight",
+    "qk_norm_config.bias",
+    "qk_norm_config.position",
+    "qk_norm_config.layers",
+    "qk_norm_config.eps",
 )
 QK_NORM_SCOPES = ("head", "full")
 QK_NORM_WEIGHTS = ("shared", "per_head", "none")
 QK_NORM_POSITIONS = ("before_rope", "after_rope")
 QK_NORM_LAYERS = ("all", "rope")
+QK_NORM_DEFAULTS = {
+    "scope": "head", "weight": "shared", "bias": False, "position": "before_rope", "layers": "all",
+}  # fmt: skip
 CLIP_POSITIONS = ("before_norm", "after_norm")
 ATTENTION_SINKS = ("all", FULL, SLIDING, CHUNKED)
 OUTPUT_GATES = ("query", "elementwise", "headwise")
@@ -161,40 +164,44 @@ class AttentionFields:
         meaning="The norm on queries and keys. None: no norm.",
         source="Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442",
     )
-    qk_norm_scope: str | None = choice(
-        QK_NORM_SCOPES,
-        needs="qk_norm",
-        meaning="The norm goes over each head or over the full projection. None: head.",
-        source="Qwen3, arXiv 2505.09388 (head); OLMo 2, arXiv 2501.00656 (full)",
-    )
-    qk_norm_weight: str | None = choice(
-        QK_NORM_WEIGHTS,
-        needs="qk_norm",
-        meaning="The norm's weight is shared by the heads, one for each head, or none. None: shared.",
-        source="Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)",
-    )
-    qk_norm_bias: bool | None = flag(
-        None,
-        needs="qk_norm",
-        meaning="A layer norm on queries and keys has a bias.",
-        source="Phi (Microsoft 2023); Chameleon, arXiv 2405.09818",
-    )
-    qk_norm_position: str | None = choice(
-        QK_NORM_POSITIONS,
-        needs="qk_norm",
-        meaning="The norm is applied before or after the rotation. None: before_rope.",
-        source="Qwen3, arXiv 2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)",
-    )
-    qk_norm_layers: str | None = choice(
-        QK_NORM_LAYERS,
-        needs="qk_norm",
-        meaning="The norm is in all layers, or in those alone that rotate. None: all.",
-        source="Llama 4 (Meta 2025)",
-    )
-    qk_norm_eps: float | int | None = positive(
-        needs="qk_norm",
-        meaning="Epsilon of the norm on queries and keys. None: norm_eps.",
-        source="own to zoo",
+    qk_norm_config: dict | None = settings(
+        "How the norm on queries and keys is done, with a qk_norm.",
+        scope=choice(
+            QK_NORM_SCOPES,
+            needs="qk_norm",
+            meaning="The norm goes over each head or over the full projection. None: head.",
+            source="Qwen3, arXiv 2505.09388 (head); OLMo 2, arXiv 2501.00656 (full)",
+        ),
+        weight=choice(
+            QK_NORM_WEIGHTS,
+            needs="qk_norm",
+            meaning="The norm's weight is shared by the heads, one for each head, or none. None: shared.",
+            source="Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 "
+            "(none)",
+        ),
+        bias=flag(
+            None,
+            needs="qk_norm",
+            meaning="A layer norm on queries and keys has a bias.",
+            source="Phi (Microsoft 2023); Chameleon, arXiv 2405.09818",
+        ),
+        position=choice(
+            QK_NORM_POSITIONS,
+            needs="qk_norm",
+            meaning="The norm is applied before or after the rotation. None: before_rope.",
+            source="Qwen3, arXiv 2505.09388 (before_rope); Llama 4, Meta 2025 (after_rope)",
+        ),
+        layers=choice(
+            QK_NORM_LAYERS,
+            needs="qk_norm",
+            meaning="The norm is in all layers, or in those alone that rotate. None: all.",
+            source="Llama 4 (Meta 2025)",
+        ),
+        eps=positive(
+            needs="qk_norm",
+            meaning="Epsilon of the norm on queries and keys. None: norm_eps.",
+            source="own to zoo",
+        ),
     )
     attention_sinks: str | None = choice(
         ATTENTION_SINKS,
@@ -233,12 +240,10 @@ class AttentionFields:
             softmax = [layer_type in SOFTMAX_LAYERS for layer_type in self.layer_types]
             self.sparse_attention_pattern = [pattern if is_softmax else "none" for is_softmax in softmax]
         if self.qk_norm is not None:
-            self.qk_norm_scope = self.qk_norm_scope or "head"
-            self.qk_norm_weight = self.qk_norm_weight or "shared"
-            self.qk_norm_bias = bool(self.qk_norm_bias)
-            self.qk_norm_position = self.qk_norm_position or "before_rope"
-            self.qk_norm_layers = self.qk_norm_layers or "all"
-            self.qk_norm_eps = self.norm_eps if self.qk_norm_eps is None else self.qk_norm_eps
+            given = {key: value for key, value in self.qk_norm_config.items() if value is not None}
+            if given.get("eps") == self.norm_eps:
+                del given["eps"]  # as left out
+            self.qk_norm_config = QK_NORM_DEFAULTS | given
         if self.clip_qkv is not None:
             self.clip_qkv_position = self.clip_qkv_position or "before_norm"
 
@@ -300,19 +305,23 @@ class AttentionFields:
     def _validate_qk_norm(self):
         refuse_unless(self, self.clip_qkv is not None, "clip_qkv", ("clip_qkv_position",))
         refuse_unless(self, self.qk_norm is not None, "qk_norm", QK_NORM_FIELDS)
-        if self.qk_norm_layers == "rope" and self.position_embedding_type != "rope":
+        how = self.qk_norm_config
+        if how["layers"] == "rope" and self.position_embedding_type != "rope":
             raise ValueError(
-                f"qk_norm_layers='rope' needs position_embedding_type='rope', got {self.position_embedding_type!r}."
+                "qk_norm_config.layers='rope' needs position_embedding_type='rope', got "
+                f"{self.position_embedding_type!r}."
             )
         if self.clip_qkv_position == "after_norm" and self.qk_norm is None:
             raise ValueError("clip_qkv_position='after_norm' needs qk_norm, which is not set.")
-        if self.qk_norm_bias and (self.qk_norm not in NORMS_WITH_BIAS or self.qk_norm_weight == "none"):
-            raise ValueError(f"qk_norm_bias=True needs a qk_norm of {list(NORMS_WITH_BIAS)} and a qk_norm_weight.")
-        if self.qk_norm_scope == "full" and not NORM_TYPES[self.qk_norm].full_scope:
+        if how["bias"] and (self.qk_norm not in NORMS_WITH_BIAS or how["weight"] == "none"):
+            raise ValueError(
+                f"qk_norm_config.bias=True needs a qk_norm of {list(NORMS_WITH_BIAS)} and a qk_norm_config.weight."
+            )
+        if how["scope"] == "full" and not NORM_TYPES[self.qk_norm].full_scope:
             allowed = [name for name, norm in NORM_TYPES.items() if norm.full_scope]
-            raise ValueError(f"qk_norm_scope='full' needs a qk_norm of {allowed}, got {self.qk_norm!r}.")
-        if self.qk_norm_scope == "full" and self.qk_norm_weight == "per_head":
-            raise ValueError("qk_norm_weight='per_head' needs qk_norm_scope='head', got 'full'.")
+            raise ValueError(f"qk_norm_config.scope='full' needs a qk_norm of {allowed}, got {self.qk_norm!r}.")
+        if how["scope"] == "full" and how["weight"] == "per_head":
+            raise ValueError("qk_norm_config.weight='per_head' needs qk_norm_config.scope='head', got 'full'.")
 
     def _validate_values(self):
         grouped = "grouped_query" in self.attentions
@@ -341,9 +350,8 @@ class AttentionFields:
 
     def has_qk_norm(self, layer_idx: int) -> bool:
         """Whether layer `layer_idx` normalises queries and keys."""
-        return self.qk_norm_layers == "all" or (
-            self.qk_norm_layers == "rope" and self.rope_table_of(layer_idx) is not None
-        )
+        layers = self.qk_norm_config["layers"]
+        return layers == "all" or (layers == "rope" and self.rope_table_of(layer_idx) is not None)
 
     def has_attention_sinks(self, layer_idx: int) -> bool:
         """Whether layer `layer_idx` has learned sink logits."""

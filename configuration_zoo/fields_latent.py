@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, size
+from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, settings, size
 from .fields_checks import for_each_layer, refuse_unless, require
 from .vocabulary import HYBRID_LAYERS, INDEXED, INDEXER_TYPES
 
@@ -13,10 +13,10 @@ LATENT_FIELDS = (
     "qk_nope_head_dim",
     "qk_rope_head_dim",
     "q_lora_rank",
-    "mla_norm_eps",
-    "mla_scale_q_lora",
-    "mla_scale_kv_lora",
-    "scale_attn_by_mscale",
+    "mla_config.norm_eps",
+    "mla_config.scale_q_lora",
+    "mla_config.scale_kv_lora",
+    "mla_config.scale_by_mscale",
 )
 INDEX_FIELDS = (
     "index_topk",
@@ -60,29 +60,32 @@ class LatentFields:
         "head_dim, 0 without rope.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.1.3",
     )
-    mla_norm_eps: float | int | None = positive(
-        needs="latent",
-        meaning="Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6.",
-        source="DeepSeek-V2's published code",
-    )
-    mla_scale_q_lora: bool | None = flag(
-        None,
-        needs="latent",
-        meaning="Queries are multiplied by sqrt(hidden_size / q_lora_rank).",
-        source="LongCat-Flash, arXiv 2509.01322, §2.2",
-    )
-    mla_scale_kv_lora: bool | None = flag(
-        None,
-        needs="latent",
-        meaning="The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank).",
-        source="LongCat-Flash, arXiv 2509.01322, §2.2",
-    )
-    scale_attn_by_mscale: bool | None = flag(
-        None,
-        needs="latent",
-        meaning="Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters "
-        "have an mscale_all_dim and a rope_type other than default. None: yes, with rope.",
-        source="YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it",
+    mla_config: dict | None = settings(
+        "Details of latent attention, key by key.",
+        norm_eps=positive(
+            needs="latent",
+            meaning="Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6.",
+            source="DeepSeek-V2's published code",
+        ),
+        scale_q_lora=flag(
+            None,
+            needs="latent",
+            meaning="Queries are multiplied by sqrt(hidden_size / q_lora_rank).",
+            source="LongCat-Flash, arXiv 2509.01322, §2.2",
+        ),
+        scale_kv_lora=flag(
+            None,
+            needs="latent",
+            meaning="The latent of keys and values is multiplied by sqrt(hidden_size / kv_lora_rank).",
+            source="LongCat-Flash, arXiv 2509.01322, §2.2",
+        ),
+        scale_by_mscale=flag(
+            None,
+            needs="latent",
+            meaning="Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose "
+            "rope_parameters have an mscale_all_dim and a rope_type other than default. None: yes, with rope.",
+            source="YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it",
+        ),
     )
 
     index_topk: int | None = length(
@@ -142,10 +145,10 @@ class LatentFields:
             ("qk_nope_head_dim", width),
             ("qk_rope_head_dim", max(width // 4 * 2, 2) if rotates else 0),
             ("v_head_dim", width),
-            ("mla_norm_eps", 1e-6),
-            ("mla_scale_q_lora", False),
-            ("mla_scale_kv_lora", False),
-            ("scale_attn_by_mscale", rotates),
+            ("mla_config.norm_eps", 1e-6),
+            ("mla_config.scale_q_lora", False),
+            ("mla_config.scale_kv_lora", False),
+            ("mla_config.scale_by_mscale", rotates),
         ):
             if getattr(self, field) is None:
                 setattr(self, field, default)
@@ -188,18 +191,19 @@ class LatentFields:
             )
 
     def _validate_widths(self):
-        require(self, "attention_type='latent'", (*WIDTH_FIELDS, "mla_norm_eps"))
+        require(self, "attention_type='latent'", (*WIDTH_FIELDS, "mla_config.norm_eps"))
         rotates = self.position_embedding_type == "rope"
         if rotates and (self.qk_rope_head_dim == 0 or self.qk_rope_head_dim % 2):
             raise ValueError(
                 f"qk_rope_head_dim={self.qk_rope_head_dim} must be an even number greater than 0 with "
                 "position_embedding_type='rope', and at least 0 without."
             )
-        if self.mla_scale_q_lora and self.q_lora_rank is None:
-            raise ValueError("mla_scale_q_lora=True needs q_lora_rank, which is not set.")
-        if self.scale_attn_by_mscale and not rotates:
+        if self.mla_config["scale_q_lora"] and self.q_lora_rank is None:
+            raise ValueError("mla_config.scale_q_lora=True needs q_lora_rank, which is not set.")
+        if self.mla_config["scale_by_mscale"] and not rotates:
             raise ValueError(
-                f"scale_attn_by_mscale=True needs position_embedding_type='rope', got {self.position_embedding_type!r}."
+                "mla_config.scale_by_mscale=True needs position_embedding_type='rope', got "
+                f"{self.position_embedding_type!r}."
             )
         # Norm and clamp act on whole keys, which the cache does not hold.
         grouped = "grouped_query" in self.attentions
@@ -250,7 +254,7 @@ class LatentFields:
         """The factor on the scores that comes from the scaling of the rotation of layer `layer_idx`."""
         name = self.rope_table_of(layer_idx)
         table = self.rope_tables[name] if name is not None else {}
-        scaled = self.scale_attn_by_mscale and table.get("rope_type", "default") != "default"
+        scaled = self.mla_config["scale_by_mscale"] and table.get("rope_type", "default") != "default"
         strength = table.get("mscale_all_dim") if scaled else None
         if not strength or table["factor"] <= 1:
             return 1.0

@@ -256,7 +256,9 @@ class LinearFields:
     def resolve_linear(self) -> None:
         mechanisms = self.linear_mechanisms()
         if len(mechanisms) == 1 and mechanisms[0] in LINEAR_MECHANISMS:
-            set_fields(self, self._linear_values(mechanisms[0]))
+            values = self._linear_values(mechanisms[0])
+            # An epsilon that is the model's stays left out.
+            set_fields(self, values | ({NORM_EPS: None} if values.get(NORM_EPS) == self.norm_eps else {}))
 
     def linear_settings(self, layer_idx: int) -> SimpleNamespace:
         """What the mixer of layer `layer_idx` reads: all that its mechanism reads, by `setting_name`."""

@@ -25,19 +25,19 @@ PER_LAYER_FIELDS = {
         "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "attention_bias", "attention_out_bias",
         "attention_multiplier", "scale_attn_by_inverse_layer_idx", "precision.attention_upcast", "attention_dropout",
         "attn_logit_softcapping", "attention_sinks", "attn_output_gate",
-        "attn_temperature_layers", "attn_scale", "floor_scale", "attn_temperature_offset",
+        "attn_temperature.layers", "attn_temperature.scale", "attn_temperature.floor_scale", "attn_temperature.offset",
         "residual_factors.full_attn_alpha", "residual_factors.full_attn_beta",
     ),
     "a grouped-query layer": (
-        "clip_qkv", "clip_qkv_position", "qk_norm", "qk_norm_scope", "qk_norm_weight", "qk_norm_bias",
-        "qk_norm_position", "qk_norm_layers", "qk_norm_eps",
+        "clip_qkv", "clip_qkv_position", "qk_norm", "qk_norm_config.scope", "qk_norm_config.weight",
+        "qk_norm_config.bias", "qk_norm_config.position", "qk_norm_config.layers", "qk_norm_config.eps",
     ),
     "a grouped-query layer with keys and values of its own": (
         "attention_value_scale", "mup_multipliers.key", "value_norm", "attention_k_eq_v",
     ),
     "a layer with latent attention": (
-        "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_norm_eps", "mla_scale_q_lora",
-        "mla_scale_kv_lora", "scale_attn_by_mscale",
+        "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_config.norm_eps",
+        "mla_config.scale_q_lora", "mla_config.scale_kv_lora", "mla_config.scale_by_mscale",
     ),
     "a layer with an indexer of its own": (
         "index_topk", "index_n_heads", "index_head_dim", "indexer_rope_interleave",

@@ -2,7 +2,21 @@
 
 from dataclasses import dataclass
 
-from .field_kinds import LONGEST, Number, Table, choice, count, flag, length, per_layer, positive, setting, size
+from .field_kinds import (
+    LONGEST,
+    Number,
+    Table,
+    choice,
+    count,
+    flag,
+    length,
+    per_layer,
+    positive,
+    setting,
+    settings,
+    size,
+)
+from .field_settings import set_fields
 from .fields_checks import for_each_layer, refuse_unless, require
 from .vocabulary import (
     ABSOLUTE_POSITIONS,
@@ -96,28 +110,30 @@ class PositionFields:
         meaning="Distance from which on all share the last bucket. None: 128.",
         source="Raffel et al. 2020, arXiv 1910.10683, §2.1",
     )
-    attn_temperature_layers: str | None = choice(
-        TEMPERATURE_LAYERS,
-        needs="temperature",
-        meaning="Queries are multiplied by 1 + attn_scale · log(1 + floor((position + offset) / floor_scale)): in all "
-        "layers, in those that rotate, or in those that do not. None: nowhere.",
-        source="Nakanishi 2025, arXiv 2501.19399; Llama 4 (Meta 2025)",
-    )
-    attn_scale: float | int | None = positive(
-        needs="attn_temperature_layers",
-        meaning="Strength of the query temperature.",
-        source="Llama 4 (Meta 2025)",
-    )
-    floor_scale: float | int | None = positive(
-        needs="attn_temperature_layers",
-        meaning="How many positions a step of the query temperature lasts.",
-        source="Llama 4 (Meta 2025)",
-    )
-    attn_temperature_offset: int | None = count(
-        most=LONGEST,
-        needs="attn_temperature_layers",
-        meaning="Added to the position before the steps are counted. None: 0.",
-        source="Llama 4's published code (1); Ministral 3's (0)",
+    attn_temperature: dict | None = settings(
+        "Queries are scaled by their position: by 1 + scale · log(1 + floor((position + offset) / floor_scale)).",
+        layers=choice(
+            TEMPERATURE_LAYERS,
+            needs="temperature",
+            meaning="In which layers: in all, in those that rotate, or in those that do not. None: nowhere.",
+            source="Nakanishi 2025, arXiv 2501.19399; Llama 4 (Meta 2025)",
+        ),
+        scale=positive(
+            needs="attn_temperature.layers",
+            meaning="Strength of the query temperature.",
+            source="Llama 4 (Meta 2025)",
+        ),
+        floor_scale=positive(
+            needs="attn_temperature.layers",
+            meaning="How many positions a step of the query temperature lasts.",
+            source="Llama 4 (Meta 2025)",
+        ),
+        offset=count(
+            most=LONGEST,
+            needs="attn_temperature.layers",
+            meaning="Added to the position before the steps are counted. None: 0.",
+            source="Llama 4's published code (1); Ministral 3's (0)",
+        ),
     )
 
     def resolve_position(self) -> None:
@@ -133,8 +149,8 @@ class PositionFields:
         if kind == "relative":
             self.relative_attention_num_buckets = self.relative_attention_num_buckets or 32
             self.relative_attention_max_distance = self.relative_attention_max_distance or 128
-        if self.attn_temperature_layers is not None:
-            self.attn_temperature_offset = self.attn_temperature_offset or 0
+        if self.attn_temperature["layers"] is not None:
+            set_fields(self, {"attn_temperature.offset": self.attn_temperature["offset"] or 0})
 
     @for_each_layer
     def validate_position(self) -> None:
@@ -147,11 +163,11 @@ class PositionFields:
         refuse_unless(self, kind == "relative", "position_embedding_type='relative'", relative)
         absolute = ("position_offset", "position_ids_from_mask")
         refuse_unless(self, kind in ABSOLUTE_POSITIONS, "learned or sinusoidal positions", absolute)
-        temperature = ("attn_scale", "floor_scale", "attn_temperature_offset")
-        if self.attn_temperature_layers is None:
-            refuse_unless(self, False, "attn_temperature_layers", temperature)
+        temperature = ("attn_temperature.scale", "attn_temperature.floor_scale", "attn_temperature.offset")
+        if self.attn_temperature["layers"] is None:
+            refuse_unless(self, False, "attn_temperature.layers", temperature)
         else:
-            require(self, "attn_temperature_layers", temperature)
+            require(self, "attn_temperature.layers", temperature)
         if kind == "transformer_xl" and self.attentions - {"grouped_query"}:
             raise ValueError("position_embedding_type='transformer_xl' needs attention_type='grouped_query'.")
         if kind in POSITION_BIASES and set(self.layer_types) <= {
@@ -259,4 +275,4 @@ class PositionFields:
     def has_attention_temperature(self, layer_idx: int) -> bool:
         """Whether the queries of layer `layer_idx` are scaled by position."""
         rotates = self.rope_table_of(layer_idx) is not None
-        return {None: False, "all": True, "rope": rotates, "no_rope": not rotates}[self.attn_temperature_layers]
+        return {None: False, "all": True, "rope": rotates, "no_rope": not rotates}[self.attn_temperature["layers"]]

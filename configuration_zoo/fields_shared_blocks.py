@@ -12,7 +12,7 @@ from .vocabulary import HYBRID_LAYERS
 SHARED_BLOCK_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "shared_mlp_adapter_rank")
 # What a shared attention does not compute.
 NOT_SHARED = (
-    "attention_k_eq_v", "attention_value_scale", "attn_output_gate", "attn_temperature_layers", "clip_qkv",
+    "attention_k_eq_v", "attention_value_scale", "attn_output_gate", "attn_temperature.layers", "clip_qkv",
     "mup_multipliers.key", "scale_attn_by_inverse_layer_idx", "value_norm",
 )  # fmt: skip
 

@@ -17,10 +17,12 @@ WITHOUT_OWN_MLP = ("mixer_only", "shared_block")
 def grouped_query_plan(config: PreTrainedConfig) -> dict[str, str]:
     """Query heads and the key-value heads they read go together."""
     # A norm over all heads, or with a weight per head, sees whole projections: gather them before, split after.
-    whole = config.qk_norm is not None and (config.qk_norm_scope == "full" or config.qk_norm_weight == "per_head")
+    whole = config.qk_norm is not None and (
+        config.qk_norm_config["scope"] == "full" or config.qk_norm_config["weight"] == "per_head"
+    )
     projection, output = ("colwise_gather_output", "rowwise_split_input") if whole else (COLWISE, ROWWISE)
     plan = {f"{PREFIX}{name}_proj": projection for name in "qkv"} | {f"{PREFIX}o_proj": output}
-    if config.qk_norm is not None and config.qk_norm_weight == "shared" and not whole:
+    if config.qk_norm is not None and config.qk_norm_config["weight"] == "shared" and not whole:
         plan |= {f"{PREFIX}{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
     return plan | gate_and_sinks_plan(config, whole)
 

@@ -104,7 +104,7 @@ class NormType:
 
     `casts` are the orders in which implementations round, the default first; they differ below float32 only. `bias`
     says whether the norm can have one, and then has one by default. `full_scope` says whether it can normalise all
-    heads of queries or keys together (qk_norm_scope="full").
+    heads of queries or keys together (qk_norm_config.scope "full").
     """
 
     casts: tuple[str, ...] = ()

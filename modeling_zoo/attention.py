@@ -37,13 +37,13 @@ class Clamp(nn.Module):
 
 
 class QueryTemperature(nn.Module):
-    """q · (1 + attn_scale · log(1 + floor((position + offset) / floor_scale))), `[B, T, H, d]` (Llama 4, Ministral
+    """q · (1 + scale · log(1 + floor((position + offset) / floor_scale))), `[B, T, H, d]` (Llama 4, Ministral
     3)."""
 
     def __init__(self, config: ZooConfig):
         super().__init__()
-        self.scale, self.floor = config.attn_scale, config.floor_scale
-        self.offset = config.attn_temperature_offset
+        self.scale, self.floor = config.attn_temperature["scale"], config.attn_temperature["floor_scale"]
+        self.offset = config.attn_temperature["offset"]
 
     def forward(self, query: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         steps = torch.floor((position_ids.float() + self.offset) / self.floor)
@@ -118,7 +118,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
         has_norm = config.has_qk_norm(layer_idx)
         self.q_norm = make_qk_norm(config, heads) if has_norm else None
-        self.norm_after_rope = config.qk_norm_position == "after_rope"
+        self.norm_after_rope = config.qk_norm_config["position"] == "after_rope"
         self.rotation = {"interleave": config.rope_interleave, "upcast": config.precision["rope"] == "float32_qk"}
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         # Values are clamped as they are projected, queries and keys there or after their norm.

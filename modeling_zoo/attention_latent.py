@@ -55,11 +55,11 @@ class LatentAttention(SoftmaxAttention):
         self.query_parts = (self.nope, self.rope, query_gate_width(config))
         self.build_queries(config, heads * sum(self.query_parts))
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
-        self.kv_a_layernorm = RMSNorm(self.rank, config.mla_norm_eps)
+        self.kv_a_layernorm = RMSNorm(self.rank, config.mla_config["norm_eps"])
         self.kv_b_proj = nn.Linear(self.rank, kv_heads * (self.nope + self.value_width), bias=False)
         self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
-        self.query_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_scale_q_lora else None
-        self.latent_scale = (hidden / self.rank) ** 0.5 if config.mla_scale_kv_lora else None
+        self.query_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_config["scale_q_lora"] else None
+        self.latent_scale = (hidden / self.rank) ** 0.5 if config.mla_config["scale_kv_lora"] else None
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         table = config.rope_tables.get(config.rope_table_of(layer_idx), {})
         whole = table.get("partial_rotary_factor", 1.0) == 1.0
@@ -71,7 +71,7 @@ class LatentAttention(SoftmaxAttention):
         self.ranked = config.q_lora_rank is not None
         if self.ranked:
             self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=config.attention_bias)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.mla_norm_eps)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.mla_config["norm_eps"])
             self.q_b_proj = nn.Linear(config.q_lora_rank, width, bias=False)
         else:
             self.q_proj = nn.Linear(config.hidden_size, width, bias=False)

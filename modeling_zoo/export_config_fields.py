@@ -6,6 +6,8 @@ from the default; everything else is left out and answers with the value it stan
 
 import ast
 import textwrap
+from contextlib import suppress
+from copy import copy
 from dataclasses import Field, dataclass, field
 from typing import Any
 
@@ -16,7 +18,6 @@ from configuration_zoo.config_file import default_of
 from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Settings
 from configuration_zoo.field_needs import is_read
 from configuration_zoo.field_settings import described, settings_of, spread
-from configuration_zoo.fields_linear import LINEAR_MECHANISMS
 from configuration_zoo.vocabulary import CHUNKED, LINEAR, SLIDING
 
 from .export_config_text import Text
@@ -102,14 +103,28 @@ def is_free(config: ZooConfig, name: str, one: Field, value: Any, facts: set[str
         return is_read(config, name)
     if value is None or isinstance(value, bool | str):
         return False
-    if not value or is_of_mechanism(config, name, value):
+    if not value or ("." in name and is_constant(config, name, value)):
         return False
     return not (value in NEUTRAL and value == one.default)
 
 
-def is_of_mechanism(config: ZooConfig, name: str, value: Any) -> bool:
-    """Whether a detail of a recurrence is what the mechanism has of itself: no size of this model."""
-    return "." in name and any(LINEAR_MECHANISMS[one].get(name) == value for one in config.linear_mechanisms())
+def is_constant(config: ZooConfig, name: str, value: Any) -> bool:
+    """Whether a number of a dict of settings is derived, and the same in a model of other sizes."""
+    view = config.outside_layers()
+    for other in ({"norm_eps": 2 * view.norm_eps}, {"hidden_size": 2 * view.hidden_size}):
+        derived = copy(view)
+        vars(derived).update(other | without(derived, name))
+        with suppress(Exception):
+            derived._resolve()
+        if getattr(derived, name) != value:
+            return False
+    return True
+
+
+def without(config: ZooConfig, name: str) -> dict[str, Any]:
+    """What the field or the dict of settings holds where `name` is left out."""
+    group, _, key = name.partition(".")
+    return {group: {**getattr(config, group), key: None} if key else None}
 
 
 def is_present(name: str, one: Field, value: Any) -> bool:

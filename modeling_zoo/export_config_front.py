@@ -136,8 +136,8 @@ class ZooConfig(PreTrainedConfig):
         config = made[0] if isinstance(made, tuple) else made
         if MIXED:
             # What only some kinds of layers need.
-            for name, (words, word) in READ_BY.items():
-                if name in missing and word in getattr(config, words):
+            for name, (entries, words) in READ_BY.items():
+                if name in missing and {*words} & {*getattr(config, entries)}:
                     raise not_here(name, None)
         for key, value in notes.items():
             logger.warning(f"config.json has {key}={value!r}, no field of ZooConfig: kept, but without effect.")
@@ -184,7 +184,7 @@ class ZooConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         whole = super().to_dict()
         for name, value in SAID.items():
-            if MIXED and name in READ_BY and READ_BY[name][1] not in getattr(self, READ_BY[name][0]):
+            if MIXED and name in READ_BY and not {*READ_BY[name][1]} & {*getattr(self, READ_BY[name][0])}:
                 continue
             group, _, key = name.partition(".")
             whole[group] = {**(whole.get(group) or {}), key: value} if key else value

@@ -13,7 +13,7 @@ from configuration_zoo.config_file import ALWAYS
 from configuration_zoo.configuration_zoo import PLATFORM_KEYS
 from configuration_zoo.first_layers import build_without_unread, per_layer_names, unread_field
 
-from .export_config_fields import Plan, comment_lines, quoted, table_lines
+from .export_config_fields import Plan, comment_lines, quoted, table_lines, without
 from .export_config_worlds import Open
 
 
@@ -69,8 +69,8 @@ class Tables:
             lines += [*comment_lines(self.every[name], 4), f"    {quoted(name)}: {quoted(value)},"]
         return [*lines, "}"]
 
-    def read_by(self) -> dict[str, tuple[str, str]]:
-        """Fields that only some kinds of layers read: name -> the list and the word in it that says which."""
+    def read_by(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Fields that only some kinds of layers read: name -> the list and the words in it that say which."""
         rows = list(zip(*self.plan.lists.values(), strict=True))
         kinds = list(dict.fromkeys(rows))
         values = self.config.to_dict()
@@ -98,12 +98,6 @@ class Tables:
     def is_present(self, name: str) -> bool:
         status = self.plan.statuses.get(name)
         return status is not None and status is not Open and self.every[name].default is None
-
-
-def without(config: ZooConfig, name: str) -> dict[str, Any]:
-    """What the field or the dict of settings holds where `name` is left out."""
-    group, _, key = name.partition(".")
-    return {group: {**getattr(config, group), key: None} if key else None}
 
 
 def tuple_lines(name: str, values: Iterable[str]) -> list[str]:
@@ -144,13 +138,16 @@ def without_unread(config: ZooConfig, values: dict[str, Any], kept: list[bool]) 
     return unread
 
 
-def distinguished(some: list[tuple], kinds: list[tuple], names: list[str]) -> tuple[str, str]:
-    """The list and the word that some kinds of layers have and no other one has; ("layer_types", "") without one."""
+def distinguished(some: list[tuple], kinds: list[tuple], names: list[str]) -> tuple[str, tuple[str, ...]]:
+    """The list and the words in it that some kinds of layers have and no other one has; their layer types without such
+    a list."""
+    found = []
     for index, name in enumerate(names):
-        words = {kind[index] for kind in some}
-        if len(words) == 1 and not words & {kind[index] for kind in kinds if kind not in some}:
-            return name, words.pop()
-    return "layer_types", ""
+        words = tuple(dict.fromkeys(kind[index] for kind in some))
+        if None not in words and not {*words} & {kind[index] for kind in kinds if kind not in some}:
+            found.append((name, words))
+    index = names.index("layer_types")
+    return min(found, key=lambda place: len(place[1]), default=("layer_types", (*{kind[index]: 0 for kind in some},)))
 
 
 def constant_name(class_name: str) -> str:

@@ -90,7 +90,7 @@ class ProjectionLayerNorm(OverHeads, LayerNorm):
 
 
 NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
-# Those of queries and keys whose qk_norm_scope is "full".
+# Those of queries and keys whose qk_norm_config.scope is "full".
 PROJECTION_NORMS = {"rms_norm": ProjectionRMSNorm, "layer_norm": ProjectionLayerNorm}
 
 
@@ -111,20 +111,21 @@ def make_norm(config: ZooConfig, size: int, cast_input: bool = False) -> Norm:
 def make_qk_norm(config: ZooConfig, num_heads: int) -> Norm | nn.Identity:
     """The norm of queries or keys `[..., num_heads, head_dim]`, Identity where the config has none.
 
-    `qk_norm_scope="full"` normalises all heads together (OLMo 2). Of the same type as the residual stream's norm, it
-    shares that norm's offset and cast order.
+    `qk_norm_config.scope="full"` normalises all heads together (OLMo 2). Of the same type as the residual stream's
+    norm, it shares that norm's offset and cast order.
     """
     if config.qk_norm is None:
         return nn.Identity()
-    together, per_head = config.qk_norm_scope == "full", config.qk_norm_weight == "per_head"
+    how = config.qk_norm_config
+    together, per_head = how["scope"] == "full", how["weight"] == "per_head"
     size = num_heads * config.head_dim if together else config.head_dim
     same_type = config.qk_norm == config.norm_type
-    affine = config.qk_norm_weight != "none"
+    affine = how["weight"] != "none"
     return (PROJECTION_NORMS if together else NORMS)[config.qk_norm](
         (num_heads, size) if per_head else size,
-        config.qk_norm_eps,
+        config.norm_eps if how["eps"] is None else how["eps"],
         affine=affine,
-        bias=config.qk_norm_bias,
+        bias=how["bias"],
         unit_offset=same_type and affine and config.norm_unit_offset,
         cast=config.precision["norm"] if same_type else None,
     )

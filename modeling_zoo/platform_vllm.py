@@ -82,7 +82,7 @@ def fields_of_layers(config: ZooConfig) -> list[str]:
 def _of_grouped_query(layer):
     return _names_of_set({
         # The engine puts its own norm, with one weight for all heads, in place of every RMS norm.
-        "qk_norm_weight": layer.qk_norm == "rms_norm" and layer.qk_norm_weight == "per_head",
+        "qk_norm_config.weight": layer.qk_norm == "rms_norm" and layer.qk_norm_config["weight"] == "per_head",
         "v_head_dim": layer.v_head_dim not in (None, layer.head_dim),
     })  # fmt: skip
 

@@ -5,7 +5,12 @@ from ..engine.rules import Keep, renames
 from ..errors import ConversionError
 from .shared_common import LLAMA_FIELDS, LLAMA_RULES, tiny
 
-QK_NORM = {"qk_norm": "layer_norm", "qk_norm_weight": "per_head", "qk_norm_bias": True, "qk_norm_eps": 1e-5}
+QK_NORM = {
+    "qk_norm": "layer_norm",
+    "qk_norm_config.weight": "per_head",
+    "qk_norm_config.bias": True,
+    "qk_norm_config.eps": 1e-5,
+}
 SWIN_NORMS = {"input_layernorm": "attn_output_norm", "post_attention_layernorm": "mlp_output_norm"}
 IMAGES = {"<image>": 7, "IMGIMGAA": 90, "IMGIMGAB": 93, "IMGIMGAC": 97}
 VQ = {

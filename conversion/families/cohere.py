@@ -9,7 +9,7 @@ FIXED = {
     "norm_type": "layer_norm", "norm_bias": False, "precision.norm": "float32", "block_type": "parallel",
     "rope_interleave": True, "precision.rope": "float32_qk",
 }  # fmt: skip
-QK_NORM = {"qk_norm": "layer_norm", "qk_norm_weight": "per_head"}
+QK_NORM = {"qk_norm": "layer_norm", "qk_norm_config.weight": "per_head"}
 
 
 def derive(theirs: Theirs) -> Keys:

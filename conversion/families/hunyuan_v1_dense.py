@@ -20,7 +20,7 @@ def derive(theirs: Theirs) -> Keys:
 
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias"},
-    fixed={"qk_norm": "rms_norm", "qk_norm_position": "after_rope"},
+    fixed={"qk_norm": "rms_norm", "qk_norm_config.position": "after_rope"},
     derive=derive,
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},
     rules=[

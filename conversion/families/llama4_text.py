@@ -10,7 +10,8 @@ from .shared_common import LLAMA_RULES
 from .shared_experts import MOE_FIELDS, tiny_experts
 
 MLP, OURS = "model.layers.{i}.feed_forward.", "model.layers.{i}.mlp."
-QK_NORM = {"qk_norm": "rms_norm", "qk_norm_weight": "none", "qk_norm_position": "after_rope", "qk_norm_layers": "rope"}
+AFTER_ROPE = {"qk_norm_config.position": "after_rope", "qk_norm_config.layers": "rope"}
+QK_NORM = {"qk_norm": "rms_norm", "qk_norm_config.weight": "none"} | AFTER_ROPE
 
 
 def derive(theirs: Theirs) -> Keys:
@@ -18,8 +19,8 @@ def derive(theirs: Theirs) -> Keys:
     fields = QK_NORM if theirs.use_qk_norm else {}
     if theirs.attn_temperature_tuning and not all(rotates):
         fields = fields | {
-            "attn_temperature_layers": "no_rope", "attn_scale": theirs.attn_scale, "floor_scale": theirs.floor_scale,
-            "attn_temperature_offset": 1,
+            "attn_temperature.layers": "no_rope", "attn_temperature.scale": theirs.attn_scale,
+            "attn_temperature.floor_scale": theirs.floor_scale, "attn_temperature.offset": 1,
         }  # fmt: skip
     sparse = [index in theirs.moe_layers for index in range(theirs.num_hidden_layers)]
     return fields | {
@@ -35,11 +36,11 @@ def restore(ours: Ours) -> Keys:
     fields = {"use_qk_norm": ours.qk_norm is not None, "intermediate_size": ours.moe_intermediate_size}
     if ours.attention_chunk_size is not None:
         fields["attention_chunk_size"] = ours.attention_chunk_size
-    tuned = ours.attn_temperature_layers is not None
+    tuned = ours.attn_temperature["layers"] is not None
     if ours.no_rope_layers is not None:
         fields["attn_temperature_tuning"] = tuned
     if tuned:
-        fields |= {"attn_scale": ours.attn_scale, "floor_scale": ours.floor_scale}
+        fields |= {"attn_scale": ours.attn_temperature["scale"], "floor_scale": ours.attn_temperature["floor_scale"]}
     return fields | {
         "rope_parameters": restore_rope(ours), "layer_types": list(ours.layer_types),
         "no_rope_layers": ours.no_rope_layers or [1] * ours.num_hidden_layers,

@@ -52,7 +52,8 @@ FAMILY = Family(
     },
     fixed=LATENT
     | {
-        "block_type": "shortcut", "rope_interleave": True, "mla_scale_q_lora": True, "mla_scale_kv_lora": True,
+        "block_type": "shortcut", "rope_interleave": True, "mla_config.scale_q_lora": True,
+        "mla_config.scale_kv_lora": True,
         "use_score_correction_bias": True, "norm_topk_prob": False, "precision.router": "float32_linear",
     },
     derive=derive,

@@ -12,7 +12,7 @@ FAMILY = Family(
     fields=MOE_FIELDS | AUX_LOSS | {"num_local_experts": "num_experts", "router_jitter_noise": "router_jitter_noise"},
     fixed={
         "scoring_func": "sigmoid", "use_score_correction_bias": True, "norm_topk_eps": 0.0, "qk_norm": "rms_norm",
-        "qk_norm_scope": "full",
+        "qk_norm_config.scope": "full",
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs, partial=True)},
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},

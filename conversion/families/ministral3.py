@@ -15,7 +15,8 @@ def derive(theirs: Theirs) -> Keys:
     beta = parameters.pop(BETA, None)
     if beta:
         length = parameters[LENGTH]
-        fields = {"attn_temperature_layers": "all", "attn_scale": beta, "floor_scale": length}
+        values = {"layers": "all", "scale": beta, "floor_scale": length}
+        fields = {f"attn_temperature.{key}": value for key, value in values.items()}
         return fields | {"rope_parameters": parameters}
     if parameters["rope_type"] == "default":
         parameters.pop(LENGTH, None)
@@ -25,10 +26,11 @@ def derive(theirs: Theirs) -> Keys:
 def restore(ours: Ours) -> Keys:
     """Their class needs both numbers; a temperature of scale 0 is none."""
     parameters = restore_rope(ours)
-    if ours.attn_temperature_layers is None:
+    if ours.attn_temperature["layers"] is None:
         missing = {BETA: 0.0, LENGTH: parameters.get(LENGTH, ours.max_position_embeddings)}
         return {"rope_parameters": parameters | missing}
-    return {"rope_parameters": parameters | {BETA: ours.attn_scale, LENGTH: ours.floor_scale}}
+    temperature = ours.attn_temperature
+    return {"rope_parameters": parameters | {BETA: temperature["scale"], LENGTH: temperature["floor_scale"]}}
 
 
 YARN = {

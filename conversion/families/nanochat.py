@@ -13,7 +13,7 @@ FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias", "final_logit_softcapping": "final_logit_softcapping"},
     fixed={
         "norm_elementwise_affine": False, "embedding_norm": True, "gated_mlp": False,
-        "qk_norm": "rms_norm", "qk_norm_weight": "none", "qk_norm_position": "after_rope",
+        "qk_norm": "rms_norm", "qk_norm_config.weight": "none", "qk_norm_config.position": "after_rope",
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs)},
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},

@@ -13,7 +13,7 @@ FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias"},
     fixed={
         "block_type": "output_norm", "precision.norm": "scale_then_cast", "precision.rope": "float32_trig",
-        "qk_norm": "rms_norm", "qk_norm_scope": "full",
+        "qk_norm": "rms_norm", "qk_norm_config.scope": "full",
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs)},
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},

@@ -56,7 +56,7 @@ TINY = tiny(**TINY_DELTA | {"head_dim": ..., "pad_token_id": 0})
 
 FAMILY = Family(
     fields=LLAMA_FIELDS | {"attention_bias": "attention_bias"},
-    fixed={"precision.norm": "scale_then_cast", "qk_norm": "rms_norm", "qk_norm_scope": "full"},
+    fixed={"precision.norm": "scale_then_cast", "qk_norm": "rms_norm", "qk_norm_config.scope": "full"},
     derive=derive, restore=restore,
     rules=[
         *norms(is_recurrent, attn_norm=("attention_layer_norm", "input_layernorm"),

@@ -6,7 +6,7 @@ from .shared_experts import AUX_LOSS, MOE_FIELDS, QWEN_MOE_RULES, normed, tiny_e
 FIELDS = (
     MOE_FIELDS | AUX_LOSS | {name: name for name in ("attention_bias", "num_experts", "norm_topk_prob", "clip_qkv")}
 )
-FIXED = {"qk_norm": "rms_norm", "qk_norm_scope": "full", "precision.router_weights": "activation"}
+FIXED = {"qk_norm": "rms_norm", "qk_norm_config.scope": "full", "precision.router_weights": "activation"}
 TINY = tiny_experts(head_dim=..., moe_intermediate_size=..., intermediate_size=28)
 
 

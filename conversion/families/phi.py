@@ -5,7 +5,7 @@ from ..engine.rules import renames
 from .shared_common import ROPE_BUFFERS, tiny
 from .shared_gpt import BIASED
 
-QK_NORM = {"qk_norm": "layer_norm", "qk_norm_bias": True}
+QK_NORM = {"qk_norm": "layer_norm", "qk_norm_config.bias": True}
 
 
 def derive(theirs: Theirs) -> Keys:

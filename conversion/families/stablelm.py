@@ -4,7 +4,7 @@ from ..engine.family import COMMON_FIELDS, Family, Keys, Ours, Theirs, restore_r
 from ..engine.rules import Rule, Stack
 from .shared_common import LLAMA_RULES, tiny
 
-QK_NORM = {"qk_norm": "layer_norm", "qk_norm_weight": "per_head"}
+QK_NORM = {"qk_norm": "layer_norm", "qk_norm_config.weight": "per_head"}
 
 
 def derive(theirs: Theirs) -> Keys:

@@ -27,7 +27,7 @@ EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 
 HEADS = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 10, "linear_value_head_dim": 12,
 }  # fmt: skip
-TEMPERATURE = {"attn_temperature_layers": "all", "attn_scale": 0.3, "floor_scale": 3}
+TEMPERATURE = {"attn_temperature.layers": "all", "attn_temperature.scale": 0.3, "attn_temperature.floor_scale": 3}
 QK = {"qk_norm": "rms_norm"}
 GROUPS = {**EXPERTS, "n_group": 3, "topk_group": 2}
 
@@ -65,13 +65,13 @@ CASES = {
     "attn_logit_softcapping": (PLAIN, {"attn_logit_softcapping": 2.0}),
     "attention_sinks": (PLAIN, {"attention_sinks": "all"}),
     "attn_output_gate": (PLAIN, {"attn_output_gate": "headwise"}),
-    "attn_temperature_layers": (
-        {**TEMPERATURE, "attn_temperature_layers": "no_rope", "no_rope_layers": [0, 1]},
-        {"attn_temperature_layers": "all"},
+    "attn_temperature.layers": (
+        {**TEMPERATURE, "attn_temperature.layers": "no_rope", "no_rope_layers": [0, 1]},
+        {"attn_temperature.layers": "all"},
     ),
-    "attn_scale": (TEMPERATURE, {"attn_scale": 0.9}),
-    "floor_scale": (TEMPERATURE, {"floor_scale": 2}),
-    "attn_temperature_offset": (TEMPERATURE, {"attn_temperature_offset": 2}),
+    "attn_temperature.scale": (TEMPERATURE, {"attn_temperature.scale": 0.9}),
+    "attn_temperature.floor_scale": (TEMPERATURE, {"attn_temperature.floor_scale": 2}),
+    "attn_temperature.offset": (TEMPERATURE, {"attn_temperature.offset": 2}),
     "residual_factors.full_attn_alpha": ({"block_type": "post_norm"}, {"residual_factors.full_attn_alpha": 1.3}),
     "residual_factors.full_attn_beta": ({"block_type": "post_norm"}, {"residual_factors.full_attn_beta": 1.3}),
     "residual_factors.mlp_alpha": ({"block_type": "post_norm"}, {"residual_factors.mlp_alpha": 1.3}),
@@ -85,12 +85,12 @@ CASES = {
     "clip_qkv": (PLAIN, {"clip_qkv": 0.4}),
     "clip_qkv_position": ({**QK, "clip_qkv": 0.4}, {"clip_qkv_position": "after_norm"}),
     "qk_norm": (PLAIN, {"qk_norm": "layer_norm"}),
-    "qk_norm_scope": (QK, {"qk_norm_scope": "full"}),
-    "qk_norm_weight": (QK, {"qk_norm_weight": "per_head"}),
-    "qk_norm_bias": ({"qk_norm": "layer_norm"}, {"qk_norm_bias": True}),
-    "qk_norm_position": (QK, {"qk_norm_position": "after_rope"}),
-    "qk_norm_layers": ({**QK, "no_rope_layers": [1, 0]}, {"qk_norm_layers": "rope"}),
-    "qk_norm_eps": (QK, {"qk_norm_eps": 0.1}),
+    "qk_norm_config.scope": (QK, {"qk_norm_config.scope": "full"}),
+    "qk_norm_config.weight": (QK, {"qk_norm_config.weight": "per_head"}),
+    "qk_norm_config.bias": ({"qk_norm": "layer_norm"}, {"qk_norm_config.bias": True}),
+    "qk_norm_config.position": (QK, {"qk_norm_config.position": "after_rope"}),
+    "qk_norm_config.layers": ({**QK, "no_rope_layers": [1, 0]}, {"qk_norm_config.layers": "rope"}),
+    "qk_norm_config.eps": (QK, {"qk_norm_config.eps": 0.1}),
     "attention_value_scale": (PLAIN, {"attention_value_scale": 0.6}),
     "mup_multipliers.key": (PLAIN, {"mup_multipliers.key": 0.6}),
     "value_norm": (PLAIN, {"value_norm": True}),
@@ -99,13 +99,13 @@ CASES = {
     "q_lora_rank": (LATENT, {"q_lora_rank": None}),
     "qk_nope_head_dim": (LATENT, {"qk_nope_head_dim": 7}),
     "qk_rope_head_dim": (LATENT, {"qk_rope_head_dim": 4}),
-    "mla_norm_eps": (LATENT, {"mla_norm_eps": 0.1}),
-    "mla_scale_q_lora": (LATENT, {"mla_scale_q_lora": True}),
-    "mla_scale_kv_lora": (LATENT, {"mla_scale_kv_lora": True}),
-    "scale_attn_by_mscale": (
+    "mla_config.norm_eps": (LATENT, {"mla_config.norm_eps": 0.1}),
+    "mla_config.scale_q_lora": (LATENT, {"mla_config.scale_q_lora": True}),
+    "mla_config.scale_kv_lora": (LATENT, {"mla_config.scale_kv_lora": True}),
+    "mla_config.scale_by_mscale": (
         {**LATENT, "rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "mscale_all_dim": 1.0,
                                        "original_max_position_embeddings": 16}},
-        {"scale_attn_by_mscale": False},
+        {"mla_config.scale_by_mscale": False},
     ),
     "index_topk": (INDEXER, {"index_topk": 2}),
     "index_n_heads": (INDEXER, {"index_n_heads": 3}),
@@ -340,7 +340,10 @@ def test_every_other_field_is_refused_by_name(name):
         ({1: {"sliding_window": 3}}, "sliding_window=3 does nothing in layer 1: only a 'sliding_attention'"),
         ({1: {"num_experts": 3}}, "num_experts=3 does nothing in layer 1: only a 'sparse' layer"),
         ({1: {"rope_parameters": {"rope_type": "default"}}}, "rope_theta=None of 'default' must be a number"),
-        ({1: {"qk_norm_eps": 0.1}}, "Layer 1 of per_layer_config: qk_norm_eps=0.1 only means something with qk_norm"),
+        (
+            {1: {"qk_norm_config.eps": 0.1}},
+            "Layer 1 of per_layer_config: qk_norm_config.eps=0.1 only means something with qk_norm",
+        ),
     ],
     ids=str,
 )
@@ -367,7 +370,8 @@ def test_what_is_derived_is_derived_for_each_layer():
     config = ZooConfig(**sizes, num_attention_heads=6, per_layer_config={"1": {"num_attention_heads": 4}})
     assert own_values(config, 1) == {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12}
     normed = ZooConfig(**SIZES, per_layer_config={1: {"qk_norm": "rms_norm", "rms_norm_eps": 0.1}})
-    assert normed.per_layer_config[1].qk_norm_eps == normed.per_layer_config[1].norm_eps == 0.1
+    layers = ZooForCausalLM(normed).model.layers
+    assert layers[1].self_attn.q_norm.eps == layers[1].attn_norm.eps == 0.1
     routed = ZooConfig(**SIZES, **EXPERTS, per_layer_config={1: {"scoring_func": "sigmoid", "score_after_topk": True}})
     assert routed.per_layer_config[0].score_after_topk is False
     stored = ZooConfig.from_dict(normed.to_dict())

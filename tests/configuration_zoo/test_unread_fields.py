@@ -34,7 +34,7 @@ UNSEEN = {
     "swiglu_limit", "linear_attn_config.time_step_floor", "linear_attn_config.time_step_limit",
 }  # fmt: skip
 # It says in words what is so anyway: all layers rotate, nothing is scaled, the mixer computes in float32.
-TRUE_ANYWAY = {"precision.linear_norm", "qk_norm_layers", "scale_attn_by_mscale"}
+TRUE_ANYWAY = {"precision.linear_norm", "qk_norm_config.layers", "mla_config.scale_by_mscale"}
 # The indexer does not select while it warms up, nor with as many keys as there are tokens.
 LATER = {"index_topk"}
 SAME_FUNCTION = {"swish": "silu", "linear": "none", "gelu": "gelu_python"}
@@ -234,7 +234,7 @@ REFUSED = {
     "attention_sinks": (LACKING["windows"], "full_attention"),
     "rope_parameters": (LACKING["gated_delta_net"], {"rope_type": "default", "rope_theta": 5.0}),
     "rope_interleave": (LACKING["no rotation"], True),
-    "attn_temperature_layers": ({"attn_scale": 0.3, "floor_scale": 3}, "no_rope"),
+    "attn_temperature.layers": ({"attn_temperature.scale": 0.3, "attn_temperature.floor_scale": 3}, "no_rope"),
     "attention_type": (LACKING["delta_net"], "latent"),
     "attention_chunk_size": ({**LACKING["windows"], "per_layer_config": {1: {"sliding_window": 7}}}, 3),
     "attention_type of a layer": (

@@ -20,9 +20,14 @@ BASE = {
 }  # fmt: skip
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
 CHUNKED = {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 4}
-TEMPERATURE = {"attn_scale": 0.7, "floor_scale": 3, "attn_temperature_offset": 1, "no_rope_layers": [1, 0]}
-RMS, LAYER = {"qk_norm": "rms_norm", "qk_norm_eps": 1e-3}, {"qk_norm": "layer_norm", "qk_norm_eps": 1e-3}
-AFTER = {"qk_norm_position": "after_rope"}
+TEMPERATURE = {
+    "attn_temperature.scale": 0.7,
+    "attn_temperature.floor_scale": 3,
+    "attn_temperature.offset": 1,
+    "no_rope_layers": [1, 0],
+}
+RMS, LAYER = {"qk_norm": "rms_norm", "qk_norm_config.eps": 1e-3}, {"qk_norm": "layer_norm", "qk_norm_config.eps": 1e-3}
+AFTER = {"qk_norm_config.position": "after_rope"}
 # Positions other than rotations take the place of rope_parameters.
 NO_ROPE = {"rope_parameters": None}
 
@@ -58,18 +63,18 @@ CASES = {
     "none": NO_ROPE | {"position_embedding_type": "none"},
     "norm_shared": RMS,
     "norm_shared_after": RMS | AFTER,
-    "norm_shared_bias": LAYER | {"qk_norm_bias": True},
-    "norm_shared_bias_after": LAYER | {"qk_norm_bias": True} | AFTER,
-    "norm_per_head": LAYER | {"qk_norm_weight": "per_head"},
-    "norm_per_head_after": LAYER | {"qk_norm_weight": "per_head"} | AFTER,
-    "norm_per_head_bias": LAYER | {"qk_norm_weight": "per_head", "qk_norm_bias": True},
-    "rms_norm_per_head": RMS | {"qk_norm_weight": "per_head"},
-    "norm_full": RMS | {"qk_norm_scope": "full"},
-    "norm_full_after": RMS | {"qk_norm_scope": "full"} | AFTER,
-    "layer_norm_full": LAYER | {"qk_norm_scope": "full", "qk_norm_bias": True},
-    "norm_without_weight": RMS | {"qk_norm_weight": "none"},
-    "norm_without_weight_after": RMS | {"qk_norm_weight": "none"} | AFTER,
-    "full_norm_without_weight": LAYER | {"qk_norm_scope": "full", "qk_norm_weight": "none"},
+    "norm_shared_bias": LAYER | {"qk_norm_config.bias": True},
+    "norm_shared_bias_after": LAYER | {"qk_norm_config.bias": True} | AFTER,
+    "norm_per_head": LAYER | {"qk_norm_config.weight": "per_head"},
+    "norm_per_head_after": LAYER | {"qk_norm_config.weight": "per_head"} | AFTER,
+    "norm_per_head_bias": LAYER | {"qk_norm_config.weight": "per_head", "qk_norm_config.bias": True},
+    "rms_norm_per_head": RMS | {"qk_norm_config.weight": "per_head"},
+    "norm_full": RMS | {"qk_norm_config.scope": "full"},
+    "norm_full_after": RMS | {"qk_norm_config.scope": "full"} | AFTER,
+    "layer_norm_full": LAYER | {"qk_norm_config.scope": "full", "qk_norm_config.bias": True},
+    "norm_without_weight": RMS | {"qk_norm_config.weight": "none"},
+    "norm_without_weight_after": RMS | {"qk_norm_config.weight": "none"} | AFTER,
+    "full_norm_without_weight": LAYER | {"qk_norm_config.scope": "full", "qk_norm_config.weight": "none"},
     "norm_with_unit_offset": RMS | {"norm_unit_offset": True},
     "other_norm_without_offset": LAYER | {"norm_unit_offset": True},
     "soft_cap": {"attn_logit_softcapping": 0.8},
@@ -83,7 +88,7 @@ CASES = {
     "clip": {"clip_qkv": 0.6},
     "clip_beside_gate": {"clip_qkv": 0.6, "attn_output_gate": "query"},
     "clip_after_norm": RMS | {"clip_qkv": 0.6, "clip_qkv_position": "after_norm"},
-    "norm_where_it_turns": RMS | AFTER | {"qk_norm_layers": "rope", "no_rope_layers": [1, 0]},
+    "norm_where_it_turns": RMS | AFTER | {"qk_norm_config.layers": "rope", "no_rope_layers": [1, 0]},
     "narrow_values": {"v_head_dim": 6, "attention_value_scale": 0.7, "attention_bias": True},
     "wide_values": {"v_head_dim": 10, "attention_value_scale": 1.3, "attention_sinks": "all"},
     "narrow_values_gate_beside_query": {"v_head_dim": 6, "attn_output_gate": "query"},
@@ -92,9 +97,9 @@ CASES = {
     "inverse_layer": {"scale_attn_by_inverse_layer_idx": True},
     "inverse_layer_multiplier": {"scale_attn_by_inverse_layer_idx": True, "attention_multiplier": 2},
     "lifted_scores": {"precision.attention_upcast": True},
-    "temperature": TEMPERATURE | {"attn_temperature_layers": "all"},
-    "temperature_where_it_turns": TEMPERATURE | {"attn_temperature_layers": "rope"},
-    "temperature_where_not": TEMPERATURE | {"attn_temperature_layers": "no_rope"},
+    "temperature": TEMPERATURE | {"attn_temperature.layers": "all"},
+    "temperature_where_it_turns": TEMPERATURE | {"attn_temperature.layers": "rope"},
+    "temperature_where_not": TEMPERATURE | {"attn_temperature.layers": "no_rope"},
     "sliding": SLIDING,
     "chunked": CHUNKED,
     "strided": sparse("strided"),
@@ -104,7 +109,7 @@ CASES = {
     "both_ways_relative": NO_ROPE | {"position_embedding_type": "relative", "use_bidirectional_attention": True},
     "everything": SLIDING | RMS | TEMPERATURE
     | {
-        "attn_temperature_layers": "all", "attention_sinks": "all", "attn_logit_softcapping": 2.0, "clip_qkv": 1.5,
+        "attn_temperature.layers": "all", "attention_sinks": "all", "attn_logit_softcapping": 2.0, "clip_qkv": 1.5,
         "attn_output_gate": "headwise", "attention_bias": True, "attention_multiplier": 0.3,
         "scale_attn_by_inverse_layer_idx": True, "precision.attention_upcast": True,
     },
@@ -223,10 +228,10 @@ def test_rotation_by_halves_is_rotation_by_pairs_of_permuted_channels():
         ({"clip_qkv_position": "after_norm"}, "clip_qkv_position='after_norm' only means something with clip_qkv"),
         ({"clip_qkv": 1.0, "clip_qkv_position": "after_norm"}, "clip_qkv_position='after_norm' needs qk_norm"),
         ({"clip_qkv": 1.0, "clip_qkv_position": "later"}, "clip_qkv_position='later' is not one of"),
-        ({"qk_norm_layers": "rope"}, "qk_norm_layers='rope' only means something with qk_norm"),
-        (RMS | {"qk_norm_layers": "some"}, "qk_norm_layers='some' is not one of"),
+        ({"qk_norm_config.layers": "rope"}, "qk_norm_config.layers='rope' only means something with qk_norm"),
+        (RMS | {"qk_norm_config.layers": "some"}, "qk_norm_config.layers='some' is not one of"),
         (
-            NO_ROPE | RMS | {"position_embedding_type": "none", "qk_norm_layers": "rope"},
+            NO_ROPE | RMS | {"position_embedding_type": "none", "qk_norm_config.layers": "rope"},
             "needs position_embedding_type",
         ),
         ({"v_head_dim": 0}, "v_head_dim=0 must be greater than 0"),

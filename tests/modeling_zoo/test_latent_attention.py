@@ -64,20 +64,25 @@ LATENT = {**MODEL, **WIDTHS, "hidden_size": 20, "attention_type": "latent", "rop
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
 CHUNKED = {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 5}
 NO_ROPE = {"rope_parameters": None}
-TEMPERATURE = {"attn_scale": 0.7, "floor_scale": 3, "attn_temperature_offset": 1, "no_rope_layers": [1, 0]}
+TEMPERATURE = {
+    "attn_temperature.scale": 0.7,
+    "attn_temperature.floor_scale": 3,
+    "attn_temperature.offset": 1,
+    "no_rope_layers": [1, 0],
+}
 CASES = {
     "plain": {},
     "one_query_projection": UNRANKED,
     "interleaved": INTERLEAVED,
     "lifted_rotation": {"precision.rope": "float32_qk"},
-    "scaled_latents": {"mla_scale_q_lora": True, "mla_scale_kv_lora": True},
+    "scaled_latents": {"mla_config.scale_q_lora": True, "mla_config.scale_kv_lora": True},
     "shared_value_heads": {"num_key_value_heads": 2},
     "one_key_value_head": {"num_key_value_heads": 1, "attn_output_gate": "query"},
     "biases": {"attention_bias": True},
     "output_bias": {"attention_out_bias": True},
     "wide_values": {"v_head_dim": 26},
     "equal_widths": {"v_head_dim": 22},
-    "other_epsilon": {"mla_norm_eps": 0.1},
+    "other_epsilon": {"mla_config.norm_eps": 0.1},
     "gate_beside_query": {"attn_output_gate": "query"},
     "gate_elementwise": {"attn_output_gate": "elementwise"},
     "gate_headwise": {"attn_output_gate": "headwise"},
@@ -89,8 +94,8 @@ CASES = {
     "banded": {"sparse_attention_pattern": ["banded", "none"], "sparse_attention_stride": 3},
     "both_ways": {"use_bidirectional_attention": True},
     "no_rope_layer": {"no_rope_layers": [0, 1]},
-    "temperature": TEMPERATURE | {"attn_temperature_layers": "all"},
-    "temperature_where_not": TEMPERATURE | {"attn_temperature_layers": "no_rope"},
+    "temperature": TEMPERATURE | {"attn_temperature.layers": "all"},
+    "temperature_where_not": TEMPERATURE | {"attn_temperature.layers": "no_rope"},
     "shared_key_unturned": NO_ROPE | {"position_embedding_type": "none"},
     "no_shared_key": NO_ROPE | {"position_embedding_type": "none", "qk_rope_head_dim": 0},
     "alibi": NO_ROPE | {"position_embedding_type": "alibi", "alibi_scaled": False},
@@ -103,9 +108,9 @@ CASES = {
     "lifted_scores": {"precision.attention_upcast": True},
     "everything": SLIDING | TEMPERATURE
     | {
-        "attn_temperature_layers": "all", "attention_sinks": "all", "attn_logit_softcapping": 2.0,
+        "attn_temperature.layers": "all", "attention_sinks": "all", "attn_logit_softcapping": 2.0,
         "attn_output_gate": "headwise", "attention_bias": True, "attention_multiplier": 0.3,
-        "num_key_value_heads": 3, "mla_scale_kv_lora": True, "rope_interleave": True,
+        "num_key_value_heads": 3, "mla_config.scale_kv_lora": True, "rope_interleave": True,
     },
 }  # fmt: skip
 TOKENS, FIRST = 13, 3
@@ -344,7 +349,7 @@ def test_widths_follow_from_the_head():
         **{**MODEL, "hidden_size": 64, "num_attention_heads": 4, "attention_type": "latent", "kv_lora_rank": 24}
     )
     assert (config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim) == (16, 8, 16)
-    assert (config.q_lora_rank, config.mla_norm_eps, config.qk_head_dim) == (None, 1e-6, 24)
+    assert (config.q_lora_rank, config.mla_config["norm_eps"], config.qk_head_dim) == (None, 1e-6, 24)
     assert ZooConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
     assert ZooConfig(**MODEL, hidden_size=64, num_attention_heads=4).qk_head_dim is None
 
@@ -389,9 +394,9 @@ REFUSED = {
     "qk_rope_head_dim=0 must be an even number greater than 0": {"qk_rope_head_dim": 0},
     "qk_rope_head_dim=5 must be an even number": {"qk_rope_head_dim": 5},
     "kv_lora_rank=0 must be greater than 0": {"kv_lora_rank": 0},
-    "mla_scale_q_lora=True needs q_lora_rank": {"mla_scale_q_lora": True},
-    "scale_attn_by_mscale=True needs position_embedding_type='rope'": {
-        "scale_attn_by_mscale": True, "position_embedding_type": "none",
+    "mla_config.scale_q_lora=True needs q_lora_rank": {"mla_config.scale_q_lora": True},
+    "mla_config.scale_by_mscale=True needs position_embedding_type='rope'": {
+        "mla_config.scale_by_mscale": True, "position_embedding_type": "none",
     },
 }  # fmt: skip
 

@@ -207,7 +207,7 @@ def test_loading_never_touches_a_weight(tokens, tmp_path):
         "norm_type": "layer_norm",
         "norm_unit_offset": True,
         "qk_norm": "layer_norm",
-        "qk_norm_bias": True,
+        "qk_norm_config.bias": True,
         "attention_sinks": "all",
         "gated_mlp": False,
         "hidden_act": "xielu",

@@ -174,9 +174,9 @@ def test_the_stream_s_norm_is_what_the_config_says(fields):
 @pytest.mark.parametrize("scope", ["head", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_norm_of_queries_and_keys_is_what_the_config_says(kind, scope, weight):
-    fields = {"qk_norm": kind, "qk_norm_scope": scope, "qk_norm_weight": weight, "norm_unit_offset": True}
+    fields = {"qk_norm": kind, "qk_norm_config.scope": scope, "qk_norm_config.weight": weight, "norm_unit_offset": True}
     if (scope, weight) == ("full", "per_head"):
-        with pytest.raises((ValueError, StrictDataclassError), match="qk_norm_scope"):
+        with pytest.raises((ValueError, StrictDataclassError), match="qk_norm_config.scope"):
             ZooConfig(**SIZES, **fields)
         return
     config = ZooConfig(**SIZES, norm_eps=EPS, **fields)
@@ -202,7 +202,7 @@ def test_the_norm_of_queries_and_keys_is_what_the_config_says(kind, scope, weigh
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"precision.parallel_sum_order": "residual_first"}, "precision.parallel_sum_order"),
         ({"block_type": "parallel", "precision.parallel_sum_order": "mlp_first"}, "precision.parallel_sum_order"),
-        ({"qk_norm_eps": 1e-6}, "qk_norm_eps"),
+        ({"qk_norm_config.eps": 1e-6}, "qk_norm_config.eps"),
     ],
     ids=str,
 )

@@ -22,7 +22,7 @@ RANKED = {**LATENT, "num_key_value_heads": 4, "q_lora_rank": 18}
 MODELS = {
     "plain": ("tensor", {"attention_bias": True, "mlp_bias": True}),
     "normed": ("tensor", {"qk_norm": "rms_norm", "attn_output_gate": "query", "block_type": "sandwich_norm"}),
-    "full norm": ("tensor", {"qk_norm": "rms_norm", "qk_norm_scope": "full", "tie_word_embeddings": True}),
+    "full norm": ("tensor", {"qk_norm": "rms_norm", "qk_norm_config.scope": "full", "tie_word_embeddings": True}),
     "gates": ("tensor", {"attn_output_gate": "headwise", "gated_mlp": False, "hidden_act": "relu2"}),
     "sinks": ("tensor", {"attention_sinks": "all", "layer_types": ["sliding_attention"] * 3, "sliding_window": 4}),
     "biases": ("tensor", {"position_embedding_type": "alibi"}),

@@ -140,9 +140,10 @@ CASES = {
     "no_rope": NO_ROPE | {"position_embedding_type": "none", "qk_rope_head_dim": 0},
     "no_rope_layer": {"no_rope_layers": [0, 1], "indexer_types": ["full", "shared"]},
     "shared_value_heads": {"num_key_value_heads": 2},
-    "scaled": {"mla_scale_q_lora": True, "mla_scale_kv_lora": True, "attention_multiplier": 0.2},
+    "scaled": {"mla_config.scale_q_lora": True, "mla_config.scale_kv_lora": True, "attention_multiplier": 0.2},
     "temperature": {
-        "attn_temperature_layers": "all", "attn_scale": 0.7, "floor_scale": 3, "attn_temperature_offset": 1,
+        "attn_temperature.layers": "all", "attn_temperature.scale": 0.7, "attn_temperature.floor_scale": 3,
+        "attn_temperature.offset": 1,
     },
     "gate": {"attn_output_gate": "query"},
     "capped_sinks": {"attention_sinks": "all", "attn_logit_softcapping": 1.1, "attn_output_gate": "headwise"},
@@ -449,7 +450,7 @@ def index_table(parameters, x, sources, config):
     turn, width = config.qk_rope_head_dim, config.index_head_dim
     keys = []
     for position, token in enumerate(x):
-        key = normalise(parameters["indexer.wk.weight"] @ token, "layer_norm", config.mla_norm_eps)
+        key = normalise(parameters["indexer.wk.weight"] @ token, "layer_norm", config.mla_config["norm_eps"])
         key = key * parameters["indexer.k_norm.weight"] + parameters["indexer.k_norm.bias"]
         keys.append(turned(key, position, turn, config, False))
     table = []

@@ -134,7 +134,7 @@ def test_what_cannot_be_shared_is_refused(fields, message):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("norm", [{}, {"qk_norm": "layer_norm", "qk_norm_eps": 0.1}], ids=["plain", "normed"])
+@pytest.mark.parametrize("norm", [{}, {"qk_norm": "layer_norm", "qk_norm_config.eps": 0.1}], ids=["plain", "normed"])
 def test_a_key_multiplier_is_one_of_the_keys_weights(norm):
     plain = {"num_hidden_layers": 2, "attention_bias": True, **norm}
     plain |= dict.fromkeys([name for name in SIZES if name.startswith("linear")])

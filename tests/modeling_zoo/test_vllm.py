@@ -40,7 +40,7 @@ LATENT |= {"qk_nope_head_dim": 32, "qk_rope_head_dim": 32}
 CACHED_LATENTS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 MODELS = {
     "dense": {"qk_norm": "rms_norm", "attention_bias": True},
-    "norms over all heads": {"qk_norm": "rms_norm", "qk_norm_scope": "full"},
+    "norms over all heads": {"qk_norm": "rms_norm", "qk_norm_config.scope": "full"},
     "sliding": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8},
     "sandwich": {"block_type": "sandwich_norm", "norm_unit_offset": True, "embedding_multiplier": 8.0,
                  "attn_logit_softcapping": 5.0, "final_logit_softcapping": 7.0, "tie_word_embeddings": True},

@@ -22,16 +22,16 @@ def norm_heads(parameters, name, heads, config):
     """The QK-norm of one token's heads [H, d]."""
     if config.qk_norm is None:
         return heads
-    together = config.qk_norm_scope == "full"
+    together = config.qk_norm_config["scope"] == "full"
     groups = [heads.flatten()] if together else list(heads)
     found = []
     for number, group in enumerate(groups):
-        y = normalise(group, config.qk_norm, config.qk_norm_eps)
-        if config.qk_norm_weight != "none":
-            row = number if config.qk_norm_weight == "per_head" else ...
+        y = normalise(group, config.qk_norm, config.qk_norm_config["eps"])
+        if config.qk_norm_config["weight"] != "none":
+            row = number if config.qk_norm_config["weight"] == "per_head" else ...
             offset = 1 if config.norm_unit_offset and config.qk_norm == config.norm_type else 0
             y = y * (parameters[name + ".weight"][row] + offset)
-            if config.qk_norm_bias:
+            if config.qk_norm_config["bias"]:
                 y = y + parameters[name + ".bias"][row]
         found.append(y)
     return torch.stack(found).view_as(heads)
@@ -57,10 +57,10 @@ def rotates(config, layer):
 
 def temperature(config, layer, position):
     chosen = {None: False, "all": True, "rope": rotates(config, layer), "no_rope": not rotates(config, layer)}
-    if not chosen[config.attn_temperature_layers]:
+    if not chosen[config.attn_temperature["layers"]]:
         return 1.0
-    floors = math.floor((position + config.attn_temperature_offset) / config.floor_scale)
-    return 1 + config.attn_scale * math.log(1 + floors)
+    floors = math.floor((position + config.attn_temperature["offset"]) / config.attn_temperature["floor_scale"])
+    return 1 + config.attn_temperature["scale"] * math.log(1 + floors)
 
 
 def sees(config, layer, query, key, first):
@@ -120,9 +120,9 @@ def project(parameters, x, position, config, layer):
     value = value.clamp(-clip, clip).view(-1, value_width) * (config.attention_value_scale or 1)
     gate = query[:, config.head_dim :] if wide else None
     query = query[:, : config.head_dim]
-    steps = ["norm", "turn"] if config.qk_norm_position != "after_rope" else ["turn", "norm"]
+    steps = ["norm", "turn"] if config.qk_norm_config["position"] != "after_rope" else ["turn", "norm"]
     for step in steps:
-        if step == "norm" and (config.qk_norm_layers != "rope" or rotates(config, layer)):
+        if step == "norm" and (config.qk_norm_config["layers"] != "rope" or rotates(config, layer)):
             query, key = norm_heads(parameters, "q_norm", query, config), norm_heads(parameters, "k_norm", key, config)
             if config.clip_qkv_position == "after_norm":
                 query, key = query.clamp(-clip, clip), key.clamp(-clip, clip)

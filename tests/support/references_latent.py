@@ -18,7 +18,7 @@ def turned(channels, position, width, config, interleave):
 
 
 def normed(parameters, name, x, config):
-    return normalise(x, "rms_norm", config.mla_norm_eps) * parameters[name + ".weight"]
+    return normalise(x, "rms_norm", config.mla_config["norm_eps"]) * parameters[name + ".weight"]
 
 
 def project(parameters, x, position, config, layer):
@@ -31,11 +31,11 @@ def project(parameters, x, position, config, layer):
     query = query.view(config.num_attention_heads, -1)
     gate = query[:, nope + rope :] if config.attn_output_gate == "query" else None
     query = query[:, : nope + rope]
-    if config.mla_scale_q_lora:
+    if config.mla_config["scale_q_lora"]:
         query = query * math.sqrt(config.hidden_size / config.q_lora_rank)
     both = linear(parameters, "kv_a_proj_with_mqa", x)
     latent = normed(parameters, "kv_a_layernorm", both[: config.kv_lora_rank], config)
-    if config.mla_scale_kv_lora:
+    if config.mla_config["scale_kv_lora"]:
         latent = latent * math.sqrt(config.hidden_size / config.kv_lora_rank)
     shared = both[config.kv_lora_rank :]
     if rotates(config, layer):
@@ -55,7 +55,7 @@ def chosen(parameters, x, sources, config, layer, first):
     turn = config.qk_rope_head_dim if rotates(config, layer) else 0
     keys = []
     for position, token in enumerate(x):
-        key = normalise(parameters["indexer.wk.weight"] @ token, "layer_norm", config.mla_norm_eps)
+        key = normalise(parameters["indexer.wk.weight"] @ token, "layer_norm", config.mla_config["norm_eps"])
         key = key * parameters["indexer.k_norm.weight"] + parameters["indexer.k_norm.bias"]
         keys.append(turned(key, position, turn, config, interleave))
     selection = []
