@@ -85,6 +85,8 @@ def rows(name):
     # Fields that differ by layer (gpt_oss, nemotron) are read as what the config as a whole says.
     config.allow_global_per_layer_attribute_access = True
     common = {one.name for one in fields(PreTrainedConfig)} - {"tie_word_embeddings"}
+    # What stands beside a text model is kept as it is; by default a tower is as large as a published one.
+    common |= {*own.sub_configs}
     found = []
     for one in fields(own):
         if one.name in common or one.name.startswith("_"):
