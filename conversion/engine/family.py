@@ -33,6 +33,9 @@ How to write one (a `-` in the model_type is a `_` in the file name):
   back bit-equal. If the family's files must hold such buffers, `buffers(ours, config.json) -> {name: function that
   makes the tensor}` works them out for a model that came from elsewhere.
 - A new operation: subclass `EachOp` (one tensor), `Permutation` (an order of rows) or `Op` (any number of tensors).
+- A model_type that transformers has no class for, alive as published code alone: `config_class=published_config("name",
+  hidden_size=4096, ...)` with the keys and defaults of that code (`internlm2.py` shows it), and a slow reference in
+  `tests/support/published_models.py`, which is the oracle then.
 - A second model_type with the same layout is a file with the one line `from .deepseek_v3 import FAMILY  # noqa: F401`.
 - `tests/conversion/test_conversion.py` finds the file by itself and runs every `tiny` against transformers' own model.
 """
