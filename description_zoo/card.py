@@ -95,6 +95,8 @@ def _layers(report: dict) -> str:
 
 def _costs(report: dict) -> str:
     text = f"{report['parameters']:,} parameters, {report['active_parameters']:,} of them active per token. "
+    if report["prediction_parameters"]:
+        text += f"{report['prediction_parameters']:,} are in layers that predict further tokens. "
     text += f"The cache takes {report['cache_bytes_per_token']:,} bytes per token in {report['dtype']}"
     full = report["cache_bytes_at_full_length"]
     text += f", {full:,} bytes at {report['max_position_embeddings']:,} tokens"

@@ -44,6 +44,8 @@ def measure(config: ZooConfig, model: "PreTrainedModel | None" = None) -> dict:
     embedding = sum(weight.numel() for weight in {table.weight for table in tables if table is not None})
     if (rows := body_of(model).per_layer_embeddings) is not None:
         embedding += rows.embed_tokens_per_layer.weight.numel()
+    further = getattr(model, "mtp", None)
+    further = 0 if further is None else sum(parameter.numel() for parameter in further.parameters())
     return {
         "model_type": config.model_type,
         "class": type(model).__name__,
@@ -55,7 +57,8 @@ def measure(config: ZooConfig, model: "PreTrainedModel | None" = None) -> dict:
         "layers": layers,
         "parameters": total,
         "embedding_parameters": embedding,
-        "active_parameters": total - sum(layer["inactive_parameters"] for layer in layers),
+        "prediction_parameters": further,
+        "active_parameters": total - further - sum(layer["inactive_parameters"] for layer in layers),
         "bytes": total * model.dtype.itemsize,
         "cache_bytes_per_token": sum(layer["cache_bytes_per_token"] for layer in layers),
         "cache_bytes_at_full_length": sum(layer["cache_bytes_at_full_length"] for layer in layers),

@@ -155,4 +155,4 @@ def test_drafts_change_no_token_and_save_forwards(run):
     assert found["results"][0]["acceptance_length"] == 1
     for one in found["results"]:
         assert one["same_tokens"] and 1 <= one["acceptance_length"] <= one["drafts"] + 1
-        assert one["tokens_per_second"] > 0
+        assert one["tokens_per_second"] > 0 and 1 <= one["sampled_acceptance_length"] <= one["drafts"] + 1

@@ -250,10 +250,10 @@ def make_batches(model, folder):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["everything", "tied", "experts"])
+@pytest.mark.parametrize("name", ["everything", "tied", "experts", "further tokens"])
 def test_a_chunked_loss_over_fsdp(name, tmp_path):
     """Each rank has its own number of chunks; gradients are the mean of both ranks', step by step."""
-    model = make(**HEADS[name])
+    model = make(**{**HEADS, "further tokens": {"num_mtp_layers": 2}}[name])
     batches = make_batches(model, tmp_path)
     first, second = (step(model, tokens, labels=labels) for tokens, labels in batches)
     mean = {key: (gradient + second[1][key]) / 2 for key, gradient in first[1].items()}

@@ -43,6 +43,7 @@ MODELS = {
     "recurrences": ("tensor", linear("gated_delta_net", **HEADS)),
     "recurrences beside attention": ("tensor", {**linear("mamba2", **HEADS), "layer_types": ["hybrid"] * 3}),
     "experts": ("tensor", {**EXPERTS, "n_shared_experts": 1}),
+    "prediction layers": ("tensor", {**RANKED, **EXPERTS, "num_mtp_layers": 2}),
     "experts apart": ("expert", {**EXPERTS, "n_shared_experts": 1}),
 }
 
@@ -98,7 +99,8 @@ def test_two_ranks_compute_what_one_does(name, tmp_path):
     with torch.no_grad():
         expected = model(tokens).logits
     torch.testing.assert_close(found["logits"], expected, rtol=2e-5, atol=2e-5)
-    model(tokens, labels=tokens).loss.backward()
+    model.train(model.config.num_mtp_layers > 0)(tokens, labels=tokens).loss.backward()
+    model.eval()
     for key, gradient in found["gradients"].items():
         expected = model.get_parameter(key).grad
         if "indexer" in key:

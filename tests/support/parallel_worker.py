@@ -26,7 +26,9 @@ def main(folder, plan):
     tokens = torch.load(f"{folder}/tokens.pt")
     with torch.no_grad():
         logits = model(tokens).logits
-    model(tokens, labels=tokens).loss.backward()
+    # Layers that predict further tokens learn in training alone.
+    model.train(model.config.num_mtp_layers > 0)(tokens, labels=tokens).loss.backward()
+    model.eval()
     gradients = {name: whole_tensor(parameter.grad) for name, parameter in model.named_parameters()}
     sequence = model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0)
     whole = sum(parameter.numel() for parameter in model.parameters())

@@ -12,6 +12,7 @@ from places import ROOT, STORIES
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, LlamaForCausalLM
 
+from configuration_zoo import ZooConfig
 from configuration_zoo.presets import PRESETS
 
 
@@ -219,6 +220,18 @@ def test_idle_experts_are_not_active(zoo):
     report = json.loads(zoo("inspect", "grok-1", "--json")[1])
     assert report["parameters"] - report["active_parameters"] == 64 * 6 * 3 * 6144 * 32768
     assert "2 of 8 experts" in zoo("inspect", "grok-1")[1]
+
+
+def test_layers_that_predict_further_tokens_are_not_active(zoo, tmp_path):
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2, "vocab_size": 50}
+    reports = []
+    for name, count in (("plain", 0), ("further", 2)):
+        ZooConfig(**sizes, num_mtp_layers=count).to_json_file(tmp_path / f"{name}.json")
+        reports.append(json.loads(zoo("inspect", tmp_path / f"{name}.json", "--json")[1]))
+    plain, further = reports
+    assert further["parameters"] - plain["parameters"] == further["prediction_parameters"] > 0
+    assert further["active_parameters"] == plain["active_parameters"] == plain["parameters"]
+    assert "in layers that predict further tokens" in zoo("inspect", tmp_path / "further.json")[1]
 
 
 def test_a_sparse_pattern_is_the_context_of_its_layers(zoo):

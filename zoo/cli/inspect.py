@@ -62,6 +62,8 @@ def show(report: dict) -> None:
     say(f"{report['class']}{f' (from {source})' if source else ''}, {report['dtype']}")
     total, active, table = (report[name] for name in ("parameters", "active_parameters", "embedding_parameters"))
     say(f"parameters  {total:,}, of which {active:,} active per token, {table:,} in embedding and head")
+    if report["prediction_parameters"]:
+        say(f"            {report['prediction_parameters']:,} in layers that predict further tokens")
     say(f"weights     {short_bytes(report['bytes'])}")
     if "stored_as" in report:
         size = f", {short_bytes(report['stored_bytes'])}" if "stored_bytes" in report else ""
