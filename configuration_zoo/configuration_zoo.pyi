@@ -253,6 +253,14 @@ class MlaConfig(TypedDict, total=False):
     mscale_all_dim and a rope_type other than default. None: yes, with rope. Needs attention_type='latent'.
     Source: YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it."""
 
+class Indexer(TypedDict, total=False):
+    rope_interleave: bool | None
+    """Neighbouring channels of the indexer rotate together, which need not be what the model's rope_interleave says.
+    Needs an 'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2's published code."""
+    warmup: bool | None
+    """Attention is dense and the divergence goes over all keys, instead of over the selected ones. Needs an
+    'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
+
 class QkNormConfig(TypedDict, total=False):
     scope: Literal["head", "full"] | None
     """The norm goes over each head or over the full projection. None: head. Needs qk_norm. Source: Qwen3, arXiv
@@ -431,15 +439,11 @@ class ZooConfig(PreTrainedConfig):
     """For each layer: "full" has an indexer, "shared" takes what the last one before it chose, "none" is every other
     layer. None: "full" in every indexed layer. Needs an 'indexed_attention' layer in layer_types. Source: GLM-5,
     arXiv 2603.12201."""
-    indexer_rope_interleave: bool | None
-    """Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says. Needs an
-    'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2's published code."""
     indexer_loss_coef: float | int | None
     """Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0. Needs an
     'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
-    indexer_warmup: bool | None
-    """Attention is dense and the divergence goes over all keys, instead of over the selected ones. Needs an
-    'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
+    indexer: dict[str, Any]
+    """Details of the indexer, key by key."""
     linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None
     """The recurrence or convolution, one name for all layers that have one or one for each layer. Needs a layer of
     layer_types that is one of ['linear_attention', 'conv', 'hybrid', 'hybrid_sliding']. Source: arXiv 2412.06464
@@ -763,9 +767,8 @@ class ZooConfig(PreTrainedConfig):
         index_n_heads: int | None = None,
         index_head_dim: int | None = None,
         indexer_types: list[Literal["full", "shared", "none"]] | None | str = None,
-        indexer_rope_interleave: bool | None = None,
         indexer_loss_coef: float | int | None = None,
-        indexer_warmup: bool | None = None,
+        indexer: Indexer | None = None,
         linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None | str = None,
         linear_num_key_heads: int | None = None,
         linear_num_value_heads: int | None = None,
@@ -908,9 +911,8 @@ class ZooConfig(PreTrainedConfig):
             index_n_heads: Heads of the indexer. None: 64.
             index_head_dim: Channels of a head of the indexer. None: 128.
             indexer_types: For each layer: "full" has an indexer, "shared" takes what the last one before it chose, "none" is every other layer. None: "full" in every indexed layer.
-            indexer_rope_interleave: Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says.
             indexer_loss_coef: Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0.
-            indexer_warmup: Attention is dense and the divergence goes over all keys, instead of over the selected ones.
+            indexer: Details of the indexer, key by key.
             linear_attention_type: The recurrence or convolution, one name for all layers that have one or one for each layer.
             linear_num_key_heads: Heads of queries and keys; groups of a state space model; unused in a gated unit.
             linear_num_value_heads: Heads of values, a multiple of those of keys; heads of a state space model; blocks of a gated unit.

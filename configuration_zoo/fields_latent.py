@@ -23,9 +23,9 @@ INDEX_FIELDS = (
     "index_n_heads",
     "index_head_dim",
     "indexer_types",
-    "indexer_rope_interleave",
+    "indexer.rope_interleave",
     "indexer_loss_coef",
-    "indexer_warmup",
+    "indexer.warmup",
 )
 
 
@@ -110,22 +110,26 @@ class LatentFields:
         'every other layer. None: "full" in every indexed layer.',
         source="GLM-5, arXiv 2603.12201",
     )
-    indexer_rope_interleave: bool | None = flag(
-        None,
-        needs="indexed layer",
-        meaning="Neighbouring channels of the indexer rotate together, which need not be what rope_interleave says.",
-        source="DeepSeek-V3.2's published code",
-    )
     indexer_loss_coef: float | int | None = non_negative(
         needs="indexed layer",
         meaning="Factor on KL(attention ‖ index scores), per token and layer, in the loss. None: 0.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1.1",
     )
-    indexer_warmup: bool | None = flag(
-        None,
-        needs="indexed layer",
-        meaning="Attention is dense and the divergence goes over all keys, instead of over the selected ones.",
-        source="DeepSeek-V3.2, arXiv 2512.02556, §2.1.1",
+    indexer: dict | None = settings(
+        "Details of the indexer, key by key.",
+        rope_interleave=flag(
+            None,
+            needs="indexed layer",
+            meaning="Neighbouring channels of the indexer rotate together, which need not be what the model's "
+            "rope_interleave says.",
+            source="DeepSeek-V3.2's published code",
+        ),
+        warmup=flag(
+            None,
+            needs="indexed layer",
+            meaning="Attention is dense and the divergence goes over all keys, instead of over the selected ones.",
+            source="DeepSeek-V3.2, arXiv 2512.02556, §2.1.1",
+        ),
     )
 
     def resolve_latent(self) -> None:
@@ -165,9 +169,9 @@ class LatentFields:
             ("index_n_heads", 64),
             ("index_head_dim", 128),
             ("indexer_types", ["full" if is_indexed else "none" for is_indexed in indexed]),
-            ("indexer_rope_interleave", False),
+            ("indexer.rope_interleave", False),
             ("indexer_loss_coef", 0.0),
-            ("indexer_warmup", False),
+            ("indexer.warmup", False),
         ):
             if getattr(self, field) is None:
                 setattr(self, field, default)

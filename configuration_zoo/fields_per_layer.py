@@ -40,7 +40,7 @@ PER_LAYER_FIELDS = {
         "mla_config.scale_q_lora", "mla_config.scale_kv_lora", "mla_config.scale_by_mscale",
     ),
     "a layer with an indexer of its own": (
-        "index_topk", "index_n_heads", "index_head_dim", "indexer_rope_interleave",
+        "index_topk", "index_n_heads", "index_head_dim", "indexer.rope_interleave",
     ),
     "a 'sliding_attention' or 'hybrid_sliding' layer": ("sliding_window",),
     "a 'chunked_attention' layer": ("attention_chunk_size",),

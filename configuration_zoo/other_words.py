@@ -193,6 +193,8 @@ SAME_FIELD = {
     "attn_temperature.scale": "attn_scale",
     "attn_temperature.floor_scale": "floor_scale",
     "attn_temperature.offset": "attn_temperature_offset",
+    "indexer.rope_interleave": "indexer_rope_interleave",
+    "indexer.warmup": "indexer_warmup",
     "mla_config.norm_eps": "mla_norm_eps",
     "mla_config.scale_q_lora": "mla_scale_q_lora",
     "mla_config.scale_kv_lora": "mla_scale_kv_lora",

@@ -40,7 +40,7 @@ class LightningIndexer(nn.Module):
         self.wk = nn.Linear(config.hidden_size, self.width, bias=False)
         self.k_norm = LayerNorm(self.width, config.mla_config["norm_eps"], bias=True)
         self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
-        self.interleave = config.indexer_rope_interleave
+        self.interleave = config.indexer["rope_interleave"]
         self.rotation = {"interleave": self.interleave, "upcast": config.precision["rope"] == "float32_qk"}
 
     @torch.no_grad()
@@ -48,11 +48,11 @@ class LightningIndexer(nn.Module):
         self, inputs: IndexerInputs, attention_mask: AttentionMask, past_key_values: Cache | None, layer_idx: int
     ) -> torch.Tensor | None:
         """Positions `[B, T, k]` of the keys each query reads; None, for all of them, where there are no more than k and
-        while `indexer_warmup` trains the indexer beside dense attention."""
+        while `indexer.warmup` trains the indexer beside dense attention."""
         key = self.keys(inputs)
         if past_key_values is not None:
             key = past_key_values.update_indexer(key, layer_idx)
-        if self.config.indexer_warmup:
+        if self.config.indexer["warmup"]:
             return None
         return select_keys(partial(self.scores, inputs), key, self.topk, inputs.hidden_states.shape[1], attention_mask)
 

@@ -6,7 +6,7 @@ from .shared_latent import INDEX_FIELDS, V3_FIELDS, V3_FIXED, V3_RULES, YARN, li
 FAMILY = Family(
     fields=V3_FIELDS | INDEX_FIELDS,
     # Channels pair up differently in attention and in its indexer.
-    fixed=V3_FIXED | {"rope_interleave": True, "indexer_rope_interleave": False},
+    fixed=V3_FIXED | {"rope_interleave": True, "indexer.rope_interleave": False},
     derive=listed,
     restore=restore_listed,
     rules=V3_RULES,

@@ -5,7 +5,7 @@ from .shared_latent import INDEX_FIELDS, V3_FIELDS, V3_FIXED, V3_RULES, YARN, li
 
 FAMILY = Family(
     fields=V3_FIELDS | INDEX_FIELDS | {"indexer_types": "indexer_types"},
-    fixed=V3_FIXED | {"rope_interleave": True, "indexer_rope_interleave": True},
+    fixed=V3_FIXED | {"rope_interleave": True, "indexer.rope_interleave": True},
     derive=listed,
     restore=restore_listed,
     rules=V3_RULES,

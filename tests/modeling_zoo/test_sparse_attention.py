@@ -132,9 +132,9 @@ CASES = {
     "plain": {},
     "shared": {"indexer_types": ["full", "shared"]},
     "interleaved": {"rope_interleave": True},
-    "indexer_interleaved": {"indexer_rope_interleave": True},
-    "both_interleaved": {"rope_interleave": True, "indexer_rope_interleave": True, "precision.rope": "float32_qk"},
-    "indexer_as_wide_as_the_rotation": {"index_head_dim": 10, "indexer_rope_interleave": True},
+    "indexer_interleaved": {"indexer.rope_interleave": True},
+    "both_interleaved": {"rope_interleave": True, "indexer.rope_interleave": True, "precision.rope": "float32_qk"},
+    "indexer_as_wide_as_the_rotation": {"index_head_dim": 10, "indexer.rope_interleave": True},
     "one_query_projection": {"q_lora_rank": None},
     "one_layer_dense": {"layer_types": ["full_attention", "indexed_attention"]},
     "no_rope": NO_ROPE | {"position_embedding_type": "none", "qk_rope_head_dim": 0},
@@ -473,7 +473,7 @@ def index_table(parameters, x, sources, config):
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_the_loss_is_the_divergence_from_attention(backend, warmup, monkeypatch):
     monkeypatch.setattr("modeling_zoo.train_indexer.TRAINING_BLOCK", 4)
-    changes = {"indexer_loss_coef": 3.0, "indexer_warmup": warmup}
+    changes = {"indexer_loss_coef": 3.0, "indexer.warmup": warmup}
     model = make(changes, backend, ZooForCausalLM)
     calls = attention_calls(model.model, *tokens_and_mask(TOKENS, FIRST))
     tokens, mask = tokens_and_mask(TOKENS, FIRST)
@@ -514,7 +514,7 @@ def test_the_loss_reaches_the_indexer_alone_and_lowers_the_divergence():
 
 
 def test_warm_up_is_dense_and_ends_with_a_switch():
-    warm = make({"indexer_warmup": True}, "sdpa")
+    warm = make({"indexer.warmup": True}, "sdpa")
     dense = make({"index_topk": 64}, "sdpa")
     sparse = make({}, "sdpa")
     tokens, mask = tokens_and_mask(TOKENS, FIRST)
@@ -522,7 +522,7 @@ def test_warm_up_is_dense_and_ends_with_a_switch():
     assert relative_error(outputs[0], outputs[1]) < 1e-6
     assert relative_error(outputs[0], outputs[2]) > 1e-3
     assert relative_error(in_steps(warm, (6, 1, 6)), outputs[1]) < 4e-6
-    warm.config.indexer_warmup = False
+    warm.config.indexer["warmup"] = False
     assert relative_error(in_steps(warm, (6, 1, 6)), outputs[2]) < 4e-6
 
 

@@ -51,7 +51,7 @@ def project(parameters, x, position, config, layer):
 def chosen(parameters, x, sources, config, layer, first):
     """For each query the set of keys its indexer ranks highest; of equals the earlier ones."""
     width = config.index_head_dim
-    interleave = config.indexer_rope_interleave
+    interleave = config.indexer["rope_interleave"]
     turn = config.qk_rope_head_dim if rotates(config, layer) else 0
     keys = []
     for position, token in enumerate(x):
