@@ -331,7 +331,8 @@ class ZooConfig(PreTrainedConfig):
     to zoo."""
     source_extras: dict[str, Any] | None
     """What the source held beside this model (a vision tower, layers that predict further tokens): how many
-    `tensors` of which names, and the `repository` and `revision` they came from. Source: own to zoo."""
+    `tensors` of which names, how weights kept as they were stored are `quantized`, and the `repository` and
+    `revision` they came from. Source: own to zoo."""
     attention_type: Literal["grouped_query", "latent"] | list[Literal["grouped_query", "latent"] | None]
     """The mechanism of softmax attention, one name for all layers or one for each (None for a layer without). Needs
     a layer of layer_types with softmax attention. Source: Ainslie et al. 2023, arXiv 2305.13245; DeepSeek-V2,
@@ -875,7 +876,7 @@ class ZooConfig(PreTrainedConfig):
             bos_token_id: The token that begins a text, or several.
             eos_token_id: The token that ends a text, or several.
             source_config: The config.json this model was converted from, unchanged, so that converting back loses nothing.
-            source_extras: What the source held beside this model (a vision tower, layers that predict further tokens): how many `tensors` of which names, and the `repository` and `revision` they came from.
+            source_extras: What the source held beside this model (a vision tower, layers that predict further tokens): how many `tensors` of which names, how weights kept as they were stored are `quantized`, and the `repository` and `revision` they came from.
             attention_type: The mechanism of softmax attention, one name for all layers or one for each (None for a layer without).
             num_attention_heads: Heads of the queries.
             num_key_value_heads: Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as many as num_attention_heads.

@@ -104,7 +104,8 @@ class ModelFields:
         Record(),
         None,
         meaning="What the source held beside this model (a vision tower, layers that predict further tokens): how "
-        "many `tensors` of which names, and the `repository` and `revision` they came from.",
+        "many `tensors` of which names, how weights kept as they were stored are `quantized`, and the `repository` and "
+        "`revision` they came from.",
         source="own to zoo",
     )
 

@@ -15,6 +15,12 @@ from .errors import report
 MODEL_HELP = "Folder with config.json and safetensors, or a Hub id owner/name[@revision]."
 SOURCE_HELP = "When converting back: the original checkpoint, for tensors that zoo does not use and the folder lacks."
 PICKLE_HELP = "Open weights that are pickles (*.bin, *.pth), for tensors alone. Off by default: a pickle can run code."
+QUANTIZED_HELP = (
+    "Keep the stored tensors of a quantised checkpoint: they go back bit for bit, changed ones encoded again."
+)
+DTYPE_HELP = (
+    "float32, bfloat16 or float16. Default: as stored, of quantised weights the dtype config.json names, else bfloat16."
+)
 ALONE_HELP = "When converting back: only the language model, without vision tower or further prediction layers."
 
 
@@ -22,12 +28,13 @@ def convert(
     source: Annotated[str, typer.Argument(help=MODEL_HELP)],
     target: Annotated[Path, typer.Argument(help="Folder to write; written completely or not at all.")],
     to: Annotated[str | None, typer.Option(metavar="MODEL_TYPE", help="Family to convert to. Default: zoo.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: as stored.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, such as 500MB or 5GB.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET if it exists.")] = False,
     original: Annotated[str | None, typer.Option("--source", metavar="FOLDER|OWNER/NAME", help=SOURCE_HELP)] = None,
     text_only: Annotated[bool, typer.Option("--text-only", "--without-extras", help=ALONE_HELP)] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=PICKLE_HELP)] = False,
+    keep_quantized: Annotated[bool, typer.Option("--keep-quantized", help=QUANTIZED_HELP)] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar, where there is a terminal.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the summary.")] = False,
 ) -> None:
@@ -37,6 +44,7 @@ def convert(
     quiet()
     progress = progress and sys.stderr.isatty()
     options = {"source": original, "text_only": text_only, "allow_pickle": allow_pickle}
+    options["keep_quantized"] = keep_quantized
     done = convert_checkpoint(source, target, to, dtype, max_shard_size, overwrite, progress, **options)
     if as_json:
         typer.echo(json.dumps(asdict(done), default=str))

@@ -18,8 +18,10 @@ from ..files.kept import record
 from ..files.sidecar import Manifest
 from ..files.training_wrappers import take_off
 from ..files.writer import CODES
+from ..formats import kept_quantized
+from ..formats.kept_quantized import KeptQuantized
 from ..formats.quantised import refuse_quantized_tensors
-from ..formats.schemes import decoded, without_scheme
+from ..formats.schemes import declared_dtype, decoded, without_scheme
 from ..formats.stored import DecodedCheckpoint
 from ..layouts.known import open_weights
 from .config_bridge import import_config
@@ -65,6 +67,7 @@ class Incoming:
     plan: Plan
     expected: Expected
     manifest: Manifest
+    quantized: KeptQuantized | None = None
 
     def outputs(self) -> dict[str, Tensor]:
         """What will be written, as meta tensors, in the model's order."""
@@ -76,7 +79,11 @@ class Incoming:
 
 
 def read_incoming(
-    folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None, allow_pickle: bool = False
+    folder: Path,
+    raw: dict[str, Any],
+    dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
+    keep_quantized: bool = False,
 ) -> Incoming:
     """Plans the import of a foreign folder; raises ConversionError for whatever does not fit."""
     model_type = model_type_of(raw, str(folder / "config.json"))
@@ -84,6 +91,7 @@ def read_incoming(
     take_off(checkpoint)
     # What is cast later is decoded in float32, so that it is rounded once.
     checkpoint = decoded(checkpoint, raw, None if dtype is None else torch.float32)
+    kept = kept_quantized.of_source(checkpoint, raw, dtype or declared_dtype(raw)) if keep_quantized else None
     raw, overrides = without_scheme(raw), {}
     reader = Reader(checkpoint)
 
@@ -117,13 +125,13 @@ def read_incoming(
         plan = planner.forward(reader.headers)
         _share(plan, expected)
     config.dtype = dtype or config.dtype
-    config.source_extras = record(planner, plan.kept, folder)
+    config.source_extras = record(planner, plan.kept, folder, kept and kept.method)
     manifest = Manifest(model_type, overrides=overrides, kept=plan.kept, dropped=plan.dropped)
     manifest.tied = [*stored_twice, *unshared]
     manifest.unshared = [expected.tied[name] for name in unshared]
     _note_files(manifest, plan, planner, reader)
     plan.steps = [step for step in plan.steps if not set(step.target_names()) <= set(stored_twice)]
-    return Incoming(config, reader, plan, expected, manifest)
+    return Incoming(config, reader, plan, expected, manifest, kept)
 
 
 def _note_files(manifest: Manifest, plan: Plan, planner: Planner, reader: Reader) -> None:

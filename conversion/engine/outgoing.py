@@ -1,7 +1,7 @@
 """A zoo folder on its way out: the inverse plan, what the sidecar adds, and the proof that it comes back the same."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ from description_zoo.heads import head_of_own
 
 from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint
-from ..files.extras import Extras, of_folder, of_source, promise_nothing, refuse_loss, text_family
+from ..files.extras import (
+    Extras,
+    of_folder,
+    of_source,
+    promise_nothing,
+    refuse_loss,
+    refuse_lost_quantized,
+    text_family,
+)
 from ..files.sidecar import Manifest
 from ..formats.quantised import refuse_quantized_config
 from .config_bridge import export_config, import_config
@@ -44,11 +52,21 @@ class Outgoing:
             buffers = {name: make() for name, make in self.buffers.items()}
         return self.plan.outputs | buffers | self.extras.headers()
 
+    def stored(self) -> dict[str, Tensor]:
+        """The same as the target stores them."""
+        kept = self.extras.quantized
+        return self.outputs() if kept is None else kept.headers(self.outputs())
+
     def further(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of what the plan does not give."""
         for name, make in self.buffers.items():
             yield name, make()
         yield from self.extras.read()
+
+    def as_stored(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of what the target stores one of its tensors as."""
+        kept = self.extras.quantized
+        return iter([(name, tensor)]) if kept is None else kept.written([(name, tensor)])
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ def read_outgoing(
     """Plans the export of a zoo folder to the family `to`."""
     refuse_quantized_config(raw)
     config, wanted = import_config(raw), wanted or ExtrasOptions()
-    to, extras, left_behind = _planned_extras(folder, config, to, wanted)
+    to, extras, left_behind = _planned_extras(folder, config, to, wanted, plain=dtype is not None)
     family, manifest = family_of(to), extras.manifest
     target = export_config(config, to, **manifest.overrides)
     checkpoint, expected = Checkpoint(folder, named=raw.get("transformers_weights")), expected_tensors(config)
@@ -93,8 +111,11 @@ def read_outgoing(
     return Outgoing(config, to, target, reader, plan, extras, left_behind, buffers)
 
 
-def _planned_extras(folder: Path, config: ZooConfig, to: str, wanted: ExtrasOptions) -> tuple[str, Extras, list[str]]:
-    """-> the family to write, what goes there beside the model, and what stays behind."""
+def _planned_extras(
+    folder: Path, config: ZooConfig, to: str, wanted: ExtrasOptions, plain: bool
+) -> tuple[str, Extras, list[str]]:
+    """-> the family to write, what goes there beside the model, and what stays behind; with `plain`, stored tensors of
+    quantised weights do not go there."""
     came_from = (config.source_config or {}).get("model_type")
     to, extras = variant_of(to, config.source_config), of_folder(folder)
     is_original = came_from is not None and file_name(model_type_of(config.source_config)) == file_name(to)
@@ -111,6 +132,10 @@ def _planned_extras(folder: Path, config: ZooConfig, to: str, wanted: ExtrasOpti
         extras = Extras()
     if wanted.source is not None:
         extras = of_source(wanted.source, planner, config)
+    if plain:
+        extras = replace(extras, quantized=None)
+    else:
+        refuse_lost_quantized(extras, config, folder)
     if wanted.text_only:
         return to, extras.without(extras.manifest.kept), sorted(extras.manifest.kept)
     refuse_loss(extras, planner, config, folder, to)

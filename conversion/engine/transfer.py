@@ -18,6 +18,7 @@ from ..files.sidecar import FOLDER, STEM
 from ..files.sources import read_config, resolve_source
 from ..files.workspace import check_apart, new_folder
 from ..files.writer import ShardWriter, nbytes, parse_size
+from ..formats import kept_quantized
 from .incoming import read_incoming
 from .outgoing import ExtrasOptions, read_outgoing
 from .patterns import natural_key
@@ -59,6 +60,7 @@ def convert(
     source: str | Path | None = None,
     text_only: bool = False,
     allow_pickle: bool = False,
+    keep_quantized: bool = False,
 ) -> Report:
     """Writes `model` (a folder or a Hub id) into the folder `target`, as zoo or as the family `to`.
 
@@ -66,6 +68,10 @@ def convert(
     model; where the folder has lost it, from `source`, the checkpoint (a folder or a Hub id) it came from; or not at
     all, with `text_only`, which writes the language model alone. Pickled weights are opened with `allow_pickle` alone,
     for tensors and nothing else.
+
+    The weights of a quantised checkpoint are decoded, into `dtype` or the one its config names. With `keep_quantized`
+    its stored tensors are kept beside them and go back bit for bit, or encoded again where the weights have changed;
+    with `dtype` plain weights go back.
 
     Either `target` is complete afterwards, or ConversionError says in one sentence what is wrong and nothing changed.
     """
@@ -78,6 +84,8 @@ def convert(
         family_of(variant_of(to, raw.get("source_config")))
     if raw.get("model_type") != OWN_TYPE and (source is not None or text_only):
         raise ConversionError(f"{model} is no zoo folder: source= and text_only= are for converting back (to=).")
+    if keep_quantized and (to is not None or raw.get("model_type") == OWN_TYPE):
+        raise ConversionError("--keep-quantized (keep_quantized=) is for converting a quantised checkpoint into zoo.")
     if raw.get("model_type") == OWN_TYPE:
         if to is None:
             raise ConversionError(f"{model} is a zoo folder already: name the family to convert it to (to=).")
@@ -85,7 +93,7 @@ def convert(
             report = _export(folder, raw, new, to, wanted=ExtrasOptions(source, text_only), **options)
     elif to is None:
         with new_folder(target, overwrite) as new:
-            report = _import(folder, raw, new, allow_pickle=allow_pickle, **options)
+            report = _import(folder, raw, new, allow_pickle=allow_pickle, keep_quantized=keep_quantized, **options)
     else:
         # Through zoo, beside the target: nothing but zoo knows both families.
         with new_folder(target, overwrite) as new, tempfile.TemporaryDirectory(dir=new) as between:
@@ -107,9 +115,16 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _import(
-    folder: Path, raw: dict, new: Path, dtype, max_bytes: int, progress: bool, allow_pickle: bool = False
+    folder: Path,
+    raw: dict,
+    new: Path,
+    dtype,
+    max_bytes: int,
+    progress: bool,
+    allow_pickle: bool = False,
+    keep_quantized: bool = False,
 ) -> Report:
-    incoming = read_incoming(folder, raw, dtype, allow_pickle)
+    incoming = read_incoming(folder, raw, dtype, allow_pickle, keep_quantized)
     outputs, manifest = incoming.outputs(), incoming.manifest
     writer = ShardWriter(new, outputs, max_bytes)
     _move(incoming.plan, incoming.reader.read, incoming.stored(writer.write), progress)
@@ -117,6 +132,8 @@ def _import(
     copy_companions(folder, new)
     keep_card(folder, new)
     manifest.tokenizer_class = pin_tokenizer_class(folder, new)
+    if incoming.quantized is not None:
+        manifest.quantized = kept_quantized.write(incoming.quantized, new, max_bytes)
     manifest.write(new)
     if incoming.plan.aside:
         aside = {name: incoming.reader.checkpoint.headers[name] for name in incoming.plan.aside}
@@ -138,18 +155,26 @@ def _export(
     wanted: ExtrasOptions | None = None,
 ) -> Report:
     outgoing = read_outgoing(folder, raw, to, dtype, wanted)
-    outputs = outgoing.outputs()
-    outputs = {name: outputs[name] for name in sorted(outputs, key=natural_key)}
-    writer = ShardWriter(new, outputs, max_bytes)
-    _move(outgoing.plan, outgoing.reader.read, writer.write, progress)
+    outputs = outgoing.stored()
+    writer = ShardWriter(new, {name: outputs[name] for name in sorted(outputs, key=natural_key)}, max_bytes)
+
+    def write(name: str, tensor: Tensor) -> None:
+        for stored_name, stored in outgoing.as_stored(name, tensor):
+            writer.write(stored_name, stored)
+
+    _move(outgoing.plan, outgoing.reader.read, write, progress)
     for name, tensor in outgoing.further():
-        writer.write(name, tensor)
+        write(name, tensor)
+    if (kept := outgoing.extras.quantized) is not None:
+        for name, tensor in kept.unused():
+            writer.write(name, tensor)
+        outgoing.raw = kept.say(outgoing.raw, new)
     writer.finish()
     copy_companions(folder, new)
     restore_card(folder, new)
     restore_tokenizer_config(folder, new, outgoing.extras.manifest.tokenizer_class)
     (new / "config.json").write_text(json.dumps(outgoing.raw, indent=2) + "\n", encoding="utf-8")
-    parameters = sum(tensor.numel() for tensor in outputs.values())
+    parameters = sum(tensor.numel() for tensor in outgoing.outputs().values())
     return Report("", new, outgoing.to, parameters, writer.files, left_behind=outgoing.left_behind)
 
 

@@ -6,7 +6,7 @@ a model carries it along where it can; `source_extras` of the config says what t
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from ..engine.plan import Planner
 from ..engine.prediction import COUNTS
 from ..engine.registry import OWN_TYPE, family_of, file_name, model_type_of
 from ..errors import ConversionError
+from ..formats import kept_quantized
+from ..formats.kept_quantized import KeptQuantized
+from ..formats.schemes import declared_dtype
 from .checkpoint import Checkpoint
 from .kept import groups, in_words
 from .sidecar import Manifest, set_aside
@@ -27,11 +30,13 @@ from .sources import read_config, resolve_source
 
 @dataclass
 class Extras:
-    """`manifest` and the tensors `names` of `checkpoint` go back to where the model came from."""
+    """`manifest` and the tensors `names` of `checkpoint` go back to where the model came from, weights as `quantized`
+    has kept them."""
 
     manifest: Manifest = field(default_factory=Manifest)
     checkpoint: Checkpoint | None = None
     names: list[str] = field(default_factory=list)
+    quantized: KeptQuantized | None = None
 
     def headers(self) -> dict[str, Tensor]:
         return {name: self.checkpoint.headers[name] for name in self.names}
@@ -41,13 +46,14 @@ class Extras:
             yield name, self.checkpoint.read(name)
 
     def without(self, kept: Iterable[str]) -> "Extras":
-        return Extras(self.manifest, self.checkpoint, [name for name in self.names if name not in set(kept)])
+        return replace(self, names=[name for name in self.names if name not in set(kept)])
 
 
 def of_folder(folder: Path) -> Extras:
     """What a zoo folder has in its `source/`."""
-    checkpoint = set_aside(folder)
-    return Extras(Manifest.read(folder), checkpoint, [] if checkpoint is None else list(checkpoint.headers))
+    checkpoint, manifest = set_aside(folder), Manifest.read(folder)
+    names = [] if checkpoint is None else list(checkpoint.headers)
+    return Extras(manifest, checkpoint, names, kept_quantized.of_folder(folder, manifest))
 
 
 def of_source(source: str | Path, planner: Planner, config: ZooConfig) -> Extras:
@@ -60,7 +66,10 @@ def of_source(source: str | Path, planner: Planner, config: ZooConfig) -> Extras
         found = of_folder(folder)
     elif file_name(model_type_of(raw, str(folder / "config.json"))) == file_name(came_from):
         incoming = read_incoming(folder, raw)
-        found = Extras(incoming.manifest, incoming.reader.checkpoint, list(incoming.plan.aside))
+        checkpoint = incoming.reader.checkpoint
+        found = Extras(incoming.manifest, checkpoint, list(incoming.plan.aside))
+        if (config.source_extras or {}).get("quantized"):
+            found.quantized = kept_quantized.of_source(checkpoint, raw, declared_dtype(raw))
     else:
         raise ConversionError(f"{source} is a {raw.get('model_type')} checkpoint, this model came from {came_from}.")
     there = groups(planner, found.manifest.kept)
@@ -70,6 +79,16 @@ def of_source(source: str | Path, planner: Planner, config: ZooConfig) -> Extras
             f"{in_words(there) or 'nothing'}."
         )
     return found
+
+
+def refuse_lost_quantized(extras: Extras, config: ZooConfig, folder: Path) -> None:
+    """Raises ConversionError where the stored tensors of quantised weights were kept and are gone."""
+    method = (config.source_extras or {}).get("quantized")
+    if method and extras.quantized is None:
+        raise ConversionError(
+            f"{folder} has lost the stored tensors of its source ({method}): give the checkpoint it came from with "
+            "--source FOLDER or owner/name, or write plain weights with --dtype bfloat16 (dtype=)."
+        )
 
 
 def refuse_loss(extras: Extras, planner: Planner, config: ZooConfig, folder: Path, to: str) -> None:

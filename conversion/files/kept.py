@@ -9,11 +9,13 @@ from ..engine.plan import Planner
 from .sources import repository_of
 
 
-def record(planner: Planner, kept: list[str], folder: Path) -> dict[str, Any] | None:
-    """`source_extras` of a config: {beginning of the names: how many tensors}, and where they came from."""
-    if not kept:
+def record(planner: Planner, kept: list[str], folder: Path, quantized: str | None = None) -> dict[str, Any] | None:
+    """`source_extras` of a config: {beginning of the names: how many tensors}, the method of quantised weights whose
+    stored tensors are kept, and where all that came from."""
+    if not kept and quantized is None:
         return None
-    return {"tensors": groups(planner, kept)} | repository_of(folder)
+    said = {} if quantized is None else {"quantized": quantized}
+    return {"tensors": groups(planner, kept)} | said | repository_of(folder)
 
 
 def groups(planner: Planner, names: Iterable[str]) -> dict[str, int]:

@@ -3,7 +3,8 @@
 `source/manifest.json`: model_type; `tied`, second names under which the source stored a shared tensor; `unshared`, the
 first names that it left out for them; `overrides`,
 config fields in which the tensors contradict their config.json; `names`, its tensors, where the rules alone would name
-them differently; `kept` and `dropped`; `cast`; `tokenizer_class`, where tokenizer_config.json names another or none.
+them differently; `kept` and `dropped`; `cast`; `quantized`, the scheme of weights whose stored tensors are kept in
+`source/quantized.safetensors`; `tokenizer_class`, where tokenizer_config.json names another or none.
 `source/tensors.safetensors`: the tensors set aside. Nothing loads this folder, and engines that read every safetensors
 file of a model folder do not look into it.
 """
@@ -39,6 +40,7 @@ class Manifest:
     kept: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     cast: str | None = None  # the dtype its tensors were cast to
+    quantized: dict[str, Any] | None = None  # the scheme whose stored tensors are kept
     tokenizer_class: str | None = None  # as written into tokenizer_config.json
 
     def write(self, folder: Path) -> None:

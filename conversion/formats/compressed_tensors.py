@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
-from .fp8 import FLOAT8, UNUSED, block_of
-from .fp8 import decode as decode_fp8
+from .fp8 import FLOAT8, UNUSED, block_of, stored
 from .packing import as_factors, by_rows, e2m1, over_blocks, unpack
 from .stored import Found, Stored
 
@@ -60,7 +59,7 @@ def eight_bits(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> 
     block = block_of(name, weight, name + SCALE, scale, block)
     names = (name, name + SCALE)
     if weight.dtype in FLOAT8 or settings.get("symmetric", True) or zero not in headers:
-        return Stored(names, tuple(weight.shape), partial(decode_fp8, block=block))
+        return stored(*names, tuple(weight.shape), block)
     return Stored((*names, zero), tuple(weight.shape), partial(decode_shifted, block=block))
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
-from .packing import in_blocks
+from .packing import in_blocks, largest_in_blocks, over_blocks, parts_of, power_of_two
 from .stored import Found, Stored
 
 METHODS = ("fp8", "fbgemm_fp8")
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
 # The name of a scale: after the whole name of its weight, or in place of its last word.
 _ENDINGS, _LAST_WORDS = ("_scale_inv", "_scale"), ("scale", "qscale_weight")
 # Scales of activations and of the cache, which no weight is multiplied with.
@@ -32,7 +33,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
         if weight.dtype in FLOAT8:
             scale = scale_of(name, headers)
             blocks = block_of(name, weight, scale, headers[scale], block)
-            found.tensors[name] = Stored((name, scale), tuple(weight.shape), partial(decode, block=blocks))
+            found.tensors[name] = stored(name, scale, tuple(weight.shape), blocks)
     taken = found.taken()
     for name in headers.keys() - taken:
         if name.endswith(UNUSED):
@@ -40,6 +41,11 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
         elif name.endswith(_ENDINGS):
             raise ConversionError(f"{name!r} is a scale without a weight of eight bits: the checkpoint is damaged.")
     return found
+
+
+def stored(name: str, scale: str, shape: tuple[int, ...], block: tuple[int, int] | None) -> Stored:
+    """Numbers of eight bits and their scales, one for each block; None: one for all."""
+    return Stored((name, scale), shape, partial(decode, block=block), partial(encode, block=block))
 
 
 def scale_of(name: str, headers: dict[str, Tensor]) -> str:
@@ -82,3 +88,27 @@ def decode(dtype: torch.dtype, weight: Tensor, scale: Tensor, block: tuple[int, 
     elif scale.dim() < weight.dim():
         scale = scale.reshape(*weight.shape[:-2], -1, 1)
     return in_blocks(dtype, weight, scale, block)
+
+
+def encode(weight: Tensor, old: Tensor, old_scale: Tensor, block: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """The weight as numbers of `old`'s dtype and scales of `old_scale`'s: the largest of a block becomes the largest
+    number there is, a scale that is a power of two is rounded up."""
+    largest, rows, columns = _LARGEST[old.dtype], *weight.shape[-2:]
+    matrices = weight.reshape(1, -1, columns) if block is None else weight.reshape(-1, rows, columns)
+    block = block or tuple(matrices.shape[-2:])
+    result, scales = torch.empty(matrices.shape, dtype=old.dtype), []
+    for number, matrix in enumerate(matrices):
+        scale = largest_in_blocks(matrix, block) / largest
+        scale[scale == 0] = 1.0
+        if old_scale.dtype in (torch.uint8, torch.float8_e8m0fnu):
+            scale = power_of_two(scale)
+        scale = scale.to(torch.float32 if old_scale.dtype == torch.uint8 else old_scale.dtype)
+        factors = over_blocks(scale.float(), block, columns)
+        for part in parts_of(matrix.shape[0]):
+            quotient = (matrix[part].float() / factors(part)).clamp_(-largest, largest)
+            result[number, part] = (quotient.round_() if old.dtype == torch.int8 else quotient).to(old.dtype)
+        scales.append(scale)
+    scale = torch.stack(scales)
+    if old_scale.dtype == torch.uint8:
+        scale = (scale.log2() + 127).to(torch.uint8)
+    return result.view(old.shape), scale.reshape(old_scale.shape)

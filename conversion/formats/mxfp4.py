@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
-from .packing import as_factors, e2m1
+from .packing import as_factors, e2m1, exponents, largest_in_blocks, to_e2m1
 from .stored import Found, Stored
 
 METHODS = ("mxfp4",)
@@ -31,7 +31,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
                 shapes = f"{list(blocks.shape)} beside {base + _SCALES!r} of {list(scales.shape)}"
                 raise ConversionError(f"{name!r} is {shapes}: 16 bytes belong to each scale.")
             experts, out, groups, _ = blocks.shape
-            found.tensors[base] = Stored((name, base + _SCALES), (experts, groups * 32, out), decode)
+            found.tensors[base] = Stored((name, base + _SCALES), (experts, groups * 32, out), decode, encode)
     for name in headers.keys() - found.taken():
         if name.endswith(_SCALES) and headers[name].dtype == torch.uint8:
             raise ConversionError(f"{name!r} are scales without blocks: the checkpoint is incomplete.")
@@ -46,3 +46,13 @@ def decode(dtype: torch.dtype, blocks: Tensor, scales: Tensor) -> Tensor:
         values = e2m1(blocks[expert]) * as_factors(scales[expert]).unsqueeze(-1)
         result[expert] = values.view(out, -1).T
     return result
+
+
+def encode(weight: Tensor, blocks: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """`[E, in, out]` -> `[E, out, G, 16]` and `[E, out, G]`."""
+    blocks, scales = torch.empty_like(blocks), torch.empty_like(scales)
+    for expert, matrix in enumerate(weight):
+        rows = matrix.T.float()
+        scales[expert] = exponents(largest_in_blocks(rows, (1, 32)))
+        blocks[expert] = to_e2m1(rows.unflatten(1, (-1, 32)) / as_factors(scales[expert]).unsqueeze(-1))
+    return blocks, scales

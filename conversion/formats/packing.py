@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..errors import ConversionError
+
 # What belongs to a slice of the rows of a matrix.
 Part = Callable[[slice], Tensor]
 # Rows that are computed with at once: what bounds the memory of decoding.
@@ -64,6 +66,26 @@ def in_blocks(dtype: torch.dtype, weight: Tensor, scale: Tensor, block: tuple[in
     return matrices[0].view(weight.shape) if len(matrices) == 1 else torch.stack(matrices).view(weight.shape)
 
 
+def largest_in_blocks(matrix: Tensor, block: tuple[int, int]) -> Tensor:
+    """The largest magnitude of every block of `[rows, columns]`, those at the edges partial, in float32. Raises
+    ConversionError for numbers that are not finite, which no scale fits."""
+    rows, columns = matrix.shape
+    strips = [matrix[start : start + block[0]].abs().amax(dim=0).float() for start in range(0, rows, block[0])]
+    strips = torch.stack(strips) if block[0] > 1 else matrix.abs().float()
+    strips = torch.nn.functional.pad(strips, (0, -columns % block[1]))
+    largest = strips.unflatten(1, (-1, block[1])).amax(dim=2)
+    if not largest.isfinite().all():
+        raise ConversionError("a weight has numbers that are not finite, which cannot be quantised.")
+    return largest
+
+
+def power_of_two(scale: Tensor) -> Tensor:
+    """The power of two that is as large or the next above, among those that a byte of exponent holds."""
+    mantissa, exponent = torch.frexp(scale)
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    return torch.ldexp(torch.ones_like(scale), exponent.clamp(-126, 127))
+
+
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """int32 `[n, words]` -> fields of so many bits `[n, count]`, the first in the lowest, over the borders of words."""
     words = words.long() & 0xFFFFFFFF
@@ -85,3 +107,22 @@ def nibbles(packed: Tensor, low_first: bool = True) -> Tensor:
 def e2m1(packed: Tensor) -> Tensor:
     """Two numbers of four bits a byte, the first in the low half, `[..., n]` -> float32 `[..., 2n]`."""
     return torch.tensor(E2M1)[nibbles(packed).int()]
+
+
+# Halfway between two neighbours; where the even code is the upper one, a tie belongs above.
+_HALVES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+
+
+def to_e2m1(numbers: Tensor) -> Tensor:
+    """float32 `[..., 2n]` -> the nearest numbers of four bits, ties to the even code, two a byte, `[..., n]`."""
+    borders = torch.tensor(_HALVES)
+    borders[1::2] = torch.nextafter(borders[1::2], torch.zeros(3))
+    codes = torch.bucketize(numbers.abs(), borders, out_int32=True).to(torch.uint8)
+    codes |= numbers.signbit().to(torch.uint8) << 3
+    return codes[..., ::2] | codes[..., 1::2] << 4
+
+
+def exponents(largest: Tensor) -> Tensor:
+    """The scale of a block of numbers of four bits, 2 ** (floor(log2(largest)) - 2), as bytes (OCP Microscaling)."""
+    exponent = torch.frexp(largest)[1] - 3
+    return torch.where(largest == 0, 127, exponent.clamp(-127, 127) + 127).to(torch.uint8)

@@ -14,12 +14,14 @@ from ..files.checkpoint import Checkpoint
 class Stored:
     """One tensor of the model: its shape, the stored tensors it is made of, and how.
 
-    `decode(dtype, *tensors)` computes in float32 and rounds once, to `dtype`.
+    `decode(dtype, *tensors)` computes in float32 and rounds once, to `dtype`. `encode(weight, *tensors)` stores another
+    weight in the same way, in place of `tensors`; None where that takes more than rounding.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     decode: Callable[..., Tensor]
+    encode: Callable[..., tuple[Tensor, ...]] | None = None
 
 
 @dataclass

@@ -1,0 +1,140 @@
+"""The stored tensors of a quantised checkpoint, kept beside the decoded ones so that they go back bit for bit.
+
+`source/quantized.safetensors` has them; `quantized` of the manifest says the scheme, the places where it stood and the
+dtype they were decoded to. Converted back, a weight that still is what its stored tensors stand for is written as they
+are; another is encoded again where rounding is all that takes, and refused where it is not.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConversionError
+from ..files.checkpoint import Checkpoint, StoredTensors, read_json
+from ..files.sidecar import FOLDER, Manifest
+from ..files.writer import ShardWriter
+from .schemes import KEYS, SCHEME_FILES, formats, scheme_of
+from .stored import DecodedCheckpoint, Found
+
+STEM = "quantized"
+_PLAIN = "write plain weights with --dtype bfloat16 (dtype=)"
+
+
+@dataclass
+class KeptQuantized:
+    """`found` of `checkpoint`: what its stored tensors stand for in `dtype`; `said`: the scheme and its places."""
+
+    checkpoint: StoredTensors
+    found: Found
+    said: dict[str, Any]
+    dtype: torch.dtype
+
+    @property
+    def method(self) -> str:
+        return self.said["scheme"]["quant_method"]
+
+    def headers(self, plain: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is written of a model with the tensors `plain`, as meta tensors. Raises ConversionError for a model that
+        has no longer the tensors that were stored."""
+        for name, stored in self.found.tensors.items():
+            if name not in plain or tuple(plain[name].shape) != stored.shape:
+                now = "is not in the model any more" if name not in plain else f"is {list(plain[name].shape)} by now"
+                raise ConversionError(f"{name!r}, kept in {self.method}, {now}: {_PLAIN}.")
+        written = {name: tensor for name, tensor in plain.items() if name not in self.found.tensors}
+        return written | {name: self.checkpoint.headers[name] for name in sorted(self.found.taken())}
+
+    def written(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor as it is stored."""
+        for name, tensor in tensors:
+            if name in self.found.tensors:
+                yield from zip(self.found.tensors[name].names, self._stored(name, tensor), strict=True)
+            else:
+                yield name, tensor
+
+    def unused(self) -> Iterator[tuple[str, Tensor]]:
+        """What was stored beside the weights, such as scales of activations."""
+        for name in sorted(self.found.unused):
+            yield name, self.checkpoint.read(name)
+
+    def _stored(self, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
+        stored = self.found.tensors[name]
+        parts = tuple(self.checkpoint.read(part) for part in stored.names)
+        dtypes = dict.fromkeys((self.dtype, tensor.dtype))
+        if any(_same(stored.decode(dtype, *parts).to(tensor.dtype), tensor) for dtype in dtypes):
+            return parts
+        if stored.encode is None:
+            raise ConversionError(
+                f"{name!r} has changed since it was stored in {self.method}, into which it cannot be rounded again: "
+                f"{_PLAIN} and quantise them with the tools of {self.method}."
+            )
+        try:
+            return stored.encode(tensor, *parts)
+        except ConversionError as error:
+            raise ConversionError(f"{name!r} cannot be stored in {self.method}: {error}") from error
+
+    def say(self, raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """config.json with the scheme where it stood; what stood in a file of its own is written into `folder`."""
+        raw = deepcopy(raw)
+        for place, keys in self.said["places"].items():
+            (raw[place] if place else raw).update(deepcopy(keys))
+        for name, content in self.said["files"].items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return raw
+
+
+def of_source(checkpoint: StoredTensors | DecodedCheckpoint, raw: dict[str, Any], dtype: torch.dtype) -> KeptQuantized:
+    """What a checkpoint stores; raises ConversionError for plain weights."""
+    if not isinstance(checkpoint, DecodedCheckpoint):
+        raise ConversionError(
+            f"the weights in {checkpoint.folder} are not quantised: leave out --keep-quantized (keep_quantized=)."
+        )
+    parts = {"": raw} | {name: value for name, value in raw.items() if isinstance(value, dict) and name not in KEYS}
+    places = {place: {key: part[key] for key in KEYS if part.get(key)} for place, part in parts.items()}
+    folder = checkpoint.folder
+    files = {name: read_json(folder / name) for name in SCHEME_FILES if (folder / name).is_file()}
+    said = {"scheme": scheme_of(raw, folder), "places": {k: v for k, v in places.items() if v}, "files": files}
+    return KeptQuantized(checkpoint.checkpoint, checkpoint.found, said, dtype)
+
+
+def write(kept: KeptQuantized, folder: Path, max_bytes: int) -> dict[str, Any]:
+    """Writes the stored tensors into `source/` of a folder -> `quantized` of its manifest."""
+    headers = {name: kept.checkpoint.headers[name] for name in sorted(kept.found.taken())}
+    (folder / FOLDER).mkdir(exist_ok=True)
+    writer = ShardWriter(folder / FOLDER, headers, max_bytes, STEM)
+    for name in headers:
+        writer.write(name, kept.checkpoint.read(name))
+    writer.finish()
+    return kept.said | {"dtype": str(kept.dtype).removeprefix("torch.")}
+
+
+def of_folder(folder: Path, manifest: Manifest) -> KeptQuantized | None:
+    """What `source/` of a folder keeps; None where nothing was kept or it has been lost. Raises ConversionError where
+    the manifest does not describe it."""
+    aside, said = folder / FOLDER, manifest.quantized
+    there = (aside / f"{STEM}.safetensors").exists() or (aside / f"{STEM}.safetensors.index.json").exists()
+    if said is None or not there:
+        return None
+    try:
+        scheme, dtype = said["scheme"], getattr(torch, said["dtype"])
+        find = formats()[scheme["quant_method"]].find
+        kept = {part: dict(said[part]) for part in ("places", "files")}
+        if not all(Path(name).name == name and name in SCHEME_FILES for name in kept["files"]):
+            raise KeyError("files")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConversionError(
+            f"{FOLDER}/manifest.json describes wrongly what was kept `quantized`: {error}."
+        ) from error
+    checkpoint = Checkpoint(aside, STEM)
+    return KeptQuantized(checkpoint, find(checkpoint, scheme), kept | {"scheme": scheme}, dtype)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same to the bit."""
+    as_bytes = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return torch.equal(*as_bytes)

@@ -1,0 +1,191 @@
+"""Stored tensors of quantised checkpoints, kept: they go back bit for bit, changed weights encoded again."""
+
+import json
+import shutil
+from itertools import product
+from math import floor, log2
+
+import pytest
+import test_formats as packs
+import torch
+from checkpoint_checks import batch
+from packed_checkpoints import packed_checkpoint
+from safetensors.torch import load_file, save_file
+from samples import only
+from transformers import AutoModelForCausalLM
+
+from conversion import ConversionError, convert, load
+
+QUIET = {"progress": False}
+
+
+def compressed(kind):
+    format_name, settings = packs.COMPRESSED[kind]
+    groups = {"group_0": {"targets": ["Linear"], "weights": settings}}
+    scheme = {"quant_method": "compressed-tensors", "format": format_name, "config_groups": groups}
+    sizes = {"hidden_size": 96, "intermediate_size": 160, "head_dim": 24, "num_attention_heads": 4}
+    return "llama", lambda: packs.by_library(format_name, settings), scheme, sizes
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "sym": False}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+SMALL = {"hidden_size": 48, "intermediate_size": 80}
+MXFP4_SIZES = {"hidden_size": 64, "intermediate_size": 32}
+# name -> (family, pack, scheme, sizes)
+SCHEMES = {
+    "fp8": ("llama", lambda: packs.in_blocks(torch.float32), packs.FP8, packs.SIZES),
+    "fp8, experts": ("deepseek_v3", lambda: packs.in_blocks(torch.float32), packs.FP8, packs.SIZES),
+    "fp8, bfloat16": ("qwen3", lambda: packs.in_blocks(torch.bfloat16), packs.FP8, packs.SIZES),
+    "fp8, powers of two": ("llama", lambda: packs.in_blocks(torch.float8_e8m0fnu), packs.FP8, packs.SIZES),
+    "fp8, exponents": (
+        "llama", lambda: packs.in_blocks(torch.uint8, 1, 32), packs.FP8 | {"weight_block_size": [1, 32]},
+        SMALL,
+    ),
+    "fp8, rows": ("mistral", lambda: packs.per_row, {"quant_method": "fbgemm_fp8"}, {}),
+    "fp8, one scale": ("mistral", lambda: packs.with_one_scale, packs.FP8 | {"weight_block_size": None}, {}),
+    "mxfp4": ("gpt_oss", lambda: packs.gpt_oss_experts, packs.MXFP4, MXFP4_SIZES),
+    "modelopt": ("llama", lambda: packs.nvfp4, MODELOPT, {"head_dim": 24, "num_attention_heads": 2} | SMALL),
+    "gptq": ("llama", lambda: packs.gptq(4, 16, "gptq", False), GPTQ, packs.EVEN),
+} | {kind: compressed(kind) for kind in packs.COMPRESSED}  # fmt: skip
+# What is rounded to a grid of its own; the others need data, or their library, to be packed again.
+ENCODED = [name for name in SCHEMES if name.startswith(("fp8", "mxfp4", "float,"))] + ["int, rows"]
+OFTEN = ("fp8", "fp8, exponents", "mxfp4", "modelopt", "gptq", "5 bits, shifted", "int, rows")
+
+
+def packed(name, folder):
+    model_type, pack, scheme, sizes = SCHEMES[name]
+    layers = {} if model_type in ("gpt_oss", "deepseek_v3") else {"num_hidden_layers": 1}
+    packed_checkpoint(folder, model_type, pack(), scheme, **sizes, **layers)
+    return model_type
+
+
+def same_files(one, other, plain=None):
+    """Both have the same tensors to the bit; those that are not packed in the second as `plain`, if given."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        if plain is not None and tensor.dtype in (torch.bfloat16, torch.float16) and second[name].dtype == plain:
+            tensor = tensor.to(plain)
+        assert tensor.dtype == second[name].dtype and tensor.shape == second[name].shape, name
+        as_bytes = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, second[name])]
+        assert torch.equal(*as_bytes), name
+
+
+def scheme_in(folder):
+    return json.loads((folder / "config.json").read_text()).get("quantization_config")
+
+
+@pytest.mark.parametrize("name", only(OFTEN, SCHEMES))
+def test_untouched_weights_go_back_bit_for_bit(name, tmp_path):
+    model_type = packed(name, tmp_path / "packed")
+    convert(tmp_path / "packed", tmp_path / "zoo", keep_quantized=True, **QUIET)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "zoo")
+    inputs = batch(model.config.vocab_size)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, load(tmp_path / "packed")(**inputs).logits)
+    # Saved again, in another dtype too, the weights are still what the stored tensors stand for.
+    model.float().save_pretrained(tmp_path / "saved")
+    for folder, plain in (("zoo", None), ("saved", torch.float32)):
+        convert(tmp_path / folder, tmp_path / f"{folder}-back", to=model_type, **QUIET)
+        same_files(tmp_path / "packed", tmp_path / f"{folder}-back", plain)
+        assert scheme_in(tmp_path / f"{folder}-back") == scheme_in(tmp_path / "packed")
+    convert(tmp_path / "zoo", tmp_path / "plain", to=model_type, dtype="bfloat16", **QUIET)
+    assert scheme_in(tmp_path / "plain") is None
+
+
+def changed(model_type, tmp_path):
+    """A zoo folder with one matrix of another size of numbers, and its name there."""
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "zoo")
+    name = "model.layers.0.mlp.down_proj.weight"
+    if name not in dict(model.named_parameters()):
+        name = "model.layers.0.mlp.experts.down_proj"
+    weight = model.get_parameter(name)
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(5)))
+    model.save_pretrained(tmp_path / "tuned")
+    return name
+
+
+LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def slowly(name, parameter, weight, before):
+    """What a weight is stored as, by the functions that pack checkpoints here, or block by block."""
+    if name.startswith("fp8"):
+        stored, _ = SCHEMES[name][1]()(parameter, weight)
+        return {key: tensor for key, tensor in stored.items() if "activation" not in key}
+    if name == "mxfp4":
+        rows = weight.float().unflatten(-1, (-1, 32))
+        scales, codes = torch.empty(rows.shape[:-1]), torch.empty(rows.shape)
+        for place in product(*map(range, scales.shape)):
+            scales[place] = floor(log2(float(rows[place].abs().max()))) - 2
+            for k, number in enumerate((rows[place] / 2 ** scales[place]).tolist()):
+                distance = (LEVELS - abs(number)).abs()
+                nearest = (distance == distance.min()).nonzero().flatten().tolist()
+                codes[(*place, k)] = min(nearest, key=lambda code: code % 2) + 8 * (number < 0)
+        codes = codes.to(torch.uint8)
+        blocks = codes[..., ::2] + 16 * codes[..., 1::2]
+        return {parameter + "_blocks": blocks, parameter + "_scales": (scales + 127).to(torch.uint8)}
+    old, scales = before[parameter], before[parameter + "_scale"]
+    largest = 127 if old.dtype == torch.int8 else 448
+    q, grid = torch.empty_like(old), scales.clone().view(-1, scales.shape[-1])
+    high, wide = (-(-side // count) for side, count in zip(old.shape, grid.shape, strict=True))
+    for i, j in product(*map(range, grid.shape)):
+        part = slice(i * high, (i + 1) * high), slice(j * wide, (j + 1) * wide)
+        grid[i, j] = weight[part].float().abs().max() / largest
+        numbers = (weight[part].float() / grid[i, j].float()).clamp(-largest, largest)
+        q[part] = (numbers.round() if largest == 127 else numbers).to(old.dtype)
+    return {parameter: q, parameter + "_scale": grid.view(scales.shape)}
+
+
+# A model saved by transformers keeps a router's biases in float32: what is compared below is what stays as it was.
+@pytest.mark.parametrize("name", only(OFTEN, [name for name in SCHEMES if name != "fp8, experts"]))
+def test_changed_weights_are_encoded_again_or_refused(name, tmp_path):
+    model_type = packed(name, tmp_path / "packed")
+    convert(tmp_path / "packed", tmp_path / "zoo", keep_quantized=True, **QUIET)
+    parameter = changed(model_type, tmp_path)
+    if name not in ENCODED:
+        with pytest.raises(ConversionError, match="has changed since it was stored .* --dtype bfloat16"):
+            convert(tmp_path / "tuned", tmp_path / "back", to=model_type, **QUIET)
+        assert not (tmp_path / "back").exists()
+        return
+    convert(tmp_path / "tuned", tmp_path / "back", to=model_type, **QUIET)
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("packed", "back"))
+    assert {key: (t.dtype, t.shape) for key, t in before.items()} == {k: (t.dtype, t.shape) for k, t in after.items()}
+    as_bytes = [{key: t.reshape(-1).view(torch.uint8) for key, t in side.items()} for side in (before, after)]
+    differing = [key for key in before if not torch.equal(as_bytes[0][key], as_bytes[1][key])]
+    assert differing and all("layers.0.mlp" in key and "down_proj" in key for key in differing)
+    weight = load(tmp_path / "tuned").get_parameter(parameter).detach()
+    for key, tensor in slowly(name, parameter, weight, before).items():
+        assert torch.equal(after[key].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), key
+    # What was encoded is what is stored from now on.
+    convert(tmp_path / "back", tmp_path / "again", keep_quantized=True, **QUIET)
+    convert(tmp_path / "again", tmp_path / "same", to=model_type, **QUIET)
+    same_files(tmp_path / "back", tmp_path / "same")
+
+
+def test_what_was_kept_and_is_gone_is_named(tmp_path):
+    packed("fp8", tmp_path / "packed")
+    convert(tmp_path / "packed", tmp_path / "zoo", keep_quantized=True, **QUIET)
+    shutil.rmtree(tmp_path / "zoo" / "source")
+    with pytest.raises(ConversionError, match=r"lost the stored tensors of its source \(fp8\).*--source .*--dtype"):
+        convert(tmp_path / "zoo", tmp_path / "back", to="llama", **QUIET)
+    convert(tmp_path / "zoo", tmp_path / "back", to="llama", source=tmp_path / "packed", **QUIET)
+    same_files(tmp_path / "packed", tmp_path / "back")
+    convert(tmp_path / "zoo", tmp_path / "plain", to="llama", dtype="bfloat16", **QUIET)
+
+
+def test_weights_that_are_plain_or_not_finite_are_refused(tmp_path, zoo):
+    packed("fp8, rows", tmp_path / "packed")
+    convert(tmp_path / "packed", tmp_path / "plain", to="mistral", **QUIET)
+    code, out, err = zoo("convert", tmp_path / "plain", tmp_path / "zoo", "--keep-quantized")
+    assert (code, out) == (1, "") and "are not quantised: leave out --keep-quantized" in err
+    code, out, err = zoo("convert", tmp_path / "packed", tmp_path / "other", "--to", "llama", "--keep-quantized")
+    assert (code, out) == (1, "") and "--keep-quantized" in err
+    code, _, err = zoo("convert", tmp_path / "packed", tmp_path / "zoo", "--keep-quantized")
+    assert (code, err) == (0, "")
+    tensors = load_file(tmp_path / "zoo" / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("inf")
+    save_file(tensors, tmp_path / "zoo" / "model.safetensors", metadata={"format": "pt"})
+    code, out, err = zoo("convert", tmp_path / "zoo", tmp_path / "back", "--to", "mistral")
+    assert (code, out) == (1, "") and "down_proj.weight' cannot be stored" in err and "not finite" in err
