@@ -110,6 +110,42 @@ class Mtp(TypedDict, total=False):
     """Factor λ on the mean loss of these layers, in training. None: 0.3. Needs num_mtp_layers. Source: DeepSeek-V3,
     arXiv 2412.19437, §2.2 and §4.2 (0.3, later 0.1)."""
 
+class Router(TypedDict, total=False):
+    bias: bool | None
+    """The router has a learned bias on its logits. Needs a 'sparse' layer in mlp_layer_types. Source: gpt-oss
+    (OpenAI 2025), arXiv 2508.10925."""
+    input_norm: bool | None
+    """What the router reads passes an RMS norm with a weight first. Needs a 'sparse' layer in mlp_layer_types.
+    Source: Gemma 4's published code."""
+    input_multiplier: float | None
+    """Constant factor on what the router reads, behind its norm. None: 1. Needs router.input_norm=True. Source:
+    Gemma 4's published code."""
+    jitter_noise: float | None
+    """In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0. Needs a 'sparse' layer
+    in mlp_layer_types. Source: Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4."""
+    score_after_topk: bool | None
+    """Experts are selected by their logits and the selected ones alone are scored, instead of all before. Needs a
+    'sparse' layer in mlp_layer_types. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)."""
+    sparsemixer_jitter_eps: float | None
+    """Half of the threshold of sparsemixer. None: 0.01. Needs scoring_func='sparsemixer'. Source: Liu et al. 2024,
+    arXiv 2409.12136."""
+    norm_topk_eps: float | None
+    """The eps in that division. None: 1e-20. Needs norm_topk_prob=True. Source: DeepSeek-V3's published code."""
+    norm_topk_min: float | None
+    """The min in that division. None: no such bound. Needs norm_topk_prob=True. Source: Ernie 4.5's published code."""
+    group_score: Literal["top2_sum", "max"] | None
+    """Score of a group: the sum of its two best experts, or its best one. None: top2_sum. Needs n_group. Source:
+    DeepSeek-V3, arXiv 2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)."""
+    group_mask_value: Literal["-inf", "zero"] | None
+    """What the scores of experts outside the chosen groups are set to before the selection. None: -inf. Needs
+    n_group. Source: DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)."""
+    per_expert_scale: bool | None
+    """A learned factor per expert on the weights. Needs a 'sparse' layer in mlp_layer_types. Source: Gemma 4's
+    published code."""
+    weight_on_input: bool | None
+    """The weight multiplies an expert's input instead of its output. Needs a 'sparse' layer in mlp_layer_types.
+    Source: Llama 4 (Meta 2025)."""
+
 class ResidualFactors(TypedDict, total=False):
     full_attn_alpha: float | None
     """The α of the sum after softmax attention: what its residual is multiplied with. None: 1. Needs a block_type of
@@ -606,20 +642,10 @@ class ZooConfig(PreTrainedConfig):
     softmax. Needs a 'sparse' layer in mlp_layer_types. Source: Shazeer et al. 2017, arXiv 1701.06538;
     DeepSeek-V3, arXiv 2412.19437 (sigmoid); DeepSeek-V4 (sqrtsoftplus); Liu et al. 2024, arXiv 2409.12136
     (sparsemixer)."""
-    sparsemixer_jitter_eps: float | int | None
-    """Half of the threshold of sparsemixer. None: 0.01. Needs scoring_func='sparsemixer'. Source: Liu et al. 2024,
-    arXiv 2409.12136."""
-    score_after_topk: bool | None
-    """Experts are selected by their logits and the selected ones alone are scored, instead of all before. Needs a
-    'sparse' layer in mlp_layer_types. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)."""
     norm_topk_prob: bool | None
     """Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to one as
     they are or scoring_func is sparsemixer. Needs a 'sparse' layer in mlp_layer_types. Source: Lepikhin et al.
     2020, GShard, arXiv 2006.16668; Mixtral, arXiv 2401.04088."""
-    norm_topk_eps: float | int | None
-    """The eps in that division. None: 1e-20. Needs norm_topk_prob=True. Source: DeepSeek-V3's published code."""
-    norm_topk_min: float | int | None
-    """The min in that division. None: no such bound. Needs norm_topk_prob=True. Source: Ernie 4.5's published code."""
     routed_scaling_factor: float | int | None
     """Factor on the weights of the experts, after their division. None: 1. Needs a 'sparse' layer in
     mlp_layer_types. Source: DeepSeek-V2, arXiv 2405.04434."""
@@ -628,33 +654,12 @@ class ZooConfig(PreTrainedConfig):
     mlp_layer_types. Source: DeepSeek-V2, arXiv 2405.04434, §2.2.2."""
     topk_group: int | None
     """How many groups a token's experts come from. Needs n_group. Source: DeepSeek-V2, arXiv 2405.04434, §2.2.2."""
-    group_score: Literal["top2_sum", "max"] | None
-    """Score of a group: the sum of its two best experts, or its best one. None: top2_sum. Needs n_group. Source:
-    DeepSeek-V3, arXiv 2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)."""
-    group_mask_value: Literal["-inf", "zero"] | None
-    """What the scores of experts outside the chosen groups are set to before the selection. None: -inf. Needs
-    n_group. Source: DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)."""
     use_score_correction_bias: bool | None
     """A bias per expert counts in the selection, not in the weights. Needs a 'sparse' layer in mlp_layer_types.
     Source: Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437."""
-    router_bias: bool | None
-    """The router has a learned bias on its logits. Needs a 'sparse' layer in mlp_layer_types. Source: gpt-oss
-    (OpenAI 2025), arXiv 2508.10925."""
-    apply_router_weight_on_input: bool | None
-    """The weight multiplies an expert's input instead of its output. Needs a 'sparse' layer in mlp_layer_types.
-    Source: Llama 4 (Meta 2025)."""
-    router_input_norm: bool | None
-    """What the router reads passes an RMS norm with a weight first. Needs a 'sparse' layer in mlp_layer_types.
-    Source: Gemma 4's published code."""
-    router_input_multiplier: float | int | None
-    """Constant factor on what the router reads, behind its norm. None: 1. Needs router_input_norm=True. Source:
-    Gemma 4's published code."""
-    router_per_expert_scale: bool | None
-    """A learned factor per expert on the weights. Needs a 'sparse' layer in mlp_layer_types. Source: Gemma 4's
-    published code."""
-    router_jitter_noise: float | int | None
-    """In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0. Needs a 'sparse' layer
-    in mlp_layer_types. Source: Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4."""
+    router: dict[str, Any]
+    """Details of the router, key by key; scoring_func, norm_topk_prob, routed_scaling_factor, the groups and
+    use_score_correction_bias are fields of their own, as transformers spells them."""
     n_shared_experts: int | None
     """How many experts every token visits, computed as one MLP. None: 0, or 1 with a
     shared_expert_intermediate_size. Needs a 'sparse' layer in mlp_layer_types. Source: DeepSeekMoE, Dai et al.
@@ -819,23 +824,12 @@ class ZooConfig(PreTrainedConfig):
         swiglu_alpha: float | int | None = None,
         swiglu_up_offset: float | int | None = None,
         scoring_func: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"] | None = None,
-        sparsemixer_jitter_eps: float | int | None = None,
-        score_after_topk: bool | None = None,
         norm_topk_prob: bool | None = None,
-        norm_topk_eps: float | int | None = None,
-        norm_topk_min: float | int | None = None,
         routed_scaling_factor: float | int | None = None,
         n_group: int | None = None,
         topk_group: int | None = None,
-        group_score: Literal["top2_sum", "max"] | None = None,
-        group_mask_value: Literal["-inf", "zero"] | None = None,
         use_score_correction_bias: bool | None = None,
-        router_bias: bool | None = None,
-        apply_router_weight_on_input: bool | None = None,
-        router_input_norm: bool | None = None,
-        router_input_multiplier: float | int | None = None,
-        router_per_expert_scale: bool | None = None,
-        router_jitter_noise: float | int | None = None,
+        router: Router | None = None,
         n_shared_experts: int | None = None,
         shared_expert_intermediate_size: int | None = None,
         shared_expert_gate: bool | None = None,
@@ -963,23 +957,12 @@ class ZooConfig(PreTrainedConfig):
             swiglu_alpha: The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act.
             swiglu_up_offset: Added to the up projection of an expert, which the gate then multiplies. None: 0.
             scoring_func: Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. None: softmax.
-            sparsemixer_jitter_eps: Half of the threshold of sparsemixer. None: 0.01.
-            score_after_topk: Experts are selected by their logits and the selected ones alone are scored, instead of all before.
             norm_topk_prob: Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to one as they are or scoring_func is sparsemixer.
-            norm_topk_eps: The eps in that division. None: 1e-20.
-            norm_topk_min: The min in that division. None: no such bound.
             routed_scaling_factor: Factor on the weights of the experts, after their division. None: 1.
             n_group: Experts are selected within the best topk_group of so many groups. None: no groups.
             topk_group: How many groups a token's experts come from.
-            group_score: Score of a group: the sum of its two best experts, or its best one. None: top2_sum.
-            group_mask_value: What the scores of experts outside the chosen groups are set to before the selection. None: -inf.
             use_score_correction_bias: A bias per expert counts in the selection, not in the weights.
-            router_bias: The router has a learned bias on its logits.
-            apply_router_weight_on_input: The weight multiplies an expert's input instead of its output.
-            router_input_norm: What the router reads passes an RMS norm with a weight first.
-            router_input_multiplier: Constant factor on what the router reads, behind its norm. None: 1.
-            router_per_expert_scale: A learned factor per expert on the weights.
-            router_jitter_noise: In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0.
+            router: Details of the router, key by key; scoring_func, norm_topk_prob, routed_scaling_factor, the groups and use_score_correction_bias are fields of their own, as transformers spells them.
             n_shared_experts: How many experts every token visits, computed as one MLP. None: 0, or 1 with a shared_expert_intermediate_size.
             shared_expert_intermediate_size: Inner width of that MLP. None: n_shared_experts · moe_intermediate_size.
             shared_expert_gate: A sigmoid gate, one number per token, on the output of the shared experts.

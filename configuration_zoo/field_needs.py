@@ -96,7 +96,7 @@ GROUP_NEEDS = {
     "sparsemixer": "scoring_func='sparsemixer'",
     "norm_topk_prob": "norm_topk_prob=True",
     "n_group": "n_group",
-    "router_input_norm": "router_input_norm=True",
+    "router.input_norm": "router.input_norm=True",
     "n_shared_experts": "n_shared_experts",
     "latent": "attention_type='latent'",
     "indexed layer": "an 'indexed_attention' layer in layer_types",

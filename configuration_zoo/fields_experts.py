@@ -1,8 +1,9 @@
 """Sparse layers: routed experts, their router, shared experts."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from .field_kinds import choice, count, factor, flag, non_negative, number, positive, probability, size
+from .field_kinds import choice, count, factor, flag, non_negative, number, positive, probability, settings, size
+from .field_settings import described
 from .fields_checks import for_each_layer, refuse_unless, require
 
 SCORING_FUNCS = ("softmax", "sigmoid", "sqrtsoftplus", "sparsemixer")
@@ -10,7 +11,7 @@ GROUP_SCORES = ("top2_sum", "max")
 GROUP_MASK_VALUES = ("-inf", "zero")
 ZERO_EXPERT_TYPES = ("identity", "zero")
 SHARED_EXPERT_COMBINATIONS = ("sum", "average")
-GROUP_FIELDS = ("topk_group", "group_score", "group_mask_value")
+GROUP_FIELDS = ("topk_group", "router.group_score", "router.group_mask_value")
 SHARED_FIELDS = ("shared_expert_intermediate_size", "shared_expert_gate", "shared_expert_combination_strategy")
 SWIGLU_FIELDS = ("swiglu_limit", "swiglu_alpha", "swiglu_up_offset")
 
@@ -91,33 +92,12 @@ class ExpertFields:
         source="Shazeer et al. 2017, arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 (sigmoid); DeepSeek-V4 "
         "(sqrtsoftplus); Liu et al. 2024, arXiv 2409.12136 (sparsemixer)",
     )
-    sparsemixer_jitter_eps: float | int | None = non_negative(
-        needs="sparsemixer",
-        meaning="Half of the threshold of sparsemixer. None: 0.01.",
-        source="Liu et al. 2024, arXiv 2409.12136",
-    )
-    score_after_topk: bool | None = flag(
-        None,
-        needs="sparse layer",
-        meaning="Experts are selected by their logits and the selected ones alone are scored, instead of all before.",
-        source="gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)",
-    )
     norm_topk_prob: bool | None = flag(
         None,
         needs="sparse layer",
         meaning="Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to "
         "one as they are or scoring_func is sparsemixer.",
         source="Lepikhin et al. 2020, GShard, arXiv 2006.16668; Mixtral, arXiv 2401.04088",
-    )
-    norm_topk_eps: float | int | None = non_negative(
-        needs="norm_topk_prob",
-        meaning="The eps in that division. None: 1e-20.",
-        source="DeepSeek-V3's published code",
-    )
-    norm_topk_min: float | int | None = non_negative(
-        needs="norm_topk_prob",
-        meaning="The min in that division. None: no such bound.",
-        source="Ernie 4.5's published code",
     )
     routed_scaling_factor: float | int | None = positive(
         needs="sparse layer",
@@ -134,58 +114,84 @@ class ExpertFields:
         meaning="How many groups a token's experts come from.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.2.2",
     )
-    group_score: str | None = choice(
-        GROUP_SCORES,
-        needs="n_group",
-        meaning="Score of a group: the sum of its two best experts, or its best one. None: top2_sum.",
-        source="DeepSeek-V3, arXiv 2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)",
-    )
-    group_mask_value: str | None = choice(
-        GROUP_MASK_VALUES,
-        needs="n_group",
-        meaning="What the scores of experts outside the chosen groups are set to before the selection. None: -inf.",
-        source="DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)",
-    )
     use_score_correction_bias: bool | None = flag(
         None,
         needs="sparse layer",
         meaning="A bias per expert counts in the selection, not in the weights.",
         source="Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3, arXiv 2412.19437",
     )
-    router_bias: bool | None = flag(
-        None,
-        needs="sparse layer",
-        meaning="The router has a learned bias on its logits.",
-        source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
-    )
-    apply_router_weight_on_input: bool | None = flag(
-        None,
-        needs="sparse layer",
-        meaning="The weight multiplies an expert's input instead of its output.",
-        source="Llama 4 (Meta 2025)",
-    )
-    router_input_norm: bool | None = flag(
-        None,
-        needs="sparse layer",
-        meaning="What the router reads passes an RMS norm with a weight first.",
-        source="Gemma 4's published code",
-    )
-    router_input_multiplier: float | int | None = factor(
-        needs="router_input_norm",
-        meaning="Constant factor on what the router reads, behind its norm. None: 1.",
-        source="Gemma 4's published code",
-    )
-    router_per_expert_scale: bool | None = flag(
-        None,
-        needs="sparse layer",
-        meaning="A learned factor per expert on the weights.",
-        source="Gemma 4's published code",
-    )
-    router_jitter_noise: float | int | None = probability(
-        None,
-        needs="sparse layer",
-        meaning="In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0.",
-        source="Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4",
+    router: dict | None = settings(
+        "Details of the router, key by key; scoring_func, norm_topk_prob, routed_scaling_factor, the groups and "
+        "use_score_correction_bias are fields of their own, as transformers spells them.",
+        bias=flag(
+            None,
+            needs="sparse layer",
+            meaning="The router has a learned bias on its logits.",
+            source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
+        ),
+        input_norm=flag(
+            None,
+            needs="sparse layer",
+            meaning="What the router reads passes an RMS norm with a weight first.",
+            source="Gemma 4's published code",
+        ),
+        input_multiplier=factor(
+            needs="router.input_norm",
+            meaning="Constant factor on what the router reads, behind its norm. None: 1.",
+            source="Gemma 4's published code",
+        ),
+        jitter_noise=probability(
+            None,
+            needs="sparse layer",
+            meaning="In training the input of the layer is multiplied by U(1 - noise, 1 + noise). None: 0.",
+            source="Switch Transformer, Fedus et al. 2021, arXiv 2101.03961, §2.4",
+        ),
+        score_after_topk=flag(
+            None,
+            needs="sparse layer",
+            meaning="Experts are selected by their logits and the selected ones alone are scored, instead of all "
+            "before.",
+            source="gpt-oss (OpenAI 2025), arXiv 2508.10925; Llama 4 (Meta 2025)",
+        ),
+        sparsemixer_jitter_eps=non_negative(
+            needs="sparsemixer",
+            meaning="Half of the threshold of sparsemixer. None: 0.01.",
+            source="Liu et al. 2024, arXiv 2409.12136",
+        ),
+        norm_topk_eps=non_negative(
+            needs="norm_topk_prob",
+            meaning="The eps in that division. None: 1e-20.",
+            source="DeepSeek-V3's published code",
+        ),
+        norm_topk_min=non_negative(
+            needs="norm_topk_prob",
+            meaning="The min in that division. None: no such bound.",
+            source="Ernie 4.5's published code",
+        ),
+        group_score=choice(
+            GROUP_SCORES,
+            needs="n_group",
+            meaning="Score of a group: the sum of its two best experts, or its best one. None: top2_sum.",
+            source="DeepSeek-V3, arXiv 2412.19437 (top2_sum); DeepSeek-V2, arXiv 2405.04434 (max)",
+        ),
+        group_mask_value=choice(
+            GROUP_MASK_VALUES,
+            needs="n_group",
+            meaning="What the scores of experts outside the chosen groups are set to before the selection. None: -inf.",
+            source="DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)",
+        ),
+        per_expert_scale=flag(
+            None,
+            needs="sparse layer",
+            meaning="A learned factor per expert on the weights.",
+            source="Gemma 4's published code",
+        ),
+        weight_on_input=flag(
+            None,
+            needs="sparse layer",
+            meaning="The weight multiplies an expert's input instead of its output.",
+            source="Llama 4 (Meta 2025)",
+        ),
     )
 
     n_shared_experts: int | None = count(
@@ -226,26 +232,26 @@ class ExpertFields:
 
     def _resolve_router(self):
         _fill(self, "scoring_func", "softmax")
-        _fill(self, "score_after_topk", False)
-        sums_to_one = self.score_after_topk and self.scoring_func == "softmax"
+        _fill(self, "router.score_after_topk", False)
+        sums_to_one = self.router["score_after_topk"] and self.scoring_func == "softmax"
         _fill(self, "norm_topk_prob", self.scoring_func != "sparsemixer" and not sums_to_one)
         if self.norm_topk_prob:
-            _fill(self, "norm_topk_eps", 1e-20)
+            _fill(self, "router.norm_topk_eps", 1e-20)
         if self.scoring_func == "sparsemixer":
-            _fill(self, "sparsemixer_jitter_eps", 0.01)
+            _fill(self, "router.sparsemixer_jitter_eps", 0.01)
         if self.n_group is not None:
-            _fill(self, "group_score", "top2_sum")
-            _fill(self, "group_mask_value", "-inf")
-        if self.router_input_norm:
-            _fill(self, "router_input_multiplier", 1.0)
+            _fill(self, "router.group_score", "top2_sum")
+            _fill(self, "router.group_mask_value", "-inf")
+        if self.router["input_norm"]:
+            _fill(self, "router.input_multiplier", 1.0)
         for field, default in (
             ("routed_scaling_factor", 1.0),
             ("use_score_correction_bias", False),
-            ("router_bias", False),
-            ("apply_router_weight_on_input", False),
-            ("router_input_norm", False),
-            ("router_per_expert_scale", False),
-            ("router_jitter_noise", 0.0),
+            ("router.bias", False),
+            ("router.weight_on_input", False),
+            ("router.input_norm", False),
+            ("router.per_expert_scale", False),
+            ("router.jitter_noise", 0.0),
         ):
             _fill(self, field, default)
 
@@ -260,13 +266,13 @@ class ExpertFields:
     def validate_experts(self) -> None:
         sparse = "sparse" in self.mlp_layer_types
         layer = "a 'sparse' layer in mlp_layer_types"
-        refuse_unless(self, sparse, layer, [field.name for field in fields(ExpertFields)])
+        refuse_unless(self, sparse, layer, described(ExpertFields))
         if not sparse:
             return
         require(self, layer.capitalize(), ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
         refuse_unless(self, bool(self.zero_expert_num), "zero_expert_num", ("zero_expert_type",))
-        if self.zero_expert_num and self.apply_router_weight_on_input:
-            raise ValueError("apply_router_weight_on_input=True cannot be combined with zero_expert_num.")
+        if self.zero_expert_num and self.router["weight_on_input"]:
+            raise ValueError("router.weight_on_input=True cannot be combined with zero_expert_num.")
         self._validate_expert_activation()
         self._validate_selection()
         self._validate_groups()
@@ -289,16 +295,18 @@ class ExpertFields:
                 f"{self.num_router_outputs} experts there are."
             )
         samples = self.scoring_func == "sparsemixer"
-        refuse_unless(self, samples, "scoring_func='sparsemixer'", ("sparsemixer_jitter_eps",))
+        refuse_unless(self, samples, "scoring_func='sparsemixer'", ("router.sparsemixer_jitter_eps",))
         refuse_unless(
             self,
             not samples,
             "a scoring_func other than 'sparsemixer'",
-            ("score_after_topk", "norm_topk_prob", "n_group", "use_score_correction_bias"),
+            ("router.score_after_topk", "norm_topk_prob", "n_group", "use_score_correction_bias"),
         )
-        refuse_unless(self, not self.score_after_topk, "score_after_topk=False", ("n_group",))
-        refuse_unless(self, bool(self.norm_topk_prob), "norm_topk_prob=True", ("norm_topk_eps", "norm_topk_min"))
-        refuse_unless(self, bool(self.router_input_norm), "router_input_norm=True", ("router_input_multiplier",))
+        refuse_unless(self, not self.router["score_after_topk"], "router.score_after_topk=False", ("n_group",))
+        refuse_unless(
+            self, bool(self.norm_topk_prob), "norm_topk_prob=True", ("router.norm_topk_eps", "router.norm_topk_min")
+        )
+        refuse_unless(self, bool(self.router["input_norm"]), "router.input_norm=True", ("router.input_multiplier",))
 
     def _validate_groups(self):
         refuse_unless(self, self.n_group is not None, "n_group", GROUP_FIELDS)
@@ -313,8 +321,10 @@ class ExpertFields:
                 f"topk_group={self.topk_group} must be at most n_group={self.n_group}, and those groups of {size} "
                 f"experts must hold num_experts_per_tok={self.num_experts_per_tok}."
             )
-        if self.group_score == "top2_sum" and size < 2:
-            raise ValueError(f"group_score='top2_sum' needs groups of two experts, n_group={self.n_group} leaves one.")
+        if self.router["group_score"] == "top2_sum" and size < 2:
+            raise ValueError(
+                f"router.group_score='top2_sum' needs groups of two experts, n_group={self.n_group} leaves one."
+            )
 
     def _validate_shared_experts(self):
         refuse_unless(self, self.n_shared_experts > 0, "n_shared_experts", SHARED_FIELDS)

@@ -58,11 +58,12 @@ PER_LAYER_FIELDS = {
     "a 'sparse' layer": (
         "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size", "zero_expert_num",
         "zero_expert_type", "expert_bias", "swiglu_limit", "swiglu_alpha", "swiglu_up_offset", "scoring_func",
-        "sparsemixer_jitter_eps", "score_after_topk", "norm_topk_prob", "norm_topk_eps", "norm_topk_min",
-        "routed_scaling_factor", "n_group", "topk_group", "group_score", "group_mask_value",
-        "use_score_correction_bias", "router_bias", "precision.router", "precision.router_weights",
-        "apply_router_weight_on_input", "router_input_norm", "router_input_multiplier", "router_per_expert_scale",
-        "router_jitter_noise", "n_shared_experts", "shared_expert_intermediate_size", "shared_expert_gate",
+        "router.sparsemixer_jitter_eps", "router.score_after_topk", "norm_topk_prob", "router.norm_topk_eps",
+        "router.norm_topk_min", "routed_scaling_factor", "n_group", "topk_group", "router.group_score",
+        "router.group_mask_value",
+        "use_score_correction_bias", "router.bias", "precision.router", "precision.router_weights",
+        "router.weight_on_input", "router.input_norm", "router.input_multiplier", "router.per_expert_scale",
+        "router.jitter_noise", "n_shared_experts", "shared_expert_intermediate_size", "shared_expert_gate",
         "shared_expert_combination_strategy",
     ),
 }  # fmt: skip

@@ -266,10 +266,10 @@ class Configuration:
         found = tables.lines(self.flags["MIXED"])
         for group in self.groups:
             # The fields of a group, asked for as a whole.
-            asked, name = f"[field.name for field in fields({group.__name__})]", constant_name(group.__name__)
+            asked, name = f"described({group.__name__})", constant_name(group.__name__)
             if any(asked in line for line in body):
                 body = [line.replace(asked, name) for line in body]
-                own = [one for one in vars(group)["__annotations__"] if tables.is_open(one)]
+                own = [one for one in described(group) if tables.is_open(one)]
                 found[name] = tuple_lines(name, own)
         ending = ["for name, value in LEFT_OUT.items():", "    setattr(ZooConfig, name, value)"]
         if any(group in self.plan.left for group in self.plan.groups):

@@ -27,7 +27,7 @@ from .export_config_worlds import Open, Present
 RUN_TIME = {
     "rope_parameters", "source_config", "source_extras", "use_cache", "initializer_range", "suppressed_token_ids",
     "pad_token_id", "bos_token_id", "eos_token_id", "loss_chunk_size", "output_z_loss_coef", "indexer_loss_coef",
-    "indexer.warmup", "router_jitter_noise", "tie_word_embeddings", "initializer.embedding_range", "initializer.cutoff",
+    "indexer.warmup", "router.jitter_noise", "tie_word_embeddings", "initializer.embedding_range", "initializer.cutoff",
 }  # fmt: skip
 ROUTER_RUN_TIME = {"output_router_logits", "router_aux_loss_coef", "router_z_loss_coef"}
 # Words of which the code serves all.
@@ -90,7 +90,9 @@ def is_run_time(config: ZooConfig, name: str, one: Field, value: Any) -> bool:
         return "sparse" in config.mlp_layer_types
     if name == "rope_parameters":
         return True
-    if name.startswith(("indexer", "initializer.")) or name == "router_jitter_noise":
+    if name == "router.jitter_noise":
+        return bool(value)
+    if name.startswith(("indexer", "initializer.")):
         return value is not None and name in RUN_TIME
     named = name in RUN_TIME or name.endswith("dropout")
     return named and (one.metadata.get("needs") is None or is_read(config, name))

@@ -123,10 +123,12 @@ class Router(nn.Module):
         size = config.hidden_size
         dtype = torch.float32 if config.precision["router"] == "float32_weight" else None
         self.weight = nn.Parameter(torch.empty(self.num_experts, size, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(self.num_experts, dtype=dtype)) if config.router_bias else None
-        self.norm = RMSNorm(size, config.norm_eps, cast="cast_then_scale") if config.router_input_norm else None
-        self.input_multiplier = config.router_input_multiplier
-        self.per_expert_scale = nn.Parameter(torch.ones(self.num_experts)) if config.router_per_expert_scale else None
+        self.bias = nn.Parameter(torch.empty(self.num_experts, dtype=dtype)) if config.router["bias"] else None
+        self.norm = RMSNorm(size, config.norm_eps, cast="cast_then_scale") if config.router["input_norm"] else None
+        self.input_multiplier = config.router["input_multiplier"]
+        self.per_expert_scale = (
+            nn.Parameter(torch.ones(self.num_experts)) if config.router["per_expert_scale"] else None
+        )
 
     def initialize(self, std: float) -> None:
         init.normal_(self.weight, mean=0.0, std=std)
@@ -166,13 +168,13 @@ class TopKRouter(Router):
     def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
         self.score = SCORING_FUNCTIONS[config.scoring_func]
-        self.score_after_topk = config.score_after_topk
+        self.score_after_topk = config.router["score_after_topk"]
         self.normalize = config.norm_topk_prob
-        self.eps, self.minimum = config.norm_topk_eps, config.norm_topk_min
+        self.eps, self.minimum = config.router["norm_topk_eps"], config.router["norm_topk_min"]
         self.groups = None
         if config.n_group is not None and config.topk_group < config.n_group:
-            mask_value = GROUP_MASK_VALUES[config.group_mask_value]
-            self.groups = config.n_group, config.topk_group, config.group_score, mask_value
+            mask_value = GROUP_MASK_VALUES[config.router["group_mask_value"]]
+            self.groups = config.n_group, config.topk_group, config.router["group_score"], mask_value
         # Float32 whatever the model's dtype: steps of 1e-3 on a bias near 1 would be lost in bfloat16.
         bias = torch.zeros(self.num_experts, dtype=torch.float32) if config.use_score_correction_bias else None
         self.register_buffer("e_score_correction_bias", bias)
@@ -200,7 +202,7 @@ class SparseMixerRouter(Router):
 
     def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
-        self.jitter_eps = config.sparsemixer_jitter_eps
+        self.jitter_eps = config.router["sparsemixer_jitter_eps"]
 
     def select(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[N, E]` → weights `[N, k]`, experts `[N, k]`."""

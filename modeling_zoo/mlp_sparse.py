@@ -52,8 +52,8 @@ class SparseMLP(nn.Module):
         self.num_experts = config.num_experts
         self.gate = ROUTERS[config.scoring_func](config, layer_idx)
         self.experts = EXPERTS[config.gated_mlp, config.expert_bias](config, layer_idx)
-        self.jitter_noise = config.router_jitter_noise
-        self.weigh_input = config.apply_router_weight_on_input
+        self.jitter_noise = config.router["jitter_noise"]
+        self.weigh_input = config.router["weight_on_input"]
         self.zero_expert_type = config.zero_expert_type
         latent, size, bias = config.moe_latent_size, config.hidden_size, config.mlp_bias
         self.fc1_latent_proj = nn.Linear(size, latent, bias=bias) if latent else nn.Identity()

@@ -97,11 +97,11 @@ def _of_experts(layer):
         "expert_bias": layer.expert_bias,
         "moe_latent_size": layer.moe_latent_size,
         "zero_expert_num": layer.zero_expert_num,
-        "apply_router_weight_on_input": layer.apply_router_weight_on_input,
-        "router_input_norm": layer.router_input_norm,
+        "router.weight_on_input": layer.router["weight_on_input"],
+        "router.input_norm": layer.router["input_norm"],
         "shared_expert_combination_strategy": layer.shared_expert_combination_strategy == "average",
         "scoring_func": layer.scoring_func not in ("softmax", "sigmoid"),
-        "norm_topk_min": layer.norm_topk_min,
+        "router.norm_topk_min": layer.router["norm_topk_min"],
     })  # fmt: skip
 
 

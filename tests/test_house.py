@@ -519,7 +519,7 @@ LINEAR = {"layer_types": ["linear_attention"] * 2, "linear_attention_type": "lin
 FIELDS_OF = {
     "BLOCKS": (("block_type",), {}),
     "COMBINATIONS": (("shared_expert_combination_strategy",), SPARSE | {"n_shared_experts": 1}),
-    "GROUP_SCORES": (("group_score",), SPARSE | {"n_group": 2, "topk_group": 1}),
+    "GROUP_SCORES": (("router.group_score",), SPARSE | {"n_group": 2, "topk_group": 1}),
     "FEATURE_MAPS": (("linear_attn_config.feature_map",), LINEAR),
     "INITIALIZERS": (("initializer.type",), {}),
     "MLPS": (("mlp_layer_types",), {}),

@@ -31,7 +31,7 @@ def derive(theirs: Theirs) -> Keys:
 FAMILY = replace(
     LLAMA,
     fields=LLAMA.fields | COUNTS,
-    fixed={"score_after_topk": True, "precision.router": "activation", "precision.router_weights": "activation"},
+    fixed={"router.score_after_topk": True, "precision.router": "activation", "precision.router_weights": "activation"},
     derive=derive,
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},
     rules=[

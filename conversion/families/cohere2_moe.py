@@ -32,7 +32,7 @@ def derive(theirs: Theirs) -> Keys:
         fields |= {"norm_type": "rms_norm", "precision.norm": None, "norm_bias": None, "norm_eps": theirs.rms_norm_eps}
     if sigmoid:
         on = theirs.norm_topk_prob
-        fields |= {"precision.router": "activation", "norm_topk_prob": on, "norm_topk_eps": 0.0 if on else None}
+        fields |= {"precision.router": "activation", "norm_topk_prob": on, "router.norm_topk_eps": 0.0 if on else None}
     return cohere(theirs) | window_fields(theirs) | fields
 
 
@@ -66,7 +66,7 @@ FAMILY = Family(
         "attention_bias": "attention_bias", "num_experts": "num_experts", "num_shared_experts": "n_shared_experts",
         "mlp_layer_types": "mlp_layer_types", "expert_selection_fn": "scoring_func",
     },
-    fixed=FIXED | {"score_after_topk": True, "precision.router_weights": "activation"},
+    fixed=FIXED | {"router.score_after_topk": True, "precision.router_weights": "activation"},
     derive=derive,
     restore=restore,
     rules=QWEN_MOE_RULES,

@@ -28,9 +28,9 @@ def derive(theirs: Theirs) -> Keys:
         "rope_parameters": rope(theirs), "clip_qkv": attention.clip_qkv, "num_key_value_heads": attention.kv_n_heads,
         "attention_dropout": attention.attn_pdrop, "intermediate_size": experts.ffn_hidden_size,
         "num_experts": experts.moe_num_experts, "num_experts_per_tok": experts.moe_top_k,
-        "hidden_act": experts.ffn_act_fn["name"], "router_jitter_noise": experts.moe_jitter_eps or 0.0,
+        "hidden_act": experts.ffn_act_fn["name"], "router.jitter_noise": experts.moe_jitter_eps or 0.0,
         "router_aux_loss_coef": experts.moe_loss_weight, "norm_topk_prob": power == 1,
-        "norm_topk_eps": 0.0 if power == 1 else None,
+        "router.norm_topk_eps": 0.0 if power == 1 else None,
     }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def restore(ours: Ours) -> Keys:
     experts = {
         "ffn_hidden_size": ours.moe_intermediate_size, "ffn_act_fn": {"name": ours.hidden_act},
         "moe_num_experts": ours.num_experts, "moe_top_k": ours.num_experts_per_tok,
-        "moe_jitter_eps": ours.router_jitter_noise or None, "moe_loss_weight": ours.router_aux_loss_coef,
+        "moe_jitter_eps": ours.router["jitter_noise"] or None, "moe_loss_weight": ours.router_aux_loss_coef,
         "moe_normalize_expert_weights": 1.0 if ours.norm_topk_prob else None,
     }  # fmt: skip
     return {"rope_parameters": parameters, "attn_config": attention, "ffn_config": experts}

@@ -12,7 +12,7 @@ def derive(theirs: Theirs) -> Keys:
     fields = leading(theirs)
     if theirs.topk_method == LIMITED:
         fields |= {"n_group": theirs.n_group, "topk_group": theirs.topk_group}
-        fields |= {"group_score": "max", "group_mask_value": "zero"}
+        fields |= {"router.group_score": "max", "router.group_mask_value": "zero"}
     return fields
 
 

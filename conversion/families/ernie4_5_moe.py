@@ -35,11 +35,11 @@ FAMILY = Family(
     | {
         "use_bias": "attention_bias", "moe_num_experts": "num_experts", "moe_k": "num_experts_per_tok",
         "moe_intermediate_size": "moe_intermediate_size", "moe_num_shared_experts": "n_shared_experts",
-        "moe_norm_min": "norm_topk_min",
+        "moe_norm_min": "router.norm_topk_min",
     },
     fixed=ERNIE.fixed
     | {
-        "use_score_correction_bias": True, "norm_topk_eps": 0.0, "precision.router": "float32_weight",
+        "use_score_correction_bias": True, "router.norm_topk_eps": 0.0, "precision.router": "float32_weight",
         "precision.router_weights": "activation",
     },
     derive=derive,

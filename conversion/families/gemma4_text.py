@@ -21,8 +21,8 @@ def derive(theirs: Theirs) -> Keys:
         fields |= {name: getattr(theirs, name) for name in (ROWS, TOKENS)}
     if getattr(theirs, "enable_moe_block", False):
         fields |= {ours: getattr(theirs, name) for name, ours in ROUTED.items()}
-        fields |= {"router_input_norm": True, "router_input_multiplier": theirs.hidden_size**-0.5}
-        fields |= {"router_per_expert_scale": True, "norm_topk_prob": True, "norm_topk_eps": 0.0}
+        fields |= {"router.input_norm": True, "router.input_multiplier": theirs.hidden_size**-0.5}
+        fields |= {"router.per_expert_scale": True, "norm_topk_prob": True, "router.norm_topk_eps": 0.0}
     return fields | per_layer(theirs)
 
 

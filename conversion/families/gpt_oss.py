@@ -19,9 +19,9 @@ FAMILY = Family(
         "swiglu_alpha": "swiglu_alpha",
     },
     fixed={
-        "precision.norm": "scale_then_cast", "attention_sinks": "all", "score_after_topk": True, "router_bias": True,
-        "precision.router": "activation", "precision.router_weights": "activation", "expert_bias": True,
-        "swiglu_up_offset": 1.0,
+        "precision.norm": "scale_then_cast", "attention_sinks": "all", "router.score_after_topk": True,
+        "router.bias": True, "precision.router": "activation", "precision.router_weights": "activation",
+        "expert_bias": True, "swiglu_up_offset": 1.0,
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs)} | window_fields(theirs),
     restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_set_window(ours),

@@ -46,7 +46,7 @@ FAMILY = Family(
     | MOE_FIELDS
     | AUX_LOSS
     | {"num_local_experts": "num_experts"},
-    fixed={"score_after_topk": True, "precision.router_weights": "activation"},
+    fixed={"router.score_after_topk": True, "precision.router_weights": "activation"},
     derive=derive,
     restore=restore,
     rules=RULES,

@@ -28,7 +28,7 @@ def derive(theirs: Theirs) -> Keys:
     if not theirs.num_local_experts:
         return fields | {"intermediate_size": width}
     fields |= {ours: getattr(theirs, name) for name, ours in ROUTED.items()}
-    fields |= {"score_after_topk": True, "precision.router_weights": "activation"}
+    fields |= {"router.score_after_topk": True, "precision.router_weights": "activation"}
     return fields | {"shared_expert_intermediate_size": width}
 
 

@@ -27,7 +27,7 @@ TINY = tiny_experts(num_experts_per_tok=..., moe_topk=3, moe_intermediate_size=.
 FAMILY = Family(
     fields={name: ours for name, ours in MOE_FIELDS.items() if name != "num_experts_per_tok"}
     | {"attention_bias": "attention_bias", "num_experts": "num_experts"},
-    fixed=HUNYUAN.fixed | {"norm_topk_eps": 0.0, "precision.router": "float32_weight"},
+    fixed=HUNYUAN.fixed | {"router.norm_topk_eps": 0.0, "precision.router": "float32_weight"},
     derive=derive,
     restore=restore,
     rules=[*renames(SHARED | {"mlp.gate.wg": "mlp.gate"}), *expert_rules(), *HUNYUAN.rules],

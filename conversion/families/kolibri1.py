@@ -14,8 +14,8 @@ NAMES = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_siz
 FAMILY = Family(
     fields=MOE_FIELDS | {name: name for name in NAMES},
     fixed={
-        "block_type": "sandwich_norm", "qk_norm": "rms_norm", "scoring_func": "sigmoid", "score_after_topk": True,
-        "use_score_correction_bias": True, "precision.router": "float32_linear",
+        "block_type": "sandwich_norm", "qk_norm": "rms_norm", "scoring_func": "sigmoid",
+        "router.score_after_topk": True, "use_score_correction_bias": True, "precision.router": "float32_linear",
     },
     derive=lambda theirs: exaone4(theirs) | normed(theirs),
     restore=restore_exaone4,

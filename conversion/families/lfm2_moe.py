@@ -15,7 +15,7 @@ MLP = "model.layers.{i}.feed_forward."
 def derive(theirs: Theirs) -> Keys:
     return convolutions(theirs) | {
         "mlp_layer_types": dense_first(theirs.num_dense_layers, theirs.num_hidden_layers),
-        "norm_topk_eps": 1e-6 if theirs.norm_topk_prob else None,
+        "router.norm_topk_eps": 1e-6 if theirs.norm_topk_prob else None,
     }
 
 

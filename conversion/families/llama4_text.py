@@ -61,8 +61,9 @@ FAMILY = Family(
         "attention_bias": "attention_bias",
     },
     fixed={
-        "rope_interleave": True, "precision.rope": "float32_trig", "scoring_func": "sigmoid", "score_after_topk": True,
-        "norm_topk_prob": False, "precision.router_weights": "activation", "apply_router_weight_on_input": True,
+        "rope_interleave": True, "precision.rope": "float32_trig", "scoring_func": "sigmoid",
+        "router.score_after_topk": True, "router.weight_on_input": True, "norm_topk_prob": False,
+        "precision.router_weights": "activation",
     },
     derive=derive,
     restore=restore,

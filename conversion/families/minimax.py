@@ -58,8 +58,8 @@ TINY = tiny_experts(num_experts=..., num_local_experts=10, moe_intermediate_size
 FACTORED = dict(zip(FACTORS, (1.3, 0.7, 0.9, 1.2, 1.1, 0.8), strict=True))
 
 FAMILY = Family(
-    fields=MOE_FIELDS | AUX_LOSS | {"num_local_experts": "num_experts", "router_jitter_noise": "router_jitter_noise"},
-    fixed={"block_type": "pre_norm_residual", "norm_topk_prob": True, "norm_topk_eps": 0.0},
+    fields=MOE_FIELDS | AUX_LOSS | {"num_local_experts": "num_experts", "router_jitter_noise": "router.jitter_noise"},
+    fixed={"block_type": "pre_norm_residual", "norm_topk_prob": True, "router.norm_topk_eps": 0.0},
     derive=derive,
     restore=restore,
     buffers=buffers,

@@ -9,10 +9,10 @@ NAME = "e_score_correction_bias"
 TINY = tiny_experts(moe_intermediate_size=..., intermediate_size=28)
 
 FAMILY = Family(
-    fields=MOE_FIELDS | AUX_LOSS | {"num_local_experts": "num_experts", "router_jitter_noise": "router_jitter_noise"},
+    fields=MOE_FIELDS | AUX_LOSS | {"num_local_experts": "num_experts", "router_jitter_noise": "router.jitter_noise"},
     fixed={
-        "scoring_func": "sigmoid", "use_score_correction_bias": True, "norm_topk_eps": 0.0, "qk_norm": "rms_norm",
-        "qk_norm_config.scope": "full",
+        "scoring_func": "sigmoid", "use_score_correction_bias": True, "router.norm_topk_eps": 0.0,
+        "qk_norm": "rms_norm", "qk_norm_config.scope": "full",
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs, partial=True)},
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},

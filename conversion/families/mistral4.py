@@ -30,7 +30,7 @@ ROPE = YARN | {BETA: 0.3, "max_position_embeddings": 64}
 FAMILY = Family(
     fields=V3_FIELDS | {"rope_interleave": "rope_interleave"},
     fixed=LATENT | {"precision.router": "activation", "precision.router_weights": "activation",
-                    "group_mask_value": "zero"},
+                    "router.group_mask_value": "zero"},
     derive=derive,
     restore=restore,
     rules=[Rule(FUSED, FUSED), *V3_RULES],

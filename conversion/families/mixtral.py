@@ -9,9 +9,9 @@ FAMILY = Family(
     | AUX_LOSS
     | {
         "num_local_experts": "num_experts", "sliding_window": "sliding_window",
-        "router_jitter_noise": "router_jitter_noise",
+        "router_jitter_noise": "router.jitter_noise",
     },
-    fixed={"norm_topk_prob": True, "norm_topk_eps": 0.0},
+    fixed={"norm_topk_prob": True, "router.norm_topk_eps": 0.0},
     derive=lambda theirs: {"rope_parameters": rope(theirs)},
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},
     rules=[*MIXTRAL_RULES, *LLAMA_RULES],

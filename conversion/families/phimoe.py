@@ -47,8 +47,8 @@ FAMILY = Family(
     fields=FIELDS
     | {
         "num_local_experts": "num_experts", "sliding_window": "sliding_window", "attention_bias": "attention_bias",
-        "lm_head_bias": "lm_head_bias", "router_jitter_noise": "sparsemixer_jitter_eps",
-        "input_jitter_noise": "router_jitter_noise",
+        "lm_head_bias": "lm_head_bias", "router_jitter_noise": "router.sparsemixer_jitter_eps",
+        "input_jitter_noise": "router.jitter_noise",
     },
     fixed={
         "norm_type": "layer_norm", "scoring_func": "sparsemixer", "num_experts_per_tok": 2,

@@ -20,7 +20,7 @@ FAMILY = Family(
     },
     fixed=GATED_HYBRID
     | {
-        "norm_topk_prob": True, "norm_topk_eps": 0.0, "precision.router_weights": "activation",
+        "norm_topk_prob": True, "router.norm_topk_eps": 0.0, "precision.router_weights": "activation",
         "shared_expert_gate": True,
     },
     derive=gated_hybrid,

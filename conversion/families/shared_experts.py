@@ -57,7 +57,7 @@ def correction_bias(*places: str) -> list[Rule]:
 def normed(theirs: Theirs) -> Keys:
     """Weights that sum to one without an epsilon, where `norm_topk_prob` asks for it."""
     on = bool(theirs.norm_topk_prob)
-    return {"norm_topk_prob": on, "norm_topk_eps": 0.0 if on else None}
+    return {"norm_topk_prob": on, "router.norm_topk_eps": 0.0 if on else None}
 
 
 def restore_set_window(ours: Ours) -> Keys:

@@ -195,25 +195,29 @@ CASES = {
     "swiglu_alpha": (EXPERTS, {"swiglu_alpha": 1.7}),
     "swiglu_up_offset": (EXPERTS, {"swiglu_up_offset": 1.0}),
     "scoring_func": (EXPERTS, {"scoring_func": "sigmoid"}),
-    "sparsemixer_jitter_eps": ({**EXPERTS, "scoring_func": "sparsemixer"}, {"sparsemixer_jitter_eps": 0.4}),
-    "score_after_topk": ({**EXPERTS, "scoring_func": "sigmoid"}, {"score_after_topk": True, "norm_topk_prob": False}),
+    "router.sparsemixer_jitter_eps": (
+        {**EXPERTS, "scoring_func": "sparsemixer"}, {"router.sparsemixer_jitter_eps": 0.4},
+    ),
+    "router.score_after_topk": (
+        {**EXPERTS, "scoring_func": "sigmoid"}, {"router.score_after_topk": True, "norm_topk_prob": False},
+    ),
     "norm_topk_prob": (EXPERTS, {"norm_topk_prob": False}),
-    "norm_topk_eps": (EXPERTS, {"norm_topk_eps": 0.5}),
-    "norm_topk_min": (EXPERTS, {"norm_topk_min": 0.9}),
+    "router.norm_topk_eps": (EXPERTS, {"router.norm_topk_eps": 0.5}),
+    "router.norm_topk_min": (EXPERTS, {"router.norm_topk_min": 0.9}),
     "routed_scaling_factor": (EXPERTS, {"routed_scaling_factor": 2.0}),
     "n_group": (EXPERTS, {"n_group": 3, "topk_group": 1}),
     "topk_group": (GROUPS, {"topk_group": 1}),
-    "group_score": (GROUPS, {"group_score": "max"}),
-    "group_mask_value": (GROUPS, {"group_mask_value": "zero"}),
+    "router.group_score": (GROUPS, {"router.group_score": "max"}),
+    "router.group_mask_value": (GROUPS, {"router.group_mask_value": "zero"}),
     "use_score_correction_bias": (EXPERTS, {"use_score_correction_bias": True}),
-    "router_bias": (EXPERTS, {"router_bias": True}),
+    "router.bias": (EXPERTS, {"router.bias": True}),
     "precision.router": (EXPERTS, {"precision.router": "float32_weight"}),
     "precision.router_weights": (EXPERTS, {"precision.router_weights": "activation"}),
-    "apply_router_weight_on_input": (EXPERTS, {"apply_router_weight_on_input": True}),
-    "router_input_norm": (EXPERTS, {"router_input_norm": True}),
-    "router_input_multiplier": ({**EXPERTS, "router_input_norm": True}, {"router_input_multiplier": 0.5}),
-    "router_per_expert_scale": (EXPERTS, {"router_per_expert_scale": True}),
-    "router_jitter_noise": (EXPERTS, {"router_jitter_noise": 0.1}),
+    "router.weight_on_input": (EXPERTS, {"router.weight_on_input": True}),
+    "router.input_norm": (EXPERTS, {"router.input_norm": True}),
+    "router.input_multiplier": ({**EXPERTS, "router.input_norm": True}, {"router.input_multiplier": 0.5}),
+    "router.per_expert_scale": (EXPERTS, {"router.per_expert_scale": True}),
+    "router.jitter_noise": (EXPERTS, {"router.jitter_noise": 0.1}),
     "n_shared_experts": (EXPERTS, {"n_shared_experts": 2}),
     "shared_expert_intermediate_size": ({**EXPERTS, "n_shared_experts": 1}, {"shared_expert_intermediate_size": 9}),
     "shared_expert_gate": ({**EXPERTS, "n_shared_experts": 1}, {"shared_expert_gate": True}),
@@ -224,7 +228,7 @@ CASES = {
 EVERY_TIME = (
     "norm_eps", "num_attention_heads", "head_dim", "attn_output_gate", "attention_sinks", "qk_norm", "kv_lora_rank",
     "index_topk", "sliding_window", "attention_chunk_size", "sparse_attention_stride", "rope_parameters",
-    "linear_conv_kernel_dim", "mup_multipliers.attention_in", "gated_mlp", "num_experts", "router_input_norm",
+    "linear_conv_kernel_dim", "mup_multipliers.attention_in", "gated_mlp", "num_experts", "router.input_norm",
 )  # fmt: skip
 
 
@@ -372,8 +376,10 @@ def test_what_is_derived_is_derived_for_each_layer():
     normed = ZooConfig(**SIZES, per_layer_config={1: {"qk_norm": "rms_norm", "rms_norm_eps": 0.1}})
     layers = ZooForCausalLM(normed).model.layers
     assert layers[1].self_attn.q_norm.eps == layers[1].attn_norm.eps == 0.1
-    routed = ZooConfig(**SIZES, **EXPERTS, per_layer_config={1: {"scoring_func": "sigmoid", "score_after_topk": True}})
-    assert routed.per_layer_config[0].score_after_topk is False
+    routed = ZooConfig(
+        **SIZES, **EXPERTS, per_layer_config={1: {"scoring_func": "sigmoid", "router.score_after_topk": True}}
+    )
+    assert routed.per_layer_config[0].router["score_after_topk"] is False
     stored = ZooConfig.from_dict(normed.to_dict())
     assert own_values(stored, 1) == own_values(normed, 1)
     assert ZooConfig(**SIZES, per_layer_config={1: {"norm_eps": 1e-6}}).is_heterogeneous is False

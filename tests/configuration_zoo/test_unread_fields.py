@@ -30,8 +30,9 @@ WHOLE_MODEL = {
 }  # fmt: skip
 # A bound that these tokens need not reach, or a count that a given width makes unnecessary.
 UNSEEN = {
-    "precision.alibi", "clip_qkv", "group_mask_value", "initializer.cutoff", "n_shared_experts", "norm_topk_min",
-    "swiglu_limit", "linear_attn_config.time_step_floor", "linear_attn_config.time_step_limit",
+    "precision.alibi", "clip_qkv", "router.group_mask_value", "initializer.cutoff", "n_shared_experts",
+    "router.norm_topk_min", "swiglu_limit", "linear_attn_config.time_step_floor",
+    "linear_attn_config.time_step_limit",
 }  # fmt: skip
 # It says in words what is so anyway: all layers rotate, nothing is scaled, the mixer computes in float32.
 TRUE_ANYWAY = {"precision.linear_norm", "qk_norm_config.layers", "mla_config.scale_by_mscale"}

@@ -119,7 +119,7 @@ def test_text_of_llama4_with_vision(tmp_path):
     [
         ("phimoe", {"num_experts_per_tok": 5}, "num_experts_per_tok", 2),
         ("gpt_oss", {"hidden_act": "relu"}, "hidden_act", "silu"),
-        ("llama4_text", {"router_jitter_noise": 0.3}, "router_jitter_noise", 0.0),
+        ("llama4_text", {"router_jitter_noise": 0.3}, "router.jitter_noise", 0.0),
         ("glm4_moe", {"scoring_func": "softmax"}, "scoring_func", "sigmoid"),
     ],
 )

@@ -143,27 +143,27 @@ def test_bfloat16_rounds_where_the_original_does(case, tmp_path):
 
 # A flag of the family, and another value: the output must not be the same.
 FLAGS_THAT_MATTER = [
-    ("mixtral", 0, {"norm_topk_prob": False, "norm_topk_eps": None}),
+    ("mixtral", 0, {"norm_topk_prob": False, "router.norm_topk_eps": None}),
     ("mixtral", 0, {"hidden_act": "gelu"}),
     ("deepseek_v3", 0, {"routed_scaling_factor": 2.4}),
     ("deepseek_v3", 0, {"scoring_func": "softmax"}),
-    ("deepseek_v3", 0, dict.fromkeys(("n_group", "topk_group", "group_score", "group_mask_value"))),
+    ("deepseek_v3", 0, dict.fromkeys(("n_group", "topk_group", "router.group_score", "router.group_mask_value"))),
     ("deepseek_v3", 0, {"topk_group": 3}),
-    ("deepseek_v3", 0, {"group_score": "max"}),
-    ("deepseek_v2", 0, {"group_score": "top2_sum"}),
+    ("deepseek_v3", 0, {"router.group_score": "max"}),
+    ("deepseek_v2", 0, {"router.group_score": "top2_sum"}),
     ("gpt_oss", 0, {"swiglu_limit": None}),
     ("gpt_oss", 0, {"swiglu_alpha": None}),
     ("gpt_oss", 0, {"swiglu_up_offset": None}),
-    ("gpt_oss", 0, {"score_after_topk": False, "norm_topk_prob": False}),
+    ("gpt_oss", 0, {"router.score_after_topk": False, "norm_topk_prob": False}),
     ("deepseek_v4", 0, {"swiglu_limit": 0.6}),
     ("deepseek_v4", 0, {"scoring_func": "sigmoid"}),
-    ("llama4_text", 0, {"apply_router_weight_on_input": False}),
+    ("llama4_text", 0, {"router.weight_on_input": False}),
     ("longcat_flash", 0, {"zero_expert_type": "zero"}),
     ("cohere2_moe", 0, {"shared_expert_combination_strategy": "sum"}),
-    ("gemma4_text", 0, {"router_input_multiplier": 1.0}),
+    ("gemma4_text", 0, {"router.input_multiplier": 1.0}),
     ("gemma4_text", 0, {"norm_eps": 1e-1}),
-    ("lfm2_moe", 0, {"norm_topk_eps": 0.1}),
-    ("phimoe", 0, {"sparsemixer_jitter_eps": 0.3}),
+    ("lfm2_moe", 0, {"router.norm_topk_eps": 0.1}),
+    ("phimoe", 0, {"router.sparsemixer_jitter_eps": 0.3}),
 ]
 
 
@@ -200,7 +200,7 @@ LAYERS = {
         **{"shared_expert_intermediate_size": SHARED, "shared_expert_combination_strategy": "average"},
     },
     "alpha_alone": {"swiglu_alpha": 2.5, "hidden_act": "silu"},
-    "latent": {"moe_latent_size": 20, "mlp_bias": True, "router_input_norm": True, "router_bias": True},
+    "latent": {"moe_latent_size": 20, "mlp_bias": True, "router.input_norm": True, "router.bias": True},
     "latent_identity": {"moe_latent_size": 20, "zero_expert_num": 5, "n_shared_experts": 1},
     "zero": {"zero_expert_num": 5, "zero_expert_type": "zero", "use_score_correction_bias": True},
     "identity_groups_gate": {
@@ -209,11 +209,11 @@ LAYERS = {
     },
     "identity_plain_biases": {"zero_expert_num": 9, "gated_mlp": False, "hidden_act": "relu2", "expert_bias": True},
     "weight_on_input": {
-        **{"apply_router_weight_on_input": True, "expert_bias": True, "swiglu_limit": 0.5},
-        **{"n_shared_experts": 1, "shared_expert_combination_strategy": "average", "router_per_expert_scale": True},
+        **{"router.weight_on_input": True, "expert_bias": True, "swiglu_limit": 0.5},
+        **{"n_shared_experts": 1, "shared_expert_combination_strategy": "average", "router.per_expert_scale": True},
     },
-    "weight_on_input_latent": {"apply_router_weight_on_input": True, "moe_latent_size": 20, "scoring_func": "sigmoid"},
-    "sparsemixer": {"scoring_func": "sparsemixer", "sparsemixer_jitter_eps": 0.4, "n_shared_experts": 1},
+    "weight_on_input_latent": {"router.weight_on_input": True, "moe_latent_size": 20, "scoring_func": "sigmoid"},
+    "sparsemixer": {"scoring_func": "sparsemixer", "router.sparsemixer_jitter_eps": 0.4, "n_shared_experts": 1},
     "one_expert": {"num_experts": 1, "num_experts_per_tok": 1, "scoring_func": "sigmoid", "norm_topk_prob": False},
     "all_experts": {
         "num_experts_per_tok": E,
@@ -438,7 +438,7 @@ def test_an_expert_id_past_the_last_is_nobodys():
 
 
 def test_jitter_scales_the_input_of_router_and_experts_in_training_only():
-    layer = randomize(SparseMLP(zoo_config(router_jitter_noise=0.3, n_shared_experts=1)))
+    layer = randomize(SparseMLP(zoo_config(router={"jitter_noise": 0.3}, n_shared_experts=1)))
     hidden_states, seen = torch.randn(2, 7, D), {}
     layer.gate.register_forward_pre_hook(lambda module, args: seen.update(gate=args[0]))
     layer.experts.register_forward_pre_hook(lambda module, args: seen.update(experts=args[0]))

@@ -8,6 +8,7 @@ from random_experts import D, E, K, randomize, zoo_config
 from transformers.models.phimoe.modeling_phimoe import sparsemixer as their_sparsemixer
 
 from configuration_zoo import ZooConfig, fields_experts, fields_precision
+from configuration_zoo.field_settings import described
 from modeling_zoo.mlp_routers import (
     GROUP_MASK_VALUES,
     GROUP_SCORES,
@@ -18,24 +19,28 @@ from modeling_zoo.mlp_routers import (
     sparsemixer,
 )
 
-BIASED = {"use_score_correction_bias": True, "router_bias": True}
+BIASED = {"use_score_correction_bias": True, "router.bias": True}
 ROUTINGS = {
     "softmax": {},
     "softmax_raw": {"norm_topk_prob": False, "routed_scaling_factor": 3.5},
-    "softmax_biased_groups": {**BIASED, "n_group": 3, "topk_group": 2, "group_score": "max"},
+    "softmax_biased_groups": {**BIASED, "n_group": 3, "topk_group": 2, "router.group_score": "max"},
     "sigmoid_groups": {"scoring_func": "sigmoid", **BIASED, "n_group": 4, "topk_group": 2},
     "sigmoid_one_group": {"scoring_func": "sigmoid", "n_group": 1, "topk_group": 1},
     "sqrtsoftplus_groups": {
-        **{"scoring_func": "sqrtsoftplus", "n_group": 2, "topk_group": 1, "group_score": "top2_sum"},
-        "group_mask_value": "zero",
+        **{"scoring_func": "sqrtsoftplus", "n_group": 2, "topk_group": 1, "router.group_score": "top2_sum"},
+        "router.group_mask_value": "zero",
     },
-    "softmax_after": {"score_after_topk": True, **BIASED},
-    "sigmoid_after": {"score_after_topk": True, "scoring_func": "sigmoid", "norm_topk_min": 2.5},
-    "sqrtsoftplus_after": {"score_after_topk": True, "scoring_func": "sqrtsoftplus", "norm_topk_eps": 0.5},
-    "sparsemixer": {"scoring_func": "sparsemixer", "sparsemixer_jitter_eps": 0.4, "router_bias": True},
+    "softmax_after": {"router.score_after_topk": True, **BIASED},
+    "sigmoid_after": {"router.score_after_topk": True, "scoring_func": "sigmoid", "router.norm_topk_min": 2.5},
+    "sqrtsoftplus_after": {
+        "router.score_after_topk": True,
+        "scoring_func": "sqrtsoftplus",
+        "router.norm_topk_eps": 0.5,
+    },
+    "sparsemixer": {"scoring_func": "sparsemixer", "router.sparsemixer_jitter_eps": 0.4, "router.bias": True},
     "zero_experts": {"zero_expert_num": 5, **BIASED},
-    "normed_input": {"router_input_norm": True, "router_input_multiplier": 1.7, "norm_eps": 1e-3},
-    "per_expert_scale": {"router_per_expert_scale": True, "routed_scaling_factor": 0.5},
+    "normed_input": {"router.input_norm": True, "router.input_multiplier": 1.7, "norm_eps": 1e-3},
+    "per_expert_scale": {"router.per_expert_scale": True, "routed_scaling_factor": 0.5},
 }
 
 
@@ -124,7 +129,7 @@ def test_scores_are_float32_unless_the_flag_says_activation():
 
 
 def test_autocast_does_not_lower_a_float32_router():
-    _, router = router_of(precision={"router": "float32_linear"}, router_bias=True)
+    _, router = router_of(precision={"router": "float32_linear"}, router={"bias": True})
     tokens = torch.randn(16, D)
     wanted = router(tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -141,7 +146,7 @@ def test_routers_run_on_the_meta_device():
 
 
 def test_routers_initialize_every_tensor():
-    flags = {"router_input_norm": True, "router_per_expert_scale": True, **BIASED}
+    flags = {"router.input_norm": True, "router.per_expert_scale": True, **BIASED}
     _, router = router_of(**flags)
     with torch.no_grad():
         for tensor in router.state_dict().values():
@@ -215,29 +220,29 @@ REFUSED = [
     ({**MOE, "n_group": 5, "topk_group": 1}, "n_group=5 must divide the 12 experts"),
     ({**MOE, "n_group": 4, "topk_group": 5}, "topk_group=5 must be at most n_group=4"),
     ({**MOE, "n_group": 6, "topk_group": 1}, "must hold num_experts_per_tok=3"),
-    ({**MOE, "n_group": 12, "topk_group": 3}, "group_score='top2_sum' needs groups of two"),
-    ({**MOE, "n_group": 4, "topk_group": 2, "group_score": "mean"}, "group_score='mean' is not one of"),
+    ({**MOE, "n_group": 12, "topk_group": 3}, "router.group_score='top2_sum' needs groups of two"),
+    ({**MOE, "n_group": 4, "topk_group": 2, "router.group_score": "mean"}, "router.group_score='mean' is not one of"),
     (
-        {**MOE, "n_group": 4, "topk_group": 2, "score_after_topk": True},
-        "n_group=4 only means something with score_after",
+        {**MOE, "n_group": 4, "topk_group": 2, "router.score_after_topk": True},
+        "n_group=4 only means something with router.score_after",
     ),
     ({**MOE, "scoring_func": "sparsemixer", "norm_topk_prob": True}, "norm_topk_prob=True only means something with"),
     ({**MOE, "scoring_func": "sparsemixer", "use_score_correction_bias": True}, "use_score_correction_bias=True only"),
-    ({**MOE, "sparsemixer_jitter_eps": 0.1}, "only means something with scoring_func='sparsemixer'"),
+    ({**MOE, "router.sparsemixer_jitter_eps": 0.1}, "only means something with scoring_func='sparsemixer'"),
     (
-        {**MOE, "norm_topk_prob": False, "norm_topk_eps": 1e-6},
-        "norm_topk_eps=1e-06 only means something with norm_topk",
+        {**MOE, "norm_topk_prob": False, "router.norm_topk_eps": 1e-6},
+        "router.norm_topk_eps=1e-06 only means something with norm_topk",
     ),
-    ({**MOE, "norm_topk_eps": -1.0}, "norm_topk_eps=-1.0 must not be negative"),
+    ({**MOE, "router.norm_topk_eps": -1.0}, "router.norm_topk_eps=-1.0 must not be negative"),
     ({**MOE, "routed_scaling_factor": 0}, "routed_scaling_factor=0 must be greater than 0"),
-    ({**MOE, "router_jitter_noise": 1.0}, "router_jitter_noise=1.0 must be below 1"),
+    ({**MOE, "router.jitter_noise": 1.0}, "router.jitter_noise=1.0 must be below 1"),
     (
-        {**MOE, "router_input_multiplier": 2.0},
-        "router_input_multiplier=2.0 only means something with router_input_norm",
+        {**MOE, "router.input_multiplier": 2.0},
+        "router.input_multiplier=2.0 only means something with router.input_norm",
     ),
     ({**MOE, "zero_expert_type": "zero"}, "zero_expert_type='zero' only means something with zero_expert_num"),
     ({**MOE, "zero_expert_num": 2, "zero_expert_type": "copy"}, "zero_expert_type='copy' is not one of"),
-    ({**MOE, "zero_expert_num": 2, "apply_router_weight_on_input": True}, "cannot be combined with zero_expert_num"),
+    ({**MOE, "zero_expert_num": 2, "router.weight_on_input": True}, "cannot be combined with zero_expert_num"),
     ({**MOE, "gated_mlp": False, "swiglu_limit": 7.0}, "swiglu_limit=7.0 only means something with gated_mlp=True"),
     ({**MOE, "swiglu_limit": -7.0}, "swiglu_limit=-7.0 must be greater than 0"),
     ({**MOE, "hidden_act": "gelu", "swiglu_alpha": 1.7}, "swiglu_alpha=1.7 needs hidden_act='silu', got 'gelu'"),
@@ -259,17 +264,17 @@ def test_a_config_that_makes_no_sense_says_why(flags, sentence):
 def test_what_is_left_out_is_written_out_and_resolving_again_changes_nothing():
     config = zoo_config(num_hidden_layers=3, mlp_layer_types=["dense", "sparse", "sparse"], n_shared_experts=2)
     assert config.shared_expert_intermediate_size == 2 * config.moe_intermediate_size
-    left_out = [name for name in fields_experts.ExpertFields.__dataclass_fields__ if getattr(config, name) is None]
-    unselected = {*fields_experts.SWIGLU_FIELDS, *fields_experts.GROUP_FIELDS, "n_group", "norm_topk_min"}
-    unselected |= {"moe_latent_size", "zero_expert_num", "zero_expert_type", "sparsemixer_jitter_eps"}
-    assert set(left_out) == unselected | {"router_input_multiplier"}
+    left_out = [name for name in described(fields_experts.ExpertFields) if getattr(config, name) is None]
+    unselected = {*fields_experts.SWIGLU_FIELDS, *fields_experts.GROUP_FIELDS, "n_group", "router.norm_topk_min"}
+    unselected |= {"moe_latent_size", "zero_expert_num", "zero_expert_type", "router.sparsemixer_jitter_eps"}
+    assert set(left_out) == unselected | {"router.input_multiplier"}
     again = ZooConfig.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict()
 
 
 def test_a_dense_config_has_no_expert_setting():
     config = ZooConfig(hidden_size=D, num_attention_heads=4, num_hidden_layers=2)
-    assert {getattr(config, name) for name in fields_experts.ExpertFields.__dataclass_fields__} == {None}
+    assert {getattr(config, name) for name in described(fields_experts.ExpertFields)} == {None}
 
 
 def test_every_layer_is_sparse_and_as_wide_as_a_dense_one_unless_said_otherwise():

@@ -17,11 +17,16 @@ KINDS = {
         **{"scoring_func": "sigmoid", "use_score_correction_bias": True, "n_group": 4, "topk_group": 2},
         "precision.router": "float32_linear",
     },
-    "after_topk_biases": {"score_after_topk": True, "router_bias": True, "expert_bias": True, "swiglu_limit": 1.0},
+    "after_topk_biases": {
+        "router.score_after_topk": True,
+        "router.bias": True,
+        "expert_bias": True,
+        "swiglu_limit": 1.0,
+    },
     "identity": {"zero_expert_num": 5, "scoring_func": "softmax", "norm_topk_prob": False},
-    "weight_on_input": {"apply_router_weight_on_input": True, "scoring_func": "sigmoid", "score_after_topk": True},
+    "weight_on_input": {"router.weight_on_input": True, "scoring_func": "sigmoid", "router.score_after_topk": True},
     "plain_latent": {"gated_mlp": False, "hidden_act": "relu2", "moe_latent_size": 16},
-    "sparsemixer": {"scoring_func": "sparsemixer", "sparsemixer_jitter_eps": 0.3},
+    "sparsemixer": {"scoring_func": "sparsemixer", "router.sparsemixer_jitter_eps": 0.3},
 }
 
 

@@ -38,9 +38,10 @@ def masked_outside_groups(choice, config):
     size = len(choice) // config.n_group
     groups = [sorted(choice[g * size : (g + 1) * size], reverse=True) for g in range(config.n_group)]
     kept = best(
-        [group[0] if config.group_score == "max" else group[0] + group[1] for group in groups], config.topk_group
+        [group[0] if config.router["group_score"] == "max" else group[0] + group[1] for group in groups],
+        config.topk_group,
     )
-    value = {"-inf": -math.inf, "zero": 0.0}[config.group_mask_value]
+    value = {"-inf": -math.inf, "zero": 0.0}[config.router["group_mask_value"]]
     return [score if index // size in kept else value for index, score in enumerate(choice)]
 
 
@@ -53,7 +54,7 @@ def pick_by_thresholds(logits, config):
         near = {
             index: math.exp(score - top)
             for index, score in left.items()
-            if (top - score) / max(abs(score), top) <= 2 * config.sparsemixer_jitter_eps
+            if (top - score) / max(abs(score), top) <= 2 * config.router["sparsemixer_jitter_eps"]
         }
         weights[expert] = near[expert] / sum(near.values())
         del left[expert]
@@ -65,16 +66,16 @@ def route(logits, bias, config):
     if config.scoring_func == "sparsemixer":
         return pick_by_thresholds(logits, config)
     score = SCORES[config.scoring_func]
-    scores = logits if config.score_after_topk else score(logits)
+    scores = logits if config.router["score_after_topk"] else score(logits)
     choice = [value + shift for value, shift in zip(scores, bias or [0.0] * len(scores), strict=True)]
     if config.n_group:
         choice = masked_outside_groups(choice, config)
     experts = best(choice, config.num_experts_per_tok)
     weights = [scores[expert] for expert in experts]
-    if config.score_after_topk:
+    if config.router["score_after_topk"]:
         weights = score(weights)
     if config.norm_topk_prob:
-        total = max(sum(weights) + config.norm_topk_eps, config.norm_topk_min or 0.0)
+        total = max(sum(weights) + config.router["norm_topk_eps"], config.router["norm_topk_min"] or 0.0)
         weights = [weight / total for weight in weights]
     return dict(zip(experts, weights, strict=True))
 
@@ -120,12 +121,12 @@ def shared_experts(x, state, config):
 
 
 def router_logits(x, state, config):
-    if config.router_input_norm:
+    if config.router["input_norm"]:
         x = (
             x
             / torch.sqrt((x * x).mean() + config.norm_eps)
             * state["gate.norm.weight"]
-            * config.router_input_multiplier
+            * config.router["input_multiplier"]
         )
     return (state["gate.weight"] @ x + state.get("gate.bias", 0.0)).tolist()
 
@@ -139,11 +140,11 @@ def sparse_token(x, router_x, state, config):
     routed, kept = torch.zeros_like(inner), torch.zeros_like(x)
     for expert, weight in route(router_logits(router_x, state, config), bias, config).items():
         weight *= config.routed_scaling_factor
-        if config.router_per_expert_scale:
+        if config.router["per_expert_scale"]:
             weight *= state["gate.per_expert_scale"][expert].item()
         if expert >= config.num_experts:
             kept += weight * x if config.zero_expert_type == "identity" else 0.0
-        elif config.apply_router_weight_on_input:
+        elif config.router["weight_on_input"]:
             routed += routed_expert(weight * inner, expert, state, config)
         else:
             routed += weight * routed_expert(inner, expert, state, config)
