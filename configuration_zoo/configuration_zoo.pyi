@@ -172,6 +172,22 @@ class ResidualFactors(TypedDict, total=False):
     ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
     2501.08313."""
 
+class PositionConfig(TypedDict, total=False):
+    offset: int | None
+    """The number of the first position: rows skipped at the start of a learned table. None: 0. Needs learned or
+    sinusoidal positions. Source: fairseq's published code (2, as OPT and XGLM have it)."""
+    ids_from_mask: bool | None
+    """Where no positions are given they count the attended tokens, so that padding takes none. Needs learned or
+    sinusoidal positions. Source: OPT's published code."""
+    sinusoid_layout: Literal["interleaved", "halves", "closed_halves"] | None
+    """Order of the sinusoids: sine and cosine alternate (interleaved), sines before cosines (halves), or so with
+    wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved. Needs
+    position_embedding_type='sinusoidal'. Source: Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858;
+    tensor2tensor."""
+    alibi_scaled: bool | None
+    """The bias of ALiBi is multiplied by the attention scale. Needs position_embedding_type='alibi'. Source:
+    Falcon's published code."""
+
 class AttnTemperature(TypedDict, total=False):
     layers: Literal["all", "rope", "no_rope"] | None
     """In which layers: in all, in those that rotate, or in those that do not. None: nowhere. Needs a layer with
@@ -542,20 +558,8 @@ class ZooConfig(PreTrainedConfig):
     no_rope_layers: list[int] | None
     """One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
     Needs position_embedding_type='rope'. Source: Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name."""
-    position_offset: int | None
-    """The number of the first position: rows skipped at the start of a learned table. None: 0. Needs learned or
-    sinusoidal positions. Source: fairseq's published code (2, as OPT and XGLM have it)."""
-    sinusoid_layout: Literal["interleaved", "halves", "closed_halves"] | None
-    """Order of the sinusoids: sine and cosine alternate (interleaved), sines before cosines (halves), or so with
-    wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved. Needs
-    position_embedding_type='sinusoidal'. Source: Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858;
-    tensor2tensor."""
-    position_ids_from_mask: bool
-    """Where no positions are given they count the attended tokens, so that padding takes none. Needs learned or
-    sinusoidal positions. Source: OPT's published code."""
-    alibi_scaled: bool | None
-    """The bias of ALiBi is multiplied by the attention scale. Needs position_embedding_type='alibi'. Source:
-    Falcon's published code."""
+    position_config: dict[str, Any]
+    """Details of learned, sinusoidal and ALiBi positions."""
     relative_attention_num_buckets: int | None
     """Buckets of the relative bias, of which there is one table for all layers. None: 32. Needs
     position_embedding_type='relative'. Source: Raffel et al. 2020, arXiv 1910.10683, §2.1."""
@@ -790,10 +794,7 @@ class ZooConfig(PreTrainedConfig):
         rope_parameters: dict[str, Any] | None = None,
         rope_interleave: bool | None = None,
         no_rope_layers: list[int] | None | str | int = None,
-        position_offset: int | None = None,
-        sinusoid_layout: Literal["interleaved", "halves", "closed_halves"] | None = None,
-        position_ids_from_mask: bool = False,
-        alibi_scaled: bool | None = None,
+        position_config: PositionConfig | None = None,
         relative_attention_num_buckets: int | None = None,
         relative_attention_max_distance: int | None = None,
         attn_temperature: AttnTemperature | None = None,
@@ -923,10 +924,7 @@ class ZooConfig(PreTrainedConfig):
             rope_parameters: The dict of transformers with rope_type, rope_theta, partial_rotary_factor, factor ...: one for all layers, or one for each layer type, where None means no rotation.
             rope_interleave: Channels (2j, 2j + 1) rotate together instead of (j, j + d/2). None: no, with rope.
             no_rope_layers: One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
-            position_offset: The number of the first position: rows skipped at the start of a learned table. None: 0.
-            sinusoid_layout: Order of the sinusoids: sine and cosine alternate (interleaved), sines before cosines (halves), or so with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.
-            position_ids_from_mask: Where no positions are given they count the attended tokens, so that padding takes none.
-            alibi_scaled: The bias of ALiBi is multiplied by the attention scale.
+            position_config: Details of learned, sinusoidal and ALiBi positions.
             relative_attention_num_buckets: Buckets of the relative bias, of which there is one table for all layers. None: 32.
             relative_attention_max_distance: Distance from which on all share the last bucket. None: 128.
             attn_temperature: Queries are scaled by their position: by 1 + scale · log(1 + floor((position + offset) / floor_scale)).

@@ -76,29 +76,33 @@ class PositionFields:
         "rotates.",
         source="Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name",
     )
-    position_offset: int | None = count(
-        most=LONGEST,
-        needs="absolute positions",
-        meaning="The number of the first position: rows skipped at the start of a learned table. None: 0.",
-        source="fairseq's published code (2, as OPT and XGLM have it)",
-    )
-    sinusoid_layout: str | None = choice(
-        SINUSOID_LAYOUTS,
-        needs="sinusoidal",
-        meaning="Order of the sinusoids: sine and cosine alternate (interleaved), sines before cosines (halves), or so "
-        "with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.",
-        source="Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858; tensor2tensor",
-    )
-    position_ids_from_mask: bool = flag(
-        needs="absolute positions",
-        meaning="Where no positions are given they count the attended tokens, so that padding takes none.",
-        source="OPT's published code",
-    )
-    alibi_scaled: bool | None = flag(
-        None,
-        needs="alibi",
-        meaning="The bias of ALiBi is multiplied by the attention scale.",
-        source="Falcon's published code",
+    position_config: dict | None = settings(
+        "Details of learned, sinusoidal and ALiBi positions.",
+        offset=count(
+            most=LONGEST,
+            needs="absolute positions",
+            meaning="The number of the first position: rows skipped at the start of a learned table. None: 0.",
+            source="fairseq's published code (2, as OPT and XGLM have it)",
+        ),
+        ids_from_mask=flag(
+            None,
+            needs="absolute positions",
+            meaning="Where no positions are given they count the attended tokens, so that padding takes none.",
+            source="OPT's published code",
+        ),
+        sinusoid_layout=choice(
+            SINUSOID_LAYOUTS,
+            needs="sinusoidal",
+            meaning="Order of the sinusoids: sine and cosine alternate (interleaved), sines before cosines (halves), "
+            "or so with wave lengths from 1 to 10000 inclusive (closed_halves). None: interleaved.",
+            source="Vaswani et al. 2017, §3.5; CTRL, arXiv 1909.05858; tensor2tensor",
+        ),
+        alibi_scaled=flag(
+            None,
+            needs="alibi",
+            meaning="The bias of ALiBi is multiplied by the attention scale.",
+            source="Falcon's published code",
+        ),
     )
     relative_attention_num_buckets: int | None = size(
         needs="relative",
@@ -141,11 +145,12 @@ class PositionFields:
         if kind == "rope":
             self.rope_interleave = bool(self.rope_interleave)
         if kind in ABSOLUTE_POSITIONS:
-            self.position_offset = self.position_offset or 0
+            set_fields(self, {"position_config.offset": self.position_config["offset"] or 0})
         if kind == "sinusoidal":
-            self.sinusoid_layout = self.sinusoid_layout or SINUSOID_LAYOUTS[0]
+            layout = self.position_config["sinusoid_layout"] or SINUSOID_LAYOUTS[0]
+            set_fields(self, {"position_config.sinusoid_layout": layout})
         if kind == "alibi":
-            self.alibi_scaled = bool(self.alibi_scaled)
+            set_fields(self, {"position_config.alibi_scaled": bool(self.position_config["alibi_scaled"])})
         if kind == "relative":
             self.relative_attention_num_buckets = self.relative_attention_num_buckets or 32
             self.relative_attention_max_distance = self.relative_attention_max_distance or 128
@@ -157,11 +162,13 @@ class PositionFields:
         kind = self.position_embedding_type
         rope_fields = ("rope_parameters", "rope_interleave", "no_rope_layers")
         refuse_unless(self, kind == "rope", "position_embedding_type='rope'", rope_fields)
-        refuse_unless(self, kind == "sinusoidal", "position_embedding_type='sinusoidal'", ("sinusoid_layout",))
-        refuse_unless(self, kind == "alibi", "position_embedding_type='alibi'", ("alibi_scaled",))
+        refuse_unless(
+            self, kind == "sinusoidal", "position_embedding_type='sinusoidal'", ("position_config.sinusoid_layout",)
+        )
+        refuse_unless(self, kind == "alibi", "position_embedding_type='alibi'", ("position_config.alibi_scaled",))
         relative = ("relative_attention_num_buckets", "relative_attention_max_distance")
         refuse_unless(self, kind == "relative", "position_embedding_type='relative'", relative)
-        absolute = ("position_offset", "position_ids_from_mask")
+        absolute = ("position_config.offset", "position_config.ids_from_mask")
         refuse_unless(self, kind in ABSOLUTE_POSITIONS, "learned or sinusoidal positions", absolute)
         temperature = ("attn_temperature.scale", "attn_temperature.floor_scale", "attn_temperature.offset")
         if self.attn_temperature["layers"] is None:
@@ -177,8 +184,11 @@ class PositionFields:
             raise ValueError(f"position_embedding_type={kind!r} needs a softmax attention layer in layer_types.")
         if kind == "transformer_xl" and any(layer_type in HYBRID_LAYERS for layer_type in self.layer_types):
             raise ValueError("position_embedding_type='transformer_xl' needs layer_types without hybrid layers.")
-        if self.alibi_scaled and len({self.key_width(index) for index in self.softmax_layers}) > 1:
-            raise ValueError("alibi_scaled=True needs heads of one width, so one attention_type for all layers.")
+        widths = {self.key_width(index) for index in self.softmax_layers}
+        if self.position_config["alibi_scaled"] and len(widths) > 1:
+            raise ValueError(
+                "position_config.alibi_scaled=True needs heads of one width, so one attention_type for all layers."
+            )
         self._validate_rotations()
 
     def _validate_rotations(self):

@@ -131,7 +131,6 @@ SAME_FIELD = {
     "use_bidirectional_attention": "bidirectional",
     "no_rope_layers": "no_rope_layer_interval nope_layers",
     "rope_interleave": "rope_interleaving rotary_interleaved use_interleaved_rope",
-    "position_offset": "offset",
     "gated_mlp": "glu gated_linear_unit use_glu",
     "num_experts": "n_experts num_local_experts n_routed_experts num_moe_experts moe_num_experts enable_moe_block",
     "num_experts_per_tok": "experts_per_token num_experts_per_token num_selected_experts moe_top_k moe_topk moe_k "
@@ -152,6 +151,10 @@ SAME_FIELD = {
     "router.input_multiplier": "router_input_multiplier",
     "router.per_expert_scale": "router_per_expert_scale",
     "router.jitter_noise": "router_jitter_noise input_jitter_noise",
+    "position_config.offset": "position_offset offset",
+    "position_config.ids_from_mask": "position_ids_from_mask",
+    "position_config.sinusoid_layout": "sinusoid_layout",
+    "position_config.alibi_scaled": "alibi_scaled",
     "mup_multipliers.linear_in": "linear_in_multiplier ssm_in_multiplier",
     "mup_multipliers.linear_out": "linear_out_multiplier ssm_out_multiplier",
     "mup_multipliers.linear_sections": "linear_section_multipliers ssm_multipliers",

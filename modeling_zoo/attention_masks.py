@@ -177,7 +177,7 @@ def columns_so_far(
     as it is."""
     if attention_mask is None:
         return None
-    counted = config.position_ids_from_mask
+    counted = config.position_config["ids_from_mask"]
     return trim_padding_mask(attention_mask, inputs_embeds.shape[1], past_key_values, always=counted)
 
 

@@ -133,10 +133,14 @@ def positions_of(
     """Positions `[1 or B, T]` of a call that names none: slots from what the cache has seen, or the count of attended
     tokens."""
     length, device = inputs_embeds.shape[1], inputs_embeds.device
-    if config.position_ids_from_mask and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+    if (
+        config.position_config["ids_from_mask"]
+        and isinstance(attention_mask, torch.Tensor)
+        and attention_mask.dim() == 2
+    ):
         counted = attention_mask.long().cumsum(-1) * attention_mask.long() - 1
         # Padding stands before position 0 where a learned table has a row for it.
-        return counted[:, -length:].clamp(min=-1 if config.position_offset else 0)
+        return counted[:, -length:].clamp(min=-1 if config.position_config["offset"] else 0)
     seen = past_key_values.get_seq_length() if past_key_values is not None else 0
     return (torch.arange(length, device=device) + seen).unsqueeze(0)
 

@@ -9,11 +9,11 @@ from configuration_zoo import ZooConfig
 
 
 class LearnedPositions(nn.Embedding):
-    """position_ids `[B, T]` → rows `[B, T, D]` of a learned table; the first `position_offset` rows are reserved
+    """position_ids `[B, T]` → rows `[B, T, D]` of a learned table; the first `position_config.offset` rows are reserved
     (GPT-2, OPT)."""
 
     def __init__(self, config: ZooConfig):
-        self.offset = config.position_offset
+        self.offset = config.position_config["offset"]
         super().__init__(config.max_position_embeddings + self.offset, config.hidden_size)
 
     def forward(self, position_ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -47,13 +47,13 @@ WAVES = {"interleaved": interleaved_waves, "halves": halved_waves, "closed_halve
 
 
 class SinusoidalPositions(nn.Module):
-    """Positions `[B, T]`, counted from `position_offset` → waves `[B, T, D]` of geometrically growing length."""
+    """Positions `[B, T]`, counted from `position_config.offset` → waves `[B, T, D]` of geometrically growing length."""
 
     def __init__(self, config: ZooConfig):
         super().__init__()
         self.dim = config.hidden_size
-        self.offset = config.position_offset
-        self.waves = WAVES[config.sinusoid_layout]
+        self.offset = config.position_config["offset"]
+        self.waves = WAVES[config.position_config["sinusoid_layout"]]
 
     def forward(self, position_ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`like` gives the dtype."""
@@ -92,7 +92,8 @@ class AlibiBias(nn.Module):
 
     def __init__(self, config: ZooConfig):
         super().__init__()
-        self.scale = config.key_width((config.softmax_layers or [0])[0]) ** -0.5 if config.alibi_scaled else 1.0
+        scaled = config.position_config["alibi_scaled"]
+        self.scale = config.key_width((config.softmax_layers or [0])[0]) ** -0.5 if scaled else 1.0
         self.round_dtype = getattr(torch, config.precision["alibi"]) if config.precision["alibi"] else None
         self.two_sided = config.use_bidirectional_attention
         self.per_query = config.attention_sinks is not None

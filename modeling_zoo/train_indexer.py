@@ -106,6 +106,6 @@ def refuse_split_heads(mixer: nn.Module) -> None:
     weight = mixer.kv_b_proj.weight
     if hasattr(weight, "to_local") and weight.placements[0].is_shard():
         raise ValueError(
-            f"indexer_loss_coef={mixer.config.indexer_loss_coef} compares the indexer with the attention of all heads, "
-            "which tensor parallelism splits over processes: set indexer_loss_coef=0, or train with FSDP."
+            f"indexer_loss_coef={mixer.config.indexer_loss_coef} compares the indexer with the attention of all "
+            "heads, which tensor parallelism splits over processes: set indexer_loss_coef=0, or train with FSDP."
         )

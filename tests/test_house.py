@@ -528,7 +528,7 @@ FIELDS_OF = {
     "PARALLEL_SUMS": (("precision.parallel_sum_order",), {"block_type": "parallel"}),
     "ADDED_POSITIONS": (("position_embedding_type",), {}),
     "RESIDUAL_INITIALIZERS": (("initializer.residual_type",), {}),
-    "WAVES": (("sinusoid_layout",), {"position_embedding_type": "sinusoidal"}),
+    "WAVES": (("position_config.sinusoid_layout",), {"position_embedding_type": "sinusoidal"}),
     "ROUTERS": (("scoring_func",), SPARSE),
 }
 # Keyed by transformers' words or classes, by a boolean, by the field that asks for it, or holding a part of what

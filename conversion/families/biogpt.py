@@ -16,7 +16,7 @@ FAMILY = Family(
     fields={name: ours for name, ours in GPT_FIELDS.items() if name != "layer_norm_epsilon"}
     | {name: name for name in ("intermediate_size", "hidden_act", "max_position_embeddings", "use_cache")}
     | {"hidden_dropout_prob": "residual_dropout", "attention_probs_dropout_prob": "attention_dropout"},
-    fixed=BIASED | {"norm_eps": 1e-5, "position_embedding_type": "learned", "position_offset": 2},
+    fixed=BIASED | {"norm_eps": 1e-5, "position_embedding_type": "learned", "position_config.offset": 2},
     derive=derive,
     restore=lambda ours: {"scale_embedding": ours.embedding_multiplier != 1.0},
     rules=[

@@ -21,7 +21,7 @@ FAMILY = Family(
     },
     fixed=BIASED
     | {
-        "position_embedding_type": "sinusoidal", "sinusoid_layout": "halves", "hidden_act": "relu",
+        "position_embedding_type": "sinusoidal", "position_config.sinusoid_layout": "halves", "hidden_act": "relu",
         "lm_head_bias": True,
     },
     derive=derive,

@@ -6,7 +6,7 @@ from ..errors import ConversionError
 from .bloom import FAMILY as BLOOM
 from .shared_gpt import GPT_FIELDS, PLAIN, TINY_PLAIN
 
-ALIBI = {"position_embedding_type": "alibi", "alibi_scaled": True, "precision.alibi": "bfloat16"}
+ALIBI = {"position_embedding_type": "alibi", "position_config.alibi_scaled": True, "precision.alibi": "bfloat16"}
 TWO_NORMS = {"ln_attn": "attn_norm", "ln_mlp": "mlp_norm"}
 GROUPED = {"num_kv_heads": 2, "new_decoder_architecture": True, "bias": True, "ffn_hidden_size": 80}
 

@@ -14,7 +14,7 @@ FIELDS = LLAMA_FIELDS | {"attention_bias": "attention_bias", "scale_emb": "embed
 def derive(theirs: Theirs) -> Keys:
     require(theirs, pretraining_tp=1, sparse_config=None)
     routed = {"num_experts": theirs.num_experts, "num_experts_per_tok": theirs.num_experts_per_tok}
-    routed |= {"norm_topk_eps": 0.0, "precision.router_weights": "activation"}
+    routed |= {"router.norm_topk_eps": 0.0, "precision.router_weights": "activation"}
     scales = {
         "residual_multiplier": theirs.scale_depth / sqrt(theirs.num_hidden_layers),
         "logits_scaling": theirs.hidden_size / theirs.dim_model_base,

@@ -37,7 +37,8 @@ FAMILY = Family(
     },
     fixed=PLAIN
     | {
-        "norm_eps": 1e-5, "position_embedding_type": "learned", "position_offset": 2, "position_ids_from_mask": True,
+        "norm_eps": 1e-5, "position_embedding_type": "learned",
+        "position_config": {"offset": 2, "ids_from_mask": True},
     },
     derive=derive,
     restore=restore,

@@ -33,8 +33,8 @@ FAMILY = Family(
     },
     fixed=BIASED
     | {
-        "norm_eps": 1e-5, "position_embedding_type": "sinusoidal", "sinusoid_layout": "closed_halves",
-        "position_offset": FIRST_ROW,
+        "norm_eps": 1e-5, "position_embedding_type": "sinusoidal", "position_config.sinusoid_layout": "closed_halves",
+        "position_config.offset": FIRST_ROW,
     },
     derive=derive,
     restore=lambda ours: {"scale_embedding": ours.embedding_multiplier != 1.0},

@@ -54,7 +54,7 @@ CASES = {
     "float32_angles": {"precision.rope": "float32_trig"},
     "no_rope_layer": {"no_rope_layers": [0, 1]},
     "alibi": NO_ROPE | {"position_embedding_type": "alibi"},
-    "scaled_alibi": NO_ROPE | {"position_embedding_type": "alibi", "alibi_scaled": True},
+    "scaled_alibi": NO_ROPE | {"position_embedding_type": "alibi", "position_config.alibi_scaled": True},
     "relative": NO_ROPE
     | {
         "position_embedding_type": "relative", "relative_attention_num_buckets": 6,

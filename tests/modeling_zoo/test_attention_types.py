@@ -142,8 +142,9 @@ def test_a_layer_without_attention_needs_no_name():
         (MIXED["indexed"] | {"attention_type": [LATENT, LATENT, GROUPED]}, "which needs attention_type='latent'"),
         (MIXED["plain"] | {"position_embedding_type": "transformer_xl"}, "needs attention_type='grouped_query'"),
         (
-            MIXED["plain"] | {"position_embedding_type": "alibi", "alibi_scaled": True, "qk_rope_head_dim": 0},
-            "alibi_scaled=True needs heads of one width",
+            MIXED["plain"]
+            | {"position_embedding_type": "alibi", "position_config.alibi_scaled": True, "qk_rope_head_dim": 0},
+            "position_config.alibi_scaled=True needs heads of one width",
         ),
         (MIXED["plain"] | {"num_kv_shared_layers": 2}, "needs attention_type='grouped_query'"),
         ({"attention_type": [LATENT, GROUPED, GROUPED], "num_kv_shared_layers": 2}, "attention_type of layer 0, whose"),

@@ -98,7 +98,7 @@ CASES = {
     "temperature_where_not": TEMPERATURE | {"attn_temperature.layers": "no_rope"},
     "shared_key_unturned": NO_ROPE | {"position_embedding_type": "none"},
     "no_shared_key": NO_ROPE | {"position_embedding_type": "none", "qk_rope_head_dim": 0},
-    "alibi": NO_ROPE | {"position_embedding_type": "alibi", "alibi_scaled": False},
+    "alibi": NO_ROPE | {"position_embedding_type": "alibi", "position_config.alibi_scaled": False},
     "relative": NO_ROPE
     | {
         "position_embedding_type": "relative", "relative_attention_num_buckets": 6,

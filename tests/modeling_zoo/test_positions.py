@@ -52,7 +52,7 @@ def make(kind, **fields):
 
 @pytest.mark.parametrize("offset", [0, 2])
 def test_learned_rows_begin_at_the_offset(offset):
-    table = LearnedPositions(config_of("learned", position_offset=offset))
+    table = LearnedPositions(config_of("learned", position_config={"offset": offset}))
     assert table.weight.shape == (40 + offset, 20)
     positions = torch.tensor([[3, 0, 39]])
     assert torch.equal(table(positions, None), table.weight[positions + offset])
@@ -67,7 +67,7 @@ def padded():
 
 def test_positions_from_the_mask_are_opt_s():
     theirs = OPTLearnedPositionalEmbedding(40, 20)
-    config = config_of("learned", position_offset=2, position_ids_from_mask=True)
+    config = config_of("learned", position_config={"offset": 2, "ids_from_mask": True})
     ours = LearnedPositions(config)
     ours.load_state_dict(theirs.state_dict())
     mask = padded()
@@ -80,7 +80,7 @@ def test_positions_from_the_mask_are_opt_s():
 
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
 def test_padding_takes_no_position_where_the_mask_counts(kind):
-    model = make(kind, position_ids_from_mask=True)
+    model = make(kind, position_config={"ids_from_mask": True})
     tokens, mask = torch.randint(1, 31, (3, 9)), padded()
     with torch.no_grad():
         whole = model(tokens, attention_mask=mask).last_hidden_state
@@ -100,7 +100,7 @@ def test_padding_takes_positions_where_nothing_says_otherwise():
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
 @pytest.mark.parametrize("from_mask", [False, True])
 def test_cached_steps_go_on_counting(kind, from_mask):
-    model = make(kind, position_ids_from_mask=from_mask)
+    model = make(kind, position_config={"ids_from_mask": from_mask})
     tokens, mask = torch.randint(1, 31, (3, 9)), padded()
     with torch.no_grad():
         whole = model(tokens, attention_mask=mask).last_hidden_state
@@ -116,7 +116,7 @@ def test_cached_steps_go_on_counting(kind, from_mask):
 @pytest.mark.parametrize("offset", [0, 2])
 def test_sinusoids_are_the_formula(width, layout, offset):
     class Settings:
-        hidden_size, sinusoid_layout, position_offset = width, layout, offset
+        hidden_size, position_config = width, {"sinusoid_layout": layout, "offset": offset}
 
     positions = torch.tensor([[0, 1, 7], [250, 30, 2]])
     found = SinusoidalPositions(Settings)(positions, torch.empty(0))
@@ -173,7 +173,7 @@ def test_the_rounded_and_scaled_bias_is_falcon_s(length, dtype):
     """In bfloat16 a position above 256 is no longer its own; only the absolute position rounds as theirs does."""
     mask = torch.ones(2, length, dtype=torch.long)
     mask[0, :7] = 0
-    bias = AlibiBias(config_of("alibi", alibi_scaled=True, precision={"alibi": "bfloat16"}))
+    bias = AlibiBias(config_of("alibi", position_config={"alibi_scaled": True}, precision={"alibi": "bfloat16"}))
     slots = torch.arange(length)
     ours = bias(torch.empty(0, dtype=dtype), slots, slots, mask)
     theirs = build_falcon_alibi(mask, HEADS, dtype).view(2, HEADS, 1, -1) / 8**0.5
@@ -288,11 +288,11 @@ def test_attention_is_t5_s_decoder_attention(seen):
 @pytest.mark.parametrize(
     "kind, fields, named",
     [
-        ("learned", {"alibi_scaled": True}, "alibi_scaled"),
-        ("learned", {"sinusoid_layout": "halves"}, "sinusoid_layout"),
-        ("sinusoidal", {"sinusoid_layout": "half"}, "Did you mean 'halves'"),
-        ("alibi", {"position_offset": 2}, "position_offset"),
-        ("none", {"position_ids_from_mask": True}, "position_ids_from_mask"),
+        ("learned", {"position_config.alibi_scaled": True}, "position_config.alibi_scaled"),
+        ("learned", {"position_config.sinusoid_layout": "halves"}, "position_config.sinusoid_layout"),
+        ("sinusoidal", {"position_config.sinusoid_layout": "half"}, "Did you mean 'halves'"),
+        ("alibi", {"position_config.offset": 2}, "position_config.offset"),
+        ("none", {"position_config.ids_from_mask": True}, "position_config.ids_from_mask"),
         ("sinusoidal", {"relative_attention_num_buckets": 8}, "relative_attention_num_buckets"),
         ("relative", {"relative_attention_num_buckets": 2}, "relative_attention_num_buckets"),
         ("alibi", {"precision.alibi": "int8"}, "precision.alibi"),

@@ -22,7 +22,7 @@ SERVED = [
     {**EXPERTS, "n_shared_experts": 1, "shared_expert_gate": True},
     LATENT,
     {"logits_scaling": 3.0},
-    {"position_embedding_type": "learned", "position_ids_from_mask": True, "position_offset": 2},
+    {"position_embedding_type": "learned", "position_config.ids_from_mask": True, "position_config.offset": 2},
 ]
 REFUSED = [
     ("layer_types", LINEAR),
@@ -73,7 +73,7 @@ def test_an_engine_that_makes_the_logits_makes_the_same(flags):
 
 def test_an_engine_says_where_tokens_stand():
     """It gives positions and no mask: those that are counted over the mask of a padded row."""
-    flags = {"position_embedding_type": "learned", "position_ids_from_mask": True, "position_offset": 2}
+    flags = {"position_embedding_type": "learned", "position_config.ids_from_mask": True, "position_config.offset": 2}
     model = ZooForCausalLM(ZooConfig(**{**SIZES, **flags})).eval()
     tokens, mask = torch.tensor([[1, 1, 3, 5, 7]]), torch.tensor([[0, 0, 1, 1, 1]])
     with torch.no_grad():

@@ -46,7 +46,7 @@ MODELS = {
                  "attn_logit_softcapping": 5.0, "final_logit_softcapping": 7.0, "tie_word_embeddings": True},
     "no positions": {"no_rope_layers": [1, 0, 1], "attn_output_gate": "query", "norm_type": "layer_norm"},
     "scaled logits": {"logits_scaling": 0.25, "embedding_multiplier": 3.0},
-    "counted positions": {"position_embedding_type": "learned", "position_ids_from_mask": True, "position_offset": 2},
+    "counted positions": {"position_embedding_type": "learned", "position_config": {"ids_from_mask": True, "offset": 2}},
     "experts": {**EXPERTS, "n_shared_experts": 1},
     "routed": {**EXPERTS, "num_experts": 6, "scoring_func": "sigmoid", "use_score_correction_bias": True, "n_group": 3,
                "topk_group": 2, "routed_scaling_factor": 2.5, "n_shared_experts": 1},

@@ -90,7 +90,7 @@ def alibi(config, head, query, key):
     """slope · (key - query); the slopes are halves of halves, those beyond a power of two lie between them."""
     power = 2 ** math.floor(math.log2(config.num_attention_heads))
     exponent = -8 * (head + 1) / power if head < power else -4 * (2 * (head - power) + 1) / power
-    return 2**exponent * (key - query) * (config.head_dim**-0.5 if config.alibi_scaled else 1.0)
+    return 2**exponent * (key - query) * (config.head_dim**-0.5 if config.position_config["alibi_scaled"] else 1.0)
 
 
 def relative(config, table, head, query, key):
