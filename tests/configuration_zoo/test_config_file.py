@@ -6,6 +6,7 @@ import pytest
 from combinations import ROWS, SIZES
 from huggingface_hub.errors import StrictDataclassError
 from random_models import is_here, their_class_config
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from configuration_zoo import ZooConfig
@@ -123,3 +124,10 @@ def test_what_is_read_is_formatted_for_the_log_alone(monkeypatch):
     finally:
         logging.set_verbosity(level)
     assert len(printed) == 2 and again.to_dict() == config.to_dict() and rest == {"elsewhere": 1}
+
+
+def test_a_config_has_a_readable_number_of_fields():
+    """Details are keys of dicts; a new concept brings one field, or a key."""
+    theirs = PreTrainedConfig.__dataclass_fields__
+    own = [name for name in ZooConfig.__dataclass_fields__ if name not in theirs]
+    assert len(own) <= 130, f"{len(own)} fields of ZooConfig's own: make details keys of a dict of settings"
