@@ -10,8 +10,7 @@ from .shared_common import LLAMA_RULES
 from .shared_experts import MOE_FIELDS, tiny_experts
 
 MLP, OURS = "model.layers.{i}.feed_forward.", "model.layers.{i}.mlp."
-AFTER_ROPE = {"qk_norm_config.position": "after_rope", "qk_norm_config.layers": "rope"}
-QK_NORM = {"qk_norm": "rms_norm", "qk_norm_config.weight": "none"} | AFTER_ROPE
+QK_NORM = {"qk_norm": "rms_norm", "qk_norm_config": {"weight": "none", "position": "after_rope", "layers": "rope"}}
 
 
 def derive(theirs: Theirs) -> Keys:
