@@ -12,12 +12,17 @@ GATES = {f"self_attn.{name}": "self_attn.output_gate.g_proj" for name in ("gate_
 MIXED = ["conv", "conv", "full_attention", "sliding_attention", "full_attention"]
 
 
+def attending(config: Theirs | Ours) -> list[str]:
+    """The types of the layers that attend."""
+    return [name for name in dict.fromkeys(config.layer_types) if name != "conv"]
+
+
 def derive(theirs: Theirs) -> Keys:
     fields = convolutions(theirs) | {
         "block_type": "sandwich_norm" if theirs.use_sandwich_norm else "pre_norm",
         "sliding_window": theirs.sliding_window if "sliding_attention" in theirs.layer_types else None,
     }
-    attends = [name for name in dict.fromkeys(theirs.layer_types) if name != "conv"]
+    attends = attending(theirs)
     fields["rope_parameters"] = {name: fields["rope_parameters"][name] for name in attends}
     return fields | ({"attn_output_gate": "headwise"} if theirs.use_attention_gate and attends else {})
 
@@ -25,6 +30,8 @@ def derive(theirs: Theirs) -> Keys:
 def restore(ours: Ours) -> Keys:
     keys = restore_convolutions(ours) | {"use_sandwich_norm": "sandwich_norm" in ours.block_types}
     window = {"sliding_window": ours.sliding_window or ours.max_position_embeddings}
+    if "rope_type" in keys["rope_parameters"]:
+        keys["rope_parameters"] = dict.fromkeys(attending(ours), keys["rope_parameters"])
     return keys | window | {"use_attention_gate": ours.attn_output_gate is not None}
 
 
