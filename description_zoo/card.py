@@ -3,11 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_settings import described
 
 from .architecture import architecture
-from .card_origin import CARD, Origin, carried_over, front_matter, origin_of, source_note
+from .card_origin import (
+    CARD,
+    Origin,
+    carried_over,
+    converted_from,
+    descended,
+    front_matter,
+    needs_note,
+    origin_of,
+    source_note,
+)
 from .card_use import use_sections
 from .foreign_text import code_span, is_slug, printable
 from .heads import HEADS, head_of_own
@@ -19,16 +31,16 @@ _TEMPLATE = "This model card has been automatically generated"
 _FRONT = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 
 
-def write_card(folder: Path, config: ZooConfig, origin: Origin, parameters: int) -> None:
+def write_card(folder: Path, config: ZooConfig, origin: Origin) -> None:
     """README.md and its picture for a converted folder: sizes, layers, flags, use, and where it came from."""
-    fidelity = f"{parameters:,} parameters, dtype {_dtype(config)}. {_fidelity(origin)}"
+    fidelity = f"Weights in {_dtype(config)}. {_fidelity(origin)} {needs_note()}"
     lines = [
-        front_matter(carried_over(folder), HEADS[head_of_own(config)].pipeline),
+        front_matter(converted_from(origin, carried_over(folder)), HEADS[head_of_own(config)].pipeline),
         f"# A {origin.model_type} checkpoint as a zoo model\n\n{fidelity}\n",
         *_description(folder, config, origin.model_type),
         source_note(folder, origin),
     ]
-    (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+    ModelCard("\n".join(lines)).save(folder / CARD)
 
 
 def write_plain_card(folder: Path, config: ZooConfig, origin: Path | None = None) -> None:
@@ -36,11 +48,11 @@ def write_plain_card(folder: Path, config: ZooConfig, origin: Path | None = None
     family = known_source(config)
     started = f" It has the architecture of a `{family}` checkpoint." if family else ""
     lines = [
-        front_matter(carried_over(origin), HEADS[head_of_own(config)].pipeline),
-        f"# A zoo model\n\nWeights in {_dtype(config)}.{started}\n",
+        front_matter(descended(origin, carried_over(origin)), HEADS[head_of_own(config)].pipeline),
+        f"# A zoo model\n\nWeights in {_dtype(config)}.{started} {needs_note()}\n",
         *_description(folder, config, family),
     ]
-    (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+    ModelCard("\n".join(lines)).save(folder / CARD)
 
 
 def known_source(config: ZooConfig) -> str | None:
@@ -94,7 +106,8 @@ def _layers(report: dict) -> str:
 
 
 def _costs(report: dict) -> str:
-    text = f"{report['parameters']:,} parameters, {report['active_parameters']:,} of them active per token. "
+    total, active = report["parameters"], report["active_parameters"]
+    text = f"{total:,} parameters{f', {active:,} of them active per token' if active != total else ''}. "
     if report["prediction_parameters"]:
         text += f"{report['prediction_parameters']:,} are in layers that predict further tokens. "
     text += f"The cache takes {report['cache_bytes_per_token']:,} bytes per token in {report['dtype']}"

@@ -140,7 +140,7 @@ def _import(
         _copy_tensors(aside, incoming.reader.checkpoint.read, new / FOLDER, max_bytes, STEM)
     incoming.config.save_pretrained(new)
     parameters = sum(tensor.numel() for tensor in outputs.values())
-    write_card(new, incoming.config, manifest, parameters)
+    write_card(new, incoming.config, manifest)
     return Report("", new, OWN_TYPE, parameters, writer.files, manifest.kept, manifest.dropped)
 
 

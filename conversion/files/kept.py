@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from description_zoo.card_origin import repository_of
+
 from ..engine.plan import Planner
-from .sources import repository_of
 
 
 def record(planner: Planner, kept: list[str], folder: Path, quantized: str | None = None) -> dict[str, Any] | None:

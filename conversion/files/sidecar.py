@@ -1,10 +1,10 @@
 """What only the source knows and zoo cannot hold, kept in the folder `source/` so that converting back loses nothing.
 
 `source/manifest.json`: model_type; `tied`, second names under which the source stored a shared tensor; `unshared`, the
-first names that it left out for them; `overrides`,
-config fields in which the tensors contradict their config.json; `names`, its tensors, where the rules alone would name
-them differently; `kept` and `dropped`; `cast`; `quantized`, the scheme of weights whose stored tensors are kept in
-`source/quantized.safetensors`; `tokenizer_class`, where tokenizer_config.json names another or none.
+first names that it left out for them; `overrides`, config fields in which the tensors contradict their config.json;
+`names`, its tensors, where the rules alone would name them differently; `kept` and `dropped`; `cast`; `repository` and
+`revision` of the Hub and `stored_as`, where it came from; `quantized`, the scheme of weights whose stored tensors are
+kept in `source/quantized.safetensors`; `tokenizer_class`, where tokenizer_config.json names another or none.
 `source/tensors.safetensors`: the tensors set aside. Nothing loads this folder, and engines that read every safetensors
 file of a model folder do not look into it.
 """
@@ -40,6 +40,9 @@ class Manifest:
     kept: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     cast: str | None = None  # the dtype its tensors were cast to
+    repository: str | None = None  # of the Hub, from which it was converted
+    revision: str | None = None  # the commit there
+    stored_as: str | None = None  # the format of its weights, where they were packed
     quantized: dict[str, Any] | None = None  # the scheme whose stored tensors are kept
     tokenizer_class: str | None = None  # as written into tokenizer_config.json
 

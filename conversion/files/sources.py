@@ -44,15 +44,6 @@ def resolve_source(source: str | Path, code: bool = False, allow_pickle: bool = 
     return folder
 
 
-def repository_of(folder: Path) -> dict[str, str]:
-    """The repository and the commit of a folder in a Hub cache; {} for any other folder."""
-    snapshot = folder.resolve()
-    kind, _, name = snapshot.parent.parent.name.partition("--")
-    if snapshot.parent.name != "snapshots" or kind != "models":
-        return {}
-    return {"repository": name.replace("--", "/", 1), "revision": snapshot.name}
-
-
 def read_config(folder: Path) -> dict:
     """config.json of a folder, or what it would be in transformers' layout. Raises ConversionError where a file that
     would be opened is none of the folder's own."""

@@ -295,7 +295,7 @@ WRONG = {
     "no such file": (("inspect", "no/config.json"), 1, "neither a folder nor a file"),
     "no such preset": (("inspect", "gpt3-175"), 1, "Did you mean 'gpt3-175b'?"),
     "no such preset to print": (("presets", "palm-540"), 1, "Did you mean 'palm-540b'?"),
-    "no such family": (("convert", "{zoo}", "{tmp}/new", "--to", "lama"), 1, "Did you mean 'llama'?"),
+    "no such family": (("convert", "{zoo}", "{tmp}/new", "--to", "lama"), 1, "Did you mean 'llama', "),
     "not expressible": (("convert", "{zoo}", "{tmp}/new", "--to", "qwen3"), 1, "qk_norm"),
     "of another kind": (("convert", "{zoo}", "{tmp}/new", "--to", "mamba"), 1, "which this model has not"),
     "wrong dtype": (("verify", "{zoo}", "{zoo}", "--dtype", "int4"), 1, "--dtype int4 is not one of"),

@@ -126,3 +126,23 @@ def test_what_is_here_goes_before_the_hub(hub, zoo, monkeypatch, tmp_path):
     Path("user").mkdir()
     shutil.copytree(STORIES, "user/lama")
     assert zoo("inspect", "user/lama")[0] == 0 and hub.requests == []
+
+
+def test_a_card_says_what_a_model_came_from(hub, zoo, tmp_path):
+    """The repository, its commit, the relation, the versions that load it, and one count of parameters."""
+    from huggingface_hub import ModelCard
+
+    from modeling_zoo import ZooForCausalLM
+
+    sha = hub.repositories["user/llama"].find("main")
+    assert zoo("convert", "user/llama", tmp_path / "zoo")[0] == 0
+    card = ModelCard.load(tmp_path / "zoo" / "README.md")
+    assert (card.data.base_model, card.data.base_model_relation) == ("user/llama", "quantized")
+    assert f"`user/llama` at commit `{sha}`" in card.text and "transformers ≥ 5.17" in card.text
+    model = ZooForCausalLM.from_pretrained(tmp_path / "zoo")
+    assert card.text.count(f"{model.num_parameters():,}") == 1
+    # Trained and pushed, it descends from the same repository; its commit is another's.
+    model.push_to_hub("user/tuned")
+    tuned = ModelCard(hub.files("user/tuned")["README.md"].decode())
+    assert (tuned.data.base_model, tuned.data.base_model_relation) == ("user/llama", "finetune")
+    assert sha not in tuned.text
