@@ -117,7 +117,7 @@ def _planned_extras(
     """-> the family to write, what goes there beside the model, and what stays behind; with `plain`, stored tensors of
     quantised weights do not go there."""
     came_from = (config.source_config or {}).get("model_type")
-    to, extras = variant_of(to, config.source_config), of_folder(folder)
+    to, extras = variant_of(to, config.source_config), of_folder(folder, plain)
     is_original = came_from is not None and file_name(model_type_of(config.source_config)) == file_name(to)
     if not is_original or (wanted.text_only and family_of(to).section):
         if wanted.source is not None:

@@ -49,11 +49,11 @@ class Extras:
         return replace(self, names=[name for name in self.names if name not in set(kept)])
 
 
-def of_folder(folder: Path) -> Extras:
-    """What a zoo folder has in its `source/`."""
+def of_folder(folder: Path, plain: bool = False) -> Extras:
+    """What a zoo folder has in its `source/`; with `plain`, without the stored tensors of quantised weights."""
     checkpoint, manifest = set_aside(folder), Manifest.read(folder)
     names = [] if checkpoint is None else list(checkpoint.headers)
-    return Extras(manifest, checkpoint, names, kept_quantized.of_folder(folder, manifest))
+    return Extras(manifest, checkpoint, names, None if plain else kept_quantized.of_folder(folder, manifest))
 
 
 def of_source(source: str | Path, planner: Planner, config: ZooConfig) -> Extras:

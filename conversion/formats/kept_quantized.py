@@ -79,10 +79,16 @@ class KeptQuantized:
             raise ConversionError(f"{name!r} cannot be stored in {self.method}: {error}") from error
 
     def say(self, raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """config.json with the scheme where it stood; what stood in a file of its own is written into `folder`."""
+        """config.json with the scheme where it stood; what stood in a file of its own is written into `folder`. Raises
+        ConversionError for a place that config.json has not."""
         raw = deepcopy(raw)
         for place, keys in self.said["places"].items():
-            (raw[place] if place else raw).update(deepcopy(keys))
+            part = raw.get(place) if place else raw
+            if not isinstance(part, dict):
+                raise ConversionError(
+                    f"{FOLDER}/manifest.json puts the scheme into {place!r}, which config.json has not."
+                )
+            part.update(deepcopy(keys))
         for name, content in self.said["files"].items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return raw
@@ -110,12 +116,12 @@ def write(kept: KeptQuantized, folder: Path, max_bytes: int) -> dict[str, Any]:
     for name in headers:
         writer.write(name, kept.checkpoint.read(name))
     writer.finish()
-    return kept.said | {"dtype": str(kept.dtype).removeprefix("torch.")}
+    return kept.said | {"dtype": str(kept.dtype).removeprefix("torch."), "tensors": len(headers)}
 
 
 def of_folder(folder: Path, manifest: Manifest) -> KeptQuantized | None:
     """What `source/` of a folder keeps; None where nothing was kept or it has been lost. Raises ConversionError where
-    the manifest does not describe it."""
+    the manifest does not describe it, or some of the tensors are gone."""
     aside, said = folder / FOLDER, manifest.quantized
     there = (aside / f"{STEM}.safetensors").exists() or (aside / f"{STEM}.safetensors.index.json").exists()
     if said is None or not there:
@@ -124,14 +130,22 @@ def of_folder(folder: Path, manifest: Manifest) -> KeptQuantized | None:
         scheme, dtype = said["scheme"], getattr(torch, said["dtype"])
         find = formats()[scheme["quant_method"]].find
         kept = {part: dict(said[part]) for part in ("places", "files")}
-        if not all(Path(name).name == name and name in SCHEME_FILES for name in kept["files"]):
-            raise KeyError("files")
+        keys = {key for place in kept["places"].values() for key in dict(place)}
+        nowhere = not keys and not kept["files"]
+        if nowhere or not dtype.is_floating_point or keys - set(KEYS) or kept["files"].keys() - SCHEME_FILES.keys():
+            raise ValueError("a scheme has other keys, files and dtypes")
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ConversionError(
             f"{FOLDER}/manifest.json describes wrongly what was kept `quantized`: {error}."
         ) from error
     checkpoint = Checkpoint(aside, STEM)
-    return KeptQuantized(checkpoint, find(checkpoint, scheme), kept | {"scheme": scheme}, dtype)
+    found = find(checkpoint, scheme)
+    if (count := len(found.taken())) != said.get("tensors"):
+        raise ConversionError(
+            f"{aside} holds {count} of the {said.get('tensors')} stored tensors that it kept: copy the folder again, "
+            f"or {_PLAIN}."
+        )
+    return KeptQuantized(checkpoint, found, kept | {"scheme": scheme}, dtype)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -175,6 +175,38 @@ def test_what_was_kept_and_is_gone_is_named(tmp_path):
     convert(tmp_path / "zoo", tmp_path / "plain", to="llama", dtype="bfloat16", **QUIET)
 
 
+DAMAGED = {
+    "a place that is not there": ({"places": {"nowhere": {"quantization_config": {}}}}, "'nowhere', which config.json"),
+    "keys of something else": ({"places": {"": {"model_type": "gpt2"}}}, "describes wrongly"),
+    "places that are a list": ({"places": {"": [1]}}, "describes wrongly"),
+    "no place": ({"places": {}}, "describes wrongly"),
+    "an unknown scheme": ({"scheme": {"quant_method": "vptq"}}, "describes wrongly"),
+    "a dtype of integers": ({"dtype": "int8"}, "describes wrongly"),
+    "a file elsewhere": ({"files": {"../config.json": {}}}, "describes wrongly"),
+    "more tensors than there are": ({"tensors": 1000}, "of the 1000 stored tensors that it kept"),
+}
+
+
+def test_a_damaged_record_of_what_was_kept_is_refused(tmp_path):
+    packed("fp8, rows", tmp_path / "packed")
+    convert(tmp_path / "packed", tmp_path / "zoo", keep_quantized=True, **QUIET)
+    path = tmp_path / "zoo" / "source" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for change, match in DAMAGED.values():
+        path.write_text(json.dumps(manifest | {"quantized": manifest["quantized"] | change}))
+        with pytest.raises(ConversionError, match=match):
+            convert(tmp_path / "zoo", tmp_path / "back", to="mistral", **QUIET)
+        assert not (tmp_path / "back").exists()
+    path.write_text(json.dumps(manifest))
+    stored = load_file(path.parent / "quantized.safetensors")
+    whole = {name: tensor for name, tensor in stored.items() if "q_proj" not in name}
+    save_file(whole, path.parent / "quantized.safetensors")
+    with pytest.raises(ConversionError, match=f"{len(whole)} of the {len(stored)} stored tensors"):
+        convert(tmp_path / "zoo", tmp_path / "back", to="mistral", **QUIET)
+    convert(tmp_path / "zoo", tmp_path / "back", to="mistral", dtype="bfloat16", **QUIET)
+    assert scheme_in(tmp_path / "back") is None
+
+
 def test_weights_that_are_plain_or_not_finite_are_refused(tmp_path, zoo):
     packed("fp8, rows", tmp_path / "packed")
     convert(tmp_path / "packed", tmp_path / "plain", to="mistral", **QUIET)
