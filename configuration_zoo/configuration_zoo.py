@@ -207,7 +207,7 @@ class ZooConfig(
         """
         if (preset := cls._installed("preset")) is None:
             raise ValueError(f"preset {name!r}: presets come with the installed package, not with a model folder.")
-        return cls(**{**preset(name, tiny), **fields})
+        return cls.from_dict(preset(name, tiny), **fields)
 
     @staticmethod
     def _installed(name: str):

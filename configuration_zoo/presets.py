@@ -4,9 +4,16 @@ Not shipped with a model. Each entry holds the fields of the paper's table; `par
 where the paper counts another model than the decoder here. What the paper leaves open is said in `note`.
 """
 
+import json
+from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+# Models whose config.json is public, as the converter reads it (tests/support/published_presets.py writes the file).
+PUBLISHED = Path(__file__).with_name("published.json")
 
 # A gated or plain block, by the era of its paper.
 GPT = {
@@ -202,17 +209,26 @@ TINY = {
 }
 
 
+@cache
+def presets() -> dict[str, Preset]:
+    """All of them by name: of papers' tables, then of public files."""
+    return PRESETS | {name: Preset(**entry) for name, entry in json.loads(PUBLISHED.read_text("utf-8")).items()}
+
+
 def preset(name: str, tiny: bool = False) -> dict:
-    """The fields of a preset; raises ValueError with the nearest name. `tiny` keeps the concepts, not the sizes."""
-    if name not in PRESETS:
-        close = get_close_matches(name, PRESETS, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(PRESETS)}."
+    """The fields of a preset; raises ValueError with the nearest name, or for the tiny version of a public file, which
+    there is none of. `tiny` keeps the concepts, not the sizes."""
+    every = presets()
+    if name not in every:
+        close = get_close_matches(name, every, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else "`zoo presets` lists them."
         raise ValueError(f"There is no preset {name!r}. {hint}")
-    entry = PRESETS[name]
-    fields = dict(entry.fields)
+    if tiny and name not in PRESETS:
+        raise ValueError(f"preset {name!r} has no tiny version: take it whole, with fewer layers if you like.")
+    fields = deepcopy(every[name].fields)
     if tiny:
         heads = fields.get("num_key_value_heads")
-        fields |= {**TINY, **entry.tiny}
+        fields |= {**TINY, **PRESETS[name].tiny}
         if heads is not None:
             fields["num_key_value_heads"] = 1 if heads == 1 else 2
     return fields

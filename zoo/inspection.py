@@ -43,6 +43,7 @@ def config_of(model: str) -> "ZooConfig":
     """The ZooConfig of a folder, a config.json, a repository of the Hub or a preset; raises UserError, or ValueError
     with what is wrong."""
     from configuration_zoo import ZooConfig
+    from configuration_zoo.presets import presets
     from conversion.engine.config_bridge import import_config
     from conversion.engine.loading import config_of_folder
     from conversion.files.hub import hub_id
@@ -50,6 +51,8 @@ def config_of(model: str) -> "ZooConfig":
     from .cli.loading import read_config
 
     path = Path(model)
+    if not path.exists() and model in presets():
+        return ZooConfig.preset(model)
     if path.is_dir():
         return config_of_folder(path, read_config(path))
     if path.is_file() or hub_id(model):

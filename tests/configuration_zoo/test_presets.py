@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from published_presets import MODELS, config_of, text
 from random_models import randomize
 from transformers import T5Config, T5ForConditionalGeneration
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.presets import PRESETS
+from configuration_zoo.presets import PRESETS, PUBLISHED, presets
+from description_zoo.architecture import architecture
 from modeling_zoo import ZooForCausalLM
 
 
@@ -61,3 +63,28 @@ def test_t5_decoder_has_the_parameters_of_t5_without_cross_attention():
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(ValueError, match="palm-540b"):
         ZooConfig.preset("palm-540")
+
+
+# -- from public files ----------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_what_the_converter_makes_of_the_published_configs():
+    assert PUBLISHED.read_text(encoding="utf-8") == text(), "python tests/support/published_presets.py writes it"
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_published_model_is_a_preset(name):
+    """The same model as the converter's, with the parameters its makers give, and cut to fewer layers."""
+    config, theirs = ZooConfig.preset(name), config_of(name)
+    assert architecture(config) == architecture(theirs)
+    if (published := presets()[name].parameters) is not None:
+        with torch.device("meta"):
+            assert abs(count(ZooForCausalLM(config)) / published - 1) < 0.01
+    short = ZooConfig.preset(name, num_hidden_layers=4)
+    assert len(short.layer_types) == 4 and short.layer_types == config.layer_types[:4]
+
+
+def test_a_published_model_has_no_tiny_version():
+    with pytest.raises(ValueError, match="preset 'deepseek-v3' has no tiny version"):
+        ZooConfig.preset("deepseek-v3", tiny=True)
