@@ -89,6 +89,8 @@ class KeyValueSharingFields:
     @property
     def kv_sharing_modes(self) -> list[str | None]:
         """transformers' names for it, by which its caches leave a layer out: "store", "reuse" or None."""
+        if not self.num_kv_shared_layers:
+            return [None for _ in self.layer_types]
         shared = range(self.first_sharing_layer, self.num_hidden_layers)
         sources = {self.kv_source_of(index) for index in shared}
         modes = ["store" if index in sources else None for index in range(self.num_hidden_layers)]

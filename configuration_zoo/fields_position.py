@@ -284,5 +284,7 @@ class PositionFields:
 
     def has_attention_temperature(self, layer_idx: int) -> bool:
         """Whether the queries of layer `layer_idx` are scaled by position."""
+        if self.attn_temperature["layers"] is None:
+            return False
         rotates = self.rope_table_of(layer_idx) is not None
-        return {None: False, "all": True, "rope": rotates, "no_rope": not rotates}[self.attn_temperature["layers"]]
+        return {"all": True, "rope": rotates, "no_rope": not rotates}[self.attn_temperature["layers"]]

@@ -35,6 +35,13 @@ def compiled(text: str, evaluates: bool) -> CodeType:
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
+def nodes_of(node: ast.AST) -> list[ast.AST]:
+    """All nodes of a tree that stays as it is."""
+    if not hasattr(node, "nodes_below"):
+        node.nodes_below = list(ast.walk(node))
+    return node.nodes_below
+
+
 def own_names(node: ast.AST) -> set[int]:
     """The names in comprehensions that are their own, by the identity of their nodes."""
     if not hasattr(node, "names_own"):

@@ -152,7 +152,8 @@ class Text:
         """The lines of a simple statement without what is decided in it, and the names it reads."""
         lines = [line[shift:] for line in self.lines[stmt.lineno - 1 : stmt.end_lineno]]
         edits = []
-        if not isinstance(stmt, ast.Raise):
+        # A comment inside keeps a statement as it is.
+        if not isinstance(stmt, ast.Raise) and not any("# " in line for line in lines):
             self.edits(stmt, frame, False, edits)
         if edits:
             text = self.edited(stmt, edits)

@@ -16,12 +16,13 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer, StaticL
 
 from configuration_zoo import ZooConfig
 
-from .export_config_code import loaded
+from .export_config_code import loaded, nodes_of
 from .export_config_fields import Plan, planned, table_lines
 from .export_config_fold import Folder, Kept
 from .export_config_text import Text, first_line
 from .export_config_worlds import Open, Present
-from .export_model_facts import Facts, paired
+from .export_model_calls import Calls
+from .export_model_facts import Facts, paired, words_in
 from .export_model_values import ModelFrame, is_ours, is_path
 from .export_model_worlds import layer_worlds
 from .export_prune import front, pieces_for
@@ -67,6 +68,9 @@ class ModelFolder(Folder):
 
     def statement(self, stmt: ast.stmt, frame: ModelFrame, shift: int) -> tuple[list[Kept], bool]:
         kept, ended = self.decided(stmt, frame, shift)
+        if isinstance(stmt, ast.Assign):
+            # Of several names at once, too.
+            frame.names_one(stmt)
         above = first_line(stmt) - 2 - len(self.text.comments(stmt, shift))
         if kept and not self.text.lines[above].strip() and kept[0].lines[0]:
             kept[0].lines = ["", *kept[0].lines]
@@ -94,7 +98,7 @@ class ModelFolder(Folder):
             unread = isinstance(target, ast.Name) and target.id not in self.read
         if value is None or not unread:
             return isinstance(value, ast.Name) and isinstance(target, ast.Name) and value.id == target.id
-        return frame.constant(value) is not None or is_path(value)
+        return frame.constant(value) is not None or isinstance(target, ast.Name) and is_path(value)
 
     def rewritten(self, stmt: ast.Assign, kept: list[tuple], shift: int) -> Kept:
         targets, values = (", ".join(self.text.one_line(one) for one in part) for part in zip(*kept, strict=True))
@@ -113,11 +117,23 @@ class Program:
         while True:
             before = [piece.text for piece in self.pieces]
             self.facts = Facts(self.pieces, self.layers, self.facts)
-            unread = self.unread_attributes()
-            self.pieces = [self.folded(piece, unread) for piece in self.pieces]
+            calls = Calls(self.facts, self.pieces, self.is_for_others)
+            self.facts.parameters, unread = calls.decided(), self.unread_attributes()
+            self.pieces = calls.without_unread()
+            self.pieces = [self.folded_again(piece, unread) for piece in self.pieces]
             self.pieces = self.reached(self.without_uncalled())
             if before == [piece.text for piece in self.pieces]:
                 return tuple(self.pieces)
+
+    def folded_again(self, piece: Piece, unread: set[str]) -> Piece:
+        """`folded`, where something is known now that was not the last time."""
+        known = self.facts.snapshot(piece), sorted(words_in(piece) & unread)
+        if getattr(piece, "folded_with", None) == known:
+            return piece
+        found = self.folded(piece, unread)
+        if found is piece:
+            piece.folded_with = known
+        return found
 
     def folded(self, piece: Piece, unread: set[str]) -> Piece:
         """A piece without what is decided in its functions."""
@@ -159,7 +175,7 @@ class Program:
         """The names of attributes that are read, and the words in quotes."""
         found = set()
         for piece in self.pieces:
-            for node in ast.walk(piece.tree):
+            for node in nodes_of(piece.tree):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     found.add(node.attr)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 80:
@@ -188,6 +204,11 @@ class Program:
                 first -= 1
             del lines[first : function.end_lineno]
         return replace(piece, text="\n".join(lines))
+
+    def is_for_others(self, piece: Piece, name: str) -> bool:
+        """Whether others call a method of a class."""
+        ours = not piece.module.startswith(FOR_OTHERS) and name not in names_of_others()
+        return not ours or self.is_overriding(piece.tree.name, name)
 
     def is_overriding(self, owner: str, name: str) -> bool:
         """Whether a class that others know has a method of this name in the family."""

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
-from .export_config_code import source, stored
+from .export_config_code import nodes_of, source, stored
 from .export_model_values import (
     BUILTINS,
     CONFIG,
@@ -26,6 +26,12 @@ from .export_model_values import (
     one_of,
 )
 from .export_source import Piece
+
+# The files that make masks for layers of a `layer_type` that see a `window`.
+MASKS = ("attention_masks", "ops_attention", "ops_attention_bands", "ops_attention_masks")
+
+# The file whose functions are given a module, and the class of that.
+ATTENDING = ("ops_attention", "SoftmaxAttention")
 
 
 def real(piece: Piece) -> Any:
@@ -43,24 +49,46 @@ class Facts:
     """What is decided of the attributes in the pieces of a program."""
 
     def __init__(self, pieces: list[Piece], layers: list, known: "Facts | None" = None):
-        self.layers, self.nothing, self.own, self.everywhere = layers, {}, {}, {}
+        self.layers, self.own, self.everywhere = layers, {}, {}
         functions = [piece.tree for piece in pieces if isinstance(piece.tree, ast.FunctionDef)]
         found = {one.name: returned(one) for one in functions if not one.decorator_list}
         # What a function gives back that does nothing else; tables that have lost all their rows.
+        self.defined = {name for piece in pieces for name in piece.defines}
         self.returns = {name: value for name, value in found.items() if value is not None}
         self.empty = {name for piece in pieces if is_empty_table(piece.tree) for name in piece.defines} - {*FILLED_IN}
         # Those that the values of attributes are found with; functions are folded with these.
         self.known = known or self
+        # What is read of a piece for one config says nothing of another.
+        self.program = known.program if known else object()
+        # {(class, function): {parameter: its one value}} (export_model_calls.py).
+        self.parameters: dict[tuple, dict[str, Any]] = known.parameters if known else {}
         self.classes = {piece.tree.name: piece for piece in pieces if isinstance(piece.tree, ast.ClassDef)}
         self.real = {name: real(piece) for name, piece in self.classes.items()}
         self.families: dict[str, frozenset[str]] = {}
         # Attribute -> [(class or None, the one value as a tuple, or None)].
         self.stores: dict[str, list] = {}
         for piece in pieces:
-            self.read_piece(piece)
+            known = self.snapshot(piece)
+            if getattr(piece, "facts_known", None) != known:
+                piece.facts_known, piece.stores = known, []
+                self.reading = piece.stores
+                self.read_piece(piece)
+            for name, row in piece.stores:
+                self.stores.setdefault(name, []).append(row)
         self.own = {name: self.known_in(name) for name in self.classes}
         self.everywhere = {name: values[0] for name, rows in self.stores.items() if (values := self.agreed(rows))}
         self.known = self
+
+    def snapshot(self, piece: Piece) -> tuple:
+        """All that is known of what a piece names, to see whether it has changed."""
+        known, words = self.known, words_in(piece)
+        own = known.own.get(piece.defines[0] if piece.defines else "", {})
+        every = (own, known.everywhere, known.own.get(ATTENDING[1], {}), known.returns)
+        values = [sorted((name, repr(facts[name])) for name in words & facts.keys()) for facts in every]
+        given = [
+            (key, repr(v)) for key, v in known.parameters.items() if key[0] in piece.defines or key[1] in piece.defines
+        ]
+        return known.program, values, given, sorted(words & known.empty), sorted(words & known.defined)
 
     def family(self, name: str) -> frozenset[str]:
         """The classes that a class inherits from or that inherit from it, so far as they are here; itself too."""
@@ -77,9 +105,12 @@ class Facts:
         related = [self.real[one] for one in self.family(name)]
         return any(issubclass(one, PreTrainedModel) or one.__name__ == "TokenMixer" for one in related)
 
-    def place(self, owner: str | None, function: ast.FunctionDef) -> Place:
-        own = self.known.own.get(owner, self.known.nothing)
-        return Place(self.known, own, owner is not None and self.has_config(owner), annotated(function, MODELS))
+    def place(self, module: str, owner: str | None, function: ast.FunctionDef) -> Place:
+        models = annotated(function, MODELS)
+        roots = {"self": self.known.own.get(owner, {}), **dict.fromkeys(models, self.known.everywhere)}
+        if owner is None and module == ATTENDING[0]:
+            roots |= {"module": self.known.own.get(ATTENDING[1], {})}
+        return Place(self.known, roots, owner is not None and self.has_config(owner), models)
 
     def frame(self, module: str, owner: str | None, function: ast.FunctionDef) -> ModelFrame:
         """The names of a function where it begins."""
@@ -87,15 +118,28 @@ class Facts:
         configs = annotated(function, CONFIGS)
         arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
         annotations = {one.arg: getattr(one.annotation, "id", None) for one in arguments}
+        given = self.mask_kinds() if module in MASKS else {}
+        given = given | self.parameters.get((owner, function.name), {})
         for world, index in self.layers:
             space = {"__builtins__": BUILTINS, **known, CONFIG: world, **dict.fromkeys(configs, world)}
             if annotations.get("layer_idx") == "int":
                 space["layer_idx"] = index
+            space |= {name: value for name, value in given.items() if name in annotations}
             spaces.append(space)
-        parameters = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)}
+        parameters = {one.arg for one in nodes_of(function.args) if isinstance(one, ast.arg)}
         opened = (parameters | stored_anywhere(function)) - {*configs}
         opened -= {"layer_idx"} if annotations.get("layer_idx") == "int" else set()
-        return ModelFrame(spaces, opened, self.place(owner, function))
+        opened -= given.keys() & annotations.keys()
+        place = self.place(module, owner, function)
+        place.local = set(annotations) - configs | stored_anywhere(function)
+        return ModelFrame(spaces, opened, place)
+
+    def mask_kinds(self) -> dict[str, Any]:
+        """What is said of a layer where masks are made, in a model all of whose layers see every key before a query."""
+        worlds = [world for world, _ in self.layers]
+        if any(set(world.layer_types) != {"full_attention"} or world.sparse_attention_pattern for world in worlds):
+            return {}
+        return {"layer_type": "full_attention", "window": None}
 
     def read_piece(self, piece: Piece) -> None:
         if isinstance(piece.tree, ast.FunctionDef):
@@ -109,20 +153,19 @@ class Facts:
             value = None
             if any(source(one) == "property" for one in stmt.decorator_list):
                 value = one_return(stmt)
-            self.stores.setdefault(stmt.name, []).append((owner, value))
+            self.reading.append((stmt.name, (owner, value)))
             self.read_function(module, owner, stmt)
         elif isinstance(stmt, ast.Assign | ast.AnnAssign):
             targets = stmt.targets if isinstance(stmt, ast.Assign) else [stmt.target]
             for target in [one for part in targets for one in ast.walk(part) if isinstance(one, ast.Name)]:
                 # What has an annotation is a field, which is set where one is made.
-                fixed = isinstance(stmt, ast.Assign) and isinstance(stmt.value, ast.Constant)
-                value = (stmt.value.value,) if fixed else None
-                self.stores.setdefault(target.id, []).append((owner, value))
+                value = written_out(stmt.value) if isinstance(stmt, ast.Assign) else None
+                self.reading.append((target.id, (owner, value)))
 
     def read_function(self, module: str, owner: str | None, function: ast.FunctionDef) -> None:
         """Collects what a function sets."""
         pairs: dict[int, tuple] = {}
-        for node in ast.walk(function):
+        for node in nodes_of(function):
             if isinstance(node, ast.Assign):
                 found = [pair for target in node.targets for pair in paired(target, node.value)]
                 pairs |= {id(target): (target, value) for target, value in found}
@@ -130,19 +173,19 @@ class Facts:
                 pairs.setdefault(id(node), (node, None))
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
                 if isinstance(node.args[1], ast.Constant):
-                    self.stores.setdefault(node.args[1].value, []).append((None, None))
+                    self.reading.append((node.args[1].value, (None, None)))
         pairs = {key: pair for key, pair in pairs.items() if isinstance(pair[0], ast.Attribute)}
         frame = self.started(module, owner, function) if pairs else None
         for target, value in pairs.values():
             found = None if value is None else frame.constant(value)
             is_own = isinstance(target.value, ast.Name) and target.value.id == "self"
-            self.stores.setdefault(target.attr, []).append((owner if is_own else None, found))
+            self.reading.append((target.attr, (owner if is_own else None, found)))
 
     def started(self, module: str, owner: str | None, function: ast.FunctionDef) -> ModelFrame:
         """The names of a function behind those of its statements that name one value for good."""
         frame = self.frame(module, owner, function)
         counts: dict[str, int] = {}
-        for node in ast.walk(function):
+        for node in nodes_of(function):
             if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
                 counts[node.id] = counts.get(node.id, 0) + 1
         for stmt in function.body:
@@ -185,7 +228,27 @@ def paired(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr |
 
 
 def stored_anywhere(function: ast.FunctionDef) -> set[str]:
-    return {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    """The names that a function binds, in whatever is inside it."""
+    if not hasattr(function, "names_bound"):
+        names = [n for n in nodes_of(function) if isinstance(n, ast.Name)]
+        function.names_bound = {n.id for n in names if not isinstance(n.ctx, ast.Load)}
+    return function.names_bound
+
+
+def words_in(piece: Piece) -> set[str]:
+    """The names and attributes in a piece."""
+    if not hasattr(piece, "words"):
+        nodes = nodes_of(piece.tree)
+        piece.words = {n.id for n in nodes if isinstance(n, ast.Name)} | {
+            n.attr for n in nodes if isinstance(n, ast.Attribute)
+        }
+    return piece.words
+
+
+def written_out(node: ast.expr) -> tuple | None:
+    """The constant or the tuple of constants that an expression is, as a tuple of one."""
+    entries = node.elts if isinstance(node, ast.Tuple) else [node]
+    return (ast.literal_eval(node),) if all(isinstance(one, ast.Constant) for one in entries) else None
 
 
 def is_empty_table(tree: ast.stmt) -> bool:

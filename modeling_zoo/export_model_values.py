@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from .export_config_code import compiled, loaded, own_names, source
+from .export_config_fields import quoted
 from .export_config_fold import Frame
 from .export_config_worlds import World
 from .export_source import sources
@@ -82,6 +83,10 @@ def constants() -> frozenset[str]:
     )
 
 
+def is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
 def is_in(node: ast.expr, bound: set[int]) -> bool:
     return isinstance(node, ast.Name) and id(node) in bound
 
@@ -106,6 +111,8 @@ class ModelFrame(Frame):
                     break
         if isinstance(node, ast.IfExp) and (truth := self.truth(node.test)) is not None:
             return self.values(node.body if truth else node.orelse)
+        if isinstance(node, ast.IfExp) and is_none(node.body) and is_none(node.orelse):
+            return [None for _ in self.spaces]
         node = self.place.applied(node)
         if loaded(node) & self.opened or not self.is_pure(node):
             return None
@@ -132,7 +139,8 @@ class ModelFrame(Frame):
         if isinstance(node.func, ast.Name):
             if node.func.id in BUILTINS:
                 return True
-            given = [space.get(one.id) for one in node.args if isinstance(one, ast.Name)]
+            names = [one for part in node.args for one in ast.walk(part) if isinstance(one, ast.Name)]
+            given = [space.get(one.id) for one in names]
             is_function = isinstance(space.get(node.func.id), types.FunctionType)
             return is_function and any(isinstance(one, World) for one in given)
         root = node.func
@@ -184,13 +192,25 @@ class ModelFrame(Frame):
 
     def literal(self, node: ast.expr) -> str | None:
         """The value of what is known without a question to the config: attributes, empty tables, idle functions."""
-        if isinstance(node, ast.Attribute):
-            found = self.constant(node) if isinstance(node.ctx, ast.Load) and is_path(node) else None
-            root = node.value.id if isinstance(node.value, ast.Name) else None
-            known = found is not None and (found[0] is None or isinstance(found[0], bool))
-            return repr(found[0]) if known and (root == "self" or root in self.place.models) else None
+        root = node.value.id if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else None
+        named = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in self.place.local
+        known = root in self.place.roots and isinstance(node.ctx, ast.Load)
+        if named or known or isinstance(node, ast.BinOp | ast.Compare):
+            found = self.constant(node)
+            return quoted(found[0]) if found is not None and is_short(found[0]) else None
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) in ("get", "pop") and node.args:
+            if self.values(node.func.value) == [{} for _ in self.spaces] and is_none(node.args[-1]):
+                return "None"
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in constants():
+            return self.entry(node)
         written = self.place.written(node)
         return None if written is None else ast.unparse(written).replace("'", '"')
+
+    def entry(self, node: ast.Subscript) -> str | None:
+        """The name of the function or class that stands in a table under a key that is decided."""
+        found = self.values(node) or [None]
+        name = getattr(found[0], "__name__", None)
+        return name if name in self.place.defined and all(one is found[0] for one in found) else None
 
     def constant(self, node: ast.expr) -> tuple | None:
         """The one plain value of an expression as a tuple of one, None where there is none."""
@@ -198,18 +218,26 @@ class ModelFrame(Frame):
         return one_of(found) if found else None
 
 
+def is_short(value: Any) -> bool:
+    """Whether a value can be written in place of its name."""
+    return isinstance(value, PLAIN) and str(value) not in ("inf", "-inf", "nan")
+
+
 def one_of(values: list) -> tuple | None:
     first = values[0]
-    alike = all(type(one) is type(first) for one in values) and type(first) in PLAIN
+    plain = type(first) in PLAIN or type(first) is tuple and all(type(entry) in PLAIN for entry in first)
+    alike = plain and all(type(one) is type(first) for one in values)
     return (first,) if alike and all(one == first for one in values) else None
 
 
 class Place:
     """Where code stands: which of its names are configs and models, and what is known of attributes there."""
 
-    def __init__(self, facts: Any, own: dict[str, Any], has_config: bool, models: set[str]):
-        self.own, self.everywhere, self.has_config, self.models = own, facts.everywhere, has_config, models
-        self.returns, self.empty = facts.returns, facts.empty
+    def __init__(self, facts: Any, roots: dict[str, dict[str, Any]], has_config: bool, models: set[str]):
+        self.roots, self.has_config, self.models = roots, has_config, models
+        self.returns, self.empty, self.defined = facts.returns, facts.empty, facts.defined
+        # The parameters and local names of the function.
+        self.local: set[str] = set()
 
     def is_idle(self, stmt: ast.stmt) -> bool:
         """Whether a statement calls a function that does nothing, or goes through an empty table."""
@@ -241,11 +269,11 @@ class Place:
 
     def applied(self, node: ast.expr) -> ast.expr:
         """An expression with the attributes that are known in place of their names."""
-        if getattr(node, "known_by", None) is not self.own:
-            node.known_by = self.own
+        if getattr(node, "known_by", None) is not self:
+            node.known_by = self
             names = {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
             words = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-            known = names & (self.own.keys() | self.everywhere.keys() | {"config"})
+            known = "config" in names or any(names & facts.keys() for facts in self.roots.values())
             if known or words & (self.empty | self.returns.keys()):
                 known = Known(self).visit(copy.deepcopy(bare(node)))
                 node.as_known = ast.fix_missing_locations(ast.parse(ast.unparse(known), mode="eval").body)
@@ -273,7 +301,7 @@ class Known(ast.NodeTransformer):
             own = node.value.id == "self"
             if node.attr == "config" and (own and self.place.has_config or node.value.id in self.place.models):
                 return ast.Name(CONFIG, ast.Load())
-            known = self.place.own if own else self.place.everywhere if node.value.id in self.place.models else {}
+            known = self.place.roots.get(node.value.id, {})
             if node.attr in known:
                 return ast.Constant(known[node.attr])
         self.generic_visit(node)

@@ -13,11 +13,11 @@ from transformers import PreTrainedConfig
 from configuration_zoo import ZooConfig
 
 from .export_config_fields import Plan
-from .export_config_worlds import Open, Present, World, _open, selections
+from .export_config_worlds import Open, World, _open, selections
 
 
 class Index(int):
-    """The number of a layer, good for an entry of a list."""
+    """The number of a layer, or of layers: good for an entry of a list, or to count them."""
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = _open
     __rmul__ = __mod__ = __floordiv__ = __truediv__ = __pow__ = __bool__ = __neg__ = _open
@@ -57,7 +57,7 @@ def layer_worlds(config: ZooConfig, plan: Plan) -> tuple[list[tuple[World, Index
     rows = list(zip(*plan.lists.values(), strict=True))
     for chosen in selections(rows)[1:]:
         own = {name: [entries[index] for index in chosen] for name, entries in plan.lists.items()}
-        values = Values({**theirs, **plan.statuses, "num_hidden_layers": Present(), **own})
+        values = Values({**theirs, **plan.statuses, "num_hidden_layers": Index(len(chosen)), **own})
         values.read = read
         world = made(type(config), values, plan.groups)
         found += [(world, Index(place)) for place in range(len(chosen))]

@@ -104,7 +104,7 @@ def make_norm(config: ZooConfig, size: int, cast_input: bool = False) -> Norm:
         bias=config.norm_bias,
         unit_offset=config.norm_unit_offset,
         cast=config.precision["norm"],
-        cast_input=cast_input and config.precision["residual_in_fp32"],
+        cast_input=config.precision["residual_in_fp32"] and cast_input,
     )
 
 

@@ -40,8 +40,9 @@ def rms_norm(
     if is_eager_cpu_inference(x):
         return chunked_rms_norm(x, weight, eps, offset, cast)
     if is_eager_cuda(x) and x.dtype in FUSED_DTYPES:
-        form = fused_rms_norm if weight is None else FUSED_FORMS.get(cast, fused_rms_norm)
-        return form(x, weight, eps, offset)
+        if cast == "scale_then_cast" and weight is not None:
+            return fused_scaled_rms_norm(x, weight, eps, offset)
+        return fused_rms_norm(x, weight, eps, offset)
     return plain_rms_norm(x, weight, eps, offset, cast)
 
 
@@ -49,18 +50,16 @@ def chunked_rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: float = 0.0, cast: str | None = None
 ) -> torch.Tensor:
     """`plain_rms_norm` on a CPU: by torch's norm where that rounds alike, many tokens in chunks."""
-    fused = x.dtype in FUSED_DTYPES and cast != "scale_then_cast"
-    form = fused_rms_norm if fused else plain_rms_norm
-    if x.numel() <= 2 * CHUNK_NUMBERS or x.dim() < 3:
-        return form(x, weight, eps, offset, cast)
+    if x.numel() <= 2 * CHUNK_NUMBERS or x.dim() < 3 or x.shape[1] == 1:
+        if cast != "scale_then_cast" and x.dtype in FUSED_DTYPES:
+            return fused_rms_norm(x, weight, eps, offset)
+        return plain_rms_norm(x, weight, eps, offset, cast)
     # The float32 copies of all tokens `[B, T, ..., d]` are several times x: a CPU would wait for memory.
     tokens = max(1, CHUNK_NUMBERS * x.shape[1] // x.numel())
-    return torch.cat([form(part, weight, eps, offset, cast) for part in x.split(tokens, dim=1)], dim=1)
+    return torch.cat([chunked_rms_norm(part, weight, eps, offset, cast) for part in x.split(tokens, dim=1)], dim=1)
 
 
-def fused_rms_norm(
-    x: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: float = 0.0, cast: str | None = None
-) -> torch.Tensor:
+def fused_rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: float = 0.0) -> torch.Tensor:
     """`plain_rms_norm` that rounds before the weight, by torch's own norm: on a CPU the same operations in a row."""
     normed = torch.rms_norm(x, (x.shape[-1],), None, eps)
     # Autocast may have made it float32.
@@ -80,10 +79,6 @@ def fused_scaled_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, off
     normed = torch.rms_norm(x.float(), (x.shape[-1],), None, eps)
     scaled = torch.addcmul(normed, normed, weight) if offset == 1 else normed * (weight.float() + offset)
     return scaled.to(x.dtype)
-
-
-# Where the weight is multiplied before rounding.
-FUSED_FORMS = {"scale_then_cast": fused_scaled_rms_norm}
 
 
 def layer_norm(
