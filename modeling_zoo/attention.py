@@ -112,7 +112,8 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.num_key_value_groups = heads // config.num_key_value_heads
         self.head_dim, self.value_width = config.head_dim, config.value_width
         # Channels of a head in q_proj: those of its query, those of its gate.
-        self.query_parts = (self.head_dim, query_gate_width(config))
+        self.gate_width = query_gate_width(config)
+        self.query_parts = (self.head_dim, self.gate_width)
         self.q_proj = nn.Linear(hidden, heads * sum(self.query_parts), bias=config.attention_bias)
         self.build_keys(config, layer_idx)
         self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
@@ -125,7 +126,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else None
         self.clip_after_norm = has_norm and config.clip_qkv_position == "after_norm"
         # Later layers read what this one caches.
-        self.stores_shared_kv = config.kv_sharing_modes[layer_idx] == "store"
+        self.stores_shared_kv = bool(config.num_kv_shared_layers) and config.kv_sharing_modes[layer_idx] == "store"
 
     def build_keys(self, config: ZooConfig, layer_idx: int) -> None:
         """What makes keys and values; nothing in a layer that reads those of another."""
@@ -165,7 +166,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         if self.clip is not None and not self.clip_after_norm:
             query = self.clip(query)
         query = query.view(*hidden_states.shape[:-1], -1, sum(self.query_parts))
-        if self.query_parts[1]:
+        if self.gate_width:
             query, gate = query.split(self.query_parts, dim=-1)
         query = self.norm_and_rotate(query, self.q_norm, position_embeddings)
         if self.temperature is not None:

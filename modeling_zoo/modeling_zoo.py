@@ -276,7 +276,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
         asked, added = {"output_router_logits": True} if record else {}, []
-        if self.added_losses and labels is not None:
+        if self.added_losses is not None and labels is not None:
             added = due_losses(self, record)
             for part in added:
                 asked |= part.asks
@@ -299,7 +299,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
             logits = shape_logits(self.lm_head(hidden_states[:, keep, :]), self.config)
         else:
             logits, loss = logits_and_loss(self, hidden_states, labels, logits_to_keep, chunk_size, kwargs)
-        for part in added if self.added_losses else ():
+        for part in added if self.added_losses is not None else ():
             loss, more = part.add(loss, self, outputs, labels, loss_chunk_size=chunk_size, **call, **kwargs)
             also |= more
         return MoeCausalLMOutputWithPast(

@@ -86,10 +86,11 @@ class RouterLoss:
 ADDED_LOSSES = {"indexer_types": IndexerLoss, "num_mtp_layers": MultiTokenLoss, "num_experts": RouterLoss}
 
 
-def losses_of(config: ZooConfig) -> tuple[type, ...]:
-    """Those that a model of this config may have."""
+def losses_of(config: ZooConfig) -> tuple[type, ...] | None:
+    """Those that a model of this config may have, None for none."""
     layers = config.per_layer_config if config.is_heterogeneous else [config]
-    return tuple(added for field, added in ADDED_LOSSES.items() if any(getattr(layer, field) for layer in layers))
+    found = [added for field, added in ADDED_LOSSES.items() if any(getattr(layer, field) for layer in layers)]
+    return tuple(found) or None
 
 
 def due_losses(model: PreTrainedModel, record: bool | None) -> list:
