@@ -12,7 +12,7 @@ from description_zoo.foreign_text import printable
 
 from .errors import report
 
-MODEL_HELP = "Folder with config.json and safetensors, or a Hub id owner/name[@revision]."
+MODEL_HELP = "Folder with config.json and safetensors, a GGUF file, or a Hub id owner/name[@revision]."
 SOURCE_HELP = "When converting back: the original checkpoint, for tensors that zoo does not use and the folder lacks."
 PICKLE_HELP = "Open weights that are pickles (*.bin, *.pth), for tensors alone. Off by default: a pickle can run code."
 QUANTIZED_HELP = (
@@ -50,6 +50,10 @@ def convert(
         typer.echo(json.dumps(asdict(done), default=str))
         return
     say(f"{source} -> {target}: {done.model_type}, {done.parameters:,} parameters")
+    if done.lacks_tokenizer:
+        say(
+            "the tokenizer inside is not one that transformers reads: put the files of the original one into the folder"
+        )
     if done.kept:
         say(f"kept for converting back, not used by zoo: {done.listed(done.kept)}")
     if done.left_behind:

@@ -33,7 +33,7 @@ def storage(model: str) -> dict:
     from .cli.loading import read_config
 
     path = Path(model)
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".gguf":
         return storage_of(path, read_config(path))
     scheme = scheme_of(raw_config(path, model)) if path.is_file() or hub_id(model) else None
     return {"stored_as": in_words(scheme)} if scheme else {}
@@ -53,7 +53,7 @@ def config_of(model: str) -> "ZooConfig":
     path = Path(model)
     if not path.exists() and model in presets():
         return ZooConfig.preset(model)
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".gguf":
         return config_of_folder(path, read_config(path))
     if path.is_file() or hub_id(model):
         return import_config(unquantised(raw_config(path, model)))

@@ -89,7 +89,7 @@ def read_incoming(
 ) -> Incoming:
     """Plans the import of a foreign folder; raises ConversionError for whatever does not fit."""
     model_type = model_type_of(raw, str(folder / "config.json"))
-    checkpoint = open_weights(folder, raw, allow_pickle)
+    checkpoint = open_weights(folder, raw, allow_pickle, None if dtype is None else torch.float32)
     take_off(checkpoint)
     # What is cast later is decoded in float32, so that it is rounded once.
     checkpoint = decoded(checkpoint, raw, None if dtype is None else torch.float32)

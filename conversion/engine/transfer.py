@@ -19,6 +19,7 @@ from ..files.sources import read_config, resolve_source
 from ..files.workspace import check_apart, new_folder
 from ..files.writer import ShardWriter, nbytes, parse_size
 from ..formats import kept_quantized
+from ..layouts.known import write_tokenizer
 from .incoming import read_incoming
 from .outgoing import ExtrasOptions, read_outgoing
 from .patterns import natural_key
@@ -41,6 +42,7 @@ class Report:
     kept: list[str] = field(default_factory=list)  # set aside for converting back
     dropped: list[str] = field(default_factory=list)  # recomputable buffers, set aside too
     left_behind: list[str] = field(default_factory=list)  # of the source, not in the target
+    lacks_tokenizer: bool = False  # which the source has in a form that is not read
 
     @staticmethod
     def listed(names: list[str]) -> str:
@@ -129,6 +131,7 @@ def _import(
     writer = ShardWriter(new, outputs, max_bytes)
     _move(incoming.plan, incoming.reader.read, incoming.stored(writer.write), progress)
     writer.finish()
+    has_tokenizer = write_tokenizer(folder, new)
     copy_companions(folder, new)
     keep_card(folder, new)
     manifest.tokenizer_class = pin_tokenizer_class(folder, new)
@@ -141,7 +144,9 @@ def _import(
     incoming.config.save_pretrained(new)
     parameters = sum(tensor.numel() for tensor in outputs.values())
     write_card(new, incoming.config, manifest)
-    return Report("", new, OWN_TYPE, parameters, writer.files, manifest.kept, manifest.dropped)
+    return Report(
+        "", new, OWN_TYPE, parameters, writer.files, manifest.kept, manifest.dropped, lacks_tokenizer=not has_tokenizer
+    )
 
 
 def _export(

@@ -32,7 +32,7 @@ def resolve_source(source: str | Path, code: bool = False, allow_pickle: bool = 
     wanted, without pickles but where they are allowed and there is nothing else. Raises ConversionError when there is
     none."""
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or folder.suffix == ".gguf" and folder.is_file():
         return folder
     wanted = None if folder.exists() else hub_id(str(source))
     if wanted is None:
@@ -47,7 +47,8 @@ def resolve_source(source: str | Path, code: bool = False, allow_pickle: bool = 
 def read_config(folder: Path) -> dict:
     """config.json of a folder, or what it would be in transformers' layout. Raises ConversionError where a file that
     would be opened is none of the folder's own."""
-    check_files(folder)
+    if folder.is_dir():
+        check_files(folder)
     if layout := layout_of(folder):
         return layout.config(folder)
     if not (folder / "config.json").is_file():

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import ConversionError
@@ -154,7 +155,7 @@ def stored(folder: Path) -> tuple[str, list[Path]]:
     return f"Mistral's layout (safetensors{scaled})", sorted(folder.glob(WHOLE))
 
 
-def weights(folder: Path, allow_pickle: bool = False) -> RelaidCheckpoint:
+def weights(folder: Path, allow_pickle: bool = False, dtype: torch.dtype | None = None) -> RelaidCheckpoint:
     """The tensors of all files by transformers' names. Raises ConversionError for pickles that are not allowed, a rank
     without a file, names or shapes that are not those of the model."""
     params = read_params(folder)

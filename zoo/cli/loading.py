@@ -30,7 +30,7 @@ def read_config(folder: Path) -> dict:
     """config.json of a model folder; raises UserError or ConversionError."""
     from conversion.files import sources
 
-    if not folder.is_dir():
+    if not folder.is_dir() and folder.suffix != ".gguf":
         raise UserError(f"{folder} is not a folder.")
     return sources.read_config(folder)
 
