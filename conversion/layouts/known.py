@@ -9,11 +9,11 @@ import torch
 from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint, StoredTensors, has_weights
 from ..files.pickles import PICKLED_INDEX, PICKLED_WEIGHTS, PickledTensors, pickles_of
-from . import gguf, params
+from . import deepseek_inference, gguf, params
 from .relaid import RelaidCheckpoint
 
 # Each has `recognises(folder)`, `config(folder)`, `weights(folder, allow_pickle, dtype)` and `stored(folder)`.
-LAYOUTS = (gguf, params)
+LAYOUTS = (deepseek_inference, gguf, params)
 
 
 def layout_of(folder: Path) -> ModuleType | None:

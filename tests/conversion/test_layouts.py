@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from checkpoint_checks import assert_same_tensors, batch, tensors_of
-from native_layouts import consolidated, on_ranks
+from native_layouts import consolidated, deepseek_ranks, on_ranks
 from safetensors.torch import save_file
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Ministral3Config,
@@ -212,6 +214,88 @@ def test_eight_bits_of_mistral(tmp_path):
     convert(tmp_path / "plain", tmp_path / "one", dtype="float32", **QUIET)
     convert(tmp_path / "scaled", tmp_path / "other", dtype="float32", **QUIET)
     assert_same_tensors(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "other"))
+
+
+# -- DeepSeek ------------------------------------------------------------------------------------------------------
+
+ARGS = {
+    "vocab_size": 96, "dim": 64, "inter_dim": 80, "moe_inter_dim": 32, "n_layers": 3, "n_dense_layers": 1, "n_heads": 4,
+    "n_routed_experts": 8, "n_shared_experts": 1, "n_activated_experts": 3, "kv_lora_rank": 24, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8, "v_head_dim": 16, "n_expert_groups": 4, "n_limited_groups": 2, "route_scale": 2.5,
+}  # fmt: skip
+THEIRS = {
+    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "moe_intermediate_size": 32, "num_hidden_layers": 3,
+    "first_k_dense_replace": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8,
+    "n_shared_experts": 1, "num_experts_per_tok": 3, "kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 16, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+
+
+def deepseek(folder, ranks, **args):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(ARGS | args))
+    for number, tensors in enumerate(ranks):
+        save_file(tensors, folder / f"model{number}-mp{len(ranks)}.safetensors")
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(("model_type", "rank"), [("deepseek_v3", 32), ("deepseek_v2", 0)])
+def test_inference_layout_of_deepseek(model_type, rank, count, tmp_path):
+    third = model_type == "deepseek_v3"
+    yarn = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 4096,
+        "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.707, "mscale_all_dim": 0.707,
+    }  # fmt: skip
+    options = {"rope_parameters": yarn, "q_lora_rank": rank or None, "max_position_embeddings": 163840}
+    options |= {"norm_topk_prob": third} | ({} if third else {"topk_method": "group_limited_greedy"})
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **THEIRS | options)).eval()
+    theirs = at_random(theirs)
+    for name, buffer in theirs.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(0, 0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ranks = deepseek_ranks(tensors_of(tmp_path / "theirs"), count, experts=8)
+    args = {"score_func": "sigmoid"} if third else {}
+    deepseek(tmp_path / "deepseek", ranks, q_lora_rank=rank, mscale=0.707, **args)
+    convert(tmp_path / "deepseek", tmp_path / "zoo", dtype="float32", **QUIET)
+    convert(tmp_path / "zoo", tmp_path / "back", to=model_type, **QUIET)
+    assert_same_tensors(tensors_of(tmp_path / "back"), tensors_of(tmp_path / "theirs"))
+    ours, inputs = load(tmp_path / "deepseek", dtype="float32").eval(), batch(96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_eight_bits_of_deepseek_on_ranks(tmp_path):
+    """Scales of blocks are shared out as their weights are."""
+    from conversion.files.sources import read_config
+    from conversion.formats.schemes import decoded
+    from conversion.layouts.known import open_weights
+
+    torch.manual_seed(0)
+    weight, scale = torch.randn(512, 256).to(torch.float8_e4m3fn), torch.rand(4, 2)
+    plain = weight.float() * scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    for word, place in (("up_proj", "w3"), ("down_proj", "w2")):
+        name = f"model.layers.0.mlp.{word}.weight"
+        ranks = deepseek_ranks({name: weight, f"{name}_scale_inv": scale}, 2, 8)
+        assert f"layers.0.ffn.{place}.scale" in ranks[1]
+        deepseek(tmp_path / word, ranks, dtype="fp8", score_func="sigmoid")
+        raw = read_config(tmp_path / word)
+        read = decoded(open_weights(tmp_path / word, raw), raw, torch.float32).read(name)
+        assert torch.equal(read, plain)
+
+
+def test_incomplete_ranks_of_deepseek(tmp_path):
+    ranks = deepseek_ranks({"model.layers.0.mlp.up_proj.weight": torch.ones(4, 4)}, 2, 8)
+    deepseek(tmp_path / "one", [*ranks[:1], {"norm.weight": torch.ones(4)}])
+    with pytest.raises(ConversionError, match="is not in the file of rank"):
+        convert(tmp_path / "one", tmp_path / "zoo", **QUIET)
+    deepseek(tmp_path / "other", ranks)
+    (tmp_path / "other" / "model0-mp2.safetensors").unlink()
+    with pytest.raises(ConversionError, match="lacks model0-mp2.safetensors"):
+        convert(tmp_path / "other", tmp_path / "zoo", **QUIET)
+    deepseek(tmp_path / "sparse", ranks, index_n_heads=4)
+    with pytest.raises(ConversionError, match="the sparse indexer of V3.2"):
+        convert(tmp_path / "sparse", tmp_path / "zoo", **QUIET)
 
 
 # -- what is wrong -------------------------------------------------------------------------------------------------

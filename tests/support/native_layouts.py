@@ -45,3 +45,39 @@ def on_ranks(tensors, count, vocabulary_dim=1):
         for rank, piece in zip(ranks, pieces, strict=True):
             rank[name] = piece.clone()
     return ranks
+
+
+# transformers' word -> DeepSeek's, and the dimension that ranks share out.
+DEEPSEEK = {
+    "embed_tokens": ("embed", 0), "input_layernorm": ("attn_norm", None), "q_proj": ("wq", 0),
+    "q_a_proj": ("wq_a", None),
+    "post_attention_layernorm": ("ffn_norm", None), "q_a_layernorm": ("q_norm", None), "q_b_proj": ("wq_b", 0),
+    "kv_a_proj_with_mqa": ("wkv_a", None), "kv_a_layernorm": ("kv_norm", None), "kv_b_proj": ("wkv_b", 0),
+    "o_proj": ("wo", 1), "gate": ("gate", None), "gate_proj": ("w1", 0), "down_proj": ("w2", 1), "up_proj": ("w3", 0),
+    "norm": ("norm", None), "lm_head": ("head", 0),
+}  # fmt: skip
+DEEPSEEK_PARTS = {
+    "self_attn": "attn",
+    "mlp": "ffn",
+    "e_score_correction_bias": "bias",
+    "weight_scale_inv": "scale",
+    "model": "",
+}
+
+
+def deepseek_ranks(tensors, count, experts):
+    """What each rank holds by DeepSeek's inference/convert.py: rows, columns, or whole experts."""
+    ranks = [{} for _ in range(count)]
+    for name, tensor in tensors.items():
+        words = name.split(".")
+        theirs, dim = DEEPSEEK[words[-2]]
+        words[-2] = theirs
+        name = ".".join(filter(None, (DEEPSEEK_PARTS.get(word, word) for word in words)))
+        expert = re.search(r"\.experts\.(\d+)\.", name)
+        if expert:
+            ranks[int(expert[1]) * count // experts][name] = tensor.clone()
+            continue
+        pieces = [tensor] * count if dim is None else tensor.chunk(count, dim)
+        for rank, piece in zip(ranks, pieces, strict=True):
+            rank[name] = piece.clone()
+    return ranks
