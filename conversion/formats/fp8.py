@@ -2,7 +2,8 @@
 
 W[i, j] = float32(q[i, j]) · scale[i // rows, j // columns]: called an inverse, the scale multiplies. Blocks at the
 edges are partial. DeepSeek-V3's (arXiv 2412.19437, §3.3), Qwen3's and MiniMax's are 128 × 128 with scales in float32 or
-bfloat16; ue8m0 scales are powers of two; Mistral's are one number; FBGEMM's (Llama 3.1) one per row.
+bfloat16; ue8m0 scales are powers of two; Mistral's are one number; FBGEMM's (Llama 3.1) one per row. DeepSeek-V4's
+experts are floats of four bits, two a byte, the first in the low half, 32 of a row to a scale.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
-from .packing import in_blocks, largest_in_blocks, over_blocks, parts_of, power_of_two
+from .packing import as_factors, by_rows, e2m1, in_blocks, largest_in_blocks, over_blocks, parts_of, power_of_two
 from .stored import Found, Stored
 
 METHODS = ("fp8", "fbgemm_fp8")
@@ -34,6 +35,8 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             scale = scale_of(name, headers)
             blocks = block_of(name, weight, scale, headers[scale], block)
             found.tensors[name] = stored(name, scale, tuple(weight.shape), blocks)
+        elif weight.dtype == torch.int8 and weight.dim() == 2:
+            found.tensors[name] = _of_halves(name, weight, headers)
     taken = found.taken()
     for name in headers.keys() - taken:
         if name.endswith(UNUSED):
@@ -46,6 +49,22 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
 def stored(name: str, scale: str, shape: tuple[int, ...], block: tuple[int, int] | None) -> Stored:
     """Numbers of eight bits and their scales, one for each block; None: one for all."""
     return Stored((name, scale), shape, partial(decode, block=block), partial(encode, block=block))
+
+
+def _of_halves(name: str, weight: Tensor, headers: dict[str, Tensor]) -> Stored:
+    """A matrix of two numbers a byte. Raises ConversionError for one without a scale, or whose scales do not fit."""
+    scale, (rows, half) = scale_of(name, headers), weight.shape
+    if list(headers[scale].shape) != [rows, half // 16] or half % 16:
+        said = f"{list(headers[scale].shape)} beside {name!r} of {list(weight.shape)} bytes"
+        raise ConversionError(f"{scale!r} is {said}: 32 numbers belong to each scale.")
+    return Stored((name, scale), (rows, 2 * half), decode_halves)
+
+
+def decode_halves(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:
+    """Bytes `[out, in / 2]` and `[out, in / 32]` -> e2m1 · scale, `[out, in]`."""
+    rows, columns = weight.shape[0], 2 * weight.shape[1]
+    factors = over_blocks(as_factors(scale), (1, 32), columns)
+    return by_rows(dtype, (rows, columns), lambda part: e2m1(weight[part].view(torch.uint8)), factors)
 
 
 def scale_of(name: str, headers: dict[str, Tensor]) -> str:
