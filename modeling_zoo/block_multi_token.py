@@ -97,7 +97,7 @@ class MultiTokenPrediction(nn.Module):
             **{name: state() for name, state in (self.cross_layer_state or {}).items()},
         )
         advance_cache(past_key_values, found, [layer])
-        return self.norm[end](found).to(embeddings.dtype)
+        return self.norm[end](found).to(hidden_states.dtype)
 
 
 # What a field asks for.

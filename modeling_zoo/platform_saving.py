@@ -28,12 +28,7 @@ class SavedFolder:
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and is_first_rank():
             remove_older_set(save_directory, before)
-            self._copy_kept(save_directory)
-
-    def _copy_kept(self, folder):
-        for field, copy in KEPT_BESIDE.items():
-            if getattr(self.config, field) is not None:
-                copy(self.config, folder)
+            copy_kept(self.config, save_directory)
 
     def load_custom_generate(self, pretrained_model_name_or_path: str | None = None, **kwargs: Any) -> Callable:
         """transformers' own. Raises OSError for the model's own folder, whose code is its two files: loading it
@@ -44,7 +39,7 @@ class SavedFolder:
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self.config.write_card(working_dir)
-        self._copy_kept(working_dir)
+        copy_kept(self.config, working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
@@ -96,6 +91,13 @@ def source_folder_of(config: ZooConfig) -> Path | None:
 
 # What is beside the weights of a model with this field.
 KEPT_BESIDE = {"source_config": copy_source_folder}
+
+
+def copy_kept(config: ZooConfig, folder: str | os.PathLike) -> None:
+    """Copies what a model of this config has beside its weights."""
+    for field, copy in KEPT_BESIDE.items():
+        if getattr(config, field) is not None:
+            copy(config, folder)
 
 
 def modification_times(folder: str | os.PathLike) -> dict[str, int | None]:
