@@ -118,7 +118,7 @@ def upgrade_cache(cache: Cache | None, config: ZooConfig, quantized: bool = Fals
         if _is_empty(layer):
             own = configs.get(index, config)
             cache.layers[index] = upgraded_layer(layer, own, attention_of(own, index), quantized)
-    if counts_tokens(config):
+    if may_count_tokens(config):
         _count_tokens(cache, config)
     return cache
 
@@ -128,9 +128,9 @@ def keeps_more(config: ZooConfig) -> bool:
     return any(name not in KEY_VALUE_LAYERS for name in getattr(config, "layer_types", None) or ())
 
 
-def counts_tokens(config: ZooConfig) -> bool:
-    """Whether no layer keeps keys, whose number would be that of the tokens."""
-    return all(name in COUNTING_LAYERS for name in getattr(config, "layer_types", None) or ())
+def may_count_tokens(config: ZooConfig) -> bool:
+    """Whether there are layers without keys: where they are all that a model has, one of them counts the tokens."""
+    return any(name in COUNTING_LAYERS for name in getattr(config, "layer_types", None) or ())
 
 
 def prepare_cache(cache: Cache | None, config: ZooConfig) -> None:
