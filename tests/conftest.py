@@ -35,6 +35,22 @@ def pytest_collection_modifyitems(items):
             seen[table] += 1
 
 
+# Tests that run the code of a folder, or read it. For all others a saved folder has every concept that its model needs,
+# but not folded on its config, which takes seconds for each new one.
+READ_THE_CODE = (
+    "test_adapters", "test_combinations", "test_companions", "test_examples", "test_export", "test_export_config",
+    "test_push", "test_rope_keys", "test_tools_against_original", "test_versions", "test_weight_decay",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick_saves(request, monkeypatch):
+    if request.module.__name__.rpartition(".")[2] not in READ_THE_CODE:
+        from modeling_zoo import export
+
+        monkeypatch.setattr(export, "model_pieces", export.pieces_for)
+
+
 @pytest.fixture(scope="session")
 def libraries():
     """torch on one thread and transformers' logging without bars."""
