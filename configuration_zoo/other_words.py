@@ -155,6 +155,7 @@ SAME_FIELD = {
     "position_config.ids_from_mask": "position_ids_from_mask",
     "position_config.sinusoid_layout": "sinusoid_layout",
     "position_config.alibi_scaled": "alibi_scaled",
+    "router_aux_loss_coef": "aux_loss_alpha",
     "mup_multipliers.linear_in": "linear_in_multiplier ssm_in_multiplier",
     "mup_multipliers.linear_out": "linear_out_multiplier ssm_out_multiplier",
     "mup_multipliers.linear_sections": "linear_section_multipliers ssm_multipliers",
