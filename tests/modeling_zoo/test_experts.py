@@ -12,6 +12,8 @@ from torch import nn
 from transformers.models.deepseek_v4 import DeepseekV4Config, modeling_deepseek_v4
 
 from configuration_zoo import ZooConfig, fields_experts
+from conversion import family_of
+from conversion.engine.registry import is_known
 from modeling_zoo import ops_dispatch, ops_experts, ops_linear
 from modeling_zoo.mlp_experts import EXPERTS
 from modeling_zoo.mlp_routers import Router
@@ -108,10 +110,12 @@ def lower(module, stays, dtype=torch.bfloat16):
 
 # Where the sum over experts or the bias is rounded at another place than here.
 ROUNDED_ELSEWHERE = {"longcat_flash", "gpt_oss", "nemotron_h"}
+# A slow reference, in place of a class of transformers, says the numbers, not where they are rounded.
+WITH_A_CLASS = [case for case in CASES if not (is_known(case[0]) and family_of(case[0]).config_class)]
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", WITH_A_CLASS, ids=str)
 def test_bfloat16_rounds_where_the_original_does(case, tmp_path):
     for theirs, ours in sparse_layers(pair_of(case, tmp_path, torch.bfloat16)):
         routed = {}
