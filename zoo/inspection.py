@@ -20,54 +20,60 @@ def inspect(model: Any) -> dict:
 
     if isinstance(model, ZooConfig):
         return measure(model)
-    return measure(config_of(str(model))) | storage(str(model))
-
-
-def storage(model: str) -> dict:
-    """How a model's weights are stored: `stored_as` and, of a folder with weights, `stored_bytes`; {} where nothing
-    says it."""
-    from conversion.files.hub import hub_id
-    from conversion.formats.schemes import scheme_of
-    from conversion.formats.storage import in_words, storage_of
-
-    from .cli.loading import read_config
-
-    path = Path(model)
-    if path.is_dir() or path.suffix == ".gguf":
-        return storage_of(path, read_config(path))
-    scheme = scheme_of(raw_config(path, model)) if path.is_file() or hub_id(model) else None
-    return {"stored_as": in_words(scheme)} if scheme else {}
+    folder, raw = found(str(model))
+    return measure(configured(str(model), folder, raw)) | stored(folder, raw)
 
 
 def config_of(model: str) -> "ZooConfig":
     """The ZooConfig of a folder, a config.json, a repository of the Hub or a preset; raises UserError, or ValueError
     with what is wrong."""
-    from configuration_zoo import ZooConfig
+    return configured(model, *found(model))
+
+
+def found(model: str) -> tuple[Path | None, dict | None]:
+    """(the folder or GGUF file of a model, its config.json), read once: without a folder for a config.json alone or one
+    of the Hub, without either for a preset. Raises UserError, or ValueError with what is wrong."""
     from configuration_zoo.presets import presets
-    from conversion.engine.config_bridge import import_config
-    from conversion.engine.loading import config_of_folder
-    from conversion.files.hub import hub_id
+    from conversion.files.hub import fetch_file, hub_id
+    from conversion.files.sources import read_config_file
 
     from .cli.loading import read_config
 
     path = Path(model)
     if not path.exists() and model in presets():
-        return ZooConfig.preset(model)
+        return None, None
     if path.is_dir() or path.suffix == ".gguf":
-        return config_of_folder(path, read_config(path))
-    if path.is_file() or hub_id(model):
-        return import_config(unquantised(raw_config(path, model)))
+        return path, read_config(path)
+    if path.is_file():
+        return None, read_config_file(path)
+    if wanted := hub_id(model):
+        return None, read_config_file(fetch_file(wanted, "config.json"))
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"{model} is neither a folder nor a file.")
-    return ZooConfig.preset(model)
+    return None, None
 
 
-def raw_config(path: Path, name: str) -> dict:
-    """A config.json by its path, else that of the repository with this name."""
-    from conversion.files.hub import fetch_file, hub_id
-    from conversion.files.sources import read_config_file
+def configured(model: str, folder: Path | None, raw: dict | None) -> "ZooConfig":
+    """The ZooConfig of what `found` has; raises ValueError with what is wrong."""
+    from configuration_zoo import ZooConfig
+    from conversion.engine.config_bridge import import_config
+    from conversion.engine.loading import config_of_folder
 
-    return read_config_file(path if path.is_file() else fetch_file(hub_id(name), "config.json"))
+    if folder is not None:
+        return config_of_folder(folder, raw)
+    return ZooConfig.preset(model) if raw is None else import_config(unquantised(raw))
+
+
+def stored(folder: Path | None, raw: dict | None) -> dict:
+    """How the weights of what `found` has are stored: `stored_as` and, of a folder with weights, `stored_bytes`; {}
+    where nothing says it."""
+    from conversion.formats.schemes import scheme_of
+    from conversion.formats.storage import in_words, storage_of
+
+    if folder is not None:
+        return storage_of(folder, raw)
+    scheme = scheme_of(raw or {})
+    return {"stored_as": in_words(scheme)} if scheme else {}
 
 
 def unquantised(raw: dict) -> dict:

@@ -27,7 +27,7 @@ _SIZES = {
 
 def catalog() -> dict[str, Any]:
     """{"families": {model_type: facts}, "wrappers": model types of transformers that hold one of them, "formats": how
-    their weights may be stored}. A second or two: every family's configuration is built."""
+    their weights may be stored}. Every family's configuration is built."""
     return {
         "families": {model_type_of(name): facts(name) for name in known_families()},
         "wrappers": wrappers(),
@@ -39,7 +39,7 @@ def facts(name: str) -> dict[str, Any]:
     """`models`: what they are and where published; `wrapper`: whether the text model stands inside another; `concepts`:
     the flags that a model of the family's defaults sets, without its sizes. Raises ConversionError for an unknown
     one."""
-    if name in wrappers():
+    if not is_known(file_name(name)) and name in wrappers():
         inner = _inner_type(name)
         said = f"Models with another one's text model inside, by default {inner}: it is converted, all else is kept."
         return {"models": said, "wrapper": True, "concepts": concepts(inner)}
@@ -89,13 +89,14 @@ def _spellings() -> dict[str, str]:
 
 def wrappers() -> list[str]:
     """Model types of transformers without a file in `families/` that write text with a model of a known family, by what
-    their default `text_config` is."""
+    their default `text_config` is. Each of them is built for that."""
     writing = {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
     writing |= {*auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
     around = [name for name in CONFIG_MAPPING_NAMES if name in writing and SECTION in CONFIG_MAPPING[name].sub_configs]
-    return [name for name in around if _inner_type(name) and name not in OTHER_ATTENTION]
+    return [name for name in around if name not in OTHER_ATTENTION and _inner_type(name)]
 
 
+@cache
 def _inner_type(model_type: str) -> str | None:
     """The known family of the text model in a wrapper's default; None where a file says it, or it is not known."""
     try:

@@ -23,12 +23,13 @@ def inspect(
     from conversion.command import quiet
     from description_zoo.measure import measure
 
-    from ..inspection import config_of, storage
+    from ..inspection import configured, found, stored
     from .placement import place
 
     quiet()
-    config = config_of(model)
-    report = measure(config) | storage(model)
+    folder, raw = found(model)
+    config = configured(model, folder, raw)
+    report = measure(config) | stored(folder, raw)
     if max(tp, ep) > 1:
         report["placement"] = place(config, tp, ep)
     if as_json:
