@@ -1,4 +1,4 @@
-"""What code names and reads, and code made ready to be run: for the exporter of configurations. Never shipped."""
+"""What code names and reads, statements that stay, and code made ready to be run: for the exporter. Never shipped."""
 
 import ast
 from functools import cache
@@ -46,9 +46,9 @@ def own_names(node: ast.AST) -> set[int]:
     """The names in comprehensions that are their own, by the identity of their nodes."""
     if not hasattr(node, "names_own"):
         node.names_own = set()
-        for one in [n for n in ast.walk(node) if isinstance(n, COMPREHENSIONS)]:
-            names = [n for n in ast.walk(one) if isinstance(n, ast.Name)]
-            bound = {n.id for g in one.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+        for one in [n for n in nodes_of(node) if isinstance(n, COMPREHENSIONS)]:
+            names = [n for n in nodes_of(one) if isinstance(n, ast.Name)]
+            bound = {n.id for g in one.generators for n in nodes_of(g.target) if isinstance(n, ast.Name)}
             node.names_own |= {id(n) for n in names if n.id in bound}
     return node.names_own
 
@@ -56,7 +56,7 @@ def own_names(node: ast.AST) -> set[int]:
 def loaded(node: ast.AST) -> set[str]:
     """The names that code reads."""
     if not hasattr(node, "names_loaded"):
-        names = [n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        names = [n for n in nodes_of(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
         node.names_loaded = {n.id for n in names if id(n) not in own_names(node)}
     return node.names_loaded
 
@@ -64,7 +64,7 @@ def loaded(node: ast.AST) -> set[str]:
 def stored(node: ast.AST) -> set[str]:
     """The names that code binds, those of comprehensions left out."""
     if not hasattr(node, "names_stored"):
-        names = [n for n in ast.walk(node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
+        names = [n for n in nodes_of(node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
         node.names_stored = {n.id for n in names if id(n) not in own_names(node)} | changed(node)
     return node.names_stored
 
@@ -72,8 +72,8 @@ def stored(node: ast.AST) -> set[str]:
 def changed(node: ast.AST) -> set[str]:
     """The names whose value code changes in place."""
     if not hasattr(node, "names_changed"):
-        stores = [n for n in ast.walk(node) if isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load)]
-        calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+        stores = [n for n in nodes_of(node) if isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load)]
+        calls = [n.func for n in nodes_of(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
         found = [n.value for n in [*stores, *(call for call in calls if call.attr in IN_PLACE)]]
         node.names_changed = {n.id for n in found if isinstance(n, ast.Name)}
     return node.names_changed
@@ -84,3 +84,20 @@ def source(node: ast.AST) -> str:
     if not hasattr(node, "as_text"):
         node.as_text = ast.unparse(node)
     return node.as_text
+
+
+class Kept:
+    """A statement that stays: its lines, and what it names without acting."""
+
+    def __init__(self, lines: list[str], reads: set[str], names: set[str] | None = None):
+        self.lines, self.reads, self.names = lines, reads, names
+
+
+def unread_left_out(kept: list[Kept], elsewhere: set[str] = frozenset()) -> list[Kept]:
+    """Without the statements that name what is read neither behind them nor `elsewhere`."""
+    while True:
+        read = [set(elsewhere).union(*(one.reads for one in kept[index + 1 :])) for index in range(len(kept))]
+        rest = [one for one, names in zip(kept, read, strict=True) if one.names is None or one.names & names]
+        if len(rest) == len(kept):
+            return kept
+        kept = rest

@@ -7,7 +7,18 @@ what is left keeps the text it was written in.
 import ast
 from copy import copy
 
-from .export_config_code import Returned, changed, compiled, loaded, own_names, source, stored
+from .export_config_code import (
+    Kept,
+    Returned,
+    changed,
+    compiled,
+    loaded,
+    nodes_of,
+    own_names,
+    source,
+    stored,
+    unread_left_out,
+)
 from .export_config_text import Text
 from .export_config_worlds import Open
 
@@ -31,21 +42,25 @@ class Frame:
     def literal(self, node: ast.expr) -> str | None:
         """What is to be written in place of an expression, None: itself."""
 
-    def values(self, node: ast.expr) -> list | None:
-        """What an expression is, world by world; None where it is open."""
+    def chosen(self, node: ast.expr) -> ast.expr | None:
+        """The part that an `and`, an `or` or a conditional expression comes to; None where that is open."""
         if isinstance(node, ast.BoolOp):
             # What decides it may stand before what is open.
             for operand in node.values:
                 truth = self.truth(operand)
                 if truth is isinstance(node.op, ast.Or):
-                    return self.values(operand)
+                    return operand
                 if truth is None:
                     break
-        if isinstance(node, ast.IfExp) and (truth := self.truth(node.test)) is not None:
-            return self.values(node.body if truth else node.orelse)
-        if loaded(node) & self.opened or any(
-            isinstance(n, ast.NamedExpr | ast.Yield | ast.Await) for n in ast.walk(node)
-        ):
+        elif isinstance(node, ast.IfExp) and (truth := self.truth(node.test)) is not None:
+            return node.body if truth else node.orelse
+
+    def values(self, node: ast.expr) -> list | None:
+        """What an expression is, world by world; None where it is open."""
+        if (part := self.chosen(node)) is not None:
+            return self.values(part)
+        changing = (n for n in nodes_of(node) if isinstance(n, ast.NamedExpr | ast.Yield | ast.Await))
+        if loaded(node) & self.opened or any(changing):
             return None
         code, found = compiled(source(node), True), []
         for space in self.spaces:
@@ -159,13 +174,6 @@ class Frame:
 
     def forget(self, names: set[str]) -> None:
         self.opened |= names
-
-
-class Kept:
-    """A statement that stays: its lines, and what it names without acting."""
-
-    def __init__(self, lines: list[str], reads: set[str], names: set[str] | None = None):
-        self.lines, self.reads, self.names = lines, reads, names
 
 
 class Folder:
@@ -387,13 +395,3 @@ def is_times_one(stmt: ast.stmt, frame: Frame) -> bool:
     if not isinstance(stmt, ast.AugAssign) or not isinstance(stmt.op, ast.Mult):
         return False
     return all(value == 1 for value in frame.values(stmt.value) or [0])
-
-
-def unread_left_out(kept: list[Kept], elsewhere: set[str] = frozenset()) -> list[Kept]:
-    """Without the statements that name what is read neither behind them nor `elsewhere`."""
-    while True:
-        read = [set(elsewhere).union(*(one.reads for one in kept[index + 1 :])) for index in range(len(kept))]
-        rest = [one for one, names in zip(kept, read, strict=True) if one.names is None or one.names & names]
-        if len(rest) == len(kept):
-            return kept
-        kept = rest

@@ -16,9 +16,9 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer, StaticL
 
 from configuration_zoo import ZooConfig
 
-from .export_config_code import loaded, nodes_of
+from .export_config_code import Kept, loaded, nodes_of
 from .export_config_fields import Plan, planned, table_lines
-from .export_config_fold import Folder, Kept
+from .export_config_fold import Folder
 from .export_config_text import Text, first_line
 from .export_config_worlds import Open, Present
 from .export_model_calls import Calls

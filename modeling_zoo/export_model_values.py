@@ -12,7 +12,7 @@ import types
 from functools import cache
 from typing import Any
 
-from .export_config_code import compiled, loaded, own_names, source
+from .export_config_code import compiled, loaded, nodes_of, own_names, source
 from .export_config_fields import quoted
 from .export_config_fold import Frame
 from .export_config_worlds import World
@@ -102,15 +102,8 @@ class ModelFrame(Frame):
         return ModelFrame(spaces, opened, self.place)
 
     def values(self, node: ast.expr) -> list | None:
-        if isinstance(node, ast.BoolOp):
-            for operand in node.values:
-                truth = self.truth(operand)
-                if truth is isinstance(node.op, ast.Or):
-                    return self.values(operand)
-                if truth is None:
-                    break
-        if isinstance(node, ast.IfExp) and (truth := self.truth(node.test)) is not None:
-            return self.values(node.body if truth else node.orelse)
+        if (part := self.chosen(node)) is not None:
+            return self.values(part)
         if isinstance(node, ast.IfExp) and is_none(node.body) and is_none(node.orelse):
             return [None for _ in self.spaces]
         node = self.place.applied(node)
@@ -126,7 +119,7 @@ class ModelFrame(Frame):
 
     def is_pure(self, node: ast.expr) -> bool:
         """Whether to ask for a value changes nothing and depends on nothing but what the frame knows."""
-        return all(self._is_known(one, own_names(node)) for one in ast.walk(node))
+        return all(self._is_known(one, own_names(node)) for one in nodes_of(node))
 
     def _is_known(self, node: ast.AST, bound: set[int]) -> bool:
         space = self.spaces[0]
@@ -271,8 +264,8 @@ class Place:
         """An expression with the attributes that are known in place of their names."""
         if getattr(node, "known_by", None) is not self:
             node.known_by = self
-            names = {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
-            words = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+            names = {one.attr for one in nodes_of(node) if isinstance(one, ast.Attribute)}
+            words = {one.id for one in nodes_of(node) if isinstance(one, ast.Name)}
             known = "config" in names or any(names & facts.keys() for facts in self.roots.values())
             if known or words & (self.empty | self.returns.keys()):
                 known = Known(self).visit(copy.deepcopy(bare(node)))
