@@ -23,7 +23,7 @@ from .card_origin import (
 from .card_use import use_sections
 from .foreign_text import code_span, is_slug, printable
 from .heads import HEADS, head_of_own
-from .measure import empty_model, layer_runs, measure
+from .measure import empty_model, layer_runs, measure, repetitions
 from .picture import architecture_svg
 
 PICTURE = "architecture.svg"
@@ -93,27 +93,35 @@ def _fidelity(origin: Origin) -> str:
 
 
 def _layers(report: dict) -> str:
-    """One row for each run of layers that differ in nothing."""
+    """One row for each run of layers that differ in nothing; those that repeat together stand there once."""
     lines = [
-        "| layers | mixer | context | MLP | parameters each | cache bytes per token |",
-        "|---|---|---|---|---|---|",
+        "| layers | mixer | context | positions | and | residual, norm | MLP | parameters each | cache bytes / token |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for first, last, layer in layer_runs(report["layers"]):
-        where = str(first) if first == last else f"{first}-{last}"
-        numbers = f"{layer['parameters']:,} | {layer['cache_bytes_per_token']:,}"
-        lines.append(f"| {where} | {layer['mixer']} | {layer['context']} | {layer['mlp']} | {numbers} |")
+    for times, runs in repetitions(list(layer_runs(report["layers"]))):
+        for first, last, layer in runs:
+            where = str(first) if first == last else f"{first}-{last}"
+            if times > 1:
+                period = runs[-1][1] - runs[0][0] + 1
+                where += f", {times} times, every {period}"
+            also = [*layer["features"], *(f"{name} {value}" for name, value in layer["differs"].items())]
+            words = [layer["mixer"], layer["context"], layer["positions"], ", ".join(also), layer["residual"]]
+            numbers = f"{layer['parameters']:,} | {layer['cache_bytes_per_token']:,}"
+            lines.append(f"| {where} | {' | '.join(words)} | {layer['mlp']} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 
 def _costs(report: dict) -> str:
-    total, active = report["parameters"], report["active_parameters"]
-    text = f"{total:,} parameters{f', {active:,} of them active per token' if active != total else ''}. "
+    total, active, least = (report[f"{kind}parameters"] for kind in ("", "active_", "least_active_"))
+    of_a_token = f"{active:,}" if least == active else f"{least:,} to {active:,}"
+    text = f"{total:,} parameters{f', {of_a_token} of them active per token' if active != total else ''}. "
     if report["prediction_parameters"]:
         text += f"{report['prediction_parameters']:,} are in layers that predict further tokens. "
     text += f"The cache takes {report['cache_bytes_per_token']:,} bytes per token in {report['dtype']}"
+    for part, words in (("window_bytes", "for windows, once they are full"), ("state_bytes", "of state")):
+        text += f", and {report[part]:,} bytes {words}" if report[part] else ""
     full = report["cache_bytes_at_full_length"]
-    text += f", {full:,} bytes at {report['max_position_embeddings']:,} tokens"
-    return text + (f", of which {report['state_bytes']:,} are state of a fixed size." if report["state_bytes"] else ".")
+    return text + f": {full:,} bytes at {report['max_position_embeddings']:,} tokens."
 
 
 def _size(config: ZooConfig, name: str) -> Any:

@@ -5,6 +5,9 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.vocabulary import ABSOLUTE_POSITIONS
+
+from .layers import context_of, kinds_of, layer_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,38 +17,18 @@ if TYPE_CHECKING:
     from modeling_zoo import ZooModel
     from modeling_zoo.mixer import TokenMixer
 
-# Layer type -> (what of the sequence a token sees there, the field with the number of tokens).
-CONTEXTS = {
-    "full_attention": ("full", None),
-    "indexed_attention": ("full, indexed", None),
-    "sliding_attention": ("window", "sliding_window"),
-    "chunked_attention": ("chunk", "attention_chunk_size"),
-    "hybrid": ("full + state", None),
-    "hybrid_sliding": ("state + window", "sliding_window"),
-    "linear_attention": ("state", None),
-    "conv": ("state", None),
-}
-# What a mechanism with a state of fixed size has in place of heads of keys and values: see fields_linear.py.
-STATE_SPACE = "{name} {num_key_heads}/{num_value_heads} x {value_head_dim}, {key_head_dim} states"
-SHAPES = {
-    "mamba2": STATE_SPACE,
-    "mamba": STATE_SPACE,
-    "rg_lru": "{name} {num_value_heads} x {value_head_dim}",
-    "short_conv": "{name} {conv_kernel_dim} taps",
-}
-
 
 def measure(config: ZooConfig, model: "PreTrainedModel | None" = None) -> dict:
     """ZooConfig -> the report of `zoo inspect --json`: one entry per layer, then totals. `model`: an empty one."""
     model = model or empty_model(config)
-    layers = [measure_layer(model, index, *sizes) for index, sizes in enumerate(cache_sizes(model))]
-    total = model.num_parameters()
-    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
-    embedding = sum(weight.numel() for weight in {table.weight for table in tables if table is not None})
-    if (rows := body_of(model).per_layer_embeddings) is not None:
-        embedding += rows.embed_tokens_per_layer.weight.numel()
-    further = getattr(model, "mtp", None)
-    further = 0 if further is None else sum(parameter.numel() for parameter in further.parameters())
+    kinds, differing = kinds_of(config)
+    layers = [
+        measure_layer(model, index, sizes) | {"kind": kinds[index], "differs": differing[index]}
+        for index, sizes in enumerate(cache_sizes(model))
+    ]
+    total, further, spared = model.num_parameters(), prediction_parameters(model), max_zero_experts(model)
+    active = total - further - sum(layer["inactive_parameters"] for layer in layers)
+    length = config.max_position_embeddings
     return {
         "model_type": config.model_type,
         "class": type(model).__name__,
@@ -53,18 +36,62 @@ def measure(config: ZooConfig, model: "PreTrainedModel | None" = None) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "max_position_embeddings": config.max_position_embeddings,
+        "max_position_embeddings": length,
+        "embedding": embedding_words(config.outside_layers()),
+        "head": head_words(config.outside_layers()),
         "layers": layers,
         "parameters": total,
-        "embedding_parameters": embedding,
+        "embedding_parameters": embedding_parameters(model),
         "prediction_parameters": further,
-        "active_parameters": total - further - sum(layer["inactive_parameters"] for layer in layers),
+        "active_parameters": active,
+        "least_active_parameters": active - spared,
         "bytes": total * model.dtype.itemsize,
-        "cache_bytes_per_token": sum(layer["cache_bytes_per_token"] for layer in layers),
-        "cache_bytes_at_full_length": sum(layer["cache_bytes_at_full_length"] for layer in layers),
+        "cache_bytes_per_token": sum(layer["cache_bytes_per_token"] for layer in layers if not layer["window"]),
+        "window_bytes": sum(cached_bytes(layer, layer["window"] or 0) - layer["state_bytes"] for layer in layers),
         "state_bytes": sum(layer["state_bytes"] for layer in layers),
         "workspace_bytes": sum(layer["workspace_bytes"] for layer in layers),
+        "cache_bytes_at_full_length": sum(layer["cache_bytes_at_full_length"] for layer in layers),
     }
+
+
+def embedding_parameters(model: "PreTrainedModel") -> int:
+    """Numbers in the token table, in an output table of its own, and in the tables of an embedding for every layer."""
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    count = sum(weight.numel() for weight in {table.weight for table in tables if table is not None})
+    rows = body_of(model).per_layer_embeddings
+    return count if rows is None else count + rows.embed_tokens_per_layer.weight.numel()
+
+
+def prediction_parameters(model: "PreTrainedModel") -> int:
+    """Numbers in the layers that predict further tokens."""
+    further = getattr(model, "mtp", None)
+    return 0 if further is None else sum(parameter.numel() for parameter in further.parameters())
+
+
+def embedding_words(config: ZooConfig) -> list[str]:
+    """What happens between a token and the first layer, beside looking it up."""
+    width, kind = config.embedding_size, config.position_embedding_type
+    found = {
+        f"of {width} channels, projected to {config.hidden_size}": width and width != config.hidden_size,
+        f"x {config.embedding_multiplier:g}": config.embedding_multiplier != 1.0,
+        "norm": config.embedding_norm,
+        f"{kind} positions": kind in ABSOLUTE_POSITIONS,
+        f"{config.hidden_size_per_layer_input} channels for every layer": config.hidden_size_per_layer_input,
+    }
+    return [words for words, there in found.items() if there]
+
+
+def head_words(config: ZooConfig) -> list[str]:
+    """What happens between the last layer and the logits, beside the product with the table."""
+    found = {
+        config.norm_type: config.final_norm,
+        "tied to the embedding": config.tie_word_embeddings,
+        "bias": config.lm_head_bias,
+        f"logits / {config.logits_scaling:g}": config.logits_scaling != 1.0,
+        f"cap {config.final_logit_softcapping}": config.final_logit_softcapping,
+        f"{config.num_mtp_layers} layers that predict further tokens": config.num_mtp_layers,
+    }
+    return [words for words, there in found.items() if there]
 
 
 def empty_model(config: ZooConfig) -> "PreTrainedModel":
@@ -88,86 +115,76 @@ def mixer_of(layer: "nn.Module") -> "TokenMixer | None":
     return getattr(layer, "self_attn", None) or getattr(layer, "linear_attn", None)
 
 
-def measure_layer(model: "PreTrainedModel", index: int, per_token: int, state: int, workspace: int) -> dict:
-    """One layer's mixer, context, MLP, parameters and cache."""
+def measure_layer(model: "PreTrainedModel", index: int, sizes: tuple[int, int, int]) -> dict:
+    """One layer in words, its parameters and its cache: `sizes` as `cache_sizes` gives them."""
     layer, config = body_of(model).layers[index], model.config.per_layer_config[index]
-    mixer, mlp = mixer_of(layer), getattr(layer, "mlp", None)
-    context, limit = context_of(config, index)
-    return {
+    limit = context_of(config, index)[1]
+    measured = {
         "layer": index,
         "layer_type": config.layer_types[index],
-        "mixer": describe_mixer(config, mixer, index),
-        "context": context if mixer is not None else "",
-        "mlp": describe_mlp(config, index) if mlp is not None else "",
+        **layer_words(config, mixer_of(layer), index, has_mlp=getattr(layer, "mlp", None) is not None),
         "parameters": sum(parameter.numel() for parameter in layer.parameters()),
-        "inactive_parameters": inactive_parameters(config, mlp),
-        "cache_bytes_per_token": per_token,
-        "cache_bytes_at_full_length": state + per_token * min(config.max_position_embeddings, limit),
+        "inactive_parameters": sum(inactive_parameters(experts, config) for experts in experts_of(layer)),
+        "window": limit,
+        **dict(zip(("cache_bytes_per_token", "state_bytes", "workspace_bytes"), sizes, strict=True)),
+    }
+    return measured | {"cache_bytes_at_full_length": cached_bytes(measured, config.max_position_embeddings)}
+
+
+def cached_bytes(layer: dict, length: int) -> int:
+    """Bytes that a layer's cache holds after `length` tokens of one sequence: in a window the w - 1 that the next token
+    sees beside itself."""
+    kept = length if layer["window"] is None else min(length, layer["window"] - 1)
+    return layer["state_bytes"] + layer["cache_bytes_per_token"] * max(kept, 0)
+
+
+def cache_totals(report: dict, context: int | None = None, batch: int = 1) -> dict:
+    """What the caches of `batch` sequences hold after `context` tokens each (None: as many as a sequence can have):
+    what grows with every token, what has filled its window, states. Bytes per token and the parts are one sequence's.
+    """
+    length = context or report["max_position_embeddings"]
+    layers = report["layers"]
+    held = sum(cached_bytes(layer, length) for layer in layers)
+    state = report["state_bytes"]
+    growing = sum(cached_bytes(layer, length) - layer["state_bytes"] for layer in layers if layer["window"] is None)
+    return {
+        "context": length,
+        "batch": batch,
+        "dtype": report["dtype"],
+        "bytes_per_token": report["cache_bytes_per_token"],
+        "growing_bytes": growing,
+        "window_bytes": held - state - growing,
         "state_bytes": state,
-        "workspace_bytes": workspace,
+        "bytes": held * batch,
     }
 
 
-def context_of(config: ZooConfig, index: int) -> tuple[str, int]:
-    """(what of the sequence a token sees in this layer, in words; the most tokens its cache has to keep)."""
-    pattern = config.sparse_pattern_of(index)
-    if pattern != "none":
-        return f"{pattern} {config.sparse_attention_stride}", config.max_position_embeddings
-    layer_type = config.layer_types[index]
-    text, field = CONTEXTS.get(layer_type, (layer_type, None))
-    limit = getattr(config, field) if field else None
-    return (text, config.max_position_embeddings) if limit is None else (f"{text} {limit}", limit)
+def experts_of(layer: "nn.Module") -> "list[nn.Module]":
+    """The sets of routed experts in a layer, wherever they stand: in place of its MLP, or beside it."""
+    from modeling_zoo.mlp_experts import Experts
+
+    return [module for module in layer.modules() if isinstance(module, Experts)]
 
 
-def describe_mixer(config: ZooConfig, mixer: "TokenMixer | None", index: int) -> str:
-    """The registry's name of a mixer and its heads: of softmax attention query heads, key-value heads and their width,
-    of a recurrence those of keys and of values."""
-    if mixer is None:
-        return ""
-    name, named = config.mixer_types[index], config.linear_attention_type
-    recurrence = named[index] if isinstance(named, list) else named
-    sizes = f"{config.num_attention_heads}/{config.num_key_value_heads} x {config.head_dim}"
-    if index in config.shared_block_layers:
-        turn = config.shared_block_layers.index(index) % config.num_mem_blocks
-        return f"shared block {turn}, {describe_recurrence(config, name, index)}"
-    if name == "hybrid":
-        return f"{config.attention_types[index]} {sizes} + {describe_recurrence(config, recurrence, index)}"
-    if name == "shared_key_value":
-        return f"{name} {sizes} of layer {config.kv_source_of(index)}"
-    if name == recurrence:
-        return describe_recurrence(config, name, index)
-    return f"{name} {sizes}" if name == "grouped_query" else name
+def inactive_parameters(experts: "nn.Module", config: ZooConfig) -> int:
+    """Parameters of routed experts that one token leaves out: fused tensors `[E, ..., ...]`, k of E used."""
+    unused = config.num_experts - min(config.num_experts_per_tok, config.num_experts)
+    return expert_parameters(experts) * unused
 
 
-def describe_recurrence(config: ZooConfig, name: str, index: int) -> str:
-    """`gated_delta_net 16/32 x 128`: heads of keys / heads of values x their width, a state's rows / columns if these
-    differ."""
-    settings = vars(config.linear_settings(index))
-    if name in SHAPES:
-        return SHAPES[name].format(name=name, **settings)
-    keys, values = settings["key_head_dim"], settings["value_head_dim"]
-    width = keys if keys == values else f"{keys}/{values}"
-    return f"{name} {settings['num_key_heads']}/{settings['num_value_heads']} x {width}"
+def expert_parameters(experts: "nn.Module") -> int:
+    """Parameters of one routed expert."""
+    return sum(weight.numel() // weight.shape[0] for weight in experts.parameters())
 
 
-def describe_mlp(config: ZooConfig, index: int) -> str:
-    """Kind, activation and inner width of a layer's MLP; how many experts, and how many a token visits."""
-    kind = f"{'gated' if config.gated_mlp else 'plain'} {config.hidden_act}"
-    if config.mlp_layer_types[index] != "sparse":
-        return f"{kind} {config.intermediate_size}"
-    shared = f" + {config.n_shared_experts} shared" if config.n_shared_experts else ""
-    return (
-        f"{config.num_experts_per_tok} of {config.num_experts}{shared} experts, {kind} {config.moe_intermediate_size}"
-    )
-
-
-def inactive_parameters(config: ZooConfig, mlp: "nn.Module | None") -> int:
-    """Parameters of a sparse layer's experts that one token leaves out: fused tensors `[E, ..., ...]`, k of E used."""
-    experts = getattr(mlp, "experts", None)
-    if experts is None:
-        return 0
-    unused = config.num_experts - config.num_experts_per_tok
-    return sum(weight.numel() // weight.shape[0] * unused for weight in experts.parameters())
+def max_zero_experts(model: "PreTrainedModel") -> int:
+    """Parameters that a token spares at most by going to experts that cost nothing."""
+    spared = 0
+    for index, layer in enumerate(body_of(model).layers):
+        config = model.config.per_layer_config[index]
+        count = min(config.zero_expert_num or 0, config.num_experts_per_tok or 0)
+        spared += sum(expert_parameters(experts) * count for experts in experts_of(layer))
+    return spared
 
 
 def cache_sizes(model: "PreTrainedModel") -> list[tuple[int, int, int]]:
@@ -266,3 +283,37 @@ def layer_runs(layers: list[dict]) -> Iterator[tuple[int, int, dict]]:
         if index == len(layers) or layers[index] | {"layer": start} != layers[start]:
             yield start, index - 1, layers[start]
             start = index
+
+
+def repetitions(runs: list) -> list[tuple[int, list]]:
+    """Runs of equal layers → (how often, the runs that repeat), as few as a greedy look ahead finds."""
+    kinds = [(last - first, {**layer, "layer": 0}) for first, last, layer in runs]
+    found, start = [], 0
+    while start < len(runs):
+        times, period = 1, 1
+        for width in range(1, (len(runs) - start) // 2 + 1):
+            count = 1
+            while kinds[start + count * width : start + (count + 1) * width] == kinds[start : start + width]:
+                count += 1
+            if count > 1 and count * width > times * period:
+                times, period = count, width
+        found.append((times, runs[start : start + period]))
+        start += times * period
+    return found
+
+
+def pattern_of(layers: list[dict]) -> str:
+    """`12 x (3 x gated_delta_net + 1 x grouped_query)`: mixers and how often they stand one behind the other."""
+    parts = []
+    for times, runs in repetitions(list(layer_runs(layers))):
+        words = [
+            f"{last - first + 1} x {layer['mixer'].split()[0] if layer['mixer'] else 'MLP'}{_short_context(layer)}"
+            for first, last, layer in runs
+        ]
+        parts.append(" + ".join(words) if times == 1 else f"{times} x ({' + '.join(words)})")
+    return " + ".join(parts)
+
+
+def _short_context(layer: dict) -> str:
+    """What a softmax layer sees, where that is not all."""
+    return "" if layer["context"] in ("", "full", "state") else f" ({layer['context']})"

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from .measure import layer_runs
+from .measure import layer_runs, repetitions
 
 WIDTH, LEFT, BOX, GAP = 560, 20, 520, 18
 COLOURS = {"mixer": "#dbe9f6", "mlp": "#e5f2dc", "end": "#f1f1f1"}
@@ -20,23 +20,6 @@ def architecture_svg(report: dict) -> str:
     title = escape(f"{report['parameters']:,} parameters, {len(report['layers'])} layers")
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}" role="img">'
     return "\n".join([head, f"<title>{title}</title>", *parts, "</svg>"]) + "\n"
-
-
-def repetitions(runs: list) -> list[tuple[int, list]]:
-    """Runs of equal layers → (how often, the runs that repeat), as few as a greedy look ahead finds."""
-    kinds = [(last - first, {**layer, "layer": 0}) for first, last, layer in runs]
-    found, start = [], 0
-    while start < len(runs):
-        times, period = 1, 1
-        for width in range(1, (len(runs) - start) // 2 + 1):
-            count = 1
-            while kinds[start + count * width : start + (count + 1) * width] == kinds[start : start + width]:
-                count += 1
-            if count > 1 and count * width > times * period:
-                times, period = count, width
-        found.append((times, runs[start : start + period]))
-        start += times * period
-    return found
 
 
 def _runs(parts: list[str], y: int, times: int, runs: list) -> int:

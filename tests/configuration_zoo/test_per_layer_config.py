@@ -13,6 +13,7 @@ from ways_to_run import TOKENS, check_cached, check_generated, check_padded, che
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_settings import described
 from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS
+from description_zoo.measure import layer_runs, measure
 from modeling_zoo import ZooForCausalLM
 
 FULL, SLIDING, CHUNKED, INDEXED = "full_attention", "sliding_attention", "chunked_attention", "indexed_attention"
@@ -41,6 +42,8 @@ SHARED = {
     "shared_attention_adapter_rank": 3, "shared_mlp_adapter_rank": 3,
 }  # fmt: skip
 PLAIN = {}
+# What the columns of `zoo inspect` are made of.
+TEXTS = ("mixer", "context", "positions", "features", "residual", "mlp", "differs")
 # field -> (flags of the whole model, what layer 1 has of its own).
 CASES = {
     "norm_type": (PLAIN, {"norm_type": "layer_norm"}),
@@ -394,3 +397,14 @@ def test_windows_and_chunks_of_other_sizes_in_one_model():
     reaches = [(layer.sliding_window, layer.attention_chunk_size) for layer in config.per_layer_config]
     assert reaches == [(3, None), (None, 4)]
     assert ZooConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("field", CASES)
+def test_layers_that_differ_in_a_field_are_two_rows_with_two_texts(field):
+    flags, own = CASES[field]
+    config = ZooConfig(**{**SIZES, **deepcopy(flags)}, per_layer_config={1: deepcopy(own)})
+    rows = [layer for _, _, layer in layer_runs(measure(config)["layers"])]
+    assert len(rows) == 2
+    texts = [{name: row[name] for name in TEXTS} for row in rows]
+    assert texts[0] != texts[1] and rows[0]["kind"] != rows[1]["kind"]

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from conversion import convert
 from description_zoo.card import replace_empty_card, write_plain_card
 from description_zoo.card_origin import carried_over, front_matter, read_front_matter
-from description_zoo.picture import repetitions
+from description_zoo.measure import repetitions
 from modeling_zoo import ZooConfig, ZooForCausalLM
 
 FLOAT = {"dtype": "float32"}
@@ -52,8 +52,12 @@ def test_parameters_and_cache_bytes_are_those_of_the_model(flags, tmp_path):
     sizes = []
     for _ in range(2):
         model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
-        sizes.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
+        held = [layer.keys.nbytes + layer.values.nbytes for layer in cache.layers]
+        sliding = [name == "sliding_attention" for name in config.layer_types]
+        sizes.append(sum(size for size, slides in zip(held, sliding, strict=True) if not slides))
     assert f"takes {sizes[1] - sizes[0]:,} bytes per token" in card
+    # All but the token itself, in each window.
+    assert not any(sliding) or f"{3 * held[0] // 2:,} bytes for windows" in card
 
 
 @pytest.mark.parametrize("group", only(["block"], ["block", "position", "mixer"]))

@@ -122,14 +122,16 @@ def test_a_sharing_layer_caches_nothing_and_inspect_says_so(tokens):
         assert sum(isinstance(layer, DummyLayer) for layer in StaticCache(model.config, max_cache_len=16).layers) == 2
     model.config.dtype = torch.float32
     report = measure(model.config)
-    assert report["cache_bytes_per_token"] == held[1] - held[0] == held[2] - held[1]
+    per_token = held[1] - held[0]
+    assert sum(layer["cache_bytes_per_token"] for layer in report["layers"]) == per_token == held[2] - held[1]
     assert report["embedding_parameters"] == 2 * 101 * 48
     model.config.hidden_size_per_layer_input = model.config.vocab_size_per_layer_input = 11
     assert measure(model.config)["embedding_parameters"] == 2 * 101 * 48 + 11 * 5 * 11
     assert [layer["cache_bytes_per_token"] > 0 for layer in report["layers"]] == [True] * 3 + [False] * 2
     assert report["layers"][3]["mixer"] == "shared_key_value 6/2 x 12 of layer 2"
-    # Two windows of four tokens, one layer that sees all 64.
-    assert report["cache_bytes_at_full_length"] == report["cache_bytes_per_token"] // 3 * (4 + 64 + 4)
+    # Two windows of four tokens, the last of which is not cached yet, one layer that sees all 64.
+    assert report["cache_bytes_per_token"] == per_token // 3
+    assert report["cache_bytes_at_full_length"] == per_token // 3 * (3 + 64 + 3)
 
 
 def test_checkpointing_changes_no_gradient_and_the_form_that_would_is_refused(tokens):

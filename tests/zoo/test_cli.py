@@ -167,7 +167,15 @@ def test_inspect_shows_contexts_and_bounded_caches(zoo, tmp_path):
     # keys and values, 2 heads of 8 channels, 4 bytes
     per_token = 2 * 2 * 8 * 4
     assert [layer["cache_bytes_per_token"] for layer in report["layers"]] == [per_token] * 3
-    assert report["cache_bytes_at_full_length"] == (10 + 100 + 20) * per_token
+    # In a window the token itself is the last: it is not cached yet.
+    assert report["cache_bytes_at_full_length"] == (9 + 100 + 19) * per_token
+    assert report["cache_bytes_per_token"] == per_token and report["window_bytes"] == (9 + 19) * per_token
+    cache = json.loads(zoo("inspect", tmp_path, "--context", "5", "--batch", "3", "--json")[1])["cache"]
+    assert (cache["bytes"], cache["window_bytes"]) == (3 * 15 * per_token, 10 * per_token)
+    halved = json.loads(zoo("inspect", tmp_path, "--dtype", "bfloat16", "--json")[1])
+    assert (
+        2 * halved["cache"]["bytes"] == report["cache_bytes_at_full_length"] and 2 * halved["bytes"] == report["bytes"]
+    )
     table = zoo("inspect", tmp_path)[1]
     assert "window 10" in table and "chunk 20" in table and "gated silu 80" in table
 

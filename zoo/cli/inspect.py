@@ -7,6 +7,11 @@ import typer
 
 from conversion.command import say
 
+COLUMNS = (
+    "layer", "mixer", "context", "positions", "and", "residual, norm", "MLP", "differs in", "parameters each",
+    "cache / token", "state",
+)  # fmt: skip
+DTYPE_HELP = "Of weights and cache: float32, bfloat16 or float16. Default: as stored."
 MODEL_HELP = (
     "A model folder, a Hub id owner/name[@revision] (its config.json alone is fetched), a config.json, or a preset "
     "(see `zoo presets`)."
@@ -15,23 +20,30 @@ MODEL_HELP = (
 
 def inspect(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence. Default: all it can have.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks: show what each of them holds.")] = 1,
     ep: Annotated[int, typer.Option(min=1, help="Expert-parallel ranks; a multiple of --tp.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
 ) -> None:
     """Show what each layer is and costs, for a config of zoo or of any known family. No weight is allocated."""
     from conversion.command import quiet
-    from description_zoo.measure import measure
+    from description_zoo.measure import cache_totals, measure
 
     from ..inspection import configured, found, stored
+    from .loading import parse_dtype
     from .placement import place
 
     quiet()
     folder, raw = found(model)
     config = configured(model, folder, raw)
-    report = measure(config) | stored(folder, raw)
+    if dtype not in (None, "auto"):
+        config.dtype = parse_dtype(dtype)
+    report = measure(config)
+    report |= {"cache": cache_totals(report, context, batch)} | stored(folder, raw)
     if max(tp, ep) > 1:
-        report["placement"] = place(config, tp, ep)
+        report["placement"] = place(config, tp, ep, report["cache"]["context"], batch)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -39,41 +51,79 @@ def inspect(
 
 
 def show(report: dict) -> None:
-    """The table, runs of equal layers in one row, and the totals."""
-    from description_zoo.measure import layer_runs
+    """The table, then what the model has and costs in all."""
+    from description_zoo.measure import pattern_of
 
     from .placement import show_placement
-    from .tables import print_table, short, short_bytes
+    from .tables import short_bytes
 
-    rows = []
-    for first, last, layer in layer_runs(report["layers"]):
-        rows.append((
-            str(first) if first == last else f"{first}-{last}",
-            layer["mixer"],
-            layer["context"],
-            layer["mlp"],
-            short(layer["parameters"]),
-            short_bytes(layer["cache_bytes_per_token"]),
-            short_bytes(layer["state_bytes"]) if report["state_bytes"] else "",
-        ))  # fmt: skip
-    columns = ("layer", "mixer", "context", "MLP", "parameters", "cache / token", "state")
-    shown = len(columns) if report["state_bytes"] else len(columns) - 1
-    print_table(columns[:shown], [row[:shown] for row in rows], numeric=(4, 5, 6))
+    show_layers(report)
     source = report["source_model_type"]
     say(f"{report['class']}{f' (from {source})' if source else ''}, {report['dtype']}")
+    say(f"layers      {pattern_of(report['layers'])}")
+    for end in ("embedding", "head"):
+        if report[end]:
+            say(f"{end:<12}{', '.join(report[end])}")
     total, active, table = (report[name] for name in ("parameters", "active_parameters", "embedding_parameters"))
-    say(f"parameters  {total:,}, of which {active:,} active per token, {table:,} in embedding and head")
+    least = report["least_active_parameters"]
+    of_a_token = f"{active:,}" if least == active else f"{least:,} to {active:,}"
+    say(f"parameters  {total:,}, of which {of_a_token} active per token, {table:,} in embedding and head")
     if report["prediction_parameters"]:
         say(f"            {report['prediction_parameters']:,} in layers that predict further tokens")
     say(f"weights     {short_bytes(report['bytes'])}")
     if "stored_as" in report:
         size = f", {short_bytes(report['stored_bytes'])}" if "stored_bytes" in report else ""
         say(f"stored as   {report['stored_as']}{size}")
-    length = report["max_position_embeddings"]
-    per_token, full = (short_bytes(report[f"cache_bytes_{part}"]) for part in ("per_token", "at_full_length"))
-    say(f"cache       {per_token} per token, {full} at {length} tokens")
+    say(f"cache       {cache_words(report['cache'])}")
     if report["workspace_bytes"]:
-        state, workspace = (short_bytes(report[f"{part}_bytes"]) for part in ("state", "workspace"))
-        say(f"state       {state}, included above; decoding on a CPU adds buffers of {workspace}")
+        say(f"            decoding on a CPU adds buffers of {short_bytes(report['workspace_bytes'])}")
     if "placement" in report:
         say(show_placement(report["placement"]))
+
+
+def show_layers(report: dict) -> None:
+    """The table: one row for each run of equal layers, those that repeat together once; no column that is empty."""
+    from description_zoo.measure import layer_runs, repetitions
+
+    from .tables import print_table
+
+    rows = []
+    for times, runs in repetitions(list(layer_runs(report["layers"]))):
+        first, last = runs[0][0], runs[0][0] + times * (runs[-1][1] - runs[0][0] + 1) - 1
+        if times > 1:
+            rows.append((f"{first}-{last}", f"{times} times", *[""] * (len(COLUMNS) - 2)))
+        for start, end, layer in runs:
+            where = str(start) if start == end else f"{start}-{end}"
+            rows.append((where if times == 1 else f"  {end - start + 1} x", *cells(layer)))
+    shown = [index for index in range(len(COLUMNS)) if index in (0, 1) or any(row[index] for row in rows)]
+    numeric = tuple(place for place, index in enumerate(shown) if index >= COLUMNS.index("parameters each"))
+    print_table([COLUMNS[index] for index in shown], [[row[index] for index in shown] for row in rows], numeric=numeric)
+
+
+def cells(layer: dict) -> tuple[str, ...]:
+    """A layer's row behind its number."""
+    from .tables import short, short_bytes
+
+    return (
+        layer["mixer"],
+        layer["context"],
+        layer["positions"],
+        ", ".join(layer["features"]),
+        layer["residual"],
+        layer["mlp"],
+        ", ".join(f"{name} {value}" for name, value in layer["differs"].items()),
+        short(layer["parameters"]),
+        short_bytes(layer["cache_bytes_per_token"]),
+        short_bytes(layer["state_bytes"]) if layer["state_bytes"] else "",
+    )
+
+
+def cache_words(cache: dict) -> str:
+    """`20 KiB per token + 200 MiB of windows + 30 MiB of state; 5.2 GiB at 262144 tokens x 4 sequences`."""
+    from .tables import short_bytes
+
+    parts = [f"{short_bytes(cache['bytes_per_token'])} per token"]
+    parts += [f"{short_bytes(cache['window_bytes'])} of windows"] if cache["window_bytes"] else []
+    parts += [f"{short_bytes(cache['state_bytes'])} of state"] if cache["state_bytes"] else []
+    batch = f" x {cache['batch']} sequences" if cache["batch"] > 1 else ""
+    return f"{' + '.join(parts)}; {short_bytes(cache['bytes'])} at {cache['context']} tokens{batch}"

@@ -23,12 +23,16 @@ SPLIT = {
 SPLITS_BIAS = ("colwise", "colwise_gather_output", "packed_colwise")
 
 
-def place(config: "ZooConfig", tp: int, ep: int) -> dict:
-    """Bytes of weights and cache on the fullest rank; raises UserError for sizes the model does not divide into."""
-    from description_zoo.measure import cache_sizes, empty_model
+def place(config: "ZooConfig", tp: int, ep: int, context: int | None = None, batch: int = 1) -> dict:
+    """Bytes of weights and cache on the fullest rank, the cache after `context` tokens of its `batch` sequences; raises
+    UserError for sizes the model does not divide into."""
+    from description_zoo.measure import cached_bytes, empty_model, measure
 
     check_sizes(config, tp, ep)
     model, groups = empty_model(config), max(1, ep // tp)
+    layers = measure(config, model)["layers"]
+    parts = [tp if splits_heads(config, index) else 1 for index in range(len(layers))]
+    length = context or config.max_position_embeddings
     kinds = {"dense": 0, "experts": 0}
     whole = dict(kinds)
     for name, weight in model.named_parameters():
@@ -46,9 +50,14 @@ def place(config: "ZooConfig", tp: int, ep: int) -> dict:
         "expert_bytes_per_rank": kinds["experts"],
         "gathered_bytes": gathered(config, model, tp, ep) if groups > 1 else 0,
         "cache_bytes_per_token_per_rank": sum(
-            per_token // (tp if splits_heads(config, index) else 1)
-            for index, (per_token, _, _) in enumerate(cache_sizes(model))
+            layer["cache_bytes_per_token"] // part
+            for layer, part in zip(layers, parts, strict=True)
+            if layer["window"] is None
         ),
+        "cache_bytes_per_rank": batch
+        * sum(cached_bytes(layer, length) // part for layer, part in zip(layers, parts, strict=True)),
+        "context": length,
+        "batch": batch,
     }
 
 
@@ -131,5 +140,6 @@ def show_placement(placed: dict) -> str:
     parts = f"{size('dense_bytes_per_rank')} dense, {size('expert_bytes_per_rank')} experts"
     return (
         f"placement   {layout}: {ranks} {size('bytes_per_rank')} of weights ({parts}){extra},\n"
-        f"            and {size('cache_bytes_per_token_per_rank')} of cache per token of its sequences"
+        f"            and {size('cache_bytes_per_rank')} of cache at {placed['context']} tokens x {placed['batch']} of "
+        f"its sequences,\n            {size('cache_bytes_per_token_per_rank')} for each further token"
     )

@@ -22,7 +22,7 @@ def print_table(
         # Text, since a string in brackets would be taken for markup.
         table.add_row(*(Text(printable(cell)) for cell in row))
     # Without a terminal rich assumes 80 columns and would cut.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
 
 
 def short(number: float, base: int = 1000, units: Sequence[str] = ("", "K", "M", "B", "T")) -> str:

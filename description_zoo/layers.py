@@ -1,0 +1,255 @@
+"""What one layer is, in words: mixer, positions, what attention adds, norms and residual, MLP.
+
+A word is there for everything that differs from a plain layer: pre-norm, grouped queries, full attention, RoPE, a dense
+MLP. Two layers are of one kind only if they agree in every field that either of them reads.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.field_settings import described
+from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS, READERS
+
+if TYPE_CHECKING:
+    from modeling_zoo.mixer import TokenMixer
+
+# Layer type -> (what of the sequence a token sees there, the field with the number of tokens).
+CONTEXTS = {
+    "full_attention": ("full", None),
+    "indexed_attention": ("full, indexed", None),
+    "sliding_attention": ("window", "sliding_window"),
+    "chunked_attention": ("chunk", "attention_chunk_size"),
+    "hybrid": ("full + state", None),
+    "hybrid_sliding": ("state + window", "sliding_window"),
+    "linear_attention": ("state", None),
+    "conv": ("state", None),
+}
+# What a mechanism with a state of fixed size has in place of heads of keys and values: see fields_linear.py.
+STATE_SPACE = "{name} {num_key_heads}/{num_value_heads} x {value_head_dim}, {key_head_dim} states"
+SHAPES = {
+    "mamba2": STATE_SPACE,
+    "mamba": STATE_SPACE,
+    "rg_lru": "{name} {num_value_heads} x {value_head_dim}",
+    "short_conv": "{name} {conv_kernel_dim} taps",
+}
+POSITIONS = {
+    "alibi": "ALiBi", "learned": "learned", "none": "NoPE", "relative": "relative", "sinusoidal": "sinusoidal",
+    "transformer_xl": "Transformer-XL",
+}  # fmt: skip
+GATES = {"query": "gate from q_proj", "elementwise": "gate per channel", "headwise": "gate per head"}
+# Fields that the words below say wherever they stand; others are named where layers differ in them.
+SAID = {
+    "attention_bias", "attention_chunk_size", "attention_k_eq_v", "attention_multiplier", "attention_out_bias",
+    "attention_sinks", "attention_value_scale", "attn_logit_softcapping", "attn_output_gate", "clip_qkv", "gated_mlp",
+    "head_dim", "hidden_act", "index_head_dim", "index_n_heads", "index_topk", "kv_lora_rank", "mlp_bias",
+    "moe_intermediate_size", "moe_latent_size", "n_shared_experts", "num_attention_heads", "num_experts",
+    "num_experts_per_tok", "num_key_value_heads", "q_lora_rank", "qk_nope_head_dim", "qk_norm", "qk_rope_head_dim",
+    "rope_parameters", "scoring_func", "shared_expert_gate", "sliding_window", "sparse_attention_stride",
+    "v_head_dim", "value_norm", "zero_expert_num",
+}  # fmt: skip
+
+
+def layer_words(config: ZooConfig, mixer: "TokenMixer | None", index: int, has_mlp: bool) -> dict[str, Any]:
+    """The entries of a layer's report that are words; `config` is its own view of the model's."""
+    attends = mixer is not None and index in config.softmax_layers
+    return {
+        "mixer": describe_mixer(config, mixer, index),
+        "context": context_of(config, index)[0] if mixer is not None else "",
+        "positions": positions_of(config, index) if attends else "",
+        "features": attention_features(config, index) if attends else [],
+        "residual": residual_of(config, index),
+        "mlp": describe_mlp(config, index) if has_mlp else "",
+    }
+
+
+def context_of(config: ZooConfig, index: int) -> tuple[str, int | None]:
+    """(what of the sequence a token sees in this layer, in words; how many tokens that is at most, None for all)."""
+    pattern = config.sparse_pattern_of(index)
+    if pattern != "none":
+        return f"{pattern} {config.sparse_attention_stride}", None
+    layer_type = config.layer_types[index]
+    text, field = CONTEXTS.get(layer_type, (layer_type, None))
+    limit = getattr(config, field) if field else None
+    if layer_type == "indexed_attention":
+        text += f" {config.index_topk}"
+    return (text if limit is None else f"{text} {limit}"), limit
+
+
+def describe_mixer(config: ZooConfig, mixer: "TokenMixer | None", index: int) -> str:
+    """The registry's name of a mixer and its widths: of softmax attention query heads, key-value heads and their width,
+    of latent attention the ranks too, of a recurrence heads of keys and of values."""
+    if mixer is None:
+        return ""
+    name, named = config.mixer_types[index], config.linear_attention_type
+    recurrence = named[index] if isinstance(named, list) else named
+    if index in config.shared_block_layers:
+        turn = config.shared_block_layers.index(index) % config.num_mem_blocks
+        return f"shared block {turn} {_heads(config)}, {describe_recurrence(config, name, index)}"
+    if name == "hybrid":
+        attention = config.attention_types[index]
+        return f"{attention} {_heads(config)} + {describe_recurrence(config, recurrence, index)}"
+    if name == "shared_key_value":
+        return f"{name} {_heads(config)} of layer {config.kv_source_of(index)}"
+    if name == recurrence:
+        return describe_recurrence(config, name, index)
+    if config.attention_types[index] == "latent":
+        return f"{name} {_latent(config)}{_indexer(config, index)}"
+    return f"{name} {_heads(config)}"
+
+
+def _heads(config: ZooConfig) -> str:
+    width = config.head_dim if config.value_width == config.head_dim else f"{config.head_dim}/{config.value_width}"
+    return f"{config.num_attention_heads}/{config.num_key_value_heads} x {width}"
+
+
+def _latent(config: ZooConfig) -> str:
+    """`128 x 128+64/128, kv 512, q 1536`: heads x channels of a key without and with rotation / of a value, ranks."""
+    heads = f"{config.num_attention_heads}"
+    if config.num_key_value_heads != config.num_attention_heads:
+        heads += f"/{config.num_key_value_heads}"
+    width = f"{config.qk_nope_head_dim}+{config.qk_rope_head_dim}/{config.v_head_dim}"
+    rank = f", q {config.q_lora_rank}" if config.q_lora_rank else ""
+    return f"{heads} x {width}, kv {config.kv_lora_rank}{rank}"
+
+
+def _indexer(config: ZooConfig, index: int) -> str:
+    if config.layer_types[index] != "indexed_attention":
+        return ""
+    source = config.indexer_of(index)
+    own = f"indexer {config.index_n_heads} x {config.index_head_dim}"
+    return f", {own}" if source == index else f", indexer of layer {source}"
+
+
+def describe_recurrence(config: ZooConfig, name: str, index: int) -> str:
+    """`gated_delta_net 16/32 x 128`: heads of keys / heads of values x their width, a state's rows / columns if these
+    differ."""
+    settings = vars(config.linear_settings(index))
+    if name in SHAPES:
+        return SHAPES[name].format(name=name, **settings)
+    keys, values = settings["key_head_dim"], settings["value_head_dim"]
+    width = keys if keys == values else f"{keys}/{values}"
+    return f"{name} {settings['num_key_heads']}/{settings['num_value_heads']} x {width}"
+
+
+def positions_of(config: ZooConfig, index: int) -> str:
+    """How softmax attention learns where a key stands: `RoPE 10000`, `RoPE 1e+06 yarn x 4, 32 channels`, `NoPE`."""
+    kind = config.position_embedding_type
+    if kind != "rope":
+        return POSITIONS[kind]
+    name = config.rope_table_of(index)
+    if name is None:
+        return "NoPE"
+    table = config.rope_tables[name]
+    text = f"RoPE {table.get('rope_theta', 10000.0):g}"
+    if table.get("rope_type", "default") != "default":
+        factor = table.get("factor")
+        text += f" {table['rope_type']}" + (f" x {factor:g}" if factor else "")
+    if table.get("partial_rotary_factor", 1.0) != 1.0:
+        text += f", {table['partial_rotary_factor']:g} of a head"
+    return text + (", interleaved" if config.rope_interleave else "")
+
+
+def attention_features(config: ZooConfig, index: int) -> list[str]:
+    """What softmax attention has beyond projections, scores and their softmax."""
+    grouped = config.attention_types[index] == "grouped_query"
+    found = {
+        _qk_norm(config): grouped and bool(config.qk_norm) and config.has_qk_norm(index),
+        GATES.get(config.attn_output_gate): config.attn_output_gate,
+        "sinks": config.has_attention_sinks(index),
+        f"cap {config.attn_logit_softcapping}": config.attn_logit_softcapping,
+        f"clamp {config.clip_qkv}": grouped and config.clip_qkv,
+        "values = keys": config.attention_k_eq_v,
+        "norm of values": config.value_norm,
+        f"values x {config.attention_value_scale}": config.attention_value_scale,
+        f"scale {config.attention_multiplier}": config.attention_multiplier,
+        "scores / layer number": config.scale_attn_by_inverse_layer_idx,
+        "temperature by position": config.has_attention_temperature(index),
+        "q, k, v biases": config.attention_bias,
+        "o bias": config.attention_out_bias,
+        "bidirectional": config.use_bidirectional_attention,
+    }
+    return [words for words, there in found.items() if there]
+
+
+def _qk_norm(config: ZooConfig) -> str:
+    how, norm = config.qk_norm_config, (config.qk_norm or "").replace("_", " ")
+    words = f"QK {norm}" + (" over all heads" if how["scope"] == "full" else "")
+    return words + (" after RoPE" if how["position"] == "after_rope" else "")
+
+
+def residual_of(config: ZooConfig, index: int) -> str:
+    """`pre_norm rms_norm`, and what is multiplied where a sub-layer joins the residual stream."""
+    block = config.block_types[index]
+    words = [f"{block} {config.norm_type}"]
+    if config.residual_multiplier != 1.0:
+        words.append(f"outputs x {config.residual_multiplier:g}")
+    if block == "hyper_connection":
+        words.append(f"{config.hc_mult} streams")
+    factors = [value for pair in config.residual_factors_of(index) for value in pair]
+    if any(value != 1 for value in factors):
+        words.append("α, β of mixer {:g}, {:g}, of MLP {:g}, {:g}".format(*factors))
+    return ", ".join(words)
+
+
+def describe_mlp(config: ZooConfig, index: int) -> str:
+    """Kind, activation and inner width of a layer's MLP; how many experts, and how many a token visits."""
+    kind = f"{'gated' if config.gated_mlp else 'plain'} {config.hidden_act}"
+    sparse = config.mlp_layer_types[index] == "sparse"
+    bias = ", biases" if config.mlp_bias or (sparse and config.expert_bias) else ""
+    if not sparse:
+        return f"{kind} {config.intermediate_size}{bias}"
+    dense = config.block_types[index] in ("scaled_sandwich_norm", "shortcut")
+    shared = f" + {config.n_shared_experts} shared" if config.n_shared_experts else ""
+    zero = f" + {config.zero_expert_num} zero" if config.zero_expert_num else ""
+    words = [
+        f"{config.num_experts_per_tok} of {config.num_experts}{zero}{shared} experts, {kind} "
+        f"{config.moe_intermediate_size}",
+        f"{config.shared_expert_intermediate_size} shared"
+        if shared and config.shared_expert_intermediate_size != config.n_shared_experts * config.moe_intermediate_size
+        else "",
+        f"in {config.moe_latent_size} channels" if config.moe_latent_size else "",
+        f"{config.scoring_func} router" if config.scoring_func != "softmax" else "",
+        f"{config.topk_group} of {config.n_group} groups" if (config.n_group or 1) > 1 else "",
+        "bias for balance" if config.use_score_correction_bias else "",
+        "gate of shared" if config.shared_expert_gate else "",
+        f"beside a dense {config.intermediate_size}" if dense else "",
+    ]
+    return ", ".join(word for word in words if word) + bias
+
+
+def read_fields(config: ZooConfig, index: int) -> dict[str, Any]:
+    """Every field that layer `index` reads and that may differ between layers; `config` is its own view."""
+    readers = [names for name, names in PER_LAYER_FIELDS.items() if READERS[name](config, index)]
+    return {name: getattr(config, name) for names in readers for name in names}
+
+
+def kinds_of(config: ZooConfig) -> tuple[list[int], list[dict[str, Any]]]:
+    """(for each layer the number of its kind; for each layer the fields in which it differs from another that reads
+    them, and that no word of `layer_words` says)."""
+    views = config.per_layer_config
+    read = [read_fields(view, index) for index, view in enumerate(views)]
+    placed = [_place(view, index) for index, view in enumerate(views)]
+    every = [name for name in described(ZooConfig) if name not in SAID]
+    differing = [name for name in every if len({repr(one[name]) for one in read if name in one}) > 1]
+    found, numbers = {}, []
+    for one, place in zip(read, placed, strict=True):
+        numbers.append(found.setdefault(repr((sorted(one.items(), key=str), place)), len(found)))
+    return numbers, [{name: one[name] for name in differing if name in one} for one in read]
+
+
+def _place(config: ZooConfig, index: int) -> tuple:
+    """What a layer is by the lists that have an entry for each."""
+    attends = index in config.softmax_layers
+    rope = config.position_embedding_type == "rope" and attends
+    return (
+        config.layer_types[index],
+        config.block_types[index],
+        config.mlp_layer_types[index] if config.block_types[index] != "mixer_only" else None,
+        config.mixer_types[index],
+        config.attention_types[index] if attends else None,
+        config.recurrent_mixers[index],
+        config.sparse_pattern_of(index),
+        config.rope_table_of(index) if rope else None,
+        config.kv_source_of(index) if config.shares_key_values(index) else None,
+        _indexer(config, index),
+    )
