@@ -18,6 +18,9 @@ PICKLE_HELP = "Open weights that are pickles (*.bin, *.pth), for tensors alone. 
 QUANTIZED_HELP = (
     "Keep the stored tensors of a quantised checkpoint: they go back bit for bit, changed ones encoded again."
 )
+QUANTIZE_HELP = (
+    "fp8-block: projections and experts in FP8, 128 x 128 to a scale, as vLLM serves them (default --to: own)."
+)
 DTYPE_HELP = (
     "float32, bfloat16 or float16. Default: as stored, of quantised weights the dtype config.json names, else bfloat16."
 )
@@ -35,6 +38,7 @@ def convert(
     text_only: Annotated[bool, typer.Option("--text-only", "--without-extras", help=ALONE_HELP)] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=PICKLE_HELP)] = False,
     keep_quantized: Annotated[bool, typer.Option("--keep-quantized", help=QUANTIZED_HELP)] = False,
+    quantize: Annotated[str | None, typer.Option(metavar="SCHEME", help=QUANTIZE_HELP)] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar, where there is a terminal.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the summary.")] = False,
 ) -> None:
@@ -44,7 +48,7 @@ def convert(
     quiet()
     progress = progress and sys.stderr.isatty()
     options = {"source": original, "text_only": text_only, "allow_pickle": allow_pickle}
-    options["keep_quantized"] = keep_quantized
+    options |= {"keep_quantized": keep_quantized, "quantize": quantize}
     done = convert_checkpoint(source, target, to, dtype, max_shard_size, overwrite, progress, **options)
     if as_json:
         typer.echo(json.dumps(asdict(done), default=str))

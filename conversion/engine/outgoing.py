@@ -23,10 +23,13 @@ from ..files.extras import (
     text_family,
 )
 from ..files.sidecar import Manifest
+from ..formats.fp8_block import Fp8Block
+from ..formats.kept_quantized import KeptQuantized
 from ..formats.quantised import refuse_quantized_config
 from .config_bridge import export_config, import_config
 from .incoming import Reader
 from .plan import Plan, Planner, Step
+from .quantizing import quantized
 from .registry import family_of, file_name, model_type_of, variant_of
 from .their_side import kept_dtypes, planner_for
 from .zoo_side import Expected, check_own, expected_tensors
@@ -35,7 +38,7 @@ from .zoo_side import Expected, check_own, expected_tensors
 @dataclass
 class Outgoing:
     """`plan.steps` read through `reader`, `extras` as they are and `buffers` as worked out are the target's tensors;
-    `raw` is its config.json, `to` its family."""
+    `raw` is its config.json, `to` its family; `packed` says how its weights are stored, where they are not plain."""
 
     config: ZooConfig
     to: str
@@ -43,8 +46,10 @@ class Outgoing:
     reader: Reader
     plan: Plan
     extras: Extras
+    planner: Planner
     left_behind: list[str] = field(default_factory=list)
     buffers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    packed: KeptQuantized | Fp8Block | None = None
 
     def outputs(self) -> dict[str, Tensor]:
         """What will be written, as meta tensors."""
@@ -54,8 +59,7 @@ class Outgoing:
 
     def stored(self) -> dict[str, Tensor]:
         """The same as the target stores them."""
-        kept = self.extras.quantized
-        return self.outputs() if kept is None else kept.headers(self.outputs())
+        return self.outputs() if self.packed is None else self.packed.headers(self.outputs())
 
     def further(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of what the plan does not give."""
@@ -65,8 +69,7 @@ class Outgoing:
 
     def as_stored(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of what the target stores one of its tensors as."""
-        kept = self.extras.quantized
-        return iter([(name, tensor)]) if kept is None else kept.written([(name, tensor)])
+        return iter([(name, tensor)]) if self.packed is None else self.packed.written([(name, tensor)])
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,17 @@ class ExtrasOptions:
 
 
 def read_outgoing(
-    folder: Path, raw: dict[str, Any], to: str, dtype: torch.dtype | None = None, wanted: ExtrasOptions | None = None
+    folder: Path,
+    raw: dict[str, Any],
+    to: str,
+    dtype: torch.dtype | None = None,
+    wanted: ExtrasOptions | None = None,
+    quantize: bool = False,
 ) -> Outgoing:
-    """Plans the export of a zoo folder to the family `to`."""
+    """Plans the export of a zoo folder to the family `to`, with `quantize` its matrices in eight bits."""
     refuse_quantized_config(raw)
     config, wanted = import_config(raw), wanted or ExtrasOptions()
-    to, extras, left_behind = _planned_extras(folder, config, to, wanted, plain=dtype is not None)
+    to, extras, left_behind = _planned_extras(folder, config, to, wanted, dtype is not None, quantize)
     family, manifest = family_of(to), extras.manifest
     target = export_config(config, to, **manifest.overrides)
     checkpoint, expected = Checkpoint(folder, named=raw.get("transformers_weights")), expected_tensors(config)
@@ -108,14 +116,17 @@ def read_outgoing(
     if wanted.text_only and not config.num_mtp_layers:
         promise_nothing(target)
     buffers = _buffers(planner, config, target, extras)
-    return Outgoing(config, to, target, reader, plan, extras, left_behind, buffers)
+    found = Outgoing(config, to, target, reader, plan, extras, planner, left_behind, buffers, extras.quantized)
+    if quantize:
+        found.packed = quantized(found)
+    return found
 
 
 def _planned_extras(
-    folder: Path, config: ZooConfig, to: str, wanted: ExtrasOptions, plain: bool
+    folder: Path, config: ZooConfig, to: str, wanted: ExtrasOptions, plain: bool, quantize: bool
 ) -> tuple[str, Extras, list[str]]:
     """-> the family to write, what goes there beside the model, and what stays behind; with `plain`, stored tensors of
-    quantised weights do not go there."""
+    quantised weights do not go there, with `quantize` they need not."""
     came_from = (config.source_config or {}).get("model_type")
     to, extras = variant_of(to, config.source_config), of_folder(folder, plain)
     is_original = came_from is not None and file_name(model_type_of(config.source_config)) == file_name(to)
@@ -134,7 +145,7 @@ def _planned_extras(
         extras = of_source(wanted.source, planner, config)
     if plain:
         extras = replace(extras, quantized=None)
-    else:
+    elif not quantize:
         refuse_lost_quantized(extras, config, folder)
     if wanted.text_only:
         return to, extras.without(extras.manifest.kept), sorted(extras.manifest.kept)

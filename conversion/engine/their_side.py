@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation, revert_weight_conversion
 
@@ -63,6 +63,17 @@ def kept_dtypes(
         return {}
     stored = revert_weight_conversion(model, tensors)
     return {name: tensor.dtype for name, tensor in stored.items() if tensor.dtype != dtype}
+
+
+def linear_weights(raw: dict[str, Any], model_type: str, family: Family, head: str = CAUSAL) -> frozenset[str] | None:
+    """Names in its files of what transformers computes by an nn.Linear or by experts; None where it has no class."""
+    model = their_model(raw, model_type, family, torch.float32, head)
+    if model is None:
+        return None
+    modules = dict(model.named_modules())
+    linear = {f"{name}.weight" for name, module in modules.items() if type(module) is nn.Linear}
+    found = {name: one for name, one in model.state_dict().items() if name in linear or ".experts." in name}
+    return frozenset(revert_weight_conversion(model, found))
 
 
 def _as_loaded(name: str, tensor: Tensor, model, dtype: torch.dtype) -> Tensor:

@@ -24,6 +24,7 @@ from .incoming import read_incoming
 from .outgoing import ExtrasOptions, read_outgoing
 from .patterns import natural_key
 from .plan import Plan
+from .quantizing import family_to_write
 from .registry import OWN_TYPE, family_of, variant_of
 
 Write = Callable[[str, Tensor], None]
@@ -63,6 +64,7 @@ def convert(
     text_only: bool = False,
     allow_pickle: bool = False,
     keep_quantized: bool = False,
+    quantize: str | None = None,
 ) -> Report:
     """Writes `model` (a folder or a Hub id) into the folder `target`, as zoo or as the family `to`.
 
@@ -75,6 +77,9 @@ def convert(
     its stored tensors are kept beside them and go back bit for bit, or encoded again where the weights have changed;
     with `dtype` plain weights go back.
 
+    `quantize="fp8-block"` writes projections and experts in DeepSeek's FP8, with a scale for each block of 128 × 128,
+    in the layout of the family `to`, by default the one the model comes from.
+
     Either `target` is complete afterwards, or ConversionError says in one sentence what is wrong and nothing changed.
     """
     folder, target = resolve_source(model, allow_pickle=allow_pickle), Path(target)
@@ -82,6 +87,8 @@ def convert(
     raw = read_config(folder)
     options = {"dtype": parse_dtype(dtype), "max_bytes": parse_size(max_shard_size), "progress": progress}
     to = None if to == OWN_TYPE else to
+    if quantize is not None:
+        to = family_to_write(folder, raw, to, quantize)
     if to is not None:
         family_of(variant_of(to, raw.get("source_config")))
     if raw.get("model_type") != OWN_TYPE and (source is not None or text_only):
@@ -92,15 +99,16 @@ def convert(
         if to is None:
             raise ConversionError(f"{model} is a zoo folder already: name the family to convert it to (to=).")
         with new_folder(target, overwrite) as new:
-            report = _export(folder, raw, new, to, wanted=ExtrasOptions(source, text_only), **options)
+            report = _export(folder, raw, new, to, ExtrasOptions(source, text_only), quantize is not None, **options)
     elif to is None:
         with new_folder(target, overwrite) as new:
             report = _import(folder, raw, new, allow_pickle=allow_pickle, keep_quantized=keep_quantized, **options)
     else:
         # Through zoo, beside the target: nothing but zoo knows both families.
         with new_folder(target, overwrite) as new, tempfile.TemporaryDirectory(dir=new) as between:
-            _import(folder, raw, Path(between), allow_pickle=allow_pickle, **options)
-            report = _export(Path(between), read_config(Path(between)), new, to, **options)
+            between = Path(between)
+            _import(folder, raw, between, allow_pickle=allow_pickle, **options)
+            report = _export(between, read_config(between), new, to, quantize=quantize is not None, **options)
     report.source, report.target = str(model), target
     return report
 
@@ -154,12 +162,14 @@ def _export(
     raw: dict,
     new: Path,
     to: str,
-    dtype,
+    wanted: ExtrasOptions | None = None,
+    quantize: bool = False,
+    *,
+    dtype: torch.dtype | None,
     max_bytes: int,
     progress: bool,
-    wanted: ExtrasOptions | None = None,
 ) -> Report:
-    outgoing = read_outgoing(folder, raw, to, dtype, wanted)
+    outgoing = read_outgoing(folder, raw, to, dtype, wanted, quantize)
     outputs = outgoing.stored()
     writer = ShardWriter(new, {name: outputs[name] for name in sorted(outputs, key=natural_key)}, max_bytes)
 
@@ -170,10 +180,10 @@ def _export(
     _move(outgoing.plan, outgoing.reader.read, write, progress)
     for name, tensor in outgoing.further():
         write(name, tensor)
-    if (kept := outgoing.extras.quantized) is not None:
-        for name, tensor in kept.unused():
+    if outgoing.packed is not None:
+        for name, tensor in outgoing.packed.unused():
             writer.write(name, tensor)
-        outgoing.raw = kept.say(outgoing.raw, new)
+        outgoing.raw = outgoing.packed.say(outgoing.raw, new)
     writer.finish()
     copy_companions(folder, new)
     restore_card(folder, new)

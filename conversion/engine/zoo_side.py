@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from configuration_zoo import ZooConfig
 from description_zoo.heads import BODY, head_of_own, model_class
@@ -16,7 +17,7 @@ from .plan import Plan, Planner
 
 _NAMED_AT_MOST = 5
 # Where the body stands in a model with a head.
-_BODY = "model."
+BODY_PREFIX = "model."
 
 
 @dataclass
@@ -32,17 +33,17 @@ class Expected:
 
     def stored(self, name: str) -> str:
         """The name in the files."""
-        return name.removeprefix(_BODY) if self.body else name
+        return name.removeprefix(BODY_PREFIX) if self.body else name
 
     def as_stored(self, headers: dict[str, Tensor]) -> dict[str, str]:
         """{name: name in the files} of a zoo folder's tensors."""
-        short = self.body and not any(name.startswith(_BODY) for name in headers)
-        return {_BODY + name if short else name: name for name in headers}
+        short = self.body and not any(name.startswith(BODY_PREFIX) for name in headers)
+        return {BODY_PREFIX + name if short else name: name for name in headers}
 
 
 def expected_tensors(config: ZooConfig) -> Expected:
     """The state dict of a model with this config, on the meta device."""
-    model, body = _empty(config, torch.float32), head_of_own(config) == BODY
+    model, body = empty_model(config), head_of_own(config) == BODY
     first_name: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -51,18 +52,19 @@ def expected_tensors(config: ZooConfig) -> Expected:
             tied[name] = primary
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     if body:
-        return Expected({_BODY + name: tensor for name, tensor in tensors.items()}, {}, body=True)
+        return Expected({BODY_PREFIX + name: tensor for name, tensor in tensors.items()}, {}, body=True)
     return Expected(tensors, tied)
 
 
 def own_dtypes(config: ZooConfig, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """{name: dtype} of the tensors that a model loaded in `dtype` keeps in another."""
-    prefix = _BODY if head_of_own(config) == BODY else ""
-    tensors = _empty(config, dtype).state_dict()
+    prefix = BODY_PREFIX if head_of_own(config) == BODY else ""
+    tensors = empty_model(config, dtype).state_dict()
     return {prefix + name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype != dtype}
 
 
-def _empty(config: ZooConfig, dtype: torch.dtype):
+def empty_model(config: ZooConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of this config on the meta device."""
     with torch.device("meta"):
         return model_class(config)._from_config(deepcopy(config), dtype=dtype)
 

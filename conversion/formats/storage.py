@@ -6,6 +6,7 @@ from typing import Any
 from ..files.checkpoint import Checkpoint, has_weights
 from ..files.pickles import pickles_of
 from ..files.writer import nbytes
+from ..layouts import gguf
 from ..layouts.known import layout_of
 from .schemes import scheme_of
 
@@ -29,6 +30,14 @@ def storage_of(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     scheme = scheme_of(raw, folder)
     word = in_words(scheme) if scheme else max(sizes, key=sizes.get, default="")
     return {"stored_as": word, "stored_bytes": sum(sizes.values())}
+
+
+def packed_as(folder: Path, raw: dict[str, Any]) -> str | None:
+    """How the weights of a folder, or of a GGUF file, are packed, in words; None for plain floating numbers."""
+    if gguf.recognises(folder):
+        return gguf.stored(folder)[0] if gguf.is_packed(folder) else None
+    scheme = scheme_of(raw, folder)
+    return in_words(scheme) if scheme else None
 
 
 def in_words(scheme: dict[str, Any]) -> str:

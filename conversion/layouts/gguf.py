@@ -66,6 +66,7 @@ _FURTHER = {
     "sliding_window": "attention.sliding_window",
 }  # fmt: skip
 _FREQUENCIES = "rope_freqs.weight"
+_PLAIN = ("F64", "F32", "F16", "BF16")
 
 
 def recognises(path: Path) -> bool:
@@ -215,6 +216,11 @@ def llama3_factors(said: dict[str, Any], theta: float, head_dim: int) -> Tensor:
 def stored(path: Path) -> tuple[str, list[Path]]:
     """The format in words, and its files."""
     return f"GGUF ({', '.join(sorted(Opened(path).plain()))})", files(path)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether matrices are stored in blocks of integers, which are decoded, and not as plain floating numbers."""
+    return not Opened(path).plain() <= set(_PLAIN)
 
 
 class GgufCheckpoint:

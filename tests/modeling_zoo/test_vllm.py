@@ -12,8 +12,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 from places import SUPPORT
-from random_models import randomize
+from random_models import build, randomize, their_class_config
 
+from conversion import convert, family_of
 from modeling_zoo import ZooConfig, ZooForCausalLM
 
 pytestmark = [
@@ -78,19 +79,38 @@ def test_greedy_tokens_are_transformers_own(name, eager, tmp_path):
         options["hf_overrides"] = {"head_dim": sum(CACHED_LATENTS.values())}
         # On a processor with AMX vLLM would take kernels that know no float32.
         options["attention_config"] = {"backend": "CPU_MLA"}
-    request = {"prompts": prompts, "new_tokens": NEW_TOKENS, "options": options}
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    # One process: its workers take longer to start than these models to run.
-    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    if "attention_type" in flags and not cached_latents:
-        environment["VLLM_MLA_DISABLE"] = "1"
-    worker = SUPPORT / "serving_worker.py"
-    command = [sys.executable, str(worker), str(tmp_path / "folder"), str(tmp_path / "request.json")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert ("-> MLAAttention" in done.stdout + done.stderr) == cached_latents
-    found = json.loads((tmp_path / "request.answer").read_text())
+    plain_latents = "attention_type" in flags and not cached_latents
+    found, said = served(tmp_path / "folder", prompts, options, {"VLLM_MLA_DISABLE": "1"} if plain_latents else {})
+    assert ("-> MLAAttention" in said) == cached_latents
     for prompt, tokens in zip(prompts, found, strict=True):
         options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
         expected = model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
         assert tokens == expected, prompt
+
+
+def served(folder, prompts, options, further=()):
+    """Greedy tokens of vLLM for each prompt, and what it said."""
+    request = folder.parent / f"{folder.name}.json"
+    request.write_text(json.dumps({"prompts": prompts, "new_tokens": NEW_TOKENS, "options": options}))
+    # One process: its workers take longer to start than these models to run.
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment |= dict(further)
+    command = [sys.executable, str(SUPPORT / "serving_worker.py"), str(folder), str(request)]
+    done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(request.with_suffix(".answer").read_text()), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
+def test_fp8_in_blocks_is_served_as_the_numbers_it_stands_for(model_type, tmp_path):
+    """vLLM's own classes, of the checkpoint in eight bits and of the same one decoded."""
+    family, heads = family_of(model_type), {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {"hidden_size": 256, "intermediate_size": 384, "moe_intermediate_size": 128, "max_position_embeddings": 128}
+    model = build(their_class_config(model_type, family, {**family.tiny[0], **sizes, **heads}), family)
+    model.bfloat16().save_pretrained(tmp_path / "plain")
+    convert(tmp_path / "plain", tmp_path / "fp8", quantize="fp8-block", progress=False)
+    convert(tmp_path / "fp8", tmp_path / "decoded", to=model_type, progress=False)
+    prompts = [[5, 9, 33, 7, 8, 21], [3, 3, 3, *range(10, 30)], [77, 2]]
+    options = {"model_impl": "auto", "dtype": "bfloat16", "enforce_eager": True}
+    answers = [served(tmp_path / name, prompts, options)[0] for name in ("fp8", "decoded")]
+    assert answers[0] == answers[1]

@@ -9,8 +9,8 @@ def main(folder, request):
     from vllm import LLM, SamplingParams
 
     wanted = json.loads(Path(request).read_text())
-    options = {"model_impl": "transformers", "trust_remote_code": True, "skip_tokenizer_init": True}
-    engine = LLM(folder, dtype="float32", max_model_len=128, **options, **wanted["options"])
+    options = {"model_impl": "transformers", "trust_remote_code": True, "dtype": "float32"} | wanted["options"]
+    engine = LLM(folder, max_model_len=128, skip_tokenizer_init=True, **options)
     prompts = [{"prompt_token_ids": prompt} for prompt in wanted["prompts"]]
     greedy = SamplingParams(temperature=0, max_tokens=wanted["new_tokens"], ignore_eos=True, detokenize=False)
     found = [list(answer.outputs[0].token_ids) for answer in engine.generate(prompts, greedy)]
