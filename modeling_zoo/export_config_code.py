@@ -36,9 +36,16 @@ COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
 def nodes_of(node: ast.AST) -> list[ast.AST]:
-    """All nodes of a tree that stays as it is."""
+    """All nodes of a tree that stays as it is, in the order of `ast.walk`, without those that say "load" or "store"."""
     if not hasattr(node, "nodes_below"):
-        node.nodes_below = list(ast.walk(node))
+        node.nodes_below = found = [node]
+        for one in found:
+            for name in one._fields:
+                value = getattr(one, name, None)
+                if isinstance(value, list):
+                    found += [entry for entry in value if isinstance(entry, ast.AST)]
+                elif isinstance(value, ast.AST) and name != "ctx":
+                    found.append(value)
     return node.nodes_below
 
 

@@ -7,6 +7,8 @@ import ast
 import re
 from typing import Any
 
+from .export_config_code import nodes_of
+
 WIDTH = 120
 
 
@@ -255,7 +257,7 @@ def literal(value: Any) -> str:
 def reads_of(node: ast.AST | str) -> set[str]:
     if isinstance(node, str):
         node = ast.parse(f"def f():\n    {node.strip()}")
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return {n.id for n in nodes_of(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
 def span(node: ast.AST) -> tuple:

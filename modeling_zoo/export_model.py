@@ -5,7 +5,7 @@ out, again and again until nothing changes (facts: export_model_facts.py).
 """
 
 import ast
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
@@ -26,7 +26,7 @@ from .export_model_facts import Facts, paired, words_in
 from .export_model_values import ModelFrame, is_ours, is_path
 from .export_model_worlds import layer_worlds
 from .export_prune import front, pieces_for
-from .export_source import Piece
+from .export_source import Piece, changed_to
 
 # The table of the folder's code by which it refuses other values (platform_export.py).
 DECIDED = "DECIDED"
@@ -102,7 +102,7 @@ class ModelFolder(Folder):
 
     def rewritten(self, stmt: ast.Assign, kept: list[tuple], shift: int) -> Kept:
         targets, values = (", ".join(self.text.one_line(one) for one in part) for part in zip(*kept, strict=True))
-        reads = {n.id for _, value in kept for n in ast.walk(value) if isinstance(n, ast.Name)}
+        reads = {n.id for _, value in kept for n in nodes_of(value) if isinstance(n, ast.Name)}
         return Kept([*self.text.comments(stmt, shift), f"{' ' * (stmt.col_offset - shift)}{targets} = {values}"], reads)
 
 
@@ -148,7 +148,7 @@ class Program:
             if new is not None:
                 lines[function.lineno - 1 : function.end_lineno] = new
         found = "\n".join(lines)
-        return piece if found == piece.text else replace(piece, text=found)
+        return piece if found == piece.text else changed_to(piece, found)
 
     def function(
         self, module: str, owner: str | None, text: Text, function: ast.FunctionDef, unread: set[str]
@@ -161,6 +161,8 @@ class Program:
             lines = text.head(function) + (text.docstring(function) or [f"{margin}    pass"])
         if len(lines) == len(text.head(function)):
             lines.append(f"{margin}    pass")
+        if lines == text.lines[function.lineno - 1 : function.end_lineno]:
+            return None
         new = ast.parse("\n".join(line[function.col_offset :] for line in lines)).body[0]
         new.decorator_list = function.decorator_list
         return None if ast.dump(new) == ast.dump(function) else lines
@@ -173,14 +175,7 @@ class Program:
 
     def words(self) -> set[str]:
         """The names of attributes that are read, and the words in quotes."""
-        found = set()
-        for piece in self.pieces:
-            for node in nodes_of(piece.tree):
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                    found.add(node.attr)
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 80:
-                    found |= set(node.value.replace(".", " ").split())
-        return found
+        return set().union(*(words_read(piece) for piece in self.pieces))
 
     def without_uncalled(self) -> list[Piece]:
         """Without methods that nothing names, unless they take the place of one that others call."""
@@ -203,7 +198,7 @@ class Program:
             while lines[first - 1].strip().startswith("#") or not lines[first - 1].strip():
                 first -= 1
             del lines[first : function.end_lineno]
-        return replace(piece, text="\n".join(lines))
+        return changed_to(piece, "\n".join(lines))
 
     def is_for_others(self, piece: Piece, name: str) -> bool:
         """Whether others call a method of a class."""
@@ -227,6 +222,18 @@ class Program:
             waiting += [other for other in pieces if other.module == piece.module and not other.defines]
             waiting += [defined[name] for name in piece.needs if name in defined]
         return [piece for piece in pieces if id(piece) in found]
+
+
+def words_read(piece: Piece) -> set[str]:
+    """The names of attributes that a piece reads, and its words in quotes."""
+    if not hasattr(piece, "words_read"):
+        piece.words_read = set()
+        for node in nodes_of(piece.tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                piece.words_read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 80:
+                piece.words_read |= set(node.value.replace(".", " ").split())
+    return piece.words_read
 
 
 def text_of(piece: Piece) -> tuple[Text, ast.stmt]:
@@ -266,4 +273,4 @@ def program(request: Request) -> tuple[Piece, ...]:
 def with_table(piece: Piece, fixed: dict[str, Any]) -> Piece:
     """The piece that says for which values of fields the code is."""
     head = next(line for line in piece.text.split("\n") if line.startswith(DECIDED)).removesuffix("{}")
-    return replace(piece, text=piece.text.replace(head + "{}", "\n".join(table_lines(fixed, 0, head, ""))))
+    return changed_to(piece, piece.text.replace(head + "{}", "\n".join(table_lines(fixed, 0, head, ""))))

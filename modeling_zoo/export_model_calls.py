@@ -5,7 +5,7 @@ Never shipped. A function whose name is passed on, and a method that others call
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -13,7 +13,7 @@ from .export_config_code import nodes_of
 from .export_config_text import WIDTH, Text, refit
 from .export_model_facts import Facts, stored_anywhere
 from .export_model_values import PLAIN, ModelFrame, is_path, one_of
-from .export_source import Piece
+from .export_source import Piece, changed_to
 
 # Where something has been taken out of a line.
 MARK = "\0"
@@ -95,15 +95,14 @@ class Calls:
         if not hasattr(self, "looked_into"):
             self.looked_into: dict[str, list] = {}
             for piece in self.pieces:
-                called = {id(n.func.value) for n in nodes_of(piece.tree) if is_call_of_entry(n)}
-                for node in nodes_of(piece.tree):
-                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in self.tables:
-                        self.looked_into.setdefault(node.id, []).append(id(node) in called)
+                for name, is_called in names_asked(piece):
+                    if name in self.tables:
+                        self.looked_into.setdefault(name, []).append(is_called)
         return all(self.looked_into.get(table, [False]))
 
     def escape_all(self, node: ast.AST, only_parts: bool = True) -> None:
         if only_parts:
-            for one in ast.walk(node):
+            for one in nodes_of(node):
                 if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load):
                     self.escape(one.id)
 
@@ -131,7 +130,7 @@ class Calls:
 
     def read_function(self, module: str, owner: str | None, function: ast.FunctionDef) -> None:
         frame = self.facts.started(module, owner, function)
-        skipped = {id(n) for one in annotations(function) for n in ast.walk(one)}
+        skipped = {id(n) for one in annotations(function) for n in nodes_of(one)}
         for node in nodes_of(function):
             if isinstance(node, ast.Call):
                 skipped |= self.read_call(node, frame, owner, function)
@@ -148,7 +147,7 @@ class Calls:
         """Notes a call; gives the nodes in it that pass no name on."""
         name = getattr(node.func, "id", None)
         if name == "isinstance":
-            return {id(node.func)} | {id(n) for n in ast.walk(node.args[1])}
+            return {id(node.func)} | {id(n) for n in nodes_of(node.args[1])}
         if name == "cls" and owner:
             self.escape(owner)
         if (
@@ -297,15 +296,34 @@ def default_of(function: ast.FunctionDef, name: str) -> tuple | None:
 
 def without(piece: Piece, parameters: dict[int, set[str]], arguments: dict[int, list]) -> Piece:
     """A piece without some parameters of its functions and some arguments of its calls."""
+    found = [node for node in callers_and_called(piece) if id(node) in parameters or id(node) in arguments]
+    if not found:
+        return piece
     text, edits = Text(piece.text), []
-    for node in nodes_of(piece.tree):
+    for node in found:
         if id(node) in parameters:
             last = node.lineno - 1 + len(text.head(node))
             new = signature(text, node, parameters[id(node)])
             edits.append(((node.lineno, 0), (last, len(text.bytes[last - 1])), new))
-        elif id(node) in arguments:
+        else:
             edits += [(*place, MARK) for place in places_of(node, {id(one) for one in arguments[id(node)]})]
-    return replace(piece, text=edited(text, edits)) if edits else piece
+    return changed_to(piece, edited(text, edits))
+
+
+def callers_and_called(piece: Piece) -> list[ast.AST]:
+    """The calls and the functions in a piece."""
+    if not hasattr(piece, "callers_and_called"):
+        piece.callers_and_called = [n for n in nodes_of(piece.tree) if isinstance(n, ast.Call | ast.FunctionDef)]
+    return piece.callers_and_called
+
+
+def names_asked(piece: Piece) -> list[tuple[str, bool]]:
+    """The names that a piece reads, and whether what stands in it is called at once."""
+    if not hasattr(piece, "names_asked"):
+        called = {id(node.func.value) for node in callers_and_called(piece) if is_call_of_entry(node)}
+        names = [n for n in nodes_of(piece.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        piece.names_asked = [(node.id, id(node) in called) for node in names]
+    return piece.names_asked
 
 
 def places_of(call: ast.Call, gone: set[int]) -> Iterator[tuple[tuple, tuple]]:
@@ -337,7 +355,7 @@ def edited(text: Text, edits: list[tuple]) -> str:
     lines = data.decode().split("\n")
     marked = {index for index, line in enumerate(lines) if MARK in line}
     lines = [line.replace(MARK, "") for line in lines]
-    regions = [region_of(node) for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.stmt)]
+    regions = [region_of(node) for node in nodes_of(ast.parse("\n".join(lines))) if isinstance(node, ast.stmt)]
     for first, last in sorted(set(regions), reverse=True):
         if last - first > 1 and marked & set(range(first, last)):
             lines[first:last] = shortened(lines[first:last])

@@ -62,6 +62,7 @@ class Facts:
         self.program = known.program if known else object()
         # {(class, function): {parameter: its one value}} (export_model_calls.py).
         self.parameters: dict[tuple, dict[str, Any]] = known.parameters if known else {}
+        self.named: tuple[dict, dict[str, list]] | None = None
         self.classes = {piece.tree.name: piece for piece in pieces if isinstance(piece.tree, ast.ClassDef)}
         self.real = {name: real(piece) for name, piece in self.classes.items()}
         self.families: dict[str, frozenset[str]] = {}
@@ -85,10 +86,17 @@ class Facts:
         own = known.own.get(piece.defines[0] if piece.defines else "", {})
         every = (own, known.everywhere, known.own.get(ATTENDING[1], {}), known.returns)
         values = [sorted((name, repr(facts[name])) for name in words & facts.keys()) for facts in every]
-        given = [
-            (key, repr(v)) for key, v in known.parameters.items() if key[0] in piece.defines or key[1] in piece.defines
-        ]
+        given = [row for name in piece.defines for row in known.parameters_by_name().get(name, ())]
         return known.program, values, given, sorted(words & known.empty), sorted(words & known.defined)
+
+    def parameters_by_name(self) -> dict[str, list]:
+        """What is known of the parameters of functions and methods, by the name at the top of the file."""
+        if self.named is None or self.named[0] is not self.parameters:
+            rows: dict[str, list] = {}
+            for (owner, name), values in self.parameters.items():
+                rows.setdefault(owner or name, []).append((owner, name, repr(values)))
+            self.named = self.parameters, rows
+        return self.named[1]
 
     def family(self, name: str) -> frozenset[str]:
         """The classes that a class inherits from or that inherit from it, so far as they are here; itself too."""
@@ -157,7 +165,7 @@ class Facts:
             self.read_function(module, owner, stmt)
         elif isinstance(stmt, ast.Assign | ast.AnnAssign):
             targets = stmt.targets if isinstance(stmt, ast.Assign) else [stmt.target]
-            for target in [one for part in targets for one in ast.walk(part) if isinstance(one, ast.Name)]:
+            for target in [one for part in targets for one in nodes_of(part) if isinstance(one, ast.Name)]:
                 # What has an annotation is a field, which is set where one is made.
                 value = written_out(stmt.value) if isinstance(stmt, ast.Assign) else None
                 self.reading.append((target.id, (owner, value)))

@@ -132,7 +132,7 @@ class ModelFrame(Frame):
         if isinstance(node.func, ast.Name):
             if node.func.id in BUILTINS:
                 return True
-            names = [one for part in node.args for one in ast.walk(part) if isinstance(one, ast.Name)]
+            names = [one for part in node.args for one in nodes_of(part) if isinstance(one, ast.Name)]
             given = [space.get(one.id) for one in names]
             is_function = isinstance(space.get(node.func.id), types.FunctionType)
             return is_function and any(isinstance(one, World) for one in given)

@@ -7,7 +7,7 @@ reaches any more is left out. What the config may still say is judged when a mod
 import ast
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -16,8 +16,9 @@ from transformers import DynamicCache, StaticCache
 from configuration_zoo import ZooConfig, vocabulary
 from configuration_zoo.field_settings import described
 
+from .export_config_code import nodes_of
 from .export_join import WIDTH, resolve
-from .export_source import AUTO_MAP, Piece, sources
+from .export_source import AUTO_MAP, Piece, changed_to, sources
 from .platform_export import words_in, words_of
 
 MODEL = "modeling_zoo"
@@ -109,7 +110,7 @@ class Dependencies:
         self.own = {name: source.pieces for name, source in self.files.items() if source.package == MODEL}
         self.defined = {(name, word): p for name, pieces in self.own.items() for p in pieces for word in p.defines}
         self.reached: dict[int, Piece] = {}
-        self.literal = frozenset(literal_keys(p for pieces in self.own.values() for p in pieces))
+        self.literal = literal_keys()
 
     def run(self) -> tuple[Piece, ...]:
         waiting, words = [self.defined[MODEL, name] for name in front()], None
@@ -142,7 +143,7 @@ class Dependencies:
             kept = [row for row in rows if self.keeps(piece, row)]
             names -= set().union(*(names_in(row) for row in rows if row not in kept))
             names |= set().union(*(names_in(row) for row in kept))
-            self.words |= {one.value for _, value in kept for one in ast.walk(value) if is_word(one)}
+            self.words |= {one.value for _, value in kept for one in nodes_of(value) if is_word(one)}
         return names
 
     def keeps(self, piece: Piece, row: Row) -> bool:
@@ -162,9 +163,9 @@ class Dependencies:
         """A piece as it is written: tables without the rows that are gone, and which words those were."""
         if piece.defines == (LEFT_OUT,):
             text = piece.text.replace("frozenset()", literal_set(self.left_out()))
-            return replace(piece, text=text)
+            return changed_to(piece, text)
         gone = [row for row in rows_of(piece) if not self.keeps(piece, row)]
-        return replace(piece, text=without(piece, gone)) if gone else piece
+        return changed_to(piece, without(piece, gone)) if gone else piece
 
     def left_out(self) -> set[str]:
         """The words of the rows that are gone."""
@@ -177,18 +178,18 @@ def front() -> list[str]:
     return [place.partition(".")[2] for place in AUTO_MAP.values() if place.startswith(f"{MODEL}.")]
 
 
-def literal_keys(pieces: Iterable[Piece]) -> Iterator[tuple[str, str]]:
-    """(table, word) wherever code looks up a word that it spells out."""
-    for piece in pieces:
-        for node in ast.walk(piece.tree):
-            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
-                if is_word(node.slice):
-                    yield node.value.id, node.slice.value
+@cache
+def literal_keys() -> frozenset[tuple[str, str]]:
+    """(table, word) wherever code of the model looks up a word that it spells out."""
+    pieces = [piece for source in sources().values() if source.package == MODEL for piece in source.pieces]
+    asked = [node for piece in pieces for node in nodes_of(piece.tree) if isinstance(node, ast.Subscript)]
+    named = [node for node in asked if isinstance(node.value, ast.Name) and is_word(node.slice)]
+    return frozenset((node.value.id, node.slice.value) for node in named)
 
 
 def names_in(row: Row) -> set[str]:
     """The names that a row reads."""
-    return {node.id for part in row if part is not None for node in ast.walk(part) if isinstance(node, ast.Name)}
+    return {node.id for part in row if part is not None for node in nodes_of(part) if isinstance(node, ast.Name)}
 
 
 def literal_set(words: set[str]) -> str:

@@ -6,7 +6,7 @@ Never shipped. A name means one thing in all files of a package (`tests/test_hou
 import ast
 import symtable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import configuration_zoo
@@ -58,6 +58,17 @@ class Piece:
         (self.tree,) = ast.parse(self.text).body
         table = symtable.symtable(self.text, self.module, "exec")
         self.defines, self.needs = tuple(defined(table)), frozenset(global_names(table))
+
+
+@lru_cache(maxsize=8192)
+def piece_of(module: str, index: int, text: str, gap: int) -> Piece:
+    """A piece that has been read once for all models whose code has it; it stays as it is."""
+    return Piece(module, index, text, gap)
+
+
+def changed_to(piece: Piece, text: str) -> Piece:
+    """A piece with another text."""
+    return piece_of(piece.module, piece.index, text, piece.gap)
 
 
 def defined(table: symtable.SymbolTable) -> list[str]:
