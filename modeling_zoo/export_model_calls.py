@@ -11,7 +11,7 @@ from typing import Any
 
 from .export_config_code import nodes_of
 from .export_config_text import WIDTH, Text, refit
-from .export_model_facts import Facts, stored_anywhere
+from .export_model_facts import Facts, callers_and_called, is_call_of_entry, names_asked, stored_anywhere
 from .export_model_values import PLAIN, ModelFrame, is_path, one_of
 from .export_source import Piece, changed_to
 
@@ -251,12 +251,6 @@ def is_idle(node: ast.expr, frame: ModelFrame) -> bool:
 MISSING = ast.Constant("missing")
 
 
-def is_call_of_entry(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Subscript):
-        return False
-    return isinstance(node.func.value, ast.Name)
-
-
 def annotations(function: ast.FunctionDef) -> Iterator[ast.expr]:
     for one in nodes_of(function):
         if isinstance(one, ast.arg | ast.AnnAssign) and one.annotation is not None:
@@ -308,22 +302,6 @@ def without(piece: Piece, parameters: dict[int, set[str]], arguments: dict[int, 
         else:
             edits += [(*place, MARK) for place in places_of(node, {id(one) for one in arguments[id(node)]})]
     return changed_to(piece, edited(text, edits))
-
-
-def callers_and_called(piece: Piece) -> list[ast.AST]:
-    """The calls and the functions in a piece."""
-    if not hasattr(piece, "callers_and_called"):
-        piece.callers_and_called = [n for n in nodes_of(piece.tree) if isinstance(n, ast.Call | ast.FunctionDef)]
-    return piece.callers_and_called
-
-
-def names_asked(piece: Piece) -> list[tuple[str, bool]]:
-    """The names that a piece reads, and whether what stands in it is called at once."""
-    if not hasattr(piece, "names_asked"):
-        called = {id(node.func.value) for node in callers_and_called(piece) if is_call_of_entry(node)}
-        names = [n for n in nodes_of(piece.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
-        piece.names_asked = [(node.id, id(node) in called) for node in names]
-    return piece.names_asked
 
 
 def places_of(call: ast.Call, gone: set[int]) -> Iterator[tuple[tuple, tuple]]:

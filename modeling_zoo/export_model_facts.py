@@ -253,6 +253,28 @@ def words_in(piece: Piece) -> set[str]:
     return piece.words
 
 
+def is_call_of_entry(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Subscript):
+        return False
+    return isinstance(node.func.value, ast.Name)
+
+
+def callers_and_called(piece: Piece) -> list[ast.AST]:
+    """The calls and the functions in a piece."""
+    if not hasattr(piece, "callers_and_called"):
+        piece.callers_and_called = [n for n in nodes_of(piece.tree) if isinstance(n, ast.Call | ast.FunctionDef)]
+    return piece.callers_and_called
+
+
+def names_asked(piece: Piece) -> list[tuple[str, bool]]:
+    """The names that a piece reads, and whether what stands in it is called at once."""
+    if not hasattr(piece, "names_asked"):
+        called = {id(node.func.value) for node in callers_and_called(piece) if is_call_of_entry(node)}
+        names = [n for n in nodes_of(piece.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        piece.names_asked = [(node.id, id(node) in called) for node in names]
+    return piece.names_asked
+
+
 def written_out(node: ast.expr) -> tuple | None:
     """The constant or the tuple of constants that an expression is, as a tuple of one."""
     entries = node.elts if isinstance(node, ast.Tuple) else [node]
