@@ -686,3 +686,9 @@ def test_flags_on_the_front_page_are_fields():
     flags = {flag for row in rows for flag in re.findall(r"`(\w+)", row.split("|")[2])}
     assert len(rows) > 10 and len(flags) > 30
     assert flags - {field.name for field in fields(ZooConfig)} == set()
+
+
+def test_test_files_have_different_names():
+    """pytest imports them by name, from whatever folder."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
