@@ -385,10 +385,11 @@ class ZooConfig(PreTrainedConfig):
     """What the source held beside this model (a vision tower, layers that predict further tokens): how many
     `tensors` of which names, how weights kept as they were stored are `quantized`, and the `repository` and
     `revision` they came from. Source: own to zoo."""
-    attention_type: Literal["grouped_query", "latent"] | list[Literal["grouped_query", "latent"] | None]
+    attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | None]
     """The mechanism of softmax attention, one name for all layers or one for each (None for a layer without). Needs
-    a layer of layer_types with softmax attention. Source: Ainslie et al. 2023, arXiv 2305.13245; DeepSeek-V2,
-    arXiv 2405.04434."""
+    a layer of layer_types with softmax attention. Source: grouped_query: Ainslie et al. 2023, arXiv 2305.13245;
+    differential: Ye et al. 2024, arXiv 2410.05258; forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking:
+    Tan et al. 2024, arXiv 2410.17980; latent: DeepSeek-V2, arXiv 2405.04434."""
     num_attention_heads: int
     """Heads of the queries. Source: Vaswani et al. 2017, §3.2.2."""
     num_key_value_heads: int | None
@@ -742,7 +743,7 @@ class ZooConfig(PreTrainedConfig):
         eos_token_id: int | list[int] | None = None,
         source_config: dict[str, Any] | None = None,
         source_extras: dict[str, Any] | None = None,
-        attention_type: Literal["grouped_query", "latent"] | list[Literal["grouped_query", "latent"] | None] | str = 'grouped_query',
+        attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | None] | str = 'grouped_query',
         num_attention_heads: int = 32,
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,

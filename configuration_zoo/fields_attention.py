@@ -14,6 +14,8 @@ from .vocabulary import (
     NO_MIXER_LAYERS,
     NORM_TYPES,
     NORMS_WITH_BIAS,
+    ORDERED_ATTENTIONS,
+    PER_HEAD_ATTENTIONS,
     RECURRENT_LAYERS,
     SLIDING,
     SOFTMAX_LAYERS,
@@ -51,7 +53,9 @@ class AttentionFields:
         needs="softmax",
         meaning="The mechanism of softmax attention, one name for all layers or one for each (None for a layer "
         "without).",
-        source="Ainslie et al. 2023, arXiv 2305.13245; DeepSeek-V2, arXiv 2405.04434",
+        source="grouped_query: Ainslie et al. 2023, arXiv 2305.13245; differential: Ye et al. 2024, arXiv 2410.05258; "
+        "forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking: Tan et al. 2024, arXiv 2410.17980; latent: "
+        "DeepSeek-V2, arXiv 2405.04434",
     )
     num_attention_heads: int = size(
         32,
@@ -324,18 +328,36 @@ class AttentionFields:
             raise ValueError("qk_norm_config.weight='per_head' needs qk_norm_config.scope='head', got 'full'.")
 
     def _validate_values(self):
-        grouped = "grouped_query" in self.attentions
-        refuse_unless(self, grouped, "attention_type='grouped_query'", ("attention_value_scale",))
+        grouped = bool(self.attentions & {*PER_HEAD_ATTENTIONS})
+        reason = f"an attention_type of {list(PER_HEAD_ATTENTIONS)}"
+        refuse_unless(self, grouped, reason, ("attention_value_scale",))
         for field in ("value_norm", "attention_k_eq_v"):
             if getattr(self, field) and (not grouped or self.position_embedding_type == "transformer_xl"):
                 raise ValueError(
-                    f"{field}=True needs attention_type='grouped_query' and a position_embedding_type other than "
-                    "'transformer_xl'."
+                    f"{field}=True needs {reason} and a position_embedding_type other than 'transformer_xl'."
                 )
         if self.attention_k_eq_v and self.value_width != self.head_dim:
             raise ValueError(
                 f"attention_k_eq_v=True needs v_head_dim={self.v_head_dim} to be head_dim={self.head_dim}."
             )
+        self._validate_order()
+        if "differential" in self.attentions and self.num_key_value_heads % 2:
+            raise ValueError(
+                f"attention_type='differential' needs an even num_key_value_heads, got {self.num_key_value_heads}: the "
+                "two heads whose difference is taken share a pair of values."
+            )
+
+    def _validate_order(self):
+        ordered = [name for name in ORDERED_ATTENTIONS if name in self.attentions]
+        refused = ["use_bidirectional_attention"]
+        refused += ["sparse_attention_pattern"] if "forgetting" in ordered else []
+        refused += ["attention_sinks"] if "stick_breaking" in ordered else []
+        for field in refused if ordered else ():
+            if getattr(self, field):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} cannot be combined with attention_type={ordered[-1]!r}, whose "
+                    "weights go by the order of the keys before a token."
+                )
 
     @property
     def value_width(self) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, settings, size
 from .fields_checks import for_each_layer, refuse_unless, require
-from .vocabulary import HYBRID_LAYERS, INDEXED, INDEXER_TYPES
+from .vocabulary import HYBRID_LAYERS, INDEXED, INDEXER_TYPES, PER_HEAD_ATTENTIONS
 
 WIDTH_FIELDS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_FIELDS = (
@@ -187,7 +187,11 @@ class LatentFields:
         if indexed:
             self._validate_indexer()
         pairs = zip(self.layer_types, self.attention_types, strict=True)
-        beside = [layer_type for layer_type, name in pairs if name == "latent" and layer_type in HYBRID_LAYERS]
+        beside = [
+            layer_type
+            for layer_type, name in pairs
+            if name not in (None, "grouped_query") and layer_type in HYBRID_LAYERS
+        ]
         if beside:
             raise ValueError(
                 f"layer_types has {beside[0]!r}, whose attention beside a recurrence needs "
@@ -210,8 +214,8 @@ class LatentFields:
                 f"{self.position_embedding_type!r}."
             )
         # Norm and clamp act on whole keys, which the cache does not hold.
-        grouped = "grouped_query" in self.attentions
-        refuse_unless(self, grouped, "attention_type='grouped_query'", ("qk_norm", "clip_qkv"))
+        grouped = bool(self.attentions & {*PER_HEAD_ATTENTIONS})
+        refuse_unless(self, grouped, f"an attention_type of {list(PER_HEAD_ATTENTIONS)}", ("qk_norm", "clip_qkv"))
 
     def _validate_indexer(self):
         pairs = zip(self.layer_types, self.attention_types, strict=False)

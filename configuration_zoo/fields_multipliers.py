@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .field_kinds import Number, factor, items, settings
 from .fields_checks import for_each_layer, refuse_unless
-from .vocabulary import HYBRID_LAYERS
+from .vocabulary import HYBRID_LAYERS, PER_HEAD_ATTENTIONS
 
 HYBRID_FACTORS = ("mup_multipliers.attention_in", "mup_multipliers.attention_out")
 
@@ -56,8 +56,10 @@ class MultiplierFields:
 
     @for_each_layer
     def validate_multipliers(self) -> None:
-        plain = "grouped_query" in self.attentions and self.position_embedding_type != "transformer_xl"
-        reason = "attention_type='grouped_query' and a position_embedding_type other than 'transformer_xl'"
+        plain = bool(self.attentions & {*PER_HEAD_ATTENTIONS}) and self.position_embedding_type != "transformer_xl"
+        reason = (
+            f"an attention_type of {list(PER_HEAD_ATTENTIONS)}, a position_embedding_type other than 'transformer_xl'"
+        )
         refuse_unless(self, plain, reason, ("mup_multipliers.key",))
         beside = any(layer_type in HYBRID_LAYERS for layer_type in self.layer_types)
         reason = f"a layer of layer_types that is one of {list(HYBRID_LAYERS)}"

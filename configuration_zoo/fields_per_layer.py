@@ -12,7 +12,15 @@ from .field_kinds import nearest
 from .field_settings import described, nested, settings_of, spread
 from .fields_linear import LINEAR_FIELDS
 from .first_layers import per_layer_names
-from .vocabulary import CHUNKED, HYBRID_LAYERS, HYBRID_SLIDING, PARALLEL_BLOCKS, SLIDING, WITH_RECURRENCE
+from .vocabulary import (
+    CHUNKED,
+    HYBRID_LAYERS,
+    HYBRID_SLIDING,
+    PARALLEL_BLOCKS,
+    PER_HEAD_ATTENTIONS,
+    SLIDING,
+    WITH_RECURRENCE,
+)
 
 # Every field that `per_layer_config` may give a layer, by the layers that read it.
 PER_LAYER_FIELDS = {
@@ -28,11 +36,11 @@ PER_LAYER_FIELDS = {
         "attn_temperature.layers", "attn_temperature.scale", "attn_temperature.floor_scale", "attn_temperature.offset",
         "residual_factors.full_attn_alpha", "residual_factors.full_attn_beta",
     ),
-    "a grouped-query layer": (
+    "a layer with keys and values per head": (
         "clip_qkv", "clip_qkv_position", "qk_norm", "qk_norm_config.scope", "qk_norm_config.weight",
         "qk_norm_config.bias", "qk_norm_config.position", "qk_norm_config.layers", "qk_norm_config.eps",
     ),
-    "a grouped-query layer with keys and values of its own": (
+    "a layer that caches keys and values per head": (
         "attention_value_scale", "mup_multipliers.key", "value_norm", "attention_k_eq_v",
     ),
     "a layer with latent attention": (
@@ -80,7 +88,7 @@ def _softmax(config, index: int) -> bool:
 
 
 def _grouped(config, index: int) -> bool:
-    return _softmax(config, index) and config.attention_types[index] == "grouped_query"
+    return _softmax(config, index) and config.attention_types[index] in PER_HEAD_ATTENTIONS
 
 
 def _has_mlp(config, index: int) -> bool:
@@ -104,8 +112,8 @@ READERS: dict[str, Callable] = {
     "any layer": lambda config, index: True,
     "a layer with a parallel block_type": lambda config, index: config.block_types[index] in PARALLEL_BLOCKS,
     "a layer with softmax attention": _softmax,
-    "a grouped-query layer": _grouped,
-    "a grouped-query layer with keys and values of its own": (
+    "a layer with keys and values per head": _grouped,
+    "a layer that caches keys and values per head": (
         lambda config, index: _grouped(config, index) and not config.shares_key_values(index)
     ),
     "a layer with latent attention": lambda config, index: _softmax(config, index) and not _grouped(config, index),

@@ -30,7 +30,11 @@ WINDOW_FIELDS = {SLIDING: "sliding_window", HYBRID_SLIDING: "sliding_window", CH
 
 # -- attention_type, linear_attention_type: by which mechanism -----------------------------------------------------
 
-ATTENTION_TYPES = ("grouped_query", "latent")
+ATTENTION_TYPES = ("grouped_query", "differential", "forgetting", "stick_breaking", "latent")
+# Those with keys and values per head.
+PER_HEAD_ATTENTIONS = ("grouped_query", "differential", "forgetting", "stick_breaking")
+# Those whose scores depend on the keys between a key and its query.
+ORDERED_ATTENTIONS = ("forgetting", "stick_breaking")
 RECURRENCES = (
     "gated_delta_net",
     "kimi_delta_attention",

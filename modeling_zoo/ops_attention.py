@@ -271,7 +271,8 @@ def compact_mask(
 def supports_banded_masks(config: ZooConfig) -> bool:
     """Whether scores are causal and have no bias of their own, which would be as large as the mask that is saved."""
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
-    return getattr(config, "is_causal", True) and not biased
+    ordered = config.attentions & {"forgetting", "stick_breaking"}
+    return getattr(config, "is_causal", True) and not biased and not ordered
 
 
 def needs_no_mask(

@@ -12,6 +12,7 @@ SCORE_NEEDS = {
     "position_bias": ("eager", "sdpa", "flex_attention"),
     "sparse_attention_pattern": ("eager", "sdpa", "flex_attention"),
     "index_topk": ("eager", "sdpa"),
+    "attention_type": ("eager", "sdpa"),
 }
 
 
@@ -19,8 +20,10 @@ def attention_backends(config: ZooConfig) -> tuple[tuple[str, ...], str] | None:
     """(backends that compute this config rightly, "field=value" of what limits them); None where all do."""
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
     found = {"position_bias": f"position_embedding_type={config.position_embedding_type!r}"} if biased else {}
+    if config.attentions & {"forgetting", "stick_breaking"}:
+        found["attention_type"] = f"attention_type={config.attention_type!r}"
     for layer in config.per_layer_config if config.is_heterogeneous else [config]:
-        for field in SCORE_NEEDS.keys() - {"position_bias"}:
+        for field in SCORE_NEEDS.keys() - {"position_bias", "attention_type"}:
             value = getattr(layer, field)
             if value is not None and value != []:
                 found.setdefault(field, f"{field}={value!r}")

@@ -23,6 +23,7 @@ from .ops_attention_bands import AttentionMask
 # Fields whose layers must agree, as the engine asks the config as a whole.
 UNIFORM = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "moe_intermediate_size")
 SEEN = {"full_attention", "sliding_attention"}
+SERVED_ATTENTIONS = {"grouped_query", "latent"}
 
 
 def unsupported_by_vllm(config: ZooConfig) -> list[str]:
@@ -51,7 +52,7 @@ def fields_of_model(config: ZooConfig) -> list[str]:
         "embedding_size": config.embedding_size not in (None, config.hidden_size),
         # The engine asks for the width of a latent head once for all layers.
         "per_layer_config": "latent" in config.attentions and config.is_heterogeneous,
-        "attention_type": len(config.attentions) > 1,
+        "attention_type": len(config.attentions) > 1 or not config.attentions <= SERVED_ATTENTIONS,
         # The engine caps before it multiplies by `logit_scale`, a model after that.
         "logits_scaling": config.logits_scaling != 1.0 and config.final_logit_softcapping is not None,
     })  # fmt: skip

@@ -47,3 +47,10 @@ def key_positions(
         return queries, ring.slot_positions(device).clamp(min=0)
     kv_length, kv_offset = past_key_values.get_mask_sizes(length, layer_idx)
     return queries, torch.arange(kv_length, device=device) + kv_offset
+
+
+def slots_in_order(hidden_states: torch.Tensor, past_key_values: Cache | None, layer_idx: int) -> torch.Tensor | None:
+    """The slots of the keys from the oldest to the newest `[K]`, where one token is about to be written to a ring;
+    None where they stand in order."""
+    ring = ring_of(past_key_values, layer_idx) if hidden_states.shape[1] == 1 else None
+    return None if ring is None else ring.slot_positions(hidden_states.device).argsort()

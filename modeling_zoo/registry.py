@@ -8,10 +8,13 @@ from transformers.utils.output_capturing import OutputRecorder
 from configuration_zoo import ZooConfig
 
 from .attention import GroupedQueryAttention
+from .attention_differential import DifferentialAttention
+from .attention_forgetting import ForgettingAttention
 from .attention_kv_sharing import SharedKeyValueAttention
 from .attention_latent import LatentAttention
 from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
+from .attention_stick_breaking import StickBreakingAttention
 from .mixer import TokenMixer
 from .mlp_dense import make_dense_mlp
 from .mlp_routers import Router
@@ -22,6 +25,9 @@ from .recurrent_hybrid import HYBRID_ATTENTIONS, LINEAR_MIXERS, PARALLEL_MIXES
 MIXERS = {
     "grouped_query": GroupedQueryAttention,
     "shared_key_value": SharedKeyValueAttention,
+    "differential": DifferentialAttention,
+    "forgetting": ForgettingAttention,
+    "stick_breaking": StickBreakingAttention,
     "latent": LatentAttention,
     "indexed": IndexedAttention,
     "transformer_xl": TransformerXLAttention,

@@ -107,6 +107,28 @@ CASES = {
     "banded": sparse("banded"),
     "both_ways": {"use_bidirectional_attention": True},
     "both_ways_relative": NO_ROPE | {"position_embedding_type": "relative", "use_bidirectional_attention": True},
+    "differential": {"attention_type": "differential"},
+    "differential_everything": SLIDING | RMS
+    | {
+        "attention_type": "differential", "attention_sinks": "all", "attn_output_gate": "query", "v_head_dim": 6,
+        "attn_logit_softcapping": 2.0, "attention_bias": True,
+    },
+    "differential_alibi": NO_ROPE | {"attention_type": "differential", "position_embedding_type": "alibi"},
+    "forgetting": {"attention_type": "forgetting"},
+    "forgetting_chunks": CHUNKED | {"attention_type": "forgetting", "num_key_value_heads": 6},
+    "forgetting_alibi": NO_ROPE | SLIDING | {"attention_type": "forgetting", "position_embedding_type": "alibi"},
+    "forgetting_everything": SLIDING | RMS
+    | {
+        "attention_type": "forgetting", "attention_sinks": "all", "attn_output_gate": "query", "v_head_dim": 6,
+        "attn_logit_softcapping": 2.0, "attention_bias": True,
+    },
+    "stick_breaking": NO_ROPE | {"attention_type": "stick_breaking", "position_embedding_type": "none"},
+    "stick_breaking_strided": sparse("strided") | {"attention_type": "stick_breaking"},
+    "stick_breaking_everything": SLIDING | RMS
+    | {
+        "attention_type": "stick_breaking", "attn_output_gate": "headwise", "v_head_dim": 6, "attention_bias": True,
+        "attn_logit_softcapping": 2.0, "precision.attention_upcast": True,
+    },
     "everything": SLIDING | RMS | TEMPERATURE
     | {
         "attn_temperature.layers": "all", "attention_sinks": "all", "attn_logit_softcapping": 2.0, "clip_qkv": 1.5,

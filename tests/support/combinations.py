@@ -137,6 +137,8 @@ ROWS = {
         {"sparse_attention_pattern": ["strided", "none", "fixed"], "sparse_attention_stride": 3},
         {"sparse_attention_pattern": "banded", "sparse_attention_stride": 3},
         {"use_bidirectional_attention": True},
+        {"attention_type": ["forgetting", "stick_breaking", "differential"]},
+        {"attention_type": ["forgetting", "differential", "stick_breaking"], "sliding_window": 4},
         LATENT,
         {**LATENT, "q_lora_rank": 18, "mla_config.scale_q_lora": True, "mla_config.scale_kv_lora": True,
          "mla_config.norm_eps": 1e-5},

@@ -141,6 +141,49 @@ def gated(parameters, output, x, gate, config):
     return output / (1 + torch.exp(-gate))
 
 
+def forget_gate(parameters, x, head):
+    """log f of one token and head."""
+    return -math.log(1 + math.exp(-float(linear(parameters, "f_proj", x)[head])))
+
+
+def softmax(scores, sink):
+    """{key: score} -> {key: weight}"""
+    total = sum(math.exp(score) for score in scores.values()) + (0.0 if sink is None else math.exp(sink))
+    return {key: math.exp(score) / total for key, score in scores.items()}
+
+
+def stick_breaking(scores, query):
+    """{key: score} -> {key: weight}: each key before the query, from the newest on, breaks its share off what is
+    left."""
+    left, weights = 1.0, {}
+    for key in sorted(scores.keys() - {query}, reverse=True):
+        share = 1 / (1 + math.exp(-scores[key]))
+        weights[key] = left * share
+        left = left * (1 - share)
+    return weights
+
+
+def mixed(weights, tokens, head, config, shared):
+    """The values that a head reads, summed by their weights; of a differential head those of a pair."""
+    if config.attention_type != "differential":
+        readers = [head // shared]
+    else:
+        pairs = config.num_key_value_heads // 2
+        readers = [head // shared % pairs, head // shared % pairs + pairs]
+    zero = torch.zeros(len(readers) * tokens[0][2].shape[-1], dtype=torch.double)
+    return sum((weight * torch.cat([tokens[key][2][r] for r in readers]) for key, weight in weights.items()), zero)
+
+
+def differences(parameters, heads, config, layer):
+    """[H] outputs of 2v channels -> [H] of v channels."""
+    start = 0.8 - 0.6 * math.exp(-0.3 * layer)
+    first, second = (math.exp(float(parameters[f"lambda_q{n}"] @ parameters[f"lambda_k{n}"])) for n in (1, 2))
+    half = len(heads) // 2
+    pairs = [heads[n] - (first - second + start) * heads[n + half] for n in range(half)]
+    pairs = [(1 - start) * normalise(pair, "rms_norm", config.norm_eps) for pair in pairs]
+    return list(torch.cat(pairs).view(2 * half, -1))
+
+
 def attention_row(parameters, x, config, layer, first=0, table=None):
     """What layer `layer` gives for the tokens x [T, D], of which the first `first` are padding (given as zeros)."""
     parameters = {name: value.double() for name, value in parameters.items()}
@@ -156,18 +199,20 @@ def attention_row(parameters, x, config, layer, first=0, table=None):
     for q, (query, _, _, gate) in enumerate(tokens):
         heads = []
         for head in range(config.num_attention_heads):
-            exponentials, mixed = 0.0, torch.zeros(tokens[0][2].shape[-1], dtype=torch.double)
-            for k, (_, keys, values, _) in enumerate(tokens):
+            scores = {}
+            for k, (_, keys, _, _) in enumerate(tokens):
                 if not sees(config, layer, q, k, first):
                     continue
                 score = float(query[head] @ keys[head // shared]) * scale
                 score = cap * math.tanh(score / cap) if cap is not None else score
-                weight = math.exp(score + position_bias(config, table, head, q, k))
-                exponentials += weight
-                mixed += weight * values[head // shared]
-            if sinks is not None:
-                exponentials += math.exp(float(sinks[head]))
-            heads.append(mixed / exponentials if exponentials else mixed)
+                scores[k] = score + position_bias(config, table, head, q, k)
+                if config.attention_type == "forgetting":
+                    between = range(max(k + 1, first), q + 1)
+                    scores[k] += sum(forget_gate(parameters, x[token], head) for token in between)
+            sink = None if sinks is None else float(sinks[head])
+            weights = stick_breaking(scores, q) if config.attention_type == "stick_breaking" else softmax(scores, sink)
+            heads.append(mixed(weights, tokens, head, config, shared))
+        heads = differences(parameters, heads, config, layer) if config.attention_type == "differential" else heads
         output = gated(parameters, torch.stack(heads), x[q], gate, config)
         rows.append(linear(parameters, "o_proj", output.flatten()))
     return torch.stack(rows)
