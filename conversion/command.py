@@ -54,6 +54,8 @@ def convert(
         typer.echo(json.dumps(asdict(done), default=str))
         return
     say(f"{source} -> {target}: {done.model_type}, {done.parameters:,} parameters")
+    read, written = (f"{size / 1e6:,.1f} MB" for size in (done.read_bytes, done.written_bytes))
+    say(f"read as {done.read_as}, {read}; written as {done.written_as}, {written}")
     if done.lacks_tokenizer:
         say(
             "the tokenizer inside is not one that transformers reads: put the files of the original one into the folder"

@@ -22,8 +22,8 @@ from ..files.writer import CODES
 from ..formats import kept_quantized
 from ..formats.kept_quantized import KeptQuantized
 from ..formats.quantised import refuse_quantized_tensors
-from ..formats.schemes import declared_dtype, decoded, scheme_of, without_scheme
-from ..formats.storage import in_words
+from ..formats.schemes import declared_dtype, decoded, without_scheme
+from ..formats.storage import packed_as
 from ..formats.stored import DecodedCheckpoint
 from ..layouts.known import open_weights
 from .config_bridge import import_config
@@ -94,7 +94,7 @@ def read_incoming(
     # What is cast later is decoded in float32, so that it is rounded once.
     checkpoint = decoded(checkpoint, raw, None if dtype is None else torch.float32)
     kept = kept_quantized.of_source(checkpoint, raw, dtype or declared_dtype(raw)) if keep_quantized else None
-    scheme = scheme_of(raw, folder)
+    stored_as = packed_as(folder, raw)
     raw, overrides = without_scheme(raw), {}
     reader = Reader(checkpoint)
 
@@ -130,7 +130,7 @@ def read_incoming(
     config.dtype = dtype or config.dtype
     config.source_extras = record(planner, plan.kept, folder, kept and kept.method)
     manifest = Manifest(model_type, overrides=overrides, kept=plan.kept, dropped=plan.dropped, **repository_of(folder))
-    manifest.stored_as = in_words(scheme) if scheme else None
+    manifest.stored_as = stored_as
     manifest.tied = [*stored_twice, *unshared]
     manifest.unshared = [expected.tied[name] for name in unshared]
     _note_files(manifest, plan, planner, reader)

@@ -47,6 +47,7 @@ class Outgoing:
     plan: Plan
     extras: Extras
     planner: Planner
+    parameters: int
     left_behind: list[str] = field(default_factory=list)
     buffers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     packed: KeptQuantized | Fp8Block | None = None
@@ -116,7 +117,8 @@ def read_outgoing(
     if wanted.text_only and not config.num_mtp_layers:
         promise_nothing(target)
     buffers = _buffers(planner, config, target, extras)
-    found = Outgoing(config, to, target, reader, plan, extras, planner, left_behind, buffers, extras.quantized)
+    found = Outgoing(config, to, target, reader, plan, extras, planner, expected.parameters, left_behind, buffers)
+    found.packed = extras.quantized
     if quantize:
         found.packed = quantized(found)
     return found

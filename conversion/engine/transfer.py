@@ -19,6 +19,7 @@ from ..files.sources import read_config, resolve_source
 from ..files.workspace import check_apart, new_folder
 from ..files.writer import ShardWriter, nbytes, parse_size
 from ..formats import kept_quantized
+from ..formats.storage import main_dtype, storage_of, total_bytes
 from ..layouts.known import write_tokenizer
 from .incoming import read_incoming
 from .outgoing import ExtrasOptions, read_outgoing
@@ -44,6 +45,10 @@ class Report:
     dropped: list[str] = field(default_factory=list)  # recomputable buffers, set aside too
     left_behind: list[str] = field(default_factory=list)  # of the source, not in the target
     lacks_tokenizer: bool = False  # which the source has in a form that is not read
+    read_as: str = ""  # the format of the source's weights, in words
+    read_bytes: int = 0  # as they are stored there
+    written_as: str = ""
+    written_bytes: int = 0
 
     @staticmethod
     def listed(names: list[str]) -> str:
@@ -110,6 +115,8 @@ def convert(
             _import(folder, raw, between, allow_pickle=allow_pickle, **options)
             report = _export(between, read_config(between), new, to, quantize=quantize is not None, **options)
     report.source, report.target = str(model), target
+    read = storage_of(folder, raw)
+    report.read_as, report.read_bytes = read["stored_as"], read["stored_bytes"]
     return report
 
 
@@ -150,11 +157,11 @@ def _import(
         aside = {name: incoming.reader.checkpoint.headers[name] for name in incoming.plan.aside}
         _copy_tensors(aside, incoming.reader.checkpoint.read, new / FOLDER, max_bytes, STEM)
     incoming.config.save_pretrained(new)
-    parameters = sum(tensor.numel() for tensor in outputs.values())
     write_card(new, incoming.config, manifest)
-    return Report(
-        "", new, OWN_TYPE, parameters, writer.files, manifest.kept, manifest.dropped, lacks_tokenizer=not has_tokenizer
-    )
+    report = Report("", new, OWN_TYPE, incoming.expected.parameters, writer.files, manifest.kept, manifest.dropped)
+    report.lacks_tokenizer = not has_tokenizer
+    report.written_as, report.written_bytes = main_dtype(outputs), total_bytes(outputs)
+    return report
 
 
 def _export(
@@ -189,8 +196,10 @@ def _export(
     restore_card(folder, new)
     restore_tokenizer_config(folder, new, outgoing.extras.manifest.tokenizer_class)
     (new / "config.json").write_text(json.dumps(outgoing.raw, indent=2) + "\n", encoding="utf-8")
-    parameters = sum(tensor.numel() for tensor in outgoing.outputs().values())
-    return Report("", new, outgoing.to, parameters, writer.files, left_behind=outgoing.left_behind)
+    report = Report("", new, outgoing.to, outgoing.parameters, writer.files, left_behind=outgoing.left_behind)
+    report.written_as = outgoing.packed.method if outgoing.packed else main_dtype(outputs)
+    report.written_bytes = total_bytes(outputs)
+    return report
 
 
 def _move(plan: Plan, read: Callable[[str], Tensor], write: Write, progress: bool) -> None:

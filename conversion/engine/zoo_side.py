@@ -22,13 +22,15 @@ BODY_PREFIX = "model."
 
 @dataclass
 class Expected:
-    """`tensors`: name -> meta tensor, in the model's order; `tied`: second name -> the name it shares.
+    """`tensors`: name -> meta tensor, in the model's order; `tied`: second name -> the name it shares; `parameters`:
+    how many numbers are learned, those of buffers left out.
 
     The names are those within a model with a head; a `body` alone is stored without their beginning.
     """
 
     tensors: dict[str, Tensor]
     tied: dict[str, str]
+    parameters: int
     body: bool = False
 
     def stored(self, name: str) -> str:
@@ -51,9 +53,10 @@ def expected_tensors(config: ZooConfig) -> Expected:
         if primary != name:
             tied[name] = primary
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     if body:
-        return Expected({BODY_PREFIX + name: tensor for name, tensor in tensors.items()}, {}, body=True)
-    return Expected(tensors, tied)
+        return Expected({BODY_PREFIX + name: tensor for name, tensor in tensors.items()}, {}, parameters, body=True)
+    return Expected(tensors, tied, parameters)
 
 
 def own_dtypes(config: ZooConfig, dtype: torch.dtype) -> dict[str, torch.dtype]:

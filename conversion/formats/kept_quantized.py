@@ -19,6 +19,7 @@ from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint, StoredTensors, read_json
 from ..files.sidecar import FOLDER, Manifest
 from ..files.writer import ShardWriter
+from ..layouts.gguf import GgufCheckpoint
 from .schemes import KEYS, SCHEME_FILES, formats, scheme_of
 from .stored import DecodedCheckpoint, Found
 
@@ -96,6 +97,11 @@ class KeptQuantized:
 
 def of_source(checkpoint: StoredTensors | DecodedCheckpoint, raw: dict[str, Any], dtype: torch.dtype) -> KeptQuantized:
     """What a checkpoint stores; raises ConversionError for plain weights."""
+    if isinstance(checkpoint, GgufCheckpoint):
+        raise ConversionError(
+            f"{checkpoint.folder} is GGUF, which is read and not written here: keep the file itself, and leave out "
+            "--keep-quantized (keep_quantized=)."
+        )
     if not isinstance(checkpoint, DecodedCheckpoint):
         raise ConversionError(
             f"the weights in {checkpoint.folder} are not quantised: leave out --keep-quantized (keep_quantized=)."

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..files.checkpoint import Checkpoint, has_weights
 from ..files.pickles import pickles_of
 from ..files.writer import nbytes
@@ -23,13 +25,22 @@ def storage_of(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     if not has_weights(folder):
         return {}
     headers = Checkpoint(folder, named=raw.get("transformers_weights")).headers
+    scheme = scheme_of(raw, folder)
+    return {"stored_as": in_words(scheme) if scheme else main_dtype(headers), "stored_bytes": total_bytes(headers)}
+
+
+def main_dtype(tensors: dict[str, Tensor]) -> str:
+    """The dtype that takes most bytes, `bfloat16`."""
     sizes: dict[str, int] = {}
-    for tensor in headers.values():
+    for tensor in tensors.values():
         dtype = str(tensor.dtype).removeprefix("torch.")
         sizes[dtype] = sizes.get(dtype, 0) + nbytes(tensor)
-    scheme = scheme_of(raw, folder)
-    word = in_words(scheme) if scheme else max(sizes, key=sizes.get, default="")
-    return {"stored_as": word, "stored_bytes": sum(sizes.values())}
+    return max(sizes, key=sizes.get, default="")
+
+
+def total_bytes(tensors: dict[str, Tensor]) -> int:
+    """The bytes of all tensors."""
+    return sum(map(nbytes, tensors.values()))
 
 
 def packed_as(folder: Path, raw: dict[str, Any]) -> str | None:

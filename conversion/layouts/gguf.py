@@ -6,6 +6,7 @@ changes on its way in is undone: rows of queries and keys in interleaved pairs (
 gguf-py/gguf/constants.py and convert_hf_to_gguf.py).
 """
 
+import os
 import re
 from contextlib import suppress
 from functools import lru_cache
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError, one_line
+from ..files.checkpoint import inside, is_there
 from .relaid import to_halves
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -77,18 +79,28 @@ def recognises(path: Path) -> bool:
 
 
 def files(path: Path) -> list[Path]:
-    """The parts of a model. Raises ConversionError where one is missing, or a folder holds several models."""
+    """The parts of a model. Raises ConversionError where one is missing or, of those that are found by their names, no
+    file of the folder itself, and where a folder holds several models."""
+    named = None if path.is_dir() else path
     if path.is_dir():
         found = sorted(path.glob("*.gguf"))
         if len({_PART.sub(r"\1", one.name) for one in found}) > 1:
             raise ConversionError(f"{path} holds several GGUF models: name the file.")
         path = found[0]
+    paths = _parts(path)
+    for one in paths:
+        if one != named:
+            is_there(inside(path.parent, one.name))
+    return paths
+
+
+def _parts(path: Path) -> list[Path]:
     part = _PART.fullmatch(path.name)
     if part is None:
         return [path]
     count = int(part[3])
     parts = [path.with_name(f"{part[1]}-{number + 1:05d}-of-{count:05d}.gguf") for number in range(count)]
-    if missing := [one.name for one in parts if not one.is_file()]:
+    if missing := [one.name for one in parts if not os.path.lexists(one)]:
         raise ConversionError(f"{path.parent} lacks {missing[0]}: a part of the model is missing.")
     return parts
 

@@ -13,6 +13,7 @@ from samples import only
 from transformers import AutoModelForCausalLM
 
 from conversion import ConversionError, convert, load
+from zoo import inspect
 
 QUIET = {"progress": False}
 # Sides that are no multiple of a block.
@@ -22,7 +23,7 @@ FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "we
 
 def comes_back(folder, model_type, numbers, tmp_path):
     """`load` and `convert` read the checkpoint as `numbers`, with which transformers' own class computes the same."""
-    convert(folder, tmp_path / "zoo", **QUIET)
+    says_what_it_read(convert(folder, tmp_path / "zoo", **QUIET), folder, tmp_path / "zoo")
     convert(tmp_path / "zoo", tmp_path / "back", to=model_type, **QUIET)
     assert_same_tensors(tensors_of(tmp_path / "back"), numbers)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
@@ -32,6 +33,18 @@ def comes_back(folder, model_type, numbers, tmp_path):
     inputs = batch(ours.config.vocab_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, atol=2e-4, rtol=2e-4)
+
+
+def says_what_it_read(report, folder, target):
+    """The report and `zoo inspect` name the format, and the bytes and parameters that are in the files."""
+    read, written = (sum(t.numel() * t.element_size() for t in tensors_of(path).values()) for path in (folder, target))
+    inspected, beside = inspect(str(folder)), folder / "hf_quant_config.json"
+    scheme = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    assert (report.read_as, report.read_bytes) == (inspected["stored_as"], inspected["stored_bytes"])
+    assert report.read_bytes == read and report.written_bytes == written
+    assert report.read_as.startswith(scheme["quant_method"] if scheme else "modelopt") and (scheme or beside.exists())
+    assert report.written_as in ("bfloat16", "float16", "float32")
+    assert report.parameters == inspected["parameters"]
 
 
 # -- FP8 ---------------------------------------------------------------------------------------------------------------

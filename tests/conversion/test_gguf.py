@@ -1,6 +1,7 @@
 """GGUF in: files written by gguf-py from tiny models, against transformers' own class on what is stored."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from gguf_files import write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conversion import ConversionError, convert, load
+from zoo import inspect
 
 QUIET = {"progress": False}
 SIZES = {
@@ -168,6 +170,42 @@ def test_a_missing_part_is_named(tmp_path):
     path = path.rename(tmp_path / "model-00001-of-00002.gguf")
     with pytest.raises(ConversionError, match="lacks model-00002-of-00002.gguf"):
         convert(path, tmp_path / "zoo", **QUIET)
+
+
+def test_the_report_says_what_was_read(tmp_path):
+    path = written(tmp_path, kind="Q8_0")
+    report = convert(path, tmp_path / "zoo", **QUIET)
+    assert (report.read_as, report.read_bytes) == ("GGUF (Q8_0)", path.stat().st_size)
+    assert report.written_as == "bfloat16" and report.written_bytes == 2 * report.parameters
+    assert json.loads((tmp_path / "zoo/source/manifest.json").read_text())["stored_as"] == "GGUF (Q8_0)"
+
+
+def test_blocks_are_not_kept_and_not_rounded_again(tmp_path):
+    path = written(tmp_path, kind="Q8_0")
+    with pytest.raises(ConversionError, match="is GGUF, which is read and not written here: keep the file itself"):
+        convert(path, tmp_path / "zoo", keep_quantized=True, **QUIET)
+    with pytest.raises(ConversionError, match=r"is quantised already \(GGUF \(Q8_0\)\)"):
+        convert(path, tmp_path / "zoo", quantize="fp8-block", **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("outside", "leads out of the folder"), ("missing", "no file"), ("pipe", "no file")]
+)
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "part"])
+def test_a_file_found_in_a_folder_is_its_own(place, said, part, tmp_path):
+    path, folder = written(tmp_path), tmp_path / "folder"
+    folder.mkdir()
+    other = folder / ("model-00002-of-00002.gguf" if part else "model.gguf")
+    if part:
+        path.rename(folder / "model-00001-of-00002.gguf")
+    if place == "pipe":
+        os.mkfifo(other)
+    else:
+        other.symlink_to(tmp_path / ("theirs/model.safetensors" if place == "outside" else "folder/nowhere"))
+    for source in (folder, folder / "model-00001-of-00002.gguf") if part else (folder,):
+        for read in (convert, inspect):
+            with pytest.raises(ValueError, match=said):
+                read(source, tmp_path / "zoo") if read is convert else read(str(source))
 
 
 def test_the_tokenizer_inside_is_written(tmp_path):
