@@ -7,18 +7,26 @@ from typing import Any, Literal, TypedDict
 from transformers import PreTrainedConfig
 
 class Initializer(TypedDict, total=False):
-    type: Literal["normal", "small", "fan_in"] | None
+    type: Literal["normal", "small", "fan_in", "auto"] | None
     """Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / sqrt(inputs)
-    (fan_in). Source: Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv
-    2204.02311 (fan_in)."""
+    (fan_in). auto: fan_in, and everything around it by the other fields: residual_type 'depth', the residual
+    stream at 0.1 or 1, the head at 1 / D. Source: Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al.
+    1998 and PaLM, arXiv 2204.02311 (fan_in); own to zoo (auto)."""
     residual_type: Literal["same", "depth", "layer", "wang", "zero"] | None
     """Standard deviation of the matrices that write to the residual stream: as the others (same), theirs / sqrt(N)
     with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), 2 / (layers · sqrt(D))
-    (wang), or zero. Source: Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and
-    OLMo (layer); GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
+    (wang), or zero. Where a norm ends a branch, the same share on its weight. Source: Radford et al. 2019
+    (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer); GPT-NeoX, arXiv 2204.06745
+    (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)."""
     embedding_range: float | None
     """Standard deviation of the token table, if it is another; 1 in PaLM. None: as `type` says. Source: PaLM,
     Chowdhery et al. 2022, arXiv 2204.02311, §5."""
+    residual_rms: float | None
+    """With type 'auto', the root mean square at which the residual stream starts. None: 0.1, or 1 where sinusoids
+    join it or it goes through a norm. Needs initializer.type='auto'. Source: own to zoo."""
+    by_name: Any | None
+    """Standard deviation of matrices and convolutions in layers by the last part of their module's name, such as
+    {'o_proj': 0.01}, whatever the other keys say. None: none. Source: own to zoo."""
     cutoff: float | None
     """Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal distribution.
     Source: OLMo 2, arXiv 2501.00656."""

@@ -116,6 +116,17 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spreads:
+    """A dict of standard deviations by name."""
+
+    def check(self, name: str, value: Any) -> None:
+        for key, entry in value.items():
+            is_number = isinstance(entry, (int, float)) and not isinstance(entry, bool)
+            if not is_number or not math.isfinite(entry) or entry < 0:
+                raise ValueError(f"{name}[{key!r}]={entry!r} must be a finite number that is not negative.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """A dict that is kept and not read."""
 
@@ -148,7 +159,7 @@ class Settings:
         return {key: field.default for key, field in self.keys.items()} | given
 
 
-Kind = Number | Choice | Flag | Items | Table | Record | Settings
+Kind = Number | Choice | Flag | Items | Table | Spreads | Record | Settings
 
 
 def check_type(kind: Kind, name: str, value: Any) -> None:
@@ -164,6 +175,7 @@ def check_type(kind: Kind, name: str, value: Any) -> None:
         Number: (int if getattr(kind, "whole", False) else (int, float), "a number"),
         Choice: (str, "a name"),
         Flag: (bool, "True or False"),
+        Spreads: (dict, "a dict of numbers"),
     }[type(kind)]
     if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
         whole = "a whole number" if types is int else words
@@ -246,6 +258,10 @@ def flag(default: bool | None = False, **says: Any) -> Any:
 
 def items(entry: Number | Choice, count: int, **says: Any) -> Any:
     return setting(Items(entry, count=count), None, **says)
+
+
+def spreads(**says: Any) -> Any:
+    return setting(Spreads(), None, **says)
 
 
 def settings(meaning: str, /, **keys: dataclasses.Field) -> Any:

@@ -107,6 +107,7 @@ GROUP_NEEDS = {
     "sparse pattern": "a sparse_attention_pattern",
     "hyper-connections": "block_type='hyper_connection'",
     "prediction layers": "num_mtp_layers",
+    "auto start": "initializer.type='auto'",
     "per-layer input": "hidden_size_per_layer_input",
     "weighted residual": f"a block_type of {list(WEIGHTED_BLOCKS)}",
     "rope": "position_embedding_type='rope'",

@@ -4,14 +4,18 @@ from dataclasses import dataclass, fields
 
 from transformers.utils import logging
 
-from .field_kinds import choice, flag, length, non_negative, positive, settings
+from .field_kinds import choice, flag, length, non_negative, positive, settings, spreads
 from .field_needs import UnreadField
 from .fields_checks import for_each_layer
 
 logger = logging.get_logger(__name__)
 
-INITIALIZER_TYPES = ("normal", "small", "fan_in")
+INITIALIZER_TYPES = ("normal", "small", "fan_in", "auto")
 RESIDUAL_INITIALIZER_TYPES = ("same", "depth", "layer", "wang", "zero")
+# Blocks whose branches end in a norm, which takes out the scale of the matrix before it.
+ENDS_IN_NORM = ("output_norm", "sandwich_norm", "scaled_sandwich_norm")
+# Blocks that norm the residual stream itself.
+NORMED_BLOCKS = ("post_norm", "pre_norm_residual")
 ROUTER_FIELDS = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef")
 
 
@@ -54,22 +58,34 @@ class TrainingFields:
             INITIALIZER_TYPES,
             "normal",
             meaning="Standard deviation of a new matrix: initializer_range (normal), sqrt(2 / 5D) (small), or 1 / "
-            "sqrt(inputs) (fan_in).",
+            "sqrt(inputs) (fan_in). auto: fan_in, and everything around it by the other fields: residual_type 'depth', "
+            "the residual stream at 0.1 or 1, the head at 1 / D.",
             source="Nguyen & Salazar 2019, arXiv 1910.05895 (small); LeCun et al. 1998 and PaLM, arXiv 2204.02311 "
-            "(fan_in)",
+            "(fan_in); own to zoo (auto)",
         ),
         residual_type=choice(
             RESIDUAL_INITIALIZER_TYPES,
             "same",
             meaning="Standard deviation of the matrices that write to the residual stream: as the others (same), "
             "theirs / sqrt(N) with N the writers of the whole stack (depth), theirs / sqrt(2 · (layer + 1)) (layer), "
-            "2 / (layers · sqrt(D)) (wang), or zero.",
+            "2 / (layers · sqrt(D)) (wang), or zero. Where a norm ends a branch, the same share on its weight.",
             source="Radford et al. 2019 (GPT-2), §2.3 (depth); Zhang et al. 2019, arXiv 1908.11365, and OLMo (layer); "
             "GPT-NeoX, arXiv 2204.06745 (wang); Zhang et al. 2019, arXiv 1901.09321 (zero)",
         ),
         embedding_range=positive(
             meaning="Standard deviation of the token table, if it is another; 1 in PaLM. None: as `type` says.",
             source="PaLM, Chowdhery et al. 2022, arXiv 2204.02311, §5",
+        ),
+        residual_rms=positive(
+            needs="auto start",
+            meaning="With type 'auto', the root mean square at which the residual stream starts. None: 0.1, or 1 where "
+            "sinusoids join it or it goes through a norm.",
+            source="own to zoo",
+        ),
+        by_name=spreads(
+            meaning="Standard deviation of matrices and convolutions in layers by the last part of their module's name, "
+            "such as {'o_proj': 0.01}, whatever the other keys say. None: none.",
+            source="own to zoo",
         ),
         cutoff=positive(
             meaning="Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal "
@@ -82,11 +98,22 @@ class TrainingFields:
         for field in ("router_aux_loss_coef", "router_z_loss_coef"):
             if getattr(self, field) is None:
                 setattr(self, field, 0.0)
+        if self.initializer["type"] == "auto":
+            self._resolve_start()
         if "sparse" in self.mlp_layer_types and not self._balances_experts() and self.source_config is None:
             logger.warning_once(
                 "num_experts: nothing keeps the experts in balance while this model learns. Set router_aux_loss_coef "
                 "(0.01 is usual) or use_score_correction_bias=True."
             )
+
+    def _resolve_start(self) -> None:
+        start = dict(self.initializer)
+        if start["residual_type"] == "same":
+            start["residual_type"] = "depth"
+        if start["residual_rms"] is None:
+            is_normed = self.embedding_norm or any(block in NORMED_BLOCKS for block in self.block_types)
+            start["residual_rms"] = 1.0 if is_normed or self.position_embedding_type == "sinusoidal" else 0.1
+        self.initializer = start
 
     def _balances_experts(self) -> bool:
         spare = (self.num_experts or 0) > (self.num_experts_per_tok or 0)
@@ -102,6 +129,12 @@ class TrainingFields:
             raise UnreadField("router_z_loss_coef", self.router_z_loss_coef, "output_router_logits left out or True")
 
     def validate_initializers(self) -> None:
+        kind, ends = self.initializer["residual_type"], [block in ENDS_IN_NORM for block in self.block_types]
+        if kind != "same" and self.initializer["type"] != "auto" and any(ends) and not self.norm_elementwise_affine:
+            reason = "norms that have a weight (norm_elementwise_affine=True), as they end the branches"
+            raise UnreadField("initializer.residual_type", kind, reason)
+        if self.initializer["residual_rms"] is not None and self.initializer["type"] != "auto":
+            raise UnreadField("initializer.residual_rms", self.initializer["residual_rms"], "initializer.type='auto'")
         default = next(field.default for field in fields(self) if field.name == "initializer_range")
         matrices = self.initializer["type"] == "normal" or self.initializer["embedding_range"] is None
         others = self.position_embedding_type == "learned" or "hyper_connection" in self.block_types

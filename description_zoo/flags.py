@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field
 from typing import Any, get_args
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.field_kinds import Choice, Flag, Items, Kind, Number, Record, Table, nearest
+from configuration_zoo.field_kinds import Choice, Flag, Items, Kind, Number, Record, Spreads, Table, nearest
 from configuration_zoo.field_needs import GROUP_NEEDS, NEEDS
 from configuration_zoo.field_settings import described
 from configuration_zoo.fields_linear import LINEAR_FIELDS, LINEAR_MECHANISMS
@@ -89,6 +89,8 @@ def takes(kind: Kind) -> str:
             return "a table that is kept and not read"
         case Table():
             return "a table"
+        case Spreads():
+            return "a table of numbers, none negative"
     return "a value"
 
 

@@ -24,6 +24,8 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
 
     norms = ("attn_norm", "mlp_norm")
     branches = ("mixer", "mlp")
+    # Whether each branch ends in a norm of its own before it joins the residual stream.
+    ends_in_norm = False
 
     def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__()

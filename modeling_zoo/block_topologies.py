@@ -31,12 +31,14 @@ class OutputNormLayer(ZooDecoderLayer):
     """x + norm(mixer(x)), then x + norm(mlp(x)) (OLMo 2, EXAONE 4)."""
 
     norms = ("attn_output_norm", "mlp_output_norm")
+    ends_in_norm = True
 
 
 class SandwichNormLayer(ZooDecoderLayer):
     """x + norm(mixer(norm(x))), then x + norm(mlp(norm(x))) (Ding et al. 2021; Gemma 2, Grok-1)."""
 
     norms = NORM_SLOTS
+    ends_in_norm = True
 
 
 class ScaledSandwichLayer(SandwichNormLayer):

@@ -13,6 +13,7 @@ from transformers import initialization as init
 
 from configuration_zoo import ZooConfig
 
+from .norms import Norm
 from .position_tables import ADDED_POSITIONS
 
 
@@ -31,7 +32,7 @@ def fan_in_std(config: ZooConfig, inputs: int) -> float:
     return inputs**-0.5
 
 
-INITIALIZERS = {"normal": normal_std, "small": small_std, "fan_in": fan_in_std}
+INITIALIZERS = {"normal": normal_std, "small": small_std, "fan_in": fan_in_std, "auto": fan_in_std}
 
 
 def same_std(config: ZooConfig, std: float, layer_idx: int) -> float:
@@ -68,6 +69,46 @@ RESIDUAL_INITIALIZERS = {
 }
 # Names of the modules and parameters through which mixers, MLPs and experts write to the residual stream.
 RESIDUAL_NAMES = ("o_proj", "down_proj", "fc2_latent_proj")
+# Norms that end a branch, in the layers that say so of themselves (`ends_in_norm`).
+OUTPUT_NORMS = ("attn_output_norm", "mlp_output_norm")
+
+
+# "auto", tied embeddings: the logit of the token that was read, before any layer has learned.
+TIED_LOGIT = 1.5
+
+
+def residual_rms(config: ZooConfig) -> float:
+    """The size of the residual stream before the first step, to which what branches write is in proportion; 1, no
+    factor, unless `initializer.type` is "auto"."""
+    return config.initializer["residual_rms"] if config.initializer["type"] == "auto" else 1.0
+
+
+def embedding_std(config: ZooConfig, module: nn.Embedding) -> float:
+    """initializer.embedding_range; without one initializer_range, under "auto" what starts the residual stream at its
+    size whatever factor stands behind the table."""
+    if config.initializer["embedding_range"] is not None:
+        return config.initializer["embedding_range"]
+    if config.initializer["type"] != "auto":
+        return config.initializer_range
+    return residual_rms(config) / getattr(module, "scale", config.embedding_multiplier)
+
+
+def head_factor(model: nn.Module, module: nn.Module) -> float:
+    """Of the matrix of `module`: under "auto" the head starts at logits_scaling / D, so that the first logits are about
+    1 / sqrt(D) and the first loss is ln V (muP, Yang et al. 2022, arXiv 2203.03466, table 8); 1 otherwise."""
+    config = model.config
+    if config.initializer["type"] != "auto" or module is not model.get_output_embeddings():
+        return 1.0
+    return config.logits_scaling * config.output_width**-0.5
+
+
+def last_norm_weight(config: ZooConfig) -> float:
+    """Of the norm before a tied head under "auto": a token that meets its own row has the logit TIED_LOGIT; 1
+    otherwise."""
+    if config.initializer["type"] != "auto" or not config.tie_word_embeddings:
+        return 1.0
+    own = residual_rms(config) / config.embedding_multiplier * config.output_width / config.logits_scaling
+    return min(1.0, TIED_LOGIT / own)
 
 
 def residual_layer_of(model: nn.Module, module: nn.Module) -> int | None:
@@ -81,8 +122,16 @@ def residual_layer_of(model: nn.Module, module: nn.Module) -> int | None:
     for layer_idx, layer in enumerate(layers, first):
         for path, child in layer.named_modules():
             if child is module:
-                return layer_idx if path.rpartition(".")[2] in RESIDUAL_NAMES or has_matrices(module) else None
+                return layer_idx if writes_to_residual(layer, path, module) else None
     return None
+
+
+def writes_to_residual(layer: nn.Module, path: str, module: nn.Module) -> bool:
+    """Whether `module`, at `path` in `layer`, is the last with parameters of a branch: its norm where one ends the
+    branch, since a norm takes out the scale of the matrix before it, else the matrix."""
+    if layer.ends_in_norm:
+        return path in OUTPUT_NORMS
+    return path.rpartition(".")[2] in RESIDUAL_NAMES or has_matrices(module)
 
 
 def initialize(model: nn.Module, module: nn.Module) -> None:
@@ -95,11 +144,15 @@ def initialize(model: nn.Module, module: nn.Module) -> None:
         draw_embedding(module, config)
     if draws_matrices(config) and not isinstance(module, nn.Embedding):
         draw_matrices(model, module)
+        scale_norm(model, module)
+    if config.initializer["by_name"]:
+        draw_by_name(model, module)
 
 
 def draws_embeddings(config: ZooConfig) -> bool:
     """Whether tables start in another way than transformers has drawn them."""
-    return config.initializer["embedding_range"] is not None or config.initializer["cutoff"] is not None
+    start = config.initializer
+    return start["embedding_range"] is not None or start["cutoff"] is not None or start["type"] == "auto"
 
 
 def draws_matrices(config: ZooConfig) -> bool:
@@ -113,13 +166,41 @@ def draw_matrices(model: nn.Module, module: nn.Module) -> None:
     config = model.config
     residual = RESIDUAL_INITIALIZERS[config.initializer["residual_type"]]
     for name, matrix in own_matrices(module):
-        std = INITIALIZERS[config.initializer["type"]](config, matrix.shape[-1])
+        std = INITIALIZERS[config.initializer["type"]](config, matrix.shape[-1]) * head_factor(model, module)
         if residual is not same_std and (isinstance(module, nn.Linear) or name in RESIDUAL_NAMES):
             layer_idx = residual_layer_of(model, module)
-            std = std if layer_idx is None else residual(config, std, layer_idx)
+            std = std if layer_idx is None else residual(config, std, layer_idx) * residual_rms(config)
         # Otherwise transformers, or the module itself, has drawn just this.
         if std != config.initializer_range or config.initializer["cutoff"] is not None:
             draw(matrix, std, config)
+
+
+@torch.no_grad()
+def scale_norm(model: nn.Module, module: nn.Module) -> None:
+    """The weight of a norm that ends a branch, by the same rule as a matrix that does: 1 / sqrt(N) with "depth". Under
+    "auto" with tied embeddings the last norm's, too."""
+    config, weight = model.config, getattr(module, "weight", None)
+    if not isinstance(module, Norm) or weight is None:
+        return
+    if module is getattr(model, "norm", None):
+        init.constant_(weight, last_norm_weight(config) - module.offset)
+        return
+    residual = RESIDUAL_INITIALIZERS[config.initializer["residual_type"]]
+    layer_idx = None if residual is same_std else residual_layer_of(model, module)
+    if layer_idx is not None:
+        std = INITIALIZERS[config.initializer["type"]](config, config.hidden_size)
+        share = residual(config, std, layer_idx) / std
+        init.constant_(weight, share * residual_rms(config) - module.offset)
+
+
+def draw_by_name(model: nn.Module, module: nn.Module) -> None:
+    """Draws the matrices of a module in a layer whose name, or theirs, is a key of `initializer.by_name`."""
+    spreads, layers = model.config.initializer["by_name"], getattr(model, "layers", ())
+    paths = [path for layer in layers for path, child in layer.named_modules() if child is module]
+    for name, parameter in module.named_parameters(recurse=False):
+        keys = {name, *(path.rpartition(".")[2] for path in paths)} & spreads.keys()
+        if paths and keys and parameter.ndim >= 2:
+            draw(parameter, spreads[keys.pop()], model.config)
 
 
 def own_matrices(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -147,9 +228,9 @@ def draw(parameter: torch.Tensor, std: float, config: ZooConfig) -> None:
 def draw_embedding(module: nn.Embedding, config: ZooConfig) -> None:
     """A table of tokens by initializer.embedding_range, one of positions by initializer_range; the padding row is
     zero."""
-    own = None if isinstance(module, tuple(ADDED_POSITIONS.values())) else config.initializer["embedding_range"]
     table = torch.empty_like(module.weight)
-    draw(table, config.initializer_range if own is None else own, config)
+    is_positions = isinstance(module, tuple(ADDED_POSITIONS.values()))
+    draw(table, config.initializer_range if is_positions else embedding_std(config, module), config)
     if module.padding_idx is not None:
         table[module.padding_idx] = 0
     init.copy_(module.weight, table)

@@ -27,7 +27,7 @@ FAMILY = Family(
         "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
         "reorder_and_upcast_attn": "precision.attention_upcast",
     },
-    fixed=BIASED | {"position_embedding_type": "learned"},
+    fixed=BIASED | {"position_embedding_type": "learned", "initializer.residual_type": "depth"},
     derive=derive,
     restore=lambda ours: {"scale_attn_weights": ours.attention_multiplier is None},
     rules=RULES,

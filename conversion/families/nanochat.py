@@ -6,6 +6,7 @@ It rotates by the negative angle: with the halves of every head swapped that is 
 from ..engine.family import Family, restore_rope, rope
 from ..engine.rules import Rule, SwapHalves, renames
 from .shared_common import LLAMA_FIELDS, ROPE_BUFFERS, tiny
+from .shared_starts import depth_scaled_attention
 
 ATTENTION = "model.layers.{i}.self_attn."
 
@@ -15,7 +16,7 @@ FAMILY = Family(
         "norm_elementwise_affine": False, "embedding_norm": True, "gated_mlp": False,
         "qk_norm": "rms_norm", "qk_norm_config.weight": "none", "qk_norm_config.position": "after_rope",
     },
-    derive=lambda theirs: {"rope_parameters": rope(theirs)},
+    derive=lambda theirs: {"rope_parameters": rope(theirs)} | depth_scaled_attention(theirs),
     restore=lambda ours: {"rope_parameters": restore_rope(ours)},
     rules=[
         Rule(ATTENTION + "q_proj.{w}", ATTENTION + "q_proj.{w}", SwapHalves()),

@@ -12,6 +12,7 @@ from ..engine.family import COMMON_FIELDS, Family, Keys, Ours, Theirs, restore_r
 from ..engine.rules import Rule, renames
 from .shared_common import ROPE_BUFFERS, tiny
 from .shared_linear import ATTENTION, LAYER, MIXER, recurrent_rule
+from .shared_starts import griffin_start
 
 LAYER_TYPES = {"linear_attention": "recurrent", "sliding_attention": "attention"}
 OURS = {theirs: ours for ours, theirs in LAYER_TYPES.items()}  # An older transformers gives the names of the file.
@@ -21,7 +22,7 @@ def derive(theirs: Theirs) -> Keys:
     layer_types = [OURS.get(layer_type, layer_type) for layer_type in theirs.layers_block_type]
     scale = torch.tensor(sqrt(theirs.hidden_size), dtype=torch.bfloat16, device="cpu").item()
     fields = {"layer_types": layer_types, "rope_parameters": rope(theirs, partial=True), "embedding_multiplier": scale}
-    fields["intermediate_size"] = theirs.intermediate_size // 2
+    fields |= {"intermediate_size": theirs.intermediate_size // 2} | griffin_start(theirs)
     if "sliding_attention" in layer_types:
         fields["sliding_window"] = theirs.attention_window_size
     if "linear_attention" in layer_types:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Table
+from configuration_zoo.field_kinds import Choice, Flag, Items, Number, Record, Spreads, Table
 from configuration_zoo.field_settings import described
 
 THEIRS = {field.name for field in fields(PreTrainedConfig)}
@@ -62,6 +62,8 @@ def bad_values(kind):
         yield [next(good_values(kind.entry))] * ((kind.count or 2) + 1) if kind.count or kind.per_layer else []
     elif isinstance(kind, Table):
         yield from ([], "default", 1.0, {"rope_type": "default", "rope_theta": NAN}, {"a": {"b": [1.0, INFINITY]}})
+    elif isinstance(kind, Spreads):
+        yield from ([], "o_proj", 1.0, {"o_proj": -1.0}, {"o_proj": NAN}, {"o_proj": True}, {"o_proj": "1"})
     elif isinstance(kind, Record):
         yield from ([], "config", 1)
 

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from combinations import ROWS
+from combinations import SIZES as NET_SIZES
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM, ZooModel
@@ -140,3 +142,77 @@ def test_loading_draws_nothing_again(tmp_path):
 def test_an_unknown_name_is_refused(field):
     with pytest.raises(Exception, match=f"{field}='xavier' is not one of"):
         ZooConfig(**SIZES, **{field: "xavier"})
+
+
+# -- initializer.type="auto" -----------------------------------------------------------------------------------------
+
+
+ROWS_OF_NETS = [(group, row) for group in ROWS if group != "stray" for row in ROWS[group]]
+ROWS_OF_NETS = [(group, row) for group, row in ROWS_OF_NETS if not any(name.startswith("init") for name in row)]
+
+
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("row", range(len(ROWS_OF_NETS)))
+def test_auto_starts_at_the_logarithm_of_the_vocabulary_whatever_the_flags(row):
+    """The first loss and the first gradient norm of every flag set, without labels that a row suppresses."""
+    torch.manual_seed(row)
+    flags = {**NET_SIZES, **ROWS_OF_NETS[row][1]}
+    model = ZooForCausalLM(ZooConfig(**flags, initializer={"type": "auto"}))
+    tokens = torch.randint(6, flags["vocab_size"], (4, 32))
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]) < 10
+    loss = model.eval()(input_ids=tokens, labels=tokens).loss.item()
+    assert abs(loss - math.log(flags["vocab_size"])) < 0.1
+
+
+def test_auto_is_a_start_for_each_place():
+    model = ZooForCausalLM(ZooConfig(**SIZES, initializer={"type": "auto"}))
+    assert_spread(model.model.embed_tokens.weight, 0.1)
+    assert_spread(model.lm_head.weight, 1 / D)
+    assert_spread(model.model.layers[1].self_attn.q_proj.weight, D**-0.5)
+    assert_spread(model.model.layers[1].mlp.down_proj.weight, 0.1 * INNER**-0.5 / math.sqrt(2 * LAYERS))
+    tied = ZooForCausalLM(ZooConfig(**SIZES, initializer={"type": "auto"}, tie_word_embeddings=True))
+    assert_spread(tied.lm_head.weight, 0.1)
+    assert tied.model.norm.weight.max().item() == pytest.approx(1.5 / (0.1 * D))
+    scaled = ZooForCausalLM(
+        ZooConfig(**SIZES, initializer={"type": "auto"}, embedding_multiplier=6.3, logits_scaling=3.0)
+    )
+    assert_spread(scaled.model.embed_tokens.weight, 0.1 / 6.3)
+    assert_spread(scaled.lm_head.weight, 3 / D)
+    sinusoidal = ZooConfig(**SIZES, initializer={"type": "auto"}, position_embedding_type="sinusoidal")
+    assert_spread(ZooForCausalLM(sinusoidal).model.embed_tokens.weight, 1.0)
+
+
+@pytest.mark.parametrize("block", ["output_norm", "sandwich_norm", "scaled_sandwich_norm"])
+@pytest.mark.parametrize(("kind", "share"), [("depth", (2 * LAYERS) ** -0.5), ("layer", 6**-0.5), ("zero", 0.0)])
+def test_the_norm_that_ends_a_branch_takes_the_share_of_its_matrix(block, kind, share):
+    """A norm would take the scale of the matrix before it out again."""
+    flags = {"block_type": block, "initializer": {"residual_type": kind}, "norm_unit_offset": block == "output_norm"}
+    model = ZooModel(ZooConfig(**SIZES, **flags))
+    layer = model.layers[2]
+    for norm in (layer.attn_output_norm, layer.mlp_output_norm):
+        torch.testing.assert_close(norm.offset + norm.weight, torch.full((D,), share))
+    assert_spread(layer.mlp.down_proj.weight, 0.03)
+    hidden = torch.randn(2, 5, D, requires_grad=True)
+    positions = torch.arange(5)[None]
+    output = layer(hidden, position_embeddings=model.rotary_emb(hidden, positions), attention_mask=None)
+    # The identity, and its slope is finite.
+    assert kind != "zero" or torch.equal(output, hidden)
+    output.sum().backward()
+    assert 0 <= layer.attn_output_norm.weight.grad.abs().max() < 1e3
+
+
+def test_a_share_that_no_weight_can_take_is_refused():
+    flags = {"block_type": "output_norm", "norm_elementwise_affine": False}
+    with pytest.raises(Exception, match="residual_type='zero' only means something with norms that have a weight"):
+        ZooConfig(**SIZES, **flags, initializer={"residual_type": "zero"})
+
+
+def test_matrices_can_be_named():
+    found = matrices(initializer={"by_name": {"o_proj": 0.5, "down_proj": 0.0}}, **EXPERTS)
+    assert_spread(found["model.layers.1.self_attn.o_proj.weight"], 0.5)
+    assert_spread(found["model.layers.1.mlp.experts.down_proj"], 0)
+    assert_spread(found["model.layers.0.mlp.down_proj.weight"], 0)
+    assert_spread(found["model.layers.0.mlp.up_proj.weight"], 0.03)
+    with pytest.raises(Exception, match=r"initializer.by_name\['o_proj'\]=-1 must be a finite number"):
+        ZooConfig(**SIZES, initializer={"by_name": {"o_proj": -1}})

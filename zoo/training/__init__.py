@@ -1,0 +1,34 @@
+"""Training: one command from text to a model folder, and its parts for a loop of one's own.
+
+    zoo.training.train("config.yaml")                        # what `zoo train` does
+    zoo.training.parameter_groups(model, learning_rate=3e-3) # decay, Muon's matrices, widths of muP
+    zoo.training.ExpertBalance()                             # a TrainerCallback: expert load, balancing by a bias
+
+Importing this package loads neither torch nor transformers; the first use of a name does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # What editors follow.
+    from .groups import parameter_groups
+    from .muon import MuonAdamW
+    from .widths import mup_config, scale_width
+
+_HOME = {
+    "MuonAdamW": "muon",
+    "mup_config": "widths",
+    "parameter_groups": "groups",
+    "scale_width": "widths",
+}
+__all__ = ["MuonAdamW", "mup_config", "parameter_groups", "scale_width"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
