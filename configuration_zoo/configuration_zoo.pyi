@@ -39,16 +39,17 @@ class Precision(TypedDict, total=False):
     linear_norm: Literal["cast_then_scale", "float32"] | None
     """The norm on a recurrence's output is rounded before its weight, or at the end. None: what the mechanism's
     paper does. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net',
-    'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source:
-    Mamba-2's published code (cast_then_scale); Falcon-H1's (float32)."""
+    'gated_delta_product', 'delta_product', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
+    'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2's published code (cast_then_scale); Falcon-H1's (float32)."""
     linear_decay: Literal["float32", "activation"] | None
     """The decay of a recurrence is kept in float32, or rounded to the activations' dtype. None: float32. Needs a
-    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source:
-    flash-linear-attention (float32); Ling 3's published code (activation)."""
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'gated_delta_product',
+    'gated_linear_attention']. Source: flash-linear-attention (float32); Ling 3's published code (activation)."""
     linear_float32_parameters: bool | None
     """The convolution, A_log and dt_bias are float32, and computed with, in a model of any dtype. Needs a
-    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
-    'gated_linear_attention', 'lightning_attention']. Source: Ling 3's published code."""
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product',
+    'delta_product', 'linear_attention', 'gated_linear_attention', 'lightning_attention']. Source: Ling 3's
+    published code."""
     rope: Literal["activation", "float32_trig", "float32_qk"] | None
     """Rotation: trigonometry in the activations' dtype, kept in float32, or queries and keys computed with in
     float32 too. None: activation. Needs a layer with softmax attention that rotates (position_embedding_type,
@@ -213,72 +214,82 @@ class AttnTemperature(TypedDict, total=False):
 class LinearAttnConfig(TypedDict, total=False):
     bias: bool | None
     """The projections into and out of the mixer have biases. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
-    'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba's published code."""
+    'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba's
+    published code."""
     conv_bias: bool | None
     """The convolution has a bias. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention',
-    'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
-    'short_conv']. Source: Mamba's published code."""
+    'delta_net', 'gated_delta_product', 'delta_product', 'linear_attention', 'gated_linear_attention',
+    'lightning_attention', 'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba's published code."""
     act: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
     """Activation after the convolution. Needs a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention',
-    'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
-    'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4."""
+    'delta_net', 'gated_delta_product', 'delta_product', 'linear_attention', 'gated_linear_attention',
+    'lightning_attention', 'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4."""
     qk_norm: Literal["l2", "none"] | None
     """Whether queries and keys are L2-normalised. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net']. Source: Yang et al. 2024, arXiv 2406.06484, §3.4."""
+    'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product']. Source: Yang et al. 2024, arXiv
+    2406.06484, §3.4."""
     feature_map: Literal["none", "elu_plus_one", "relu"] | None
     """Map that makes queries and keys positive. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention'].
-    Source: Katharopoulos et al. 2020, arXiv 2006.16236, §3.2.1."""
+    'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention']. Source: Katharopoulos et al. 2020, arXiv 2006.16236, §3.2.1."""
     multiplier: float | None
     """Scale of the outputs. None: linear_key_head_dim ** -0.5. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention'].
-    Source: own to zoo."""
+    'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention']. Source: own to zoo."""
     decay: Literal["softplus", "bounded_sigmoid", "log_sigmoid", "constant"] | None
     """How the state forgets: softplus as in Mamba, bounded_sigmoid, log_sigmoid as in gated linear attention, or a
     constant per head. modeling_zoo/recurrent_decays.py has the formulas. Needs a linear_attention_type of
-    ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention', 'lightning_attention']. Source: Mamba,
-    arXiv 2312.00752; Yang et al. 2023, arXiv 2312.06635; Qin et al. 2024, arXiv 2401.04658."""
+    ['gated_delta_net', 'kimi_delta_attention', 'gated_delta_product', 'gated_linear_attention',
+    'lightning_attention']. Source: Mamba, arXiv 2312.00752; Yang et al. 2023, arXiv 2312.06635; Qin et al. 2024,
+    arXiv 2401.04658."""
     decay_granularity: Literal["head", "channel"] | None
     """The decay is one number per head or one per channel of the keys. Needs a linear_attention_type of
-    ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source: Gated DeltaNet, arXiv
-    2412.06464 (head); Kimi Linear, arXiv 2510.26692 (channel)."""
+    ['gated_delta_net', 'kimi_delta_attention', 'gated_delta_product', 'gated_linear_attention']. Source: Gated
+    DeltaNet, arXiv 2412.06464 (head); Kimi Linear, arXiv 2510.26692 (channel)."""
     decay_rank: int | None
     """Width of the narrow projection that the decay comes through. None: one projection, without a narrow one. Needs
-    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'gated_linear_attention']. Source: Yang
-    et al. 2023, arXiv 2312.06635, §4.4."""
+    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'gated_delta_product',
+    'gated_linear_attention']. Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
     lower_bound: float | None
     """The bound of a bounded_sigmoid decay, below 0. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention']. Source: Ling 3's published code."""
+    'kimi_delta_attention', 'gated_delta_product', 'gated_linear_attention']. Source: Ling 3's published code."""
     decay_normalizer: float | None
     """The divisor of a log_sigmoid decay. None: 16. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention']. Source: Yang et al. 2023, arXiv 2312.06635, §4.4."""
+    'kimi_delta_attention', 'gated_delta_product', 'gated_linear_attention']. Source: Yang et al. 2023, arXiv
+    2312.06635, §4.4."""
     allow_neg_eigval: bool | None
     """Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction. Needs a
-    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net']. Source: Grazzi et al. 2024,
-    arXiv 2411.12537."""
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product',
+    'delta_product']. Source: Grazzi et al. 2024, arXiv 2411.12537."""
+    num_householder: int | None
+    """Keys and values that a delta product writes for each token, one behind the other. None: 2. Needs a
+    linear_attention_type of ['gated_delta_product', 'delta_product']. Source: DeltaProduct, Siems et al. 2025,
+    arXiv 2502.10297."""
     output_norm: Literal["head", "group", "full", "none"] | None
     """RMS norm of the output over each head, each group of heads, all of it, or none. Needs a linear_attention_type
-    of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
-    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2, arXiv 2405.21060, §7.1 (group); RetNet,
-    arXiv 2307.08621 (head)."""
+    of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product',
+    'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source:
+    Mamba-2, arXiv 2405.21060, §7.1 (group); RetNet, arXiv 2307.08621 (head)."""
     norm_before_gate: bool | None
     """The output is normalised before it is gated, instead of after. Needs a linear_attention_type of
-    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
-    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba-2's published code (after); Gated
-    DeltaNet's (before)."""
+    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product',
+    'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source:
+    Mamba-2's published code (after); Gated DeltaNet's (before)."""
     norm_eps: float | None
     """Epsilon of the norms in the mixer. None: norm_eps. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
-    'mamba2', 'mamba', 'rg_lru']. Source: own to zoo."""
+    'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: own to zoo."""
     output_gate: Literal["none", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"] | None
     """Activation of the gate on the output, "none" for no gate. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention', 'lightning_attention',
-    'mamba2', 'mamba', 'rg_lru']. Source: Mamba, arXiv 2312.00752, §3.4; RetNet, arXiv 2307.08621."""
+    'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product', 'linear_attention',
+    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Mamba, arXiv
+    2312.00752, §3.4; RetNet, arXiv 2307.08621."""
     gate_rank: int | None
     """Width of the narrow projection that the gate comes through. None: one projection, without a narrow one. Needs
-    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
-    'gated_linear_attention', 'lightning_attention']. Source: Kimi Linear, arXiv 2510.26692."""
+    a linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product',
+    'delta_product', 'linear_attention', 'gated_linear_attention', 'lightning_attention']. Source: Kimi Linear,
+    arXiv 2510.26692."""
     time_step_limit: Any | None
     """Bounds [low, high] of a state space model's time steps, None for open. Needs a linear_attention_type of
     ['mamba2']. Source: Mamba-2's published code."""
@@ -290,13 +301,16 @@ class LinearAttnConfig(TypedDict, total=False):
     arXiv 2403.19887, §6.4; FalconMamba, arXiv 2410.05355 (without a weight)."""
     time_step_min: float | None
     """Least initial time step. None: 0.001. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
+    'kimi_delta_attention', 'gated_delta_product', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba,
+    arXiv 2312.00752, §3.6."""
     time_step_max: float | None
     """Largest initial time step. None: 0.1. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba, arXiv 2312.00752, §3.6."""
+    'kimi_delta_attention', 'gated_delta_product', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba,
+    arXiv 2312.00752, §3.6."""
     time_step_floor: float | None
     """Initial time steps are raised to this number. None: 1e-4. Needs a linear_attention_type of ['gated_delta_net',
-    'kimi_delta_attention', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba's published code."""
+    'kimi_delta_attention', 'gated_delta_product', 'gated_linear_attention', 'mamba2', 'mamba']. Source: Mamba's
+    published code."""
 
 class MlaConfig(TypedDict, total=False):
     norm_eps: float | None
@@ -506,36 +520,38 @@ class ZooConfig(PreTrainedConfig):
     'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
     indexer: dict[str, Any]
     """Details of the indexer, key by key."""
-    linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None
+    linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "gated_delta_product", "delta_product", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "gated_delta_product", "delta_product", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None
     """The recurrence or convolution, one name for all layers that have one or one for each layer. Needs a layer of
     layer_types that is one of ['linear_attention', 'conv', 'hybrid', 'hybrid_sliding']. Source: arXiv 2412.06464
-    (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), 2006.16236 (linear_attention),
-    2312.06635 (gated_linear_attention), 2401.04658 (lightning_attention), 2405.21060 (mamba2), 2312.00752
-    (mamba), 2402.19427 (rg_lru), LFM2, Liquid AI 2025 (short_conv)."""
+    (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), 2502.10297 (gated_delta_product,
+    delta_product), 2006.16236 (linear_attention), 2312.06635 (gated_linear_attention), 2401.04658
+    (lightning_attention), 2405.21060 (mamba2), 2312.00752 (mamba), 2402.19427 (rg_lru), LFM2, Liquid AI 2025
+    (short_conv)."""
     linear_num_key_heads: int | None
     """Heads of queries and keys; groups of a state space model; unused in a gated unit. Needs a
-    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
-    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025);
-    Mamba-2, arXiv 2405.21060, §8."""
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product',
+    'delta_product', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba',
+    'rg_lru']. Source: Qwen3-Next (Qwen 2025); Mamba-2, arXiv 2405.21060, §8."""
     linear_num_value_heads: int | None
     """Heads of values, a multiple of those of keys; heads of a state space model; blocks of a gated unit. Needs a
-    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
-    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025);
-    Mamba-2, arXiv 2405.21060, §8; Griffin, arXiv 2402.19427."""
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product',
+    'delta_product', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba',
+    'rg_lru']. Source: Qwen3-Next (Qwen 2025); Mamba-2, arXiv 2405.21060, §8; Griffin, arXiv 2402.19427."""
     linear_key_head_dim: int | None
     """Channels of a head of queries and keys; states of a state space model. Needs a linear_attention_type of
-    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
-    'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025); Mamba, arXiv 2312.00752."""
+    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product',
+    'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source:
+    Qwen3-Next (Qwen 2025); Mamba, arXiv 2312.00752."""
     linear_value_head_dim: int | None
     """Channels of a head of values; of a head of a state space model; of a block of a gated unit. Needs a
-    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention',
-    'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru']. Source: Qwen3-Next (Qwen 2025);
-    Mamba-2, arXiv 2405.21060."""
+    linear_attention_type of ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product',
+    'delta_product', 'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba',
+    'rg_lru']. Source: Qwen3-Next (Qwen 2025); Mamba-2, arXiv 2405.21060."""
     linear_conv_kernel_dim: int | None
     """Taps of the causal convolution on what is projected, 0 for none. Needs a linear_attention_type of
-    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'linear_attention', 'gated_linear_attention',
-    'lightning_attention', 'mamba2', 'mamba', 'rg_lru', 'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4; H3,
-    arXiv 2212.14052."""
+    ['gated_delta_net', 'kimi_delta_attention', 'delta_net', 'gated_delta_product', 'delta_product',
+    'linear_attention', 'gated_linear_attention', 'lightning_attention', 'mamba2', 'mamba', 'rg_lru',
+    'short_conv']. Source: Mamba, arXiv 2312.00752, §3.4; H3, arXiv 2212.14052."""
     linear_attn_config: dict[str, Any]
     """How a recurrence or convolution does what linear_attention_type says, key by key; a key that is left out is
     what the mechanism's own paper does."""
@@ -788,7 +804,7 @@ class ZooConfig(PreTrainedConfig):
         indexer_types: list[Literal["full", "shared", "none"]] | None | str = None,
         indexer_loss_coef: float | int | None = None,
         indexer: Indexer | None = None,
-        linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None | str = None,
+        linear_attention_type: Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "gated_delta_product", "delta_product", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | list[Literal["gated_delta_net", "kimi_delta_attention", "delta_net", "gated_delta_product", "delta_product", "linear_attention", "gated_linear_attention", "lightning_attention", "mamba2", "mamba", "rg_lru", "short_conv"] | None] | None | str = None,
         linear_num_key_heads: int | None = None,
         linear_num_value_heads: int | None = None,
         linear_key_head_dim: int | None = None,

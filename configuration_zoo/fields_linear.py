@@ -66,6 +66,8 @@ LINEAR_MECHANISMS = {
     "kimi_delta_attention": DELTA | DECAY | details(decay_granularity="channel", output_gate="sigmoid")
     | {"precision.linear_norm": "float32"},
     "delta_net": DELTA,
+    "gated_delta_product": DELTA | DECAY | details(num_householder=2),
+    "delta_product": DELTA | details(num_householder=2),
     "linear_attention": ADDITIVE,
     "gated_linear_attention": ADDITIVE | DECAY | {"linear_conv_kernel_dim": 0}
     | details(decay="log_sigmoid", decay_granularity="channel", decay_rank=16, decay_normalizer=16.0, act="none"),
@@ -104,6 +106,7 @@ class LinearFields:
         needs="recurrent layer",
         meaning="The recurrence or convolution, one name for all layers that have one or one for each layer.",
         source="arXiv 2412.06464 (gated_delta_net), 2510.26692 (kimi_delta_attention), 2406.06484 (delta_net), "
+        "2502.10297 (gated_delta_product, delta_product), "
         "2006.16236 (linear_attention), 2312.06635 (gated_linear_attention), 2401.04658 (lightning_attention), "
         "2405.21060 (mamba2), 2312.00752 (mamba), 2402.19427 (rg_lru), LFM2, Liquid AI 2025 (short_conv)",
     )
@@ -189,6 +192,10 @@ class LinearFields:
             None,
             meaning="Writes have a strength in (0, 2) instead of (0, 1), so that the state can flip a direction.",
             source="Grazzi et al. 2024, arXiv 2411.12537",
+        ),
+        num_householder=size(
+            meaning="Keys and values that a delta product writes for each token, one behind the other. None: 2.",
+            source="DeltaProduct, Siems et al. 2025, arXiv 2502.10297",
         ),
         output_norm=choice(
             CHOICES["output_norm"],

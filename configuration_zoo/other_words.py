@@ -42,6 +42,7 @@ VALUE_WORDS = {
     "gdn": (("gated_delta_net", DELTA_IS), A_RECURRENCE),
     "gated_deltanet": (("gated_delta_net", DELTA_IS), A_RECURRENCE),
     "deltanet": (called("delta_net"), A_RECURRENCE),
+    "deltaproduct": (called("delta_product"), A_RECURRENCE),
     "kda": (called("kimi_delta_attention"), A_RECURRENCE),
     "gla": (called("gated_linear_attention"), A_RECURRENCE),
     "lightning": (called("lightning_attention"), A_RECURRENCE),

@@ -39,6 +39,8 @@ RECURRENCES = (
     "gated_delta_net",
     "kimi_delta_attention",
     "delta_net",
+    "gated_delta_product",
+    "delta_product",
     "linear_attention",
     "gated_linear_attention",
     "lightning_attention",

@@ -10,6 +10,7 @@ from configuration_zoo import ZooConfig
 
 from .attention import GroupedQueryAttention
 from .ops_attention_bands import AttentionMask
+from .recurrent_delta_product import DeltaProductAttention
 from .recurrent_linear import DeltaAttention, LinearAttention
 from .recurrent_state_space import GatedLinearUnit, SelectiveScan, ShortConvolutionMixer, StateSpaceDuality
 
@@ -19,6 +20,8 @@ LINEAR_MIXERS = {
     "gated_linear_attention": LinearAttention,
     "delta_net": DeltaAttention,
     "gated_delta_net": DeltaAttention,
+    "delta_product": DeltaProductAttention,
+    "gated_delta_product": DeltaProductAttention,
     "kimi_delta_attention": DeltaAttention,
     "mamba2": StateSpaceDuality,
     "mamba": SelectiveScan,

@@ -36,6 +36,9 @@ class LinearAttention(RecurrentMixer):
     q, k of `num_key_heads` heads of `key_head_dim`, v of `num_value_heads` heads of `value_head_dim`.
     """
 
+    # Keys and values that a token writes.
+    writes = 1
+
     has_beta = False
     can_defer = True
 
@@ -46,13 +49,13 @@ class LinearAttention(RecurrentMixer):
         self.key_dim = settings.num_key_heads * settings.key_head_dim
         self.value_dim = self.heads * settings.value_head_dim
         self.q_proj = nn.Linear(hidden, self.key_dim, bias=settings.bias)
-        self.k_proj = nn.Linear(hidden, self.key_dim, bias=settings.bias)
-        self.v_proj = nn.Linear(hidden, self.value_dim, bias=settings.bias)
-        self.conv1d = make_convolution(settings, 2 * self.key_dim + self.value_dim)
+        self.k_proj = nn.Linear(hidden, self.writes * self.key_dim, bias=settings.bias)
+        self.v_proj = nn.Linear(hidden, self.writes * self.value_dim, bias=settings.bias)
+        self.conv1d = make_convolution(settings, self.key_dim + self.writes * (self.key_dim + self.value_dim))
         self.feature_map = FEATURE_MAPS[settings.feature_map]
         self.add_decay(config, layer_idx)
         if self.has_beta:
-            self.b_proj = nn.Linear(hidden, self.heads, bias=False)
+            self.b_proj = nn.Linear(hidden, self.writes * self.heads, bias=False)
         if settings.output_gate != "none":
             self.g_proj = make_projection(hidden, self.value_dim, settings.gate_rank)
         self.o_norm = make_output_norm(settings)
@@ -124,18 +127,22 @@ class LinearAttention(RecurrentMixer):
         scale = self.settings.multiplier
         return linear_attention(query, key, value, beta, log_decay, state, scale=scale, packed=packed)
 
+    def split(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """`[B, T, C]` → q and k together `[B, T, 2, H', K]`, None, v `[B, T, H, V]`."""
+        settings = self.settings
+        pair, value = mixed.split([2 * self.key_dim, self.value_dim], dim=-1)
+        pair = self.feature_map(pair.view(*pair.shape[:2], 2, -1, settings.key_head_dim))
+        return pair, None, value.view(*value.shape[:2], self.heads, settings.value_head_dim)
+
     def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
         settings = self.settings
         projected = [proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj)]
         mixed = self.conv1d(torch.cat(projected, dim=-1), cache, rows)
-        pair, value = mixed.split([2 * self.key_dim, self.value_dim], dim=-1)
-        # Queries and keys.
-        pair = self.feature_map(pair.view(*pair.shape[:2], 2, -1, settings.key_head_dim))
-        value = value.view(*value.shape[:2], self.heads, settings.value_head_dim)
+        query, key, value = self.split(mixed)
         log_decay = self.log_decay(hidden_states)
         log_decay = None if log_decay is None else rows.mask_padding(log_decay)
         beta = self.beta(hidden_states, rows)
-        output = cache.recur(self.recurrence, (pair, None, value, beta, log_decay), rows.packed, self.can_defer)
+        output = cache.recur(self.recurrence, (query, key, value, beta, log_decay), rows.packed, self.can_defer)
         gate = self.g_proj(hidden_states) if settings.output_gate != "none" else None
         return self.o_proj(self.o_norm(output.flatten(-2).to(hidden_states.dtype), gate))
 

@@ -8,7 +8,7 @@ import transformers
 from checkpoint_checks import LEAKS_PADDING
 from huggingface_hub.errors import StrictDataclassError
 from layer_pairs import RECURRENT, Pair, SideBySide, recurrent_layers, variants
-from random_mixers import TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, randomized, run, zoo_config
+from random_mixers import SIZES, TOKENS, VARIANTS, WIDTH, assert_equal, mixer_of, randomized, run, zoo_config
 from transformers import DynamicCache
 from versions import older_than
 
@@ -28,6 +28,7 @@ CHANGES = {"recurrent_gemma": {"lru_width": 48}, "falcon_h1": {"ssm_out_multipli
 VARIANTS_OF_THEIRS = variants(lambda config: config.linear_attention_type is not None)
 CASES = [(name, number, CHANGES.get(name, {})) for name, number in VARIANTS_OF_THEIRS]
 CASES.append(("zamba2", 2, {"time_step_min": 0.9, "time_step_max": 1.0}))
+ONE_WRITE = {"linear_attn_config": {"num_householder": 1}}
 # Mixers of families that `conversion` does not know -> whose place they take, what their config says more, and ours.
 BORROWED = {
     "Glm5NextTextLinearAttention": (
@@ -177,6 +178,14 @@ def test_a_config_says_everything_and_resolves_once(variant):
     again = ZooConfig(**config.to_dict())
     assert again.to_dict() == config.to_dict()
     assert again.linear_settings(0) == config.linear_settings(0)
+
+
+def test_a_product_of_one_matrix_is_the_delta_rule():
+    fields = {name: SIZES | more for name, more in (("gated_delta_net", {}), ("gated_delta_product", ONE_WRITE))}
+    one, other = (make_mixers(zoo_config(name, fields[name]), 0)["linear_attn"] for name in fields)
+    other.load_state_dict(randomized(one).state_dict())
+    x = torch.randn(2, TOKENS, WIDTH)
+    assert_equal(run(other.eval(), x), run(one, x))
 
 
 def test_parameters_that_stay_float32():

@@ -11,6 +11,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 
 from modeling_zoo.ops_convolution import causal_convolution, convolve_window
 from modeling_zoo.ops_recurrence import delta_rule, linear_attention
+from modeling_zoo.ops_recurrence_product import delta_product
 from modeling_zoo.ops_state_space import diagonal_scan, gated_linear_unit, selective_scan, state_space_duality
 
 # Around one chunk of 32, and past a segment of 512.
@@ -51,6 +52,20 @@ def test_delta_rule(length, granularity, dtype, grad):
         exact, exact_end = reference.matrix_recurrence(*inputs, start, delta=True, scale=0.3, normalize=True)
         assert error(output, exact) < TOLERANCE[dtype] and error(end, exact_end) < TOLERANCE[dtype]
         assert output.dtype == end.dtype == dtype
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("writes", [1, 3])
+@pytest.mark.parametrize("length", [1, 77])
+def test_a_product_of_householder_matrices(length, writes, granularity):
+    query, _, _, _, decay, state = matrix_inputs(length, granularity)
+    key, value = torch.randn(2, length, writes, 3, 7), torch.randn(2, length, writes, 6, 5)
+    beta = torch.rand(2, length, writes, 6) * 2
+    for start in (None, state):
+        inputs = (query, key, value, beta, decay)
+        output, end = delta_product(*inputs, copy(start), normalize=True, scale=0.3)
+        exact, exact_end = reference.householder_product(*inputs, start, scale=0.3)
+        assert error(output, exact) < TOLERANCE[torch.float32] and error(end, exact_end) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.sampled(5)

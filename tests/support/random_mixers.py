@@ -27,6 +27,8 @@ VARIANTS |= {
     "mamba": ("mamba", {"linear_value_head_dim": 30, "linear_key_head_dim": 4}),
     "rg_lru": ("rg_lru", UNIT),
     "short_conv": ("short_conv", {"linear_attn_config": {"bias": True, "conv_bias": True}}),
+    "gated_delta_product": ("gated_delta_product", SIZES),
+    "delta_product": ("delta_product", SIZES | {"linear_attn_config": {"num_householder": 3, "bias": True}}),
     "delta_net_no_conv": (
         "delta_net",
         SIZES | {"linear_conv_kernel_dim": 0, "linear_attn_config": {"output_gate": "none"}},

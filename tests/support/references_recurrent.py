@@ -35,6 +35,26 @@ def matrix_recurrence(query, key, value, beta, log_decay, state, *, delta, scale
     return torch.stack(outputs, dim=1), state
 
 
+def householder_product(query, key, value, beta, log_decay, state, *, scale):
+    """S <- Diag(e**g) S; n times S <- (I - β_j k_j k_jᵀ) S + β_j k_j v_jᵀ; o = scale · Sᵀq, token by token; k, v, β as
+    `[B, L, n, ...]`, k and q of length 1."""
+    query, key, value, beta, log_decay, state = _float64(query, key, value, beta, log_decay, state)
+    batch, length, writes, heads, value_width = value.shape
+    query, key = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (query, key))
+    query, key = _heads(query, heads), key.repeat_interleave(heads // key.shape[3], dim=3)
+    one = torch.eye(key.shape[-1], dtype=torch.double)
+    state = value.new_zeros(batch, heads, key.shape[-1], value_width) if state is None else state
+    outputs = []
+    for t in range(length):
+        decay = torch.zeros(()) if log_decay is None else log_decay[:, t]
+        state = state * (decay.exp()[..., None] if decay.dim() == 3 else decay.exp()[..., None, None])
+        for j in range(writes):
+            k, v, b = key[:, t, j, ..., None], value[:, t, j, ..., None, :], beta[:, t, j, :, None, None]
+            state = (one - b * k @ k.mT) @ state + b * k @ v
+        outputs.append((query[:, t, :, None] @ state).squeeze(2) * scale)
+    return torch.stack(outputs, dim=1), state
+
+
 def selective_scan(inputs, time_step, transition, write, read, skip, state):
     """S_nc <- e**(Δ_c A_cn) S_nc + Δ_c x_c B_n; y_c = Σ_n S_nc C_n + D_c x_c.
 
