@@ -1,5 +1,6 @@
 """Which families there are: every file of `families/` is one, but what they share; its name is the key."""
 
+import os
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -31,13 +32,16 @@ def file_name(model_type: str) -> str:
 
 def known_families() -> list[str]:
     """Every family's file name, found without importing any."""
-    names = (path.stem for path in _FOLDER.glob("*.py"))
-    return sorted(name for name in names if not name.startswith(("shared_", "__")))
+    return sorted(name.removesuffix(".py") for name in os.listdir(_FOLDER) if _is_family(name))
+
+
+def _is_family(file: str) -> bool:
+    return file.endswith(".py") and not file.startswith(("shared_", "__"))
 
 
 def is_known(name: str) -> bool:
     """Whether a family has this file name."""
-    return name in known_families()
+    return f"{name}.py" in os.listdir(_FOLDER) and _is_family(f"{name}.py")
 
 
 def nearest(name: str) -> str:

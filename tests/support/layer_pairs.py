@@ -7,7 +7,7 @@ a model of zoo; two layers that stand in the same place are then given the same 
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,17 @@ from modeling_zoo.recurrent_mixer import RecurrentMixer
 
 def variants(where: Callable[[Any], bool]) -> list[tuple[str, int]]:
     """(family, number in `tiny`) of every variant whose ZooConfig is such a one."""
+    return [(name, number) for name, number, config in every_variant() if where(config)]
+
+
+@cache
+def every_variant() -> list[tuple[str, int, Any]]:
+    """(family, number in `tiny`, its ZooConfig)."""
     found = []
     for name in filter(is_here, known_families()):
         family = family_of(name)
         for number, arguments in enumerate(family.tiny):
-            if where(import_config(their_class_config(name, family, arguments).to_dict())):
-                found.append((name, number))
+            found.append((name, number, import_config(their_class_config(name, family, arguments).to_dict())))
     return found
 
 
