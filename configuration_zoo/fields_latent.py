@@ -17,6 +17,9 @@ LATENT_FIELDS = (
     "mla_config.scale_q_lora",
     "mla_config.scale_kv_lora",
     "mla_config.scale_by_mscale",
+    "mla_config.norm",
+    "mla_config.query_bias",
+    "mla_config.rope_heads",
 )
 INDEX_FIELDS = (
     "index_topk",
@@ -48,7 +51,7 @@ class LatentFields:
         meaning="Rank of the latent that queries are made of. None: one full projection.",
         source="DeepSeek-V2, arXiv 2405.04434, §2.1.2",
     )
-    qk_nope_head_dim: int | None = size(
+    qk_nope_head_dim: int | None = count(
         needs="latent",
         meaning="Channels of a head's query and key that do not rotate. None: head_dim, or hidden_size / "
         "num_attention_heads.",
@@ -85,6 +88,24 @@ class LatentFields:
             meaning="Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose "
             "rope_parameters have an mscale_all_dim and a rope_type other than default. None: yes, with rope.",
             source="YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it",
+        ),
+        norm=flag(
+            None,
+            needs="latent",
+            meaning="The two latents pass an RMS norm. None: yes.",
+            source="DeepSeek-V2's published code (yes); grouped-query attention as latent attention has none",
+        ),
+        query_bias=flag(
+            None,
+            needs="latent",
+            meaning="The last projection to the queries has a bias. None: no.",
+            source="own to zoo, for models whose queries have one (Qwen2, arXiv 2407.10671)",
+        ),
+        rope_heads=size(
+            needs="latent",
+            meaning="Heads of the rotated key: its qk_rope_head_dim channels, and those of a query that read them, are "
+            "rotated and normalised (qk_norm) in so many groups, each as a head of its own. None: 1.",
+            source="own to zoo: all key heads of a layer as the one rotated key, after TransMLA, arXiv 2502.07864",
         ),
     )
 
@@ -153,6 +174,9 @@ class LatentFields:
             ("mla_config.scale_q_lora", False),
             ("mla_config.scale_kv_lora", False),
             ("mla_config.scale_by_mscale", rotates),
+            ("mla_config.norm", True),
+            ("mla_config.query_bias", False),
+            ("mla_config.rope_heads", 1),
         ):
             if getattr(self, field) is None:
                 setattr(self, field, default)
@@ -206,6 +230,14 @@ class LatentFields:
                 f"qk_rope_head_dim={self.qk_rope_head_dim} must be an even number greater than 0 with "
                 "position_embedding_type='rope', and at least 0 without."
             )
+        if self.qk_nope_head_dim + self.qk_rope_head_dim == 0:
+            raise ValueError("qk_nope_head_dim=0 and qk_rope_head_dim=0 leave queries and keys without a channel.")
+        rest = self.qk_rope_head_dim % self.mla_config["rope_heads"]
+        if rest or (rotates and self.rope_head_width % 2):
+            raise ValueError(
+                f"mla_config.rope_heads={self.mla_config['rope_heads']} must divide "
+                f"qk_rope_head_dim={self.qk_rope_head_dim} into equal parts, with rope of an even number of channels."
+            )
         if self.mla_config["scale_q_lora"] and self.q_lora_rank is None:
             raise ValueError("mla_config.scale_q_lora=True needs q_lora_rank, which is not set.")
         if self.mla_config["scale_by_mscale"] and not rotates:
@@ -213,9 +245,14 @@ class LatentFields:
                 "mla_config.scale_by_mscale=True needs position_embedding_type='rope', got "
                 f"{self.position_embedding_type!r}."
             )
-        # Norm and clamp act on whole keys, which the cache does not hold.
+        # The clamp acts on whole keys, which the cache does not hold.
         grouped = bool(self.attentions & {*PER_HEAD_ATTENTIONS})
-        refuse_unless(self, grouped, f"an attention_type of {list(PER_HEAD_ATTENTIONS)}", ("qk_norm", "clip_qkv"))
+        refuse_unless(self, grouped, f"an attention_type of {list(PER_HEAD_ATTENTIONS)}", ("clip_qkv",))
+        if self.qk_norm is not None and (self.qk_rope_head_dim == 0 or self.qk_norm_config["scope"] != "head"):
+            raise ValueError(
+                f"qk_norm={self.qk_norm!r} with attention_type='latent' normalises the rotated key, head by head: it "
+                "needs qk_rope_head_dim above 0 and qk_norm_config.scope='head'."
+            )
 
     def _validate_indexer(self):
         pairs = zip(self.layer_types, self.attention_types, strict=False)
@@ -232,10 +269,10 @@ class LatentFields:
                 f"position_embedding_type={self.position_embedding_type!r}: use one of "
                 "'rope', 'learned', 'sinusoidal' or 'none'."
             )
-        if self.index_head_dim < self.qk_rope_head_dim:
+        if self.index_head_dim < self.rope_head_width:
             raise ValueError(
-                f"index_head_dim={self.index_head_dim} must be at least qk_rope_head_dim={self.qk_rope_head_dim}: "
-                "the same rotation turns its first channels."
+                f"index_head_dim={self.index_head_dim} must be at least qk_rope_head_dim / mla_config.rope_heads = "
+                f"{self.rope_head_width}: the same rotation turns its first channels."
             )
         source = None
         for index, (layer_type, kind) in enumerate(zip(self.layer_types, self.indexer_types, strict=True)):
@@ -247,6 +284,11 @@ class LatentFields:
             source = index if kind == "full" else source
             if kind == "shared" and source is None:
                 raise ValueError(f"indexer_types[{index}]='shared' needs a 'full' layer before it.")
+
+    @property
+    def rope_head_width(self) -> int:
+        """Channels of one head of the rotated key of latent attention."""
+        return self.qk_rope_head_dim // self.mla_config["rope_heads"]
 
     @property
     def qk_head_dim(self) -> int | None:

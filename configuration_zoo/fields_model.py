@@ -108,6 +108,13 @@ class ModelFields:
         "`revision` they came from.",
         source="own to zoo",
     )
+    surgery: dict | None = setting(
+        Record(),
+        None,
+        meaning="How this model was made from another by `zoo surgery`, `zoo heal` and `zoo merge`: the `source`, and "
+        "the `operations` in their order with values, exactness, calibration, healing and what was measured.",
+        source="own to zoo",
+    )
 
     @property
     def output_width(self) -> int:

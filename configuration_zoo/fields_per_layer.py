@@ -35,17 +35,17 @@ PER_LAYER_FIELDS = {
         "attn_logit_softcapping", "attention_sinks", "attn_output_gate",
         "attn_temperature.layers", "attn_temperature.scale", "attn_temperature.floor_scale", "attn_temperature.offset",
         "residual_factors.full_attn_alpha", "residual_factors.full_attn_beta",
+        "qk_norm", "qk_norm_config.scope", "qk_norm_config.weight", "qk_norm_config.bias", "qk_norm_config.position",
+        "qk_norm_config.layers", "qk_norm_config.eps",
     ),
-    "a layer with keys and values per head": (
-        "clip_qkv", "clip_qkv_position", "qk_norm", "qk_norm_config.scope", "qk_norm_config.weight",
-        "qk_norm_config.bias", "qk_norm_config.position", "qk_norm_config.layers", "qk_norm_config.eps",
-    ),
+    "a layer with keys and values per head": ("clip_qkv", "clip_qkv_position"),
     "a layer that caches keys and values per head": (
         "attention_value_scale", "mup_multipliers.key", "value_norm", "attention_k_eq_v",
     ),
     "a layer with latent attention": (
         "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_config.norm_eps",
-        "mla_config.scale_q_lora", "mla_config.scale_kv_lora", "mla_config.scale_by_mscale",
+        "mla_config.scale_q_lora", "mla_config.scale_kv_lora", "mla_config.scale_by_mscale", "mla_config.norm",
+        "mla_config.query_bias", "mla_config.rope_heads",
     ),
     "a layer with an indexer of its own": (
         "index_topk", "index_n_heads", "index_head_dim", "indexer.rope_interleave",

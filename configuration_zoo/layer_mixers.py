@@ -68,7 +68,7 @@ class LayerMixers:
 
     def rotary_width(self, layer_idx: int) -> int:
         """Channels of a head that rotate in layer `layer_idx`, before partial_rotary_factor."""
-        return self.qk_rope_head_dim if self.attention_types[layer_idx] == "latent" else self.head_dim
+        return self.rope_head_width if self.attention_types[layer_idx] == "latent" else self.head_dim
 
     def key_width(self, layer_idx: int) -> int:
         """Channels of a query or key of layer `layer_idx`."""

@@ -10,7 +10,8 @@ from configuration_zoo.field_settings import described, settings_of, spread
 
 # Fields of ZooConfig that do not change what a trained model computes; a family need not be able to say them.
 NOT_ARCHITECTURE = {
-    "source_config", "source_extras", "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
+    "source_config", "source_extras", "surgery", "initializer_range", "use_cache", "pad_token_id", "bos_token_id",
+    "eos_token_id",
     "attention_dropout", "embedding_dropout", "residual_dropout", "output_z_loss_coef", "loss_chunk_size",
     "output_router_logits", "mtp.loss_coef",
     "initializer.type", "initializer.residual_type", "initializer.embedding_range", "initializer.cutoff",

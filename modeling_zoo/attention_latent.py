@@ -29,13 +29,28 @@ from configuration_zoo import ZooConfig
 from .attention import QueryTemperature, SoftmaxAttention
 from .attention_gates import query_gate_width
 from .cache_growing import refuse_keys_per_head
-from .norms import RMSNorm
+from .norms import RMSNorm, make_qk_norm
 from .ops_attention_bands import AttentionMask
 from .ops_attention_latent import keys_and_values, latent_attention, split_heads
 from .ops_rotary import apply_rotary
 
 # Queries without and with rotation, gate or None, latent, rope key, and what the queries were projected from.
 LatentParts = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def make_latent_norm(config: ZooConfig, rank: int) -> RMSNorm | None:
+    """The norm of a latent `[..., rank]`, None where the config has none."""
+    return RMSNorm(rank, config.mla_config["norm_eps"]) if config.mla_config["norm"] else None
+
+
+def split_channels(states: torch.Tensor, groups: int) -> torch.Tensor:
+    """`[B, T, h, g · d]` → `[B, T, h · g, d]`: every group of channels as a head of its own."""
+    return states.unflatten(-1, (groups, -1)).flatten(2, 3)
+
+
+def join_channels(states: torch.Tensor, groups: int) -> torch.Tensor:
+    """The inverse of `split_channels`."""
+    return states.unflatten(2, (-1, groups)).flatten(3)
 
 
 class LatentAttention(SoftmaxAttention):
@@ -55,12 +70,18 @@ class LatentAttention(SoftmaxAttention):
         self.query_parts = (self.nope, self.rope, query_gate_width(config))
         self.build_queries(config, heads * sum(self.query_parts))
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
-        self.kv_a_layernorm = RMSNorm(self.rank, config.mla_config["norm_eps"])
+        self.kv_a_layernorm = make_latent_norm(config, self.rank)
         self.kv_b_proj = nn.Linear(self.rank, kv_heads * (self.nope + self.value_width), bias=False)
         self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
         self.query_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_config["scale_q_lora"] else None
         self.latent_scale = (hidden / self.rank) ** 0.5 if config.mla_config["scale_kv_lora"] else None
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
+        # Queries and the shared key as heads of this width: each has a norm, and a rotation, of its own.
+        self.rope_heads, width = config.mla_config["rope_heads"], config.rope_head_width
+        has_norm = config.has_qk_norm(layer_idx)
+        self.q_norm = make_qk_norm(config, heads * self.rope_heads, width) if has_norm else None
+        self.k_norm = make_qk_norm(config, self.rope_heads, width) if has_norm else None
+        self.norm_after_rope = config.qk_norm_config["position"] == "after_rope"
         table = config.rope_tables.get(config.rope_table_of(layer_idx), {})
         whole = table.get("partial_rotary_factor", 1.0) == 1.0
         upcast = config.precision["rope"] == "float32_qk"
@@ -68,13 +89,13 @@ class LatentAttention(SoftmaxAttention):
 
     def build_queries(self, config: ZooConfig, width: int) -> None:
         """One projection to the queries, or two with a norm between them."""
-        self.ranked = config.q_lora_rank is not None
+        self.ranked, self.q_a_layernorm = config.q_lora_rank is not None, None
         if self.ranked:
             self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=config.attention_bias)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.mla_config["norm_eps"])
-            self.q_b_proj = nn.Linear(config.q_lora_rank, width, bias=False)
+            self.q_a_layernorm = make_latent_norm(config, config.q_lora_rank)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, width, bias=config.mla_config["query_bias"])
         else:
-            self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+            self.q_proj = nn.Linear(config.hidden_size, width, bias=config.mla_config["query_bias"])
 
     def forward(
         self,
@@ -115,20 +136,35 @@ class LatentAttention(SoftmaxAttention):
         """`project` from what q_a and kv_a gave."""
         nope, rope, gate, query_source = self.queries(low_rank)
         latent, rope_key = self.latents(latent_and_rope)
-        if position_embeddings is not None:
-            # The heads' queries and the one key they share are rotated in one go.
-            together = torch.cat((rope, rope_key), dim=2)
-            together = apply_rotary(together, position_embeddings, **self.rotation)
-            rope, rope_key = together.split((rope.shape[2], 1), dim=2)
+        rope, rope_key = self.norm_and_rotate(rope, rope_key, position_embeddings)
         if self.temperature is not None:
             nope, rope = self.temperature(nope, position_ids), self.temperature(rope, position_ids)
         query = nope.transpose(1, 2), rope.transpose(1, 2)
         return query, gate, latent.unsqueeze(1), rope_key.transpose(1, 2), query_source
 
+    def norm_and_rotate(
+        self, rope: torch.Tensor, rope_key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What rotates of the queries `[B, T, H, r]` and of the key `[B, T, 1, r]`, normed before it or after."""
+        if self.rope_heads > 1:
+            rope, rope_key = (split_channels(states, self.rope_heads) for states in (rope, rope_key))
+        if self.q_norm is not None and not self.norm_after_rope:
+            rope, rope_key = self.q_norm(rope), self.k_norm(rope_key)
+        if position_embeddings is not None:
+            # The heads' queries and the one key they share are rotated in one go.
+            together = torch.cat((rope, rope_key), dim=2)
+            together = apply_rotary(together, position_embeddings, **self.rotation)
+            rope, rope_key = together.split((rope.shape[2], rope_key.shape[2]), dim=2)
+        if self.q_norm is not None and self.norm_after_rope:
+            rope, rope_key = self.q_norm(rope), self.k_norm(rope_key)
+        if self.rope_heads > 1:
+            rope, rope_key = (join_channels(states, self.rope_heads) for states in (rope, rope_key))
+        return rope, rope_key
+
     def queries(self, low_rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """q_a's output, `[B, T, D]` in a layer without → queries `[B, T, H, n]` and `[B, T, H, r]`, gate `[B, T, H, v]`
         or None, what they were projected from."""
-        source = self.q_a_layernorm(low_rank) if self.ranked else low_rank
+        source = low_rank if self.q_a_layernorm is None else self.q_a_layernorm(low_rank)
         query = self.q_b_proj(source) if self.ranked else self.q_proj(source)
         query = query.view(*query.shape[:-1], -1, sum(self.query_parts))
         nope, rope, gate = query.split(self.query_parts, dim=-1)
@@ -139,7 +175,8 @@ class LatentAttention(SoftmaxAttention):
     def latents(self, latent_and_rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """kv_a's output `[B, T, c + r]` → latent `[B, T, c]`, normed, and rope key `[B, T, 1, r]`, not yet rotated."""
         latent, rope_key = latent_and_rope.split((self.rank, self.rope), dim=-1)
-        latent = self.kv_a_layernorm(latent)
+        if self.kv_a_layernorm is not None:
+            latent = self.kv_a_layernorm(latent)
         if self.latent_scale is not None:
             latent = latent * self.latent_scale
         return latent, rope_key.unsqueeze(2)

@@ -25,7 +25,8 @@ from .export_config_worlds import Open, Present
 
 # Read at every run, or by tools: the code of a folder serves all their values.
 RUN_TIME = {
-    "rope_parameters", "source_config", "source_extras", "use_cache", "initializer_range", "suppressed_token_ids",
+    "rope_parameters", "source_config", "source_extras", "surgery", "use_cache", "initializer_range",
+    "suppressed_token_ids",
     "pad_token_id", "bos_token_id", "eos_token_id", "loss_chunk_size", "output_z_loss_coef", "indexer_loss_coef",
     "indexer.warmup", "router.jitter_noise", "tie_word_embeddings", "initializer.embedding_range", "initializer.cutoff",
 }  # fmt: skip

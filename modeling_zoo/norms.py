@@ -108,8 +108,8 @@ def make_norm(config: ZooConfig, size: int, cast_input: bool = False) -> Norm:
     )
 
 
-def make_qk_norm(config: ZooConfig, num_heads: int) -> Norm | nn.Identity:
-    """The norm of queries or keys `[..., num_heads, head_dim]`, Identity where the config has none.
+def make_qk_norm(config: ZooConfig, num_heads: int, width: int | None = None) -> Norm | nn.Identity:
+    """The norm of queries or keys `[..., num_heads, width]` (None: head_dim), Identity where the config has none.
 
     `qk_norm_config.scope="full"` normalises all heads together (OLMo 2). Of the same type as the residual stream's
     norm, it shares that norm's offset and cast order.
@@ -118,7 +118,8 @@ def make_qk_norm(config: ZooConfig, num_heads: int) -> Norm | nn.Identity:
         return nn.Identity()
     how = config.qk_norm_config
     together, per_head = how["scope"] == "full", how["weight"] == "per_head"
-    size = num_heads * config.head_dim if together else config.head_dim
+    width = config.head_dim if width is None else width
+    size = num_heads * width if together else width
     same_type = config.qk_norm == config.norm_type
     affine = how["weight"] != "none"
     return (PROJECTION_NORMS if together else NORMS)[config.qk_norm](

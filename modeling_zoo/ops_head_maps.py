@@ -9,12 +9,13 @@ from .ops_dispatch import HALF_DTYPES
 def per_head(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """states W of each head, `[B, H, T, i]` and `[K, i, o]` → `[B, H, T, o]`; H / K heads in a row share a matrix."""
     batch, heads, length, width = states.shape
+    count, out = weight.shape[0], weight.shape[-1]
+    in_row = heads // count
     if batch == 1:
-        return torch.bmm(states.reshape(weight.shape[0], -1, width), weight).view(1, heads, length, -1)
-    groups = (batch, weight.shape[0], -1, length)
-    rows = states.reshape(*groups, width).transpose(0, 1).reshape(weight.shape[0], -1, width)
-    mapped = torch.bmm(rows, weight).view(weight.shape[0], batch, -1, length, weight.shape[-1])
-    return mapped.transpose(0, 1).reshape(batch, heads, length, -1)
+        return torch.bmm(states.reshape(count, in_row * length, width), weight).view(1, heads, length, out)
+    rows = states.reshape(batch, count, in_row, length, width).transpose(0, 1)
+    mapped = torch.bmm(rows.reshape(count, batch * in_row * length, width), weight)
+    return mapped.view(count, batch, in_row, length, out).transpose(0, 1).reshape(batch, heads, length, out)
 
 
 def absorb_query(query: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ DECIDED: dict[str, Any] = {}
 # Words that follow from several fields, by the properties of the config that say them.
 DERIVED = ("mixer_types", "attention_mixers", "recurrent_mixers", "attention_types", "block_types")
 # Fields whose words choose no concept.
-_FOREIGN = ("source_config", "source_extras", "architectures", "auto_map", "id2label", "label2id")
+_FOREIGN = ("source_config", "source_extras", "surgery", "architectures", "auto_map", "id2label", "label2id")
 
 
 def words_of(config: ZooConfig) -> Iterator[tuple[str, str]]:

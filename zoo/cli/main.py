@@ -14,6 +14,7 @@ from .generate import generate
 from .inspect import inspect
 from .presets import presets
 from .push import push
+from .surgery import surgery
 from .verify import verify
 
 app = typer.Typer(
@@ -41,7 +42,7 @@ def options(
     pass
 
 
-for command in (convert, export, families, flags, generate, inspect, verify, presets, push):
+for command in (convert, export, families, flags, generate, inspect, verify, presets, push, surgery):
     app.command()(command)
 
 

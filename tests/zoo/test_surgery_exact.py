@@ -1,0 +1,32 @@
+"""Every operation on every family that it accepts is as exact as it says: bits are bits, arithmetic is 2e-5."""
+
+import pytest
+import torch
+from surgery_models import family_config, family_variants, logits, random_model, tokens
+
+from zoo.surgery.operating import operate
+from zoo.surgery.operation import ARITHMETIC, BITS, TOLERANCE, SurgeryError
+from zoo.surgery.possibilities import row_of
+from zoo.surgery.registry import OPERATIONS
+
+
+@pytest.mark.sampled(40)
+@pytest.mark.parametrize(("name", "number"), family_variants())
+def test_an_exact_operation_leaves_the_function(name, number):
+    config = family_config(name, number)
+    if config.num_mtp_layers:
+        with pytest.raises(SurgeryError, match="num_mtp_layers"):
+            operate(random_model(config), None, {"tie_word_embeddings": True})
+        return
+    model = random_model(config)
+    ids = tokens(config)
+    before = logits(model, ids)
+    for operation in OPERATIONS:
+        for example in operation.examples(config):
+            if example.exactness.word in (BITS, ARITHMETIC) and row_of(config, operation, example):
+                report = operate(model, None, example.fields, method=example.method)
+                after = logits(report.model, ids)[..., : before.shape[-1]]
+                where = f"{operation.name} {example}"
+                if example.exactness.word == BITS:
+                    assert torch.equal(after, before), where
+                assert (after - before).abs().max() <= TOLERANCE * before.abs().max(), where

@@ -1,0 +1,59 @@
+"""What a change costs: perplexity on held-out rows, and the divergence from the source."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.utils import tqdm
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from configuration_zoo import ZooConfig
+
+from .calibration import batches
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, ids: Tensor, progress: bool = False) -> float:
+    """exp of the mean loss of every token but each row's first, over rows `[n, T]`."""
+    model.eval()
+    total, count = 0.0, 0
+    for rows in tqdm(list(batches(ids)), desc="Measuring", disable=not progress):
+        logits = model(rows.to(model.device), use_cache=False).logits[:, :-1].float()
+        total += F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].to(logits.device).flatten(), reduction="sum").item()
+        count += rows[:, 1:].numel()
+    mean = total / count
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+@torch.no_grad()
+def divergence(teacher: PreTrainedModel, student: PreTrainedModel, ids: Tensor) -> float:
+    """Mean of KL(teacher ‖ student) over the tokens of rows `[n, T]`, in nats."""
+    teacher.eval(), student.eval()
+    total = 0.0
+    for rows in batches(ids):
+        total += (
+            kl(
+                teacher(rows.to(teacher.device), use_cache=False).logits,
+                student(rows.to(student.device), use_cache=False).logits,
+            ).item()
+            * rows.numel()
+        )
+    return total / ids.numel()
+
+
+def kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean over tokens of KL(teacher ‖ student) for logits `[B, T, V]`; a vocabulary that has grown is compared where
+    both have tokens."""
+    shared = min(teacher.shape[-1], student.shape[-1])
+    teacher = teacher[..., :shared].float().log_softmax(-1)
+    student = student[..., :shared].float().log_softmax(-1)
+    return F.kl_div(student, teacher.to(student.device), log_target=True, reduction="none").sum(-1).mean()
+
+
+def sizes(config: ZooConfig) -> dict[str, int]:
+    """Parameters, and bytes of cache that a token adds, in the model's dtype."""
+    from description_zoo.measure import measure
+
+    report = measure(config)
+    return {name: report[name] for name in ("parameters", "cache_bytes_per_token", "state_bytes")}

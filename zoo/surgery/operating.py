@@ -1,0 +1,189 @@
+"""The order of events: open, plan, calibrate, verify, measure, write. Nothing is written before all else is right."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.field_settings import nested, settings_of, spread
+from conversion.engine.transfer import parse_dtype
+from conversion.errors import one_line
+
+from . import calibration, measurement, planner
+from .operation import ARITHMETIC, BITS, TOLERANCE, Operation, Request, SurgeryError
+from .report import Done, Report, Stage
+from .tensors import Source, Tensors, build, open_source, operated
+from .texts import Text, random_text, read_text
+from .writing import Place, write_folder
+
+CALIBRATION_TOKENS, EVALUATION_TOKENS, ROW = 6144, 3072, 512
+VERIFIED_TOKENS = 48
+
+
+@dataclass
+class State:
+    """A model under way: its config, its tensors as they would be read now, and what was done so far."""
+
+    source: Source
+    config: ZooConfig
+    tensors: Tensors
+    done: list[Done] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seed: int = 0
+    progress: bool = False
+
+    def model(self) -> PreTrainedModel:
+        return build(self.config, self.tensors)
+
+
+def operate(
+    source: str | Path | PreTrainedModel,
+    target: str | Path | None = None,
+    wanted: dict[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    layers: Sequence[int] | str | None = None,
+    calibrate: str | Path | Sequence[str] | Tensor | None = None,
+    evaluate: str | Path | Sequence[str] | Tensor | None = None,
+    dtype: str | torch.dtype | None = None,
+    to: str | None = None,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Makes of `source` (a folder, a Hub id, or a model) one whose config has the fields of `wanted`, in `target`.
+
+    Without a target the new model is `report.model`; with `to` the target is written as that family. `layers` limits an
+    operation to some layers; `method` chooses between ways of the same change. `calibrate` and `evaluate` are texts: a
+    file, a list, or tokens `[n, T]`; the last rows of a text are measured with, and never learnt from. Exact operations
+    are verified on a short input first.
+
+    Either `target` is complete afterwards, or SurgeryError says in one sentence what is wrong and nothing changed.
+    """
+    opened = open_source(source, parse_dtype(dtype))
+    state = State(opened, opened.config, opened.tensors, seed=seed, progress=progress)
+    fields = spread(dict(wanted or {}), settings_of(ZooConfig))
+    planner.refuse_unknown(fields)
+    text = None if calibrate is None else read_text(calibrate, opened.folder, opened.config, ROW)
+    perform(state, fields, method, planner.parse_layers(layers), text)
+    report = Report(opened.name, None, state.done, stage(opened.config), stage(state.config), warnings=state.warnings)
+    report.dtype = str(opened.config.dtype or torch.float32).removeprefix("torch.")
+    if dry_run:
+        return report
+    if evaluate is not None:
+        measure(report, opened, state, read_text(evaluate, opened.folder, opened.config, ROW))
+    if target is None:
+        state.config.surgery = report.record()
+        report.model = state.model()
+        return report
+    return write_folder(Place(Path(target), max_shard_size, overwrite, to), state, report)
+
+
+def perform(state: State, fields: dict[str, Any], method: str | None, layers: Any, text: Text | None) -> None:
+    """All operations that lead to `fields`, one after the other. Raises SurgeryError where the fields are so already,
+    or none leads there."""
+    fields = planner.differing(state.config, fields)
+    if not fields:
+        raise SurgeryError("the model is already as it is wanted: there is nothing to change.")
+    while fields:
+        operation, own = planner.next_operation(state.config, fields, method)
+        request = planner.requested(state.config, operation, own, layers, method, state.seed)
+        step(state, operation, request, text)
+        fields = {name: value for name, value in fields.items() if name not in own}
+
+
+def step(state: State, operation: Operation, request: Request, text: Text | None) -> None:
+    """One operation: the new config, the plan, the statistics it needs, and the proof of what it promises."""
+    old, exactness = state.config, operation.exactness(state.config, request)
+    new = changed_config(old, operation.config(old, request))
+    statistics, calibration_record = calibrated(state, operation, request, text)
+    tensors = operated(state.tensors, old, new, operation.rules(old, new, request, statistics))
+    before = {name: getattr(old, name) for name in request.fields}
+    done = Done(operation.name, request.fields, before, request.layers, str(exactness), request.method)
+    done.calibration = calibration_record
+    if exactness.word in (BITS, ARITHMETIC):
+        done.largest_difference = verified(state, new, tensors, exactness.word)
+    state.config, state.tensors = new, tensors
+    state.done.append(done)
+    state.changed += operation.changed(old, request)
+
+
+def calibrated(state: State, operation: Operation, request: Request, text: Text | None) -> tuple[dict, dict | None]:
+    """The statistics an operation needs, and what they are of; with no text, of random tokens."""
+    needs = operation.needs(state.config, request)
+    if not needs:
+        return {}, None
+    if text is None:
+        text = random_text(state.config, CALIBRATION_TOKENS, ROW, request.seed)
+        state.warnings.append("no text to calibrate with: random tokens were taken, which costs some accuracy.")
+    rows = text.to_learn()
+    rows = rows[: max(1, CALIBRATION_TOKENS // rows.shape[1])]
+    found = calibration.collect(state.model(), needs, request.layers, rows, state.progress)
+    return found, {"text": text.name, "sha256": text.sha256, "tokens": rows.numel()}
+
+
+def changed_config(config: ZooConfig, changes: dict[str, Any]) -> ZooConfig:
+    """The config with other values, what follows from them derived again; None takes a field out. Raises SurgeryError
+    where they contradict what stays."""
+    values = spread(json.loads(config.to_json_string()), settings_of(ZooConfig))
+    # It describes a checkpoint that no longer exists.
+    for name in ("source_config", "source_extras", "transformers_weights", "_name_or_path", "auto_map"):
+        values.pop(name, None)
+    values = {name: value for name, value in (values | changes).items() if value is not None}
+    try:
+        new = ZooConfig.from_dict(nested(values))
+    except Exception as error:
+        raise SurgeryError(f"the new config is refused: {one_line(error)}") from error
+    new.dtype = config.dtype
+    return new
+
+
+@torch.no_grad()
+def verified(state: State, new: ZooConfig, tensors: Tensors, word: str) -> float:
+    """The largest difference of the logits, relative to the largest of them, on random tokens. Raises SurgeryError
+    where it is more than an exact operation may have."""
+    generator = torch.Generator().manual_seed(state.seed)
+    tokens = min(VERIFIED_TOKENS, new.max_position_embeddings, state.config.max_position_embeddings)
+    ids = torch.randint(min(new.vocab_size, state.config.vocab_size), (2, tokens), generator=generator)
+    shared = min(new.vocab_size, state.config.vocab_size)
+    first = state.model()(ids, use_cache=False).logits[..., :shared]
+    second = build(new, tensors)(ids, use_cache=False).logits[..., :shared]
+    if not second.isfinite().all():
+        raise SurgeryError(f"the new model's logits are no finite numbers in {first.dtype}: choose another --dtype.")
+    difference = relative_difference(first, second)
+    limit = 0.0 if word == BITS else TOLERANCE if first.dtype == torch.float32 else 0.1
+    if difference > limit:
+        raise SurgeryError(
+            f"the new model differs from the source by {difference:.1e} of its largest logit, where {word!r} allows "
+            f"{limit:.0e}: nothing was written; please report this model's config."
+        )
+    return difference
+
+
+def relative_difference(first: Tensor, second: Tensor) -> float:
+    """max |a - b| / max |a|, logits of suppressed tokens left out of the scale."""
+    spoken = first > torch.finfo(first.dtype).min / 2
+    return ((first - second).abs().max() / first[spoken].abs().max().clamp(min=1e-30)).item()
+
+
+def stage(config: ZooConfig) -> Stage:
+    return Stage(**measurement.sizes(config))
+
+
+def measure(report: Report, opened: Source, state: State, text: Text) -> None:
+    """Perplexity before and after, and the divergence between."""
+    rows = text.to_measure(EVALUATION_TOKENS)
+    report.evaluation = {"text": text.name, "sha256": text.sha256, "tokens": rows.numel()}
+    before, after = build(opened.config, opened.tensors), state.model()
+    report.before.perplexity = measurement.perplexity(before, rows, state.progress)
+    report.after.perplexity = measurement.perplexity(after, rows, state.progress)
+    report.after.divergence = measurement.divergence(before, after, rows)

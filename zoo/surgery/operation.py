@@ -1,0 +1,146 @@
+"""What an operation is: which fields it changes, how exact it is, and which tensors become which."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from configuration_zoo import ZooConfig
+from conversion import ConversionError
+from conversion.engine.ops import Context, Op
+from conversion.engine.rules import Rule
+
+# What the classes of exactness promise; the word is what is printed and what a test asserts.
+BITS, ARITHMETIC, WHEN, APPROXIMATE = "bits", "arithmetic", "when", "approximate"
+# Relative to the largest logit: what the order of float32 sums may change, as for `zoo verify`.
+TOLERANCE = 2e-5
+
+
+class SurgeryError(ConversionError):
+    """An operation that cannot be done; one sentence says why and what to do instead."""
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """`word`: "bits" (the same bits), "arithmetic" (equal in real numbers, 2e-5 relative in float32), "when" (equal
+    under `condition`), "approximate" (calibrated; what it costs is measured)."""
+
+    word: str
+    condition: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.word} {self.condition}".strip()
+
+
+@dataclass
+class Request:
+    """What an operation is asked for: values of `fields`, in `layers`, by `method` (None: its default)."""
+
+    fields: dict[str, Any]
+    layers: list[int]
+    method: str | None = None
+    every: bool = True  # whether `layers` are all that the operation could change
+    seed: int = 0
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.fields.get(name)
+        return default if value is None else value
+
+
+@dataclass(frozen=True)
+class Need:
+    """A statistic of a calibration: `kind` "moment" is E[x xᵀ] `[D + 1, D + 1]` of what the module reads, with a last
+    channel that is one (so that means are in it); "heads" what each head of it puts out."""
+
+    module: str
+    kind: str = "moment"
+
+
+# {(layer, module): tensor}
+Statistics = dict[tuple[int, str], Tensor]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of the table of `zoo surgery SOURCE`: what would be set, how exact, and what it does to the cache."""
+
+    fields: dict[str, Any]
+    exactness: Exactness
+    note: str = ""
+    method: str | None = None
+
+
+class Make(Op):
+    """`function(ctx, *tensors)` gives the tensors of the other side. It goes one way: surgery changes a model for good.
+
+    Where the tensors have no numbers yet the plan is being checked; a function of statistics is not asked then, and
+    `shapes` of the new model's tensors stand for what it gives.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], shapes: Callable[[Context], list] | None = None):
+        self.function, self.shapes = function, shapes
+
+    def forward(self, tensors: list, ctx: Context) -> list:
+        if self.shapes is not None and any(getattr(tensor, "is_meta", False) for tensor in tensors):
+            return [tensors[0].new_empty(shape) for shape in self.shapes(ctx)]
+        return list(self.function(ctx, *tensors))
+
+    def backward(self, tensors: list, ctx: Context) -> list:
+        """Raises ValueError: there is no inverse."""
+        raise ValueError("an operation of surgery goes one way")
+
+
+@dataclass
+class Operation:
+    """Base of the operations: data, and pure functions of configs and tensors.
+
+    `leads` are the fields a change of which is this operation, `takes` further ones it may set; `methods` are ways of
+    the same change, the first of which is the default.
+    """
+
+    name: str = ""
+    leads: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    inserted: tuple[str, ...] = field(default=())  # names in modules that are new and start from nothing
+
+    def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
+        """Whether these wanted values are this operation's."""
+        raise NotImplementedError
+
+    def examples(self, config: ZooConfig) -> list[Example]:
+        """What could be asked for here; [] where nothing can."""
+        raise NotImplementedError
+
+    def layers(self, config: ZooConfig, fields: dict[str, Any]) -> list[int]:
+        """The layers the operation can change."""
+        return list(range(config.num_hidden_layers))
+
+    def check(self, config: ZooConfig, request: Request) -> None:
+        """Raises SurgeryError for what cannot be done."""
+
+    def exactness(self, config: ZooConfig, request: Request) -> Exactness:
+        raise NotImplementedError
+
+    def needs(self, config: ZooConfig, request: Request) -> list[Need]:
+        """Statistics of a calibration."""
+        return []
+
+    def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:
+        """Fields of the new config that differ; None takes a field out."""
+        raise NotImplementedError
+
+    def rules(self, config: ZooConfig, new: ZooConfig, request: Request, statistics: Statistics) -> list[Rule]:
+        """Tensors here → tensors there; what no rule names stays as it is."""
+        return []
+
+    def changed(self, config: ZooConfig, request: Request) -> list[str]:
+        """Modules whose parameters the operation changes, for healing."""
+        return [f"model.layers.{layer}.self_attn" for layer in request.layers]
+
+
+def in_layers(layers: Sequence[int]) -> Callable[[Context], bool]:
+    """`where=` of a rule that holds in these layers alone."""
+    chosen = set(layers)
+    return lambda ctx: ctx.layer in chosen
