@@ -60,7 +60,7 @@ def layer_by_layer(model, fields, tokens):
         mechanism = {"attention_type": name or GROUPED, **own.get(index, {})}
         kept = {**SIZES, **(WIDTHS if mechanism["attention_type"] == LATENT else {}), **alone, **mechanism}
         if mechanism["attention_type"] == LATENT:
-            kept.pop("qk_norm", None), kept.setdefault("v_head_dim", SIZES["head_dim"])
+            kept.setdefault("v_head_dim", SIZES["head_dim"])
         else:
             words = kept.get("layer_types", [])
             kept["layer_types"] = ["full_attention" if word == "indexed_attention" else word for word in words] or None

@@ -389,7 +389,9 @@ REFUSED = {
     "kv_lora_rank=8 only means something with attention_type='latent'": {
         "attention_type": "grouped_query", "kv_lora_rank": 8,
     },
-    "qk_norm='rms_norm' only means something with attention_type='grouped_query'": {"qk_norm": "rms_norm"},
+    "it needs qk_rope_head_dim above 0 and qk_norm_config.scope='head'": {
+        "qk_norm": "rms_norm", "qk_norm_config.scope": "full",
+    },
     "clip_qkv=1.0 only means something with attention_type='grouped_query'": {"clip_qkv": 1.0},
     "qk_rope_head_dim=0 must be an even number greater than 0": {"qk_rope_head_dim": 0},
     "qk_rope_head_dim=5 must be an even number": {"qk_rope_head_dim": 5},

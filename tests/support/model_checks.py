@@ -13,6 +13,8 @@ def check_backward(model, tokens):
     around = [".experts.", ".fc1_latent_proj.", ".fc2_latent_proj."]
     idle += around if any(layer.zero_expert_num for layer in model.config.per_layer_config) else []
     taught = [name for name, _ in model.named_parameters() if not any(part in name for part in idle)]
+    # The indexers of layers that predict further tokens are not in that loss, as their routers are in no balance loss.
+    taught = [name for name in taught if not (name.startswith("mtp.") and ".indexer." in name)]
     without = [name for name in taught if model.get_parameter(name).grad is None]
     assert without == [], f"no gradient reaches {without}"
     model.eval()
