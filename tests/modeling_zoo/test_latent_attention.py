@@ -392,7 +392,7 @@ REFUSED = {
     "it needs qk_rope_head_dim above 0 and qk_norm_config.scope='head'": {
         "qk_norm": "rms_norm", "qk_norm_config.scope": "full",
     },
-    "clip_qkv=1.0 only means something with attention_type='grouped_query'": {"clip_qkv": 1.0},
+    "clip_qkv=1.0 only means something with an attention_type of": {"clip_qkv": 1.0},
     "qk_rope_head_dim=0 must be an even number greater than 0": {"qk_rope_head_dim": 0},
     "qk_rope_head_dim=5 must be an even number": {"qk_rope_head_dim": 5},
     "kv_lora_rank=0 must be greater than 0": {"kv_lora_rank": 0},
