@@ -25,7 +25,7 @@ class Initializer(TypedDict, total=False):
     """With type 'auto', the root mean square at which the residual stream starts. None: 0.1, or 1 where sinusoids
     join it or it goes through a norm. Needs initializer.type='auto'. Source: own to zoo."""
     by_name: Any | None
-    """Standard deviation of matrices and convolutions in layers by the last part of their module's name, such as
+    """Standard deviation of matrices and convolutions in layers by the last part of a module's name, such as
     {'o_proj': 0.01}, whatever the other keys say. None: none. Source: own to zoo."""
     cutoff: float | None
     """Values beyond this many standard deviations are drawn again; 3 in OLMo 2. None: a plain normal distribution.

@@ -83,7 +83,7 @@ class TrainingFields:
             source="own to zoo",
         ),
         by_name=spreads(
-            meaning="Standard deviation of matrices and convolutions in layers by the last part of their module's name, "
+            meaning="Standard deviation of matrices and convolutions in layers by the last part of a module's name, "
             "such as {'o_proj': 0.01}, whatever the other keys say. None: none.",
             source="own to zoo",
         ),
