@@ -15,6 +15,7 @@ from .inspect import inspect
 from .presets import presets
 from .push import push
 from .surgery import surgery
+from .train import train
 from .verify import verify
 
 app = typer.Typer(
@@ -42,7 +43,7 @@ def options(
     pass
 
 
-for command in (convert, export, families, flags, generate, inspect, verify, presets, push, surgery):
+for command in (convert, export, families, flags, generate, inspect, verify, presets, push, surgery, train):
     app.command()(command)
 
 

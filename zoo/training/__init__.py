@@ -11,17 +11,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What editors follow.
+    from .balance import ExpertBalance
     from .groups import parameter_groups
     from .muon import MuonAdamW
+    from .recipe import RecipeError, read_recipe
+    from .run import train
     from .widths import mup_config, scale_width
 
 _HOME = {
+    "ExpertBalance": "balance",
     "MuonAdamW": "muon",
     "mup_config": "widths",
     "parameter_groups": "groups",
+    "read_recipe": "recipe",
+    "RecipeError": "recipe",
     "scale_width": "widths",
+    "train": "run",
 }
-__all__ = ["MuonAdamW", "mup_config", "parameter_groups", "scale_width"]
+__all__ = [
+    "ExpertBalance", "MuonAdamW", "RecipeError", "mup_config", "parameter_groups", "read_recipe", "scale_width",
+    "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
