@@ -21,22 +21,22 @@ OURS = {theirs: ours for ours, theirs in LAYER_TYPES.items()}  # An older transf
 def derive(theirs: Theirs) -> Keys:
     layer_types = [OURS.get(layer_type, layer_type) for layer_type in theirs.layers_block_type]
     scale = torch.tensor(sqrt(theirs.hidden_size), dtype=torch.bfloat16, device="cpu").item()
-    fields = {"layer_types": layer_types, "rope_parameters": rope(theirs, partial=True), "embedding_multiplier": scale}
-    fields |= {"intermediate_size": theirs.intermediate_size // 2} | griffin_start(theirs)
+    fields = griffin_start(theirs) | {"embedding_multiplier": scale, "intermediate_size": theirs.intermediate_size // 2}
+    fields |= {"layer_types": layer_types, "rope_parameters": rope(theirs, partial=True)}
     if "sliding_attention" in layer_types:
         fields["sliding_window"] = theirs.attention_window_size
     if "linear_attention" in layer_types:
-        fields |= {
-            "linear_attention_type": "rg_lru", "linear_num_value_heads": theirs.num_attention_heads,
-            "linear_value_head_dim": theirs.lru_width // theirs.num_attention_heads,
-            "linear_conv_kernel_dim": theirs.conv1d_width, "linear_attn_config.output_gate": theirs.hidden_activation,
-        }  # fmt: skip
+        heads = theirs.num_attention_heads
+        fields |= {"linear_num_value_heads": heads, "linear_value_head_dim": theirs.lru_width // heads}
+        fields |= {"linear_attention_type": "rg_lru", "linear_conv_kernel_dim": theirs.conv1d_width}
+        fields["linear_attn_config.output_gate"] = theirs.hidden_activation
     return fields
 
 
 def restore(ours: Ours) -> Keys:
-    fields = {"intermediate_size": 2 * ours.intermediate_size, "rope_parameters": restore_rope(ours)}
-    fields["block_types"] = [LAYER_TYPES[layer_type] for layer_type in ours.layer_types]
+    block_types = [LAYER_TYPES[layer_type] for layer_type in ours.layer_types]
+    fields = {"intermediate_size": 2 * ours.intermediate_size, "block_types": block_types}
+    fields["rope_parameters"] = restore_rope(ours)
     if ours.sliding_window is not None:
         fields["attention_window_size"] = ours.sliding_window
     if ours.linear_attention_type is not None:
@@ -50,8 +50,7 @@ UNIT = {"linear_x": "in_proj", "linear_y": "g_proj", "linear_out": "o_proj", "co
 ABSENT = ("hidden_act", "intermediate_size", "max_position_embeddings", "head_dim")
 
 FAMILY = Family(
-    fields={name: ours for name, ours in COMMON_FIELDS.items() if name not in ABSENT}
-    | {
+    fields={name: ours for name, ours in COMMON_FIELDS.items() if name not in ABSENT} | {
         "rms_norm_eps": "norm_eps", "attention_bias": "attention_bias", "hidden_activation": "hidden_act",
         "logits_soft_cap": "final_logit_softcapping",
     },

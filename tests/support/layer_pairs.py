@@ -176,12 +176,12 @@ class SideBySide:
         stop = tokens.shape[1] if stop is None else stop
         given = {"position_ids": torch.arange(start, stop).expand(len(tokens), -1), "use_cache": use_cache}
         given |= {} if mask is None else {"attention_mask": mask[:, :stop]}
-        for model, cache in zip((self.pair.theirs, self.pair.ours), self.caches, strict=True):
+        for model, held in zip((self.pair.theirs, self.pair.ours), self.caches, strict=True):
             known = inspect.signature(model.forward).parameters
             known = {name: value for name, value in given.items() if name in known}
-            outputs = model(tokens[:, start:stop], **known, **(cache if use_cache else {}))
+            outputs = model(tokens[:, start:stop], **known, **(held if use_cache else {}))
             kept = ("past_key_values", "cache_params")
-            cache |= {name: outputs[name] for name in kept if outputs.get(name) is not None}
+            held |= {name: outputs[name] for name in kept if outputs.get(name) is not None}
         seen = torch.ones_like(tokens) if mask is None else mask
         seen = seen[:rows, start:stop].bool()
         layers = range(len(self.given))

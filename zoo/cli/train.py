@@ -27,10 +27,6 @@ def train(
 
     from ..training.run import train as run
 
-    if not recipe.is_file():
-        from .errors import UserError
-
-        raise UserError(f"{recipe} is not a file.")
     quiet()
     shows = progress and not as_json
     silence(shows)

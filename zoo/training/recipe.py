@@ -133,6 +133,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds one table. Raises RecipeError for anything else."""
     import yaml
 
+    if not Path(path).is_file():
+        raise RecipeError(f"{path} is not a file.")
     try:
         said = yaml.load(Path(path).read_text(), Loader=loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
