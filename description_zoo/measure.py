@@ -94,15 +94,17 @@ def head_words(config: ZooConfig) -> list[str]:
     return [words for words, there in found.items() if there]
 
 
-def empty_model(config: ZooConfig) -> "PreTrainedModel":
-    """The config's model without weights, in the dtype that it names (bfloat16 if it names none)."""
+def empty_model(config: ZooConfig, attn_implementation: str | None = "eager") -> "PreTrainedModel":
+    """The config's model without weights, in the dtype that it names (bfloat16 if it names none); None for the
+    attention that it would choose."""
     import torch
 
     from .heads import model_class
 
-    dtype = config.dtype or torch.bfloat16
+    options = {"dtype": config.dtype or torch.bfloat16}
+    options |= {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with torch.device("meta"):
-        return model_class(config)._from_config(deepcopy(config), dtype=dtype, attn_implementation="eager").eval()
+        return model_class(config)._from_config(deepcopy(config), **options).eval()
 
 
 def body_of(model: "PreTrainedModel") -> "ZooModel":

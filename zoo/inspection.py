@@ -9,19 +9,58 @@ if TYPE_CHECKING:
     from configuration_zoo import ZooConfig
 
 
-def inspect(model: Any) -> dict:
+def inspect(model: Any, **wanted: Any) -> dict:
     """The report of `zoo inspect --json`: one entry per layer, then totals. No weight is allocated.
 
-    `model`: a folder, a config.json, a repository of the Hub (`owner/name[@revision]`, of which config.json alone is
-    fetched), the name of a preset, or a ZooConfig. Raises UserError, or ValueError with what is wrong.
+    `wanted`: the options of `reported`, `context=32768, batch=8`. `model`: a folder, a config.json, a repository of the
+    Hub (`owner/name[@revision]`, of which config.json alone is fetched), the name of a preset, or a ZooConfig. Raises
+    UserError, or ValueError with what is wrong.
     """
     from configuration_zoo import ZooConfig
-    from description_zoo.measure import measure
 
     if isinstance(model, ZooConfig):
-        return measure(model)
+        return reported(model, **wanted)
     folder, raw = found(str(model))
-    return measure(configured(str(model), folder, raw)) | stored(folder, raw)
+    return reported(configured(str(model), folder, raw), **wanted) | stored(folder, raw)
+
+
+def reported(
+    config: "ZooConfig",
+    context: int | None = None,
+    batch: int = 1,
+    tp: int = 1,
+    ep: int = 1,
+    gpu: str | None = None,
+    gpus: int = 1,
+    tokens: float | None = None,
+    utilization: float = 0.4,
+    optimizer: str | None = None,
+) -> dict:
+    """What a config's model is and costs: layers, parameters, cache and operations at a `context` (None: the longest)
+    and a `batch`; with `tp` or `ep` what a rank holds, with `gpu` how fast it decodes, with `tokens` too how long
+    `gpus` of them train, with `optimizer` the memory of a step of training. Raises UserError for ranks that the model
+    does not divide into."""
+    from description_zoo.costs import compute_costs, decoding_speed, training_time
+    from description_zoo.measure import cache_totals, empty_model, measure
+
+    from .cli.placement import place
+
+    model = empty_model(config)
+    report = measure(config, model)
+    report["cache"] = cache_totals(report, context, batch)
+    length = report["cache"]["context"]
+    if max(tp, ep) > 1:
+        report["placement"] = place(config, tp, ep, length, batch)
+    report |= compute_costs(model, report)
+    if gpu is not None:
+        report["decoding"] = decoding_speed(report, gpu)
+    if tokens is not None and gpu is not None:
+        report["training_time"] = training_time(report, tokens, gpu, gpus, utilization)
+    if optimizer is not None:
+        from description_zoo.training_memory import training_memory
+
+        report["training_memory"] = training_memory(config, length, batch, optimizer)
+    return report
 
 
 def config_of(model: str) -> "ZooConfig":

@@ -223,6 +223,22 @@ def test_a_preset_has_the_parameters_its_paper_says(zoo, name):
     assert report["parameters"] == pytest.approx(PRESETS[name].parameters, rel=0.01)
 
 
+def test_inspect_says_what_running_and_training_cost(zoo):
+    """Llama 2 7B's shape: 6.7 billion parameters, of which all but a table are multiplied twice a token."""
+    options = ("--context", "2048", "--gpu", "h100", "--gpus", "8", "--tokens", "1T", "--utilization", "0.5")
+    report = json.loads(zoo("inspect", "llama-7b", *options, "--json")[1])
+    multiplied = report["parameters"] - 32000 * 4096 - (2 * 32 + 1) * 4096
+    per_token = 2 * multiplied + 32 * 4 * 4096 * 2048
+    assert report["flops"]["decode"] == report["flops"]["prompt"] == per_token
+    assert report["flops"]["train"] == 3 * per_token
+    weights = 2 * (report["parameters"] - 32000 * 4096)
+    assert report["bytes_moved_per_token"] == weights + 2049 * 2 * 32 * 4096 * 2
+    hours = 3 * per_token * 1e12 / (8 * 989.5e12 * 0.5) / 3600
+    assert report["training_time"]["hours"] == pytest.approx(hours)
+    said = zoo("inspect", "llama-7b", *options)[1]
+    assert f"{hours:,.0f} hours for 1T tokens on 8 x h100 at 50% of peak" in said and "fit one" in said
+
+
 def test_idle_experts_are_not_active(zoo):
     """Grok-1: 8 experts of three 6144 x 32768 matrices in each of 64 layers, two visited."""
     report = json.loads(zoo("inspect", "grok-1", "--json")[1])
@@ -307,6 +323,10 @@ WRONG = {
     "not expressible": (("convert", "{zoo}", "{tmp}/new", "--to", "qwen3"), 1, "qk_norm"),
     "of another kind": (("convert", "{zoo}", "{tmp}/new", "--to", "mamba"), 1, "which this model has not"),
     "wrong dtype": (("verify", "{zoo}", "{zoo}", "--dtype", "int4"), 1, "--dtype int4 is not one of"),
+    "no such gpu": (("inspect", "llama-7b", "--gpu", "h1000"), 1, "--gpu h1000 is not one of a100, h100"),
+    "no gpu": (("inspect", "llama-7b", "--tokens", "10B"), 1, "--tokens 10B needs --gpu, one of"),
+    "no amount": (("inspect", "llama-7b", "--tokens", "many", "--gpu", "h100"), 1, "--tokens many is not a number"),
+    "no optimizer": (("inspect", "llama-7b", "--train", "--optimizer", "lion"), 1, "--optimizer lion is not one of"),
     "wrong attention": (("generate", "{zoo}", "--prompt", "x", "--attn", "fancy"), 1, "fancy"),
     "greedy and sampled": (("generate", "{zoo}", "--prompt", "x", "--temperature", "0", "--top-k", "3"), 1, "top_k"),
     "no chat template": (("generate", "{zoo}", "--prompt", "x", "--chat"), 1, "has none"),

@@ -7,6 +7,9 @@ import typer
 
 from conversion.command import say
 
+from .amounts import amount, one_of
+from .errors import UserError
+
 COLUMNS = (
     "layer", "mixer", "context", "positions", "and", "residual, norm", "MLP", "differs in", "parameters each",
     "cache / token", "state",
@@ -25,35 +28,56 @@ def inspect(
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks: show what each of them holds.")] = 1,
     ep: Annotated[int, typer.Option(min=1, help="Expert-parallel ranks; a multiple of --tp.")] = 1,
+    train: Annotated[
+        bool, typer.Option("--train", help="Show the memory of a step of training; takes seconds.")
+    ] = False,
+    optimizer: Annotated[str, typer.Option(help="Of --train: adamw, sgd or sgd-momentum.")] = "adamw",
+    tokens: Annotated[
+        str | None, typer.Option(help="Show how long training on so many takes: 10B. Needs --gpu.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="Show what one GPU makes of it: h100, h200, a100, b200 ...")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them train.")] = 1,
+    utilization: Annotated[float, typer.Option(min=0.01, max=1, help="Share of their peak that training has.")] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
 ) -> None:
     """Show what each layer is and costs, for a config of zoo or of any known family. No weight is allocated."""
     from conversion.command import quiet
-    from description_zoo.measure import cache_totals, measure
+    from description_zoo.training_memory import OPTIMIZERS
 
-    from ..inspection import configured, found, stored
+    from ..inspection import configured, found, reported, stored
     from .loading import parse_dtype
-    from .placement import place
 
     quiet()
+    wanted = {"gpus": gpus, "utilization": utilization, **on_gpu(gpu, tokens)}
+    wanted["optimizer"] = one_of(optimizer, "--optimizer", OPTIMIZERS) if train else None
     folder, raw = found(model)
     config = configured(model, folder, raw)
     if dtype not in (None, "auto"):
         config.dtype = parse_dtype(dtype)
-    report = measure(config)
-    report |= {"cache": cache_totals(report, context, batch)} | stored(folder, raw)
-    if max(tp, ep) > 1:
-        report["placement"] = place(config, tp, ep, report["cache"]["context"], batch)
+    report = reported(config, context=context, batch=batch, tp=tp, ep=ep, **wanted) | stored(folder, raw)
     if as_json:
         typer.echo(json.dumps(report))
     else:
         show(report)
 
 
+def on_gpu(gpu: str | None, tokens: str | None) -> dict:
+    """What --gpu and --tokens ask for; raises UserError for an unknown one, or for tokens without a GPU."""
+    from description_zoo.gpus import GPUS
+
+    if tokens and gpu is None:
+        raise UserError(f"--tokens {tokens} needs --gpu, one of {', '.join(GPUS)}.")
+    return {
+        "gpu": one_of(gpu, "--gpu", GPUS) if gpu else None,
+        "tokens": amount(tokens, "--tokens") if tokens else None,
+    }
+
+
 def show(report: dict) -> None:
     """The table, then what the model has and costs in all."""
     from description_zoo.measure import pattern_of
 
+    from .inspect_costs import show_costs
     from .placement import show_placement
     from .tables import short_bytes
 
@@ -79,6 +103,7 @@ def show(report: dict) -> None:
         say(f"            decoding on a CPU adds buffers of {short_bytes(report['workspace_bytes'])}")
     if "placement" in report:
         say(show_placement(report["placement"]))
+    show_costs(report)
 
 
 def show_layers(report: dict) -> None:
