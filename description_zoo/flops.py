@@ -35,23 +35,23 @@ def flops(model: "PreTrainedModel", context: int) -> dict[str, int]:
     ends = end_flops(model)
     decode = ends + sum(part.decode(context) for part in parts)
     layers = sum(part.prompt(context) for part in parts)
-    return {
-        "decode": decode,
-        "prompt": ends + layers,
-        "train": 3 * (ends + layers),
-        "train_checkpointed": 3 * (ends + layers) + layers,
-    }
+    train = 3 * (ends + layers)
+    if not model.config.indexer_loss_coef:
+        # What chooses keys has no gradient but that of its own loss.
+        train -= 2 * sum(part.indexer_cost(context) for part in parts)
+    return {"decode": decode, "prompt": ends + layers, "train": train, "train_checkpointed": train + layers}
 
 
 @dataclass(frozen=True)
 class LayerFlops:
     """One layer. `fixed` operations for every token, by decoding and in a prompt; `per_key` ones in the same order, for
-    at most `limit` keys; `indexer`: those of an indexer's matrices and for each key, from `limit` keys on."""
+    at most `limit` keys; `indexer`: those of an indexer for its key, and, once there are more than `limit` keys, of its
+    other matrices and for each key."""
 
     fixed: tuple[int, int]
     per_key: tuple[int, int] = (0, 0)
     limit: int | None = None
-    indexer: tuple[int, int] = (0, 0)
+    indexer: tuple[int, int, int] = (0, 0, 0)
 
     def decode(self, context: int) -> int:
         return self._cost(0, context)
@@ -60,9 +60,12 @@ class LayerFlops:
         return self._cost(1, context)
 
     def _cost(self, way: int, context: int) -> int:
-        cost = self.fixed[way] + self.per_key[way] * seen(context, self.limit)
+        return self.fixed[way] + self.per_key[way] * seen(context, self.limit) + self.indexer_cost(context)
+
+    def indexer_cost(self, context: int) -> int:
+        key, matrices, per_key = self.indexer
         chooses = any(self.indexer) and context > self.limit
-        return cost + (self.indexer[0] + self.indexer[1] * context if chooses else 0)
+        return key + (matrices + per_key * context if chooses else 0)
 
 
 def seen(context: int, limit: int | None) -> int:
@@ -85,11 +88,10 @@ def layer_flops(model: "PreTrainedModel") -> list[LayerFlops]:
             if alike[index] not in recurrences:
                 recurrences[alike[index]] = recurrence_flops(model, index)
             costs = recurrences[alike[index]]
-        chosen = (0, 0)
+        chosen = (0, 0, 0)
         if indexer is not None:
-            # Keys are projected and cached in any case.
-            matrices += matrix_flops(indexer.wk)
-            chosen = matrix_flops(indexer) - matrix_flops(indexer.wk), 2 * indexer.heads * (indexer.width + 1)
+            key = matrix_flops(indexer.wk)
+            chosen = key, matrix_flops(indexer) - key, 2 * indexer.heads * (indexer.width + 1)
         fixed = (matrices + costs[0], matrices + costs[1])
         found.append(LayerFlops(fixed, *attention_flops(config, index), indexer=chosen))
     return found
@@ -131,7 +133,9 @@ def attention_flops(config: Any, index: int) -> tuple[tuple[int, int], int | Non
     field = {**WINDOW_FIELDS, "indexed_attention": "index_topk"}.get(kind)
     limit = getattr(config, field) if field else None
     if config.attention_types[index] != "latent":
-        cost = 2 * heads * (config.head_dim + config.value_width)
+        # A head of differential attention reads the values of a pair of heads.
+        values = 2 if config.attention_types[index] == "differential" else 1
+        cost = 2 * heads * (config.head_dim + values * config.value_width)
         return (cost, cost), limit
     width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     absorbed = 2 * config.kv_lora_rank + config.qk_rope_head_dim

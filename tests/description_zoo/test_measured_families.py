@@ -77,27 +77,25 @@ def counted(work):
 
 
 def on_meta(config):
-    """A model whose every expert slot is a product that the counter knows."""
-    options = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
+    """A model whose every product is one that the counter knows; the plain form of sparse attention reads all keys."""
+    plain = "sdpa" if "indexed_attention" in config.layer_types else "eager"
+    options = {"attn_implementation": plain, "experts_implementation": "batched_mm"}
     with torch.device("meta"):
         return ZooForCausalLM._from_config(config, **options).eval()
 
 
-def tokens_of(length, device="meta"):
-    return torch.ones(1, length, dtype=torch.long, device=device)
+def tokens_of(length):
+    return torch.ones(1, length, dtype=torch.long, device="meta")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", every_family(), ids=lambda v: f"{v[0]}-{v[1]}")
 def test_operations_are_those_that_torch_counts(variant):
     config = tiny_config(variant)
-    # One token behind 20 others, more than any window. Sparse attention gathers its keys where there are numbers.
-    real = "indexed_attention" in config.layer_types
-    model, cache = tiny_model(config) if real else on_meta(config), DynamicCache(config=config)
-    model.set_experts_implementation("batched_mm")
-    device = "cpu" if real else "meta"
-    model(tokens_of(20, device), past_key_values=cache, use_cache=True)
-    step = counted(lambda: model(tokens_of(1, device), past_key_values=cache, use_cache=True))
+    # One token behind 20 others, more than any window.
+    model, cache = on_meta(config), DynamicCache(config=config)
+    model(tokens_of(20), past_key_values=cache, use_cache=True)
+    step = counted(lambda: model(tokens_of(1), past_key_values=cache, use_cache=True))
     said = flops(empty_model(config), 21)
     assert said["decode"] == step
 
