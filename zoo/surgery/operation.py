@@ -1,7 +1,7 @@
 """What an operation is: which fields it changes, how exact it is, and which tensors become which."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -103,7 +103,7 @@ class Operation:
     leads: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    inserted: tuple[str, ...] = field(default=())  # names in modules that are new and start from nothing
+    parts: tuple[str, ...] = ("mixer",)  # what of a layer changes: "mixer", "mlp" or both
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         """Whether these wanted values are this operation's."""
@@ -136,8 +136,23 @@ class Operation:
         return []
 
     def changed(self, config: ZooConfig, request: Request) -> list[str]:
-        """Modules whose parameters the operation changes, for healing."""
-        return [f"model.layers.{layer}.self_attn" for layer in request.layers]
+        """What changes, for healing: "3.mixer" is the mixer of layer 3."""
+        return [f"{layer}.{part}" for layer in request.layers for part in self.parts]
+
+
+def for_layers(config: ZooConfig, request: Request, values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the new config that give `values` to all layers, or to those of the request alone."""
+    if request.every:
+        return values
+    own = {str(layer): dict(fields) for layer, fields in own_fields(config).items()}
+    for layer in request.layers:
+        own[str(layer)] = own.get(str(layer), {}) | values
+    return {"per_layer_config": own}
+
+
+def own_fields(config: ZooConfig) -> dict[int, dict[str, Any]]:
+    """What `per_layer_config` of config.json says, by layer."""
+    return {int(layer): own for layer, own in (config.to_diff_dict().get("per_layer_config") or {}).items()}
 
 
 def in_layers(layers: Sequence[int]) -> Callable[[Context], bool]:
