@@ -326,6 +326,16 @@ class MlaConfig(TypedDict, total=False):
     """Scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)², in a layer whose rope_parameters have an
     mscale_all_dim and a rope_type other than default. None: yes, with rope. Needs attention_type='latent'.
     Source: YaRN, arXiv 2309.00071, §3.4, as DeepSeek-V2 applies it."""
+    norm: bool | None
+    """The two latents pass an RMS norm. None: yes. Needs attention_type='latent'. Source: DeepSeek-V2's published
+    code (yes); grouped-query attention as latent attention has none."""
+    query_bias: bool | None
+    """The last projection to the queries has a bias. None: no. Needs attention_type='latent'. Source: own to zoo,
+    for models whose queries have one (Qwen2, arXiv 2407.10671)."""
+    rope_heads: int | None
+    """Heads of the rotated key: its qk_rope_head_dim channels, and those of a query that read them, are rotated and
+    normalised (qk_norm) in so many groups, each as a head of its own. None: 1. Needs attention_type='latent'.
+    Source: own to zoo: all key heads of a layer as the one rotated key, after TransMLA, arXiv 2502.07864."""
 
 class Indexer(TypedDict, total=False):
     rope_interleave: bool | None
@@ -407,6 +417,10 @@ class ZooConfig(PreTrainedConfig):
     """What the source held beside this model (a vision tower, layers that predict further tokens): how many
     `tensors` of which names, how weights kept as they were stored are `quantized`, and the `repository` and
     `revision` they came from. Source: own to zoo."""
+    surgery: dict[str, Any] | None
+    """How this model was made from another by `zoo surgery`, `zoo heal` and `zoo merge`: the `source`, and the
+    `operations` in their order with values, exactness, calibration, healing and what was measured. Source: own to
+    zoo."""
     attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | None]
     """The mechanism of softmax attention, one name for all layers or one for each (None for a layer without). Needs
     a layer of layer_types with softmax attention. Source: grouped_query: Ainslie et al. 2023, arXiv 2305.13245;
@@ -767,6 +781,7 @@ class ZooConfig(PreTrainedConfig):
         eos_token_id: int | list[int] | None = None,
         source_config: dict[str, Any] | None = None,
         source_extras: dict[str, Any] | None = None,
+        surgery: dict[str, Any] | None = None,
         attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | None] | str = 'grouped_query',
         num_attention_heads: int = 32,
         num_key_value_heads: int | None = None,
@@ -897,6 +912,7 @@ class ZooConfig(PreTrainedConfig):
             eos_token_id: The token that ends a text, or several.
             source_config: The config.json this model was converted from, unchanged, so that converting back loses nothing.
             source_extras: What the source held beside this model (a vision tower, layers that predict further tokens): how many `tensors` of which names, how weights kept as they were stored are `quantized`, and the `repository` and `revision` they came from.
+            surgery: How this model was made from another by `zoo surgery`, `zoo heal` and `zoo merge`: the `source`, and the `operations` in their order with values, exactness, calibration, healing and what was measured.
             attention_type: The mechanism of softmax attention, one name for all layers or one for each (None for a layer without).
             num_attention_heads: Heads of the queries.
             num_key_value_heads: Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as many as num_attention_heads.
@@ -1049,6 +1065,9 @@ class ZooConfig(PreTrainedConfig):
         """Whether layer `layer_idx` has learned sink logits."""
     def sparse_pattern_of(self, layer_idx: int) -> str:
         """The factorised pattern of layer `layer_idx`, "none" for a plain one."""
+    @property
+    def rope_head_width(self) -> int:
+        """Channels of one head of the rotated key of latent attention."""
     @property
     def qk_head_dim(self) -> int | None:
         """Channels of a query or key where they differ from head_dim, else None: the name under which transformers asks

@@ -160,6 +160,7 @@ CASES = {
     "linear_attn_config.norm_before_gate": (linear("gated_delta_net"), {"linear_attn_config.norm_before_gate": False}),
     "precision.linear_norm": (linear("gated_delta_net"), {"precision.linear_norm": "float32"}),
     "linear_attn_config.norm_eps": (linear("gated_delta_net"), {"linear_attn_config.norm_eps": 0.1}),
+    "linear_attn_config.num_householder": (linear("delta_product"), {"linear_attn_config.num_householder": 3}),
     "linear_attn_config.output_gate": (linear("gated_delta_net"), {"linear_attn_config.output_gate": "sigmoid"}),
     "linear_attn_config.gate_rank": (linear("gated_delta_net"), {"linear_attn_config.gate_rank": 3}),
     "linear_attn_config.time_step_limit": (linear("mamba2"), {"linear_attn_config.time_step_limit": [0.2, 0.4]}),

@@ -102,7 +102,9 @@ def test_tools_see_each_layer_as_it_is():
     caches = upgrade_cache(DynamicCache(config=config), config).layers
     assert [type(layer) for layer in caches] == [GrowingLayer, LatentLayer, GrowingLayer]
     layers = measure(config)["layers"]
-    assert [layer["mixer"] for layer in layers] == ["grouped_query 6/2 x 12", "latent", "grouped_query 6/2 x 12"]
+    assert [layer["mixer"] for layer in layers] == [
+        "grouped_query 6/2 x 12", "latent 6/2 x 10+6/12, kv 20, q 18", "grouped_query 6/2 x 12",
+    ]  # fmt: skip
     # Two bytes for each number of keys and values, or of latent and rope key.
     assert [layer["cache_bytes_per_token"] for layer in layers] == [2 * 2 * 24, 2 * 26, 2 * 2 * 24]
     # A pattern of a plan means the same in every layer: heads of two kinds are split in none.

@@ -19,8 +19,8 @@ NOT_CONCEPTS = {
     *SIZES,
     "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
     "initializer_range", "is_encoder_decoder", "label2id", "output_hidden_states", "problem_type", "return_dict",
-    "source_config", "source_extras", "linear_attn_config.time_step_floor", "linear_attn_config.time_step_max",
-    "linear_attn_config.time_step_min", "transformers_version", "use_cache",
+    "source_config", "source_extras", "surgery", "linear_attn_config.time_step_floor",
+    "linear_attn_config.time_step_max", "linear_attn_config.time_step_min", "transformers_version", "use_cache",
 }  # fmt: skip
 
 FULL, SLIDING, CHUNKED, INDEXED = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
@@ -141,6 +141,7 @@ ROWS = {
         LATENT,
         {**LATENT, "q_lora_rank": 18, "mla_config.scale_q_lora": True, "mla_config.scale_kv_lora": True,
          "mla_config.norm_eps": 1e-5},
+        {**LATENT, "q_lora_rank": 18, "mla_config": {"norm": False, "query_bias": True, "rope_heads": 3}},
         {**LATENT, "layer_types": [SLIDING, FULL, FULL], "sliding_window": 4, "mla_config.scale_by_mscale": False},
         {**LATENT, **INDEXER, "q_lora_rank": 18, "layer_types": [FULL, INDEXED, INDEXED]},
         {
@@ -272,6 +273,8 @@ ROWS = {
         {"initializer": {"type": "small", "residual_type": "depth"}},
         {"initializer": {"type": "fan_in", "residual_type": "zero", "embedding_range": 1.0, "cutoff": 3.0},
          "loss_chunk_size": 64},
+        {"initializer": {"type": "auto", "residual_rms": 0.5}},
+        {"initializer": {"type": "auto", "by_name": {"o_proj": 0.01}}},
         {"initializer.residual_type": "layer"},
         {"initializer.residual_type": "wang"},
     ],
