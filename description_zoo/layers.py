@@ -57,8 +57,11 @@ def layer_words(config: ZooConfig, mixer: "TokenMixer | None", index: int, has_m
         "context": context_of(config, index)[0] if mixer is not None else "",
         "positions": positions_of(config, index) if attends else "",
         "features": attention_features(config, index) if attends else [],
+        "block": config.block_types[index],
         "residual": residual_of(config, index),
         "mlp": describe_mlp(config, index) if has_mlp else "",
+        "widths": widths_of(config, index) if mixer is not None else {},
+        "experts": experts_in(config, index) if has_mlp else {},
     }
 
 
@@ -131,6 +134,42 @@ def describe_recurrence(config: ZooConfig, name: str, index: int) -> str:
     return f"{name} {settings['num_key_heads']}/{settings['num_value_heads']} x {width}"
 
 
+def widths_of(config: ZooConfig, index: int) -> dict[str, int]:
+    """Channels of what a mixer projects a token to: queries, keys and values of all heads, latents."""
+    recurrence, found = config.recurrent_mixers[index], {}
+    if index in config.softmax_layers:
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        if config.attention_types[index] == "latent":
+            width = config.qk_nope_head_dim + config.qk_rope_head_dim
+            ranks = {
+                "q latent": config.q_lora_rank,
+                "kv latent": config.kv_lora_rank,
+                "rope key": config.qk_rope_head_dim,
+            }
+            found = {name: rank for name, rank in ranks.items() if rank}
+            found |= {"q": heads * width, "k": kv_heads * width, "v": kv_heads * config.v_head_dim}
+        else:
+            found = {"q": heads * config.head_dim}
+            if not config.shares_key_values(index):
+                found |= {"k": kv_heads * config.head_dim, "v": kv_heads * config.value_width}
+    if recurrence is not None and recurrence != "short_conv":
+        settings = vars(config.linear_settings(index))
+        keys, states = settings.get("num_key_heads"), settings.get("key_head_dim")
+        own = {"q, k": keys * states if keys and states else None}
+        own["v"] = settings["num_value_heads"] * settings["value_head_dim"]
+        found |= {f"{name} of the state" if found else name: width for name, width in own.items() if width}
+    return found
+
+
+def experts_in(config: ZooConfig, index: int) -> dict[str, int]:
+    """How many experts a sparse layer has of each kind, and how many of the routed ones a token goes to; {} else."""
+    if config.mlp_layer_types[index] != "sparse":
+        return {}
+    found = {"routed": config.num_experts, "chosen": config.num_experts_per_tok, "shared": config.n_shared_experts}
+    found["zero"] = config.zero_expert_num
+    return {name: count for name, count in found.items() if count}
+
+
 def positions_of(config: ZooConfig, index: int) -> str:
     """How softmax attention learns where a key stands: `RoPE 10000`, `RoPE 1e+06 yarn x 4, 32 channels`, `NoPE`."""
     kind = config.position_embedding_type
@@ -151,13 +190,12 @@ def positions_of(config: ZooConfig, index: int) -> str:
 
 def attention_features(config: ZooConfig, index: int) -> list[str]:
     """What softmax attention has beyond projections, scores and their softmax."""
-    grouped = config.attention_types[index] == "grouped_query"
     found = {
-        _qk_norm(config): grouped and bool(config.qk_norm) and config.has_qk_norm(index),
+        _qk_norm(config): bool(config.qk_norm) and config.has_qk_norm(index),
         GATES.get(config.attn_output_gate): config.attn_output_gate,
         "sinks": config.has_attention_sinks(index),
         f"cap {config.attn_logit_softcapping}": config.attn_logit_softcapping,
-        f"clamp {config.clip_qkv}": grouped and config.clip_qkv,
+        f"clamp {config.clip_qkv}": config.clip_qkv,
         "values = keys": config.attention_k_eq_v,
         "norm of values": config.value_norm,
         f"values x {config.attention_value_scale}": config.attention_value_scale,

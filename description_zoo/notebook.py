@@ -35,7 +35,19 @@ def as_table(config: ZooConfig) -> str:
         rooms["Others", "what every config of transformers has, and keys that are no fields"] = others
     rows = [line for (room, about), lines in rooms.items() for line in (_heading(room, about), *lines)]
     title = f"<b>{escape(type(config).__name__)}</b> <span style='{FAINT}'>what differs from the defaults</span>"
-    return f"<div>{title}<table style='{STYLE}'>{''.join(rows)}</table></div>"
+    return f"<div>{title}<table style='{STYLE}'>{''.join(rows)}</table>{drawing(config)}</div>"
+
+
+def drawing(config: ZooConfig) -> str:
+    """The picture of the architecture, folded; nothing for a config that was changed into one of no model."""
+    from .measure import measure
+    from .picture import architecture_svg
+
+    try:
+        picture = architecture_svg(measure(config))
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return ""
+    return f"<details><summary>drawing</summary>{picture}</details>"
 
 
 def in_short(value: Any) -> str:

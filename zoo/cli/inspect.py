@@ -1,6 +1,7 @@
 """zoo inspect FOLDER | OWNER/NAME | config.json | PRESET."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,10 +39,12 @@ def inspect(
     gpu: Annotated[str | None, typer.Option(help="Show what one GPU makes of it: h100, h200, a100, b200 ...")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="How many of them train.")] = 1,
     utilization: Annotated[float, typer.Option(min=0.01, max=1, help="Share of their peak that training has.")] = 0.4,
+    svg: Annotated[Path | None, typer.Option(help="Write a drawing of the architecture into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every number of every layer as one JSON object.")] = False,
 ) -> None:
     """Show what each layer is and costs, for a config of zoo or of any known family. No weight is allocated."""
     from conversion.command import quiet
+    from description_zoo.picture import architecture_svg
     from description_zoo.training_memory import OPTIMIZERS
 
     from ..inspection import configured, found, reported, stored
@@ -55,6 +58,8 @@ def inspect(
     if dtype not in (None, "auto"):
         config.dtype = parse_dtype(dtype)
     report = reported(config, context=context, batch=batch, tp=tp, ep=ep, **wanted) | stored(folder, raw)
+    if svg is not None:
+        svg.write_text(architecture_svg(report), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(report))
     else:

@@ -4,6 +4,9 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from description_zoo.foreign_text import printable
+from description_zoo.numbers import short, short_bytes
+
+__all__ = ["print_table", "short", "short_bytes"]
 
 
 def print_table(
@@ -23,16 +26,3 @@ def print_table(
         table.add_row(*(Text(printable(cell)) for cell in row))
     # Without a terminal rich assumes 80 columns and would cut.
     Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
-
-
-def short(number: float, base: int = 1000, units: Sequence[str] = ("", "K", "M", "B", "T")) -> str:
-    """1234567 -> "1.23M"; base 1024 with units of bytes for memory."""
-    index = 0
-    while abs(number) >= base and index < len(units) - 1:
-        number, index = number / base, index + 1
-    return f"{number:.0f}{units[index]}" if index == 0 or number >= 100 else f"{number:.3g}{units[index]}"
-
-
-def short_bytes(number: float) -> str:
-    """4096 -> "4 KiB"."""
-    return short(number, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
