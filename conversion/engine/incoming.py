@@ -1,6 +1,5 @@
 """A foreign folder, read and planned: everything that can be wrong is found here, before anything is written."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +54,24 @@ class Reader:
     def read(self, name: str) -> Tensor:
         return self._cast(name, self.checkpoint.read(self.stored[name]))
 
+    def place(self, name: str) -> tuple[Path, int] | None:
+        """The file where the bytes of a tensor lie as they are wanted, and where they begin there."""
+        stored = self.stored[name]
+        same = self.checkpoint.headers[stored].dtype == self.headers[name].dtype
+        return self.checkpoint.place(stored) if same else None
+
+    def cut(self, name: str) -> int:
+        """Of how many numbers the parts must be multiples in which a tensor can be read; 0: only whole."""
+        return self.checkpoint.cut(self.stored[name])
+
+    def read_numbers(self, name: str, start: int, stop: int) -> Tensor:
+        """Its numbers from `start` to `stop`, in one dimension."""
+        return self._cast(name, self.checkpoint.read_numbers(self.stored[name], start, stop))
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A part of a tensor along its first dimension."""
+        return self._cast(name, self.checkpoint.read_rows(self.stored[name], start, stop))
+
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         same = self.dtype is None or not tensor.is_floating_point()
         return tensor if same else tensor.to(self.kept.get(name, self.dtype))
@@ -74,10 +91,6 @@ class Incoming:
     def outputs(self) -> dict[str, Tensor]:
         """What will be written, as meta tensors, in the model's order."""
         return {self.expected.stored(name): self.plan.outputs[name] for name in self.expected.tensors}
-
-    def stored(self, write: Callable[[str, Tensor], None]) -> Callable[[str, Tensor], None]:
-        """`write`, given the names in the files."""
-        return lambda name, tensor: write(self.expected.stored(name), tensor)
 
 
 def read_incoming(

@@ -37,10 +37,9 @@ def load(source: str | Path, dtype: str | torch.dtype | None = None, allow_pickl
         return _load_own(folder, raw, dtype)
     incoming = read_incoming(folder, raw, dtype, allow_pickle)
     tensors: dict[str, Tensor] = {}
-    keep = incoming.stored(tensors.__setitem__)
     for step in incoming.plan.steps:
         for name, tensor in step.run(incoming.reader.read):
-            keep(name, tensor.contiguous())
+            tensors[incoming.expected.stored(name)] = tensor.contiguous()
     model, info = model_class(incoming.config).from_pretrained(
         None,
         config=incoming.config,

@@ -88,11 +88,19 @@ class Op:
     checks every shape before a byte is read.
     """
 
+    # Whether every entry along the first dimension of a stack is computed by itself.
+    by_entry = False
+
     def forward(self, tensors: list, ctx: Context) -> list:
         raise NotImplementedError
 
     def backward(self, tensors: list, ctx: Context) -> list:
         raise NotImplementedError
+
+    def one_after_another(self, slots: list) -> list | None:
+        """Where the operation joins several tensors into one, or cuts one into them, and their numbers lie there one
+        after another: what is in `slots`, the several, in that order."""
+        return None
 
 
 class EachOp(Op):
@@ -116,6 +124,9 @@ class Reverse(Op):
 
     def __init__(self, op: Op):
         self.op = op
+
+    def one_after_another(self, slots: list) -> list | None:
+        return self.op.one_after_another(slots)
 
     def forward(self, tensors: list, ctx: Context) -> list:
         return self.op.backward(tensors, ctx)
@@ -145,6 +156,7 @@ class Transpose(EachOp):
 
     def __init__(self, first: int = -2, second: int = -1):
         self.first, self.second = first, second
+        self.by_entry = 0 not in (first, second)
 
     def to_ours(self, tensor: Tensor, ctx: Context) -> Tensor:
         return tensor if tensor.ndim < 2 else tensor.transpose(self.first, self.second)
@@ -165,6 +177,9 @@ class Split(Op):
         if bool(sizes) == bool(parts):
             raise ValueError("Split needs sizes or parts, and not both")
         self.sizes, self.parts, self.groups, self.dim = sizes, parts, groups, dim
+
+    def one_after_another(self, slots: list) -> list | None:
+        return slots if self.dim == 0 and self.groups == 1 else None
 
     def _sizes(self, total: int, ctx: Context) -> list[int]:
         sizes = [ctx.size(size) for size in self.sizes] or [total // self.parts] * self.parts
@@ -199,6 +214,9 @@ class Join(Op):
     def __init__(self, *sizes: Size):
         self.sizes = sizes
 
+    def one_after_another(self, slots: list) -> list | None:
+        return slots
+
     def forward(self, tensors: list, ctx: Context) -> list:
         """Concatenates the tensors; raises ValueError for other sizes."""
         rows = [tensor.shape[0] for tensor in tensors]
@@ -214,6 +232,11 @@ class Join(Op):
 class Stack(Op):
     """Every slot of many tensors to one with a new first dimension: `n x [...]` to `[n, ...]`."""
 
+    by_entry = True
+
+    def one_after_another(self, slots: list) -> list | None:
+        return slots[0] if len(slots) == 1 else None
+
     def forward(self, tensors: list, ctx: Context) -> list:
         return [_stack([slot], 1) for slot in tensors]
 
@@ -223,6 +246,11 @@ class Stack(Op):
 
 class StackExperts(Op):
     """`E x [I, D]` per slot to one `[E, slots * I, D]`: experts stacked, gate rows first, then up rows."""
+
+    by_entry = True
+
+    def one_after_another(self, slots: list) -> list | None:
+        return [one for expert in zip(*slots, strict=True) for one in expert]
 
     def forward(self, tensors: list, ctx: Context) -> list:
         return [_stack(tensors, len(tensors))]

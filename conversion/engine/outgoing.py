@@ -62,11 +62,9 @@ class Outgoing:
         """The same as the target stores them."""
         return self.outputs() if self.packed is None else self.packed.headers(self.outputs())
 
-    def further(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of what the plan does not give."""
-        for name, make in self.buffers.items():
-            yield name, make()
-        yield from self.extras.read()
+    def packed_names(self) -> frozenset[str]:
+        """Which tensors are not stored as they are."""
+        return frozenset() if self.packed is None else frozenset(self.packed.chosen)
 
     def as_stored(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of what the target stores one of its tensors as."""

@@ -29,6 +29,7 @@ class Deinterleave(Permutation):
 
     def __init__(self, n: int = 2, dim: int = 0):
         self.n, self.dim = n, dim
+        self.by_entry = dim > 0
 
     def order(self, rows: int, ctx: Context) -> Tensor:
         """Raises ValueError for rows that are not `n` interleaved parts."""

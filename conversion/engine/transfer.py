@@ -2,12 +2,10 @@
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from description_zoo.card import write_card
@@ -17,18 +15,17 @@ from ..files.companions import copy_companions, keep_card, pin_tokenizer_class, 
 from ..files.sidecar import FOLDER, STEM
 from ..files.sources import read_config, resolve_source
 from ..files.workspace import check_apart, new_folder
-from ..files.writer import ShardWriter, nbytes, parse_size
+from ..files.writer import ShardWriter, copy_tensor, copy_tensors, parse_size
 from ..formats import kept_quantized
 from ..formats.storage import main_dtype, storage_of, total_bytes
 from ..layouts.known import write_tokenizer
 from .incoming import read_incoming
 from .outgoing import ExtrasOptions, read_outgoing
 from .patterns import natural_key
-from .plan import Plan
 from .quantizing import family_to_write
 from .registry import OWN_TYPE, family_of, variant_of
+from .streaming import Mover
 
-Write = Callable[[str, Tensor], None]
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -144,7 +141,7 @@ def _import(
     incoming = read_incoming(folder, raw, dtype, allow_pickle, keep_quantized)
     outputs, manifest = incoming.outputs(), incoming.manifest
     writer = ShardWriter(new, outputs, max_bytes)
-    _move(incoming.plan, incoming.reader.read, incoming.stored(writer.write), progress)
+    Mover(incoming.plan, incoming.reader, writer, incoming.expected.stored).run(progress)
     writer.finish()
     has_tokenizer = write_tokenizer(folder, new)
     copy_companions(folder, new)
@@ -155,7 +152,7 @@ def _import(
     manifest.write(new)
     if incoming.plan.aside:
         aside = {name: incoming.reader.checkpoint.headers[name] for name in incoming.plan.aside}
-        _copy_tensors(aside, incoming.reader.checkpoint.read, new / FOLDER, max_bytes, STEM)
+        copy_tensors(aside, incoming.reader.checkpoint, new / FOLDER, max_bytes, STEM)
     incoming.config.save_pretrained(new)
     write_card(new, incoming.config, manifest)
     report = Report("", new, OWN_TYPE, incoming.expected.parameters, writer.files, manifest.kept, manifest.dropped)
@@ -180,13 +177,19 @@ def _export(
     outputs = outgoing.stored()
     writer = ShardWriter(new, {name: outputs[name] for name in sorted(outputs, key=natural_key)}, max_bytes)
 
-    def write(name: str, tensor: Tensor) -> None:
+    def store(name: str, tensor: Tensor) -> None:
         for stored_name, stored in outgoing.as_stored(name, tensor):
             writer.write(stored_name, stored)
 
-    _move(outgoing.plan, outgoing.reader.read, write, progress)
-    for name, tensor in outgoing.further():
-        write(name, tensor)
+    packed, extras = outgoing.packed_names(), outgoing.extras
+    Mover(outgoing.plan, outgoing.reader, writer, whole=packed, store=store).run(progress)
+    for name, make in outgoing.buffers.items():
+        store(name, make())
+    for name in extras.names:
+        if name in packed:
+            store(name, extras.checkpoint.read(name))
+        else:
+            copy_tensor(writer, extras.checkpoint, name)
     if outgoing.packed is not None:
         for name, tensor in outgoing.packed.unused():
             writer.write(name, tensor)
@@ -200,19 +203,3 @@ def _export(
     report.written_as = outgoing.packed.method if outgoing.packed else main_dtype(outputs)
     report.written_bytes = total_bytes(outputs)
     return report
-
-
-def _move(plan: Plan, read: Callable[[str], Tensor], write: Write, progress: bool) -> None:
-    total = sum(nbytes(tensor) for tensor in plan.outputs.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=not progress) as bar:
-        for step in plan.steps:
-            for name, tensor in step.run(read):
-                write(name, tensor)
-                bar.update(nbytes(tensor))
-
-
-def _copy_tensors(tensors: dict[str, Tensor], read: Callable, folder: Path, max_bytes: int, stem: str) -> None:
-    writer = ShardWriter(folder, tensors, max_bytes, stem)
-    for name in tensors:
-        writer.write(name, read(name))
-    writer.finish()

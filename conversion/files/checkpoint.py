@@ -22,7 +22,27 @@ DTYPES = {
 }  # fmt: skip
 
 
-class StoredTensors:
+class WholeTensors:
+    """What is asked of tensors that are read whole: `read(name)` gives one, and nothing less of it is in memory."""
+
+    def place(self, name: str) -> tuple[Path, int] | None:
+        """The file in which the bytes of a tensor lie as they are, and where they begin; None where they do not."""
+        return None
+
+    def cut(self, name: str) -> int:
+        """Of how many numbers the parts must be multiples in which a tensor can be read; 0: only whole."""
+        return 0
+
+    def read_numbers(self, name: str, start: int, stop: int) -> Tensor:
+        """Its numbers from `start` to `stop`, in one dimension."""
+        return self.read(name).reshape(-1)[start:stop]
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A part of a tensor along its first dimension."""
+        return self.read(name)[start:stop]
+
+
+class StoredTensors(WholeTensors):
     """Tensors of some files of a folder: `headers` (name -> meta tensor) at once, `read(name)` when needed."""
 
     def __init__(self, folder: Path):
@@ -70,10 +90,28 @@ class StoredTensors:
     def read(self, name: str) -> Tensor:
         """The tensor itself, on the CPU, in memory of its own: mapping the file would keep all of it resident. Raises
         ConversionError for a file that was changed meanwhile."""
-        tensor = torch.empty_like(self.headers[name], device="cpu")
+        return self._read(name, 0, self.headers[name].shape)
+
+    def place(self, name: str) -> tuple[Path, int] | None:
+        return self._file_of[name], self._start_of[name]
+
+    def cut(self, name: str) -> int:
+        return 1
+
+    def read_numbers(self, name: str, start: int, stop: int) -> Tensor:
+        return self._read(name, start, (stop - start,))
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        entry = self.headers[name].shape[1:]
+        return self._read(name, start * entry.numel(), (stop - start, *entry))
+
+    def _read(self, name: str, first: int, shape: tuple[int, ...]) -> Tensor:
+        """As many numbers as `shape` has, from number `first` of a tensor on."""
+        header = self.headers[name]
+        tensor = torch.empty(shape, dtype=header.dtype)
         missing = memoryview(raw_bytes(tensor))
         with open(self._file_of[name], "rb", buffering=0) as file:
-            file.seek(self._start_of[name])
+            file.seek(self._start_of[name] + first * header.element_size())
             while missing:
                 count = file.readinto(missing)
                 if not count:

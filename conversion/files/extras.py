@@ -5,7 +5,7 @@ A vision tower, a projector, layers that predict further tokens. `source/` of a 
 a model carries it along where it can; `source_extras` of the config says what there was, wherever the model goes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,6 @@ class Extras:
 
     def headers(self) -> dict[str, Tensor]:
         return {name: self.checkpoint.headers[name] for name in self.names}
-
-    def read(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.names:
-            yield name, self.checkpoint.read(name)
 
     def without(self, kept: Iterable[str]) -> "Extras":
         return replace(self, names=[name for name in self.names if name not in set(kept)])

@@ -61,9 +61,28 @@ class PickledTensors(StoredTensors):
             self._start_of[name] = 0
             self._name_in_file[name] = name
 
+    def place(self, name: str) -> tuple[Path, int] | None:
+        return None
+
     def read(self, name: str) -> Tensor:
         """The tensor itself, on the CPU, in memory of its own."""
-        mapped = self._tensors(self._file_of[name])[self._name_in_file[name]]
+        return self._copied(self._mapped(name))
+
+    def read_numbers(self, name: str, start: int, stop: int) -> Tensor:
+        mapped = self._mapped(name)
+        return (
+            self._copied(mapped.view(-1)[start:stop])
+            if mapped.is_contiguous()
+            else self.read(name).view(-1)[start:stop]
+        )
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        return self._copied(self._mapped(name)[start:stop])
+
+    def _mapped(self, name: str) -> Tensor:
+        return self._tensors(self._file_of[name])[self._name_in_file[name]]
+
+    def _copied(self, mapped: Tensor) -> Tensor:
         tensor = torch.empty(mapped.shape, dtype=mapped.dtype).copy_(mapped)
         self._seen += tensor.numel() * tensor.element_size()
         return tensor

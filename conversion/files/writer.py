@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import ConversionError
-from .checkpoint import DTYPES, raw_bytes
+from .bytes import copy_bytes, write_all
+from .checkpoint import DTYPES, WholeTensors, raw_bytes
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -37,7 +38,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, tensors: dict[str, Tensor], max_bytes: int, stem: str = "model"):
         self.folder, self.stem, self.tensors = folder, stem, tensors
-        self._place: dict[str, tuple[Path, int]] = {}
+        self._place: dict[str, tuple[Path, int, int]] = {}  # with the bytes that are to come
         shards = self._shards(max_bytes)
         self.files = [self._file_name(number, len(shards)) for number in range(len(shards))]
         self.weight_map = {name: file for file, names in zip(self.files, shards, strict=True) for name in names}
@@ -69,7 +70,8 @@ class ShardWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         for name in names:
-            self._place[name] = (path, 8 + len(text) + header[name]["data_offsets"][0])
+            start, end = header[name]["data_offsets"]
+            self._place[name] = path, 8 + len(text) + start, end - start
         with open(path, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + offset)
@@ -77,17 +79,46 @@ class ShardWriter:
     def write(self, name: str, tensor: Tensor) -> None:
         """Puts one tensor in its place; it must be the one that was announced, and come once. Raises ConversionError
         otherwise."""
-        if name not in self._place:
-            raise ConversionError(f"{name!r} was produced twice, or was never planned.")
-        if describe(tensor) != describe(self.tensors[name]):
-            planned = describe(self.tensors[name])
-            raise ConversionError(f"{name!r} came out as {describe(tensor)}, planned was {planned}.")
-        path, offset = self._place.pop(name)
+        planned = self._planned(name)
+        if describe(tensor) != describe(planned):
+            raise ConversionError(f"{name!r} came out as {describe(tensor)}, planned was {describe(planned)}.")
+        self.write_part(name, 0, tensor)
+
+    def write_part(self, name: str, first: int, tensor: Tensor) -> None:
+        """Puts the numbers of a tensor from number `first` on in their place. Raises ConversionError for those that
+        were not announced."""
+        planned = self._planned(name)
+        if tensor.dtype != planned.dtype:
+            raise ConversionError(f"{name!r} came out as {describe(tensor)}, planned was {describe(planned)}.")
+        path, offset = self._place_of(name, first * tensor.element_size(), nbytes(tensor))
         tensor = tensor.detach().to("cpu").contiguous()
         if tensor.numel():
-            with open(path, "r+b") as file:
+            with open(path, "r+b", buffering=0) as file:
                 file.seek(offset)
-                file.write(raw_bytes(tensor))
+                write_all(file, raw_bytes(tensor))
+
+    def copy(self, name: str, first: int, source: Path, start: int, count: int) -> None:
+        """Puts `count` bytes of a file, from `start` on, where the bytes of a tensor from `first` on belong. Raises
+        ConversionError for those that were not announced, or a file that ends before."""
+        path, offset = self._place_of(name, first, count)
+        with open(source, "rb", buffering=0) as one, open(path, "r+b", buffering=0) as other:
+            copy_bytes(one, start, other, offset, count)
+
+    def _planned(self, name: str) -> Tensor:
+        if name not in self._place:
+            raise ConversionError(f"{name!r} was produced twice, or was never planned.")
+        return self.tensors[name]
+
+    def _place_of(self, name: str, first: int, count: int) -> tuple[Path, int]:
+        """Where bytes of a tensor belong, which are counted: with the last of them it is complete."""
+        planned = self._planned(name)
+        path, offset, missing = self._place[name]
+        if count > missing or first + count > nbytes(planned):
+            raise ConversionError(f"{name!r} came out larger than {describe(planned)}, which was planned.")
+        self._place[name] = path, offset, missing - count
+        if missing == count:
+            del self._place[name]
+        return path, offset + first
 
     def finish(self) -> None:
         """Checks that every tensor has come and writes the index of a sharded checkpoint. Raises ConversionError for
@@ -99,3 +130,22 @@ class ShardWriter:
         total = sum(nbytes(tensor) for tensor in self.tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": self.weight_map}
         (self.folder / f"{self.stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def copy_tensors(
+    tensors: dict[str, Tensor], checkpoint: WholeTensors, folder: Path, max_bytes: int, stem: str = "model"
+) -> None:
+    """Writes tensors of a checkpoint into a folder as they are."""
+    writer = ShardWriter(folder, tensors, max_bytes, stem)
+    for name in tensors:
+        copy_tensor(writer, checkpoint, name)
+    writer.finish()
+
+
+def copy_tensor(writer: ShardWriter, checkpoint: WholeTensors, name: str) -> None:
+    """Writes one tensor of a checkpoint, as bytes where its files have it as it is."""
+    place = checkpoint.place(name)
+    if place is None:
+        writer.write(name, checkpoint.read(name))
+    else:
+        writer.copy(name, 0, *place, nbytes(writer.tensors[name]))

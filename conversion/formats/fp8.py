@@ -48,7 +48,15 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
 
 def stored(name: str, scale: str, shape: tuple[int, ...], block: tuple[int, int] | None) -> Stored:
     """Numbers of eight bits and their scales, one for each block; None: one for all."""
-    return Stored((name, scale), shape, partial(decode, block=block), partial(encode, block=block))
+    stacked = len(shape) > 2
+    rows = partial(_rows, block=(1, 1) if stacked and block else block)
+    unit = 1 if stacked or block is None else block[0]
+    return Stored((name, scale), shape, partial(decode, block=block), partial(encode, block=block), rows, unit)
+
+
+def _rows(start: int, stop: int, block: tuple[int, int] | None) -> tuple[tuple[int, int] | None, ...]:
+    """The rows of the numbers and of the scales that belong to some rows of a matrix, or entries of a stack."""
+    return (start, stop), block and (start // block[0], -(-stop // block[0]))
 
 
 def _of_halves(name: str, weight: Tensor, headers: dict[str, Tensor]) -> Stored:
@@ -57,7 +65,7 @@ def _of_halves(name: str, weight: Tensor, headers: dict[str, Tensor]) -> Stored:
     if list(headers[scale].shape) != [rows, half // 16] or half % 16:
         said = f"{list(headers[scale].shape)} beside {name!r} of {list(weight.shape)} bytes"
         raise ConversionError(f"{scale!r} is {said}: 32 numbers belong to each scale.")
-    return Stored((name, scale), (rows, 2 * half), decode_halves)
+    return Stored((name, scale), (rows, 2 * half), decode_halves, rows=lambda start, stop: ((start, stop),) * 2)
 
 
 def decode_halves(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:

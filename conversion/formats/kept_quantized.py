@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ConversionError
 from ..files.checkpoint import Checkpoint, StoredTensors, read_json
 from ..files.sidecar import FOLDER, Manifest
-from ..files.writer import ShardWriter
+from ..files.writer import copy_tensors
 from ..layouts.gguf import GgufCheckpoint
 from .schemes import KEYS, SCHEME_FILES, formats, scheme_of
 from .stored import DecodedCheckpoint, Found
@@ -39,6 +39,11 @@ class KeptQuantized:
     @property
     def method(self) -> str:
         return self.said["scheme"]["quant_method"]
+
+    @property
+    def chosen(self) -> frozenset[str]:
+        """Names of the tensors that are stored in the scheme."""
+        return frozenset(self.found.tensors)
 
     def headers(self, plain: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is written of a model with the tensors `plain`, as meta tensors. Raises ConversionError for a model that
@@ -118,10 +123,7 @@ def write(kept: KeptQuantized, folder: Path, max_bytes: int) -> dict[str, Any]:
     """Writes the stored tensors into `source/` of a folder -> `quantized` of its manifest."""
     headers = {name: kept.checkpoint.headers[name] for name in sorted(kept.found.taken())}
     (folder / FOLDER).mkdir(exist_ok=True)
-    writer = ShardWriter(folder / FOLDER, headers, max_bytes, STEM)
-    for name in headers:
-        writer.write(name, kept.checkpoint.read(name))
-    writer.finish()
+    copy_tensors(headers, kept.checkpoint, folder / FOLDER, max_bytes, STEM)
     return kept.said | {"dtype": str(kept.dtype).removeprefix("torch."), "tensors": len(headers)}
 
 

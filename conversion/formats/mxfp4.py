@@ -31,7 +31,8 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
                 shapes = f"{list(blocks.shape)} beside {base + _SCALES!r} of {list(scales.shape)}"
                 raise ConversionError(f"{name!r} is {shapes}: 16 bytes belong to each scale.")
             experts, out, groups, _ = blocks.shape
-            found.tensors[base] = Stored((name, base + _SCALES), (experts, groups * 32, out), decode, encode)
+            shape = (experts, groups * 32, out)
+            found.tensors[base] = Stored((name, base + _SCALES), shape, decode, encode, lambda *some: (some, some))
     for name in headers.keys() - found.taken():
         if name.endswith(_SCALES) and headers[name].dtype == torch.uint8:
             raise ConversionError(f"{name!r} are scales without blocks: the checkpoint is incomplete.")

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import ConversionError
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import Checkpoint, WholeTensors
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,17 @@ class Stored:
     """One tensor of the model: its shape, the stored tensors it is made of, and how.
 
     `decode(dtype, *tensors)` computes in float32 and rounds once, to `dtype`. `encode(weight, *tensors)` stores another
-    weight in the same way, in place of `tensors`; None where that takes more than rounding.
+    weight in the same way, in place of `tensors`; None where that takes more than rounding. `rows(start, stop)` says
+    which rows of each stored tensor make up these rows of the model's (None: the whole tensor), `start` a multiple of
+    `unit`; None where rows are not stored by themselves.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     decode: Callable[..., Tensor]
     encode: Callable[..., tuple[Tensor, ...]] | None = None
+    rows: Callable[[int, int], tuple[tuple[int, int] | None, ...]] | None = None
+    unit: int = 1
 
 
 @dataclass
@@ -37,7 +43,7 @@ class Found:
         return {name for stored in self.tensors.values() for name in stored.names} | self.unused
 
 
-class DecodedCheckpoint:
+class DecodedCheckpoint(WholeTensors):
     """A checkpoint seen as the tensors of its model: what the format found in `dtype`, the rest as it is stored.
 
     `headers` (name -> meta tensor) and `read(name)` as a Checkpoint has them; one tensor is decoded at a time. Raises
@@ -59,6 +65,34 @@ class DecodedCheckpoint:
         if stored is None:
             return self.checkpoint.read(name)
         return stored.decode(self.headers[name].dtype, *(self.checkpoint.read(part) for part in stored.names))
+
+    def place(self, name: str) -> tuple[Path, int] | None:
+        return None if name in self.found.tensors else self.checkpoint.place(name)
+
+    def cut(self, name: str) -> int:
+        stored = self.found.tensors.get(name)
+        if stored is None:
+            return self.checkpoint.cut(name)
+        return 0 if stored.rows is None else stored.unit * prod(stored.shape[1:])
+
+    def read_numbers(self, name: str, start: int, stop: int) -> Tensor:
+        if name not in self.found.tensors:
+            return self.checkpoint.read_numbers(name, start, stop)
+        row = prod(self.headers[name].shape[1:])
+        first = start // row
+        return self.read_rows(name, first, -(-stop // row)).reshape(-1)[start - first * row : stop - first * row]
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        stored = self.found.tensors.get(name)
+        if stored is None:
+            return self.checkpoint.read_rows(name, start, stop)
+        if stored.rows is None or start % stored.unit:
+            return self.read(name)[start:stop]
+        ranges = zip(stored.names, stored.rows(start, stop), strict=True)
+        parts = [
+            self.checkpoint.read(one) if rows is None else self.checkpoint.read_rows(one, *rows) for one, rows in ranges
+        ]
+        return stored.decode(self.headers[name].dtype, *parts)
 
     def in_words(self) -> str:
         """`fp8, 14 tensors`"""

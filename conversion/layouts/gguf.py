@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError, one_line
-from ..files.checkpoint import inside, is_there
+from ..files.checkpoint import WholeTensors, inside, is_there
 from .relaid import to_halves
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -235,7 +235,7 @@ def is_packed(path: Path) -> bool:
     return not Opened(path).plain() <= set(_PLAIN)
 
 
-class GgufCheckpoint:
+class GgufCheckpoint(WholeTensors):
     """`headers` (name -> meta tensor) and `read(name)` by transformers' names, decoded in float32 and rounded once."""
 
     def __init__(self, path: Path, dtype: torch.dtype | None = None):

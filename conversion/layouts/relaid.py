@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError
-from ..files.checkpoint import StoredTensors
+from ..files.checkpoint import StoredTensors, WholeTensors
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Relaid:
     join: Callable[..., Tensor]
 
 
-class RelaidCheckpoint:
+class RelaidCheckpoint(WholeTensors):
     """`headers` (name -> meta tensor) and `read(name)` as a checkpoint of transformers' layout has them."""
 
     def __init__(self, folder: Path, tensors: dict[str, Relaid]):

@@ -498,10 +498,10 @@ def test_a_model_of_another_kind_is_refused_in_words_by_every_family(llama):
 
 
 def test_a_full_disk_leaves_nothing(llama, tmp_path, monkeypatch):
-    def full(self, name, tensor):
+    def full(self, *place):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ShardWriter, "write", full)
+    monkeypatch.setattr(ShardWriter, "copy", full)
     refused(llama[0], tmp_path / "target", "the disk is full")
 
 
@@ -538,7 +538,7 @@ def convert_and_stop(source, target, flag, module, name):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("engine.transfer", "_move"), ("engine.transfer", "copy_companions"), ("files.workspace", "_replace")],
+    [("engine.transfer", "Mover"), ("engine.transfer", "copy_companions"), ("files.workspace", "_replace")],
 )
 def test_killed_at_any_moment_the_target_is_absent_or_complete(module, name, llama, tmp_path):
     source, target = llama[0], tmp_path / "target"
