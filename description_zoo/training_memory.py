@@ -5,6 +5,7 @@ The last is counted, not estimated: a model of fake tensors (torch's FakeTensorM
 and back, and every tensor that lives is added up. Gradients are there from the step before, as where they accumulate.
 """
 
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,10 @@ def fake_model(config: ZooConfig, kept: list[int]) -> "PreTrainedModel":
 def step(model: "PreTrainedModel", context: int, batch: int, checkpointing: bool, live: "LiveBytes") -> None:
     """A forward and a backward of a model, real or fake, `live` watching what is there beside weights and gradients."""
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            # transformers 5.23 has another name for it, which 5.17 does not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     tokens = torch.ones(batch, context, dtype=torch.long)

@@ -24,6 +24,18 @@ def inspect(model: Any, **wanted: Any) -> dict:
     return reported(configured(str(model), folder, raw), **wanted) | stored(folder, raw)
 
 
+def diff(one: str, other: str, context: int | None = None) -> dict:
+    """What two models do not have in common: see `difference` of description_zoo, and `context`, the number of tokens
+    at which caches and operations were counted (None: as many as both can have). Raises UserError, or ValueError with
+    what is wrong."""
+    from description_zoo.difference import difference
+
+    configs = config_of(one), config_of(other)
+    length = context or min(config.max_position_embeddings for config in configs)
+    reports = reported(configs[0], context=length), reported(configs[1], context=length)
+    return {"context": length} | difference(reports, configs)
+
+
 def reported(
     config: "ZooConfig",
     context: int | None = None,

@@ -391,7 +391,7 @@ def test_a_folder_without_tokenizer(zoo, copy):
 
 
 def test_a_defect_of_zoo_is_told_apart(zoo, monkeypatch):
-    monkeypatch.setattr("description_zoo.measure.measure", lambda config: {}["nothing"])
+    monkeypatch.setattr("description_zoo.measure.measure", lambda *_: {}["nothing"])
     code, _, err = zoo("inspect", "gpt2")
     assert code == 1 and "unexpected KeyError" in err and "ZOO_DEBUG=1" in err
     monkeypatch.setenv("ZOO_DEBUG", "1")

@@ -7,6 +7,7 @@ import typer
 
 from conversion.command import convert, run
 
+from .diff import diff
 from .export import export
 from .families import families
 from .flags import flags
@@ -43,7 +44,7 @@ def options(
     pass
 
 
-for command in (convert, export, families, flags, generate, inspect, verify, presets, push, surgery, train):
+for command in (convert, diff, export, families, flags, generate, inspect, verify, presets, push, surgery, train):
     app.command()(command)
 
 
