@@ -12,6 +12,7 @@ from .export import export
 from .families import families
 from .flags import flags
 from .generate import generate
+from .heal import heal
 from .inspect import inspect
 from .presets import presets
 from .push import push
@@ -44,7 +45,22 @@ def options(
     pass
 
 
-for command in (convert, diff, export, families, flags, generate, inspect, verify, presets, push, surgery, train):
+COMMANDS = (
+    convert,
+    diff,
+    export,
+    families,
+    flags,
+    generate,
+    heal,
+    inspect,
+    verify,
+    presets,
+    push,
+    surgery,
+    train,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

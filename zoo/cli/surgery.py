@@ -13,7 +13,7 @@ from .errors import UserError
 from .loading import HUB_HELP
 
 if TYPE_CHECKING:
-    from zoo.surgery.possible import Possible
+    from zoo.surgery.possibilities import Possible
 
 SOURCE_HELP = f"Folder of the model to change, {HUB_HELP}."
 TARGET_HELP = "Folder to write; written completely or not at all. Default: list what can be changed."
@@ -21,6 +21,9 @@ SET_HELP = "What the new model's config is to say; may be given several times. L
 LAYERS_HELP = "Layers to change: 0,2-4, or all (default)."
 CALIBRATE_HELP = "Text (.txt, .jsonl) whose statistics an approximate change is fitted to. Default: random tokens."
 EVALUATE_HELP = "Text to measure perplexity with, before and after; its last rows are never learnt from."
+
+HEAL_HELP = "Text to learn from afterwards what the change lost; `zoo heal TARGET` goes on if it is stopped."
+AT_MOST_HELP = "Write nothing if perplexity (of --evaluate) rises by more than this factor."
 
 
 def surgery(
@@ -31,6 +34,12 @@ def surgery(
     layers: Annotated[str | None, typer.Option(help=LAYERS_HELP)] = None,
     calibrate: Annotated[Path | None, typer.Option(metavar="TEXT", help=CALIBRATE_HELP)] = None,
     evaluate: Annotated[Path | None, typer.Option(metavar="TEXT", help=EVALUATE_HELP)] = None,
+    heal: Annotated[Path | None, typer.Option(metavar="TEXT", help=HEAL_HELP)] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of healing on logits.")] = 150,
+    train: Annotated[str, typer.Option(help="What learns in healing: all, changed, or lora.")] = "all",
+    learning_rate: Annotated[float | None, typer.Option(help="Of healing. Default: follows from the width.")] = None,
+    layerwise: Annotated[int | None, typer.Option(help="Steps on outputs first. Default: about half of these.")] = None,
+    at_most: Annotated[float | None, typer.Option(metavar="FACTOR", help=AT_MOST_HELP)] = None,
     to: Annotated[str | None, typer.Option(metavar="MODEL_TYPE", help="Family to write. Default: zoo.")] = None,
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, such as 500MB or 5GB.")] = "5GB",
@@ -41,7 +50,7 @@ def surgery(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ) -> None:
     """Change the architecture of a trained model: exactly where mathematics allows, else calibrated and measured."""
-    from zoo.surgery import operate, possible
+    from zoo.surgery import Healing, operate, possible
 
     quiet()
     if target is None and not settings:
@@ -49,6 +58,7 @@ def surgery(
         return
     refuse_no_target(target, dry_run)
     options: dict[str, Any] = {"method": method, "layers": layers, "calibrate": calibrate, "evaluate": evaluate}
+    options |= {"heal": heal, "healing": Healing(steps, train, learning_rate, layerwise, seed), "at_most": at_most}
     options |= {"to": to, "dtype": dtype, "max_shard_size": max_shard_size, "seed": seed, "overwrite": overwrite}
     options |= {"dry_run": dry_run, "progress": progress and sys.stderr.isatty()}
     show_report(operate(source, target, values_of(settings), **options), as_json)

@@ -3,6 +3,7 @@
     zoo.surgery.possible(config)                                        what can be changed, and how exactly
     zoo.surgery.operate("llama/", "latent/", {"attention_type": "latent"})
     zoo.surgery.operate("llama/", "small/", {"num_key_value_heads": 2}, calibrate="text.txt", evaluate="text.txt")
+    zoo.surgery.heal("small/", text="text.txt", steps=1000)             # learns what it lost from the model it was
 
 The flags are the language: what is wanted is a config, and `planner.py` finds the operations that lead there. One file
 is one operation, `registry.py` lists them. Importing this package loads no torch; the first use of a name does.
@@ -12,12 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What editors follow.
+    from .healing import Healing, heal
     from .operating import operate
     from .possibilities import possible
     from .report import Report
 
-_HOME = {"operate": "operating", "possible": "possibilities", "Report": "report"}
-__all__ = ["Report", "operate", "possible"]
+_HOME = {
+    "Healing": "healing",
+    "Report": "report",
+    "heal": "healing",
+    "operate": "operating",
+    "possible": "possibilities",
+}
+__all__ = ["Healing", "Report", "heal", "operate", "possible"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,9 @@ from configuration_zoo import ZooConfig
 
 from .calibration import batches
 
+# What is measured with.
+EVALUATION_TOKENS = 3072
+
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, ids: Tensor, progress: bool = False) -> float:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,20 @@ from transformers import PreTrainedModel
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_settings import nested, settings_of, spread
+from conversion.engine.registry import OWN_TYPE
 from conversion.engine.transfer import parse_dtype
 from conversion.errors import one_line
 
 from . import calibration, measurement, planner
+from .healing import Healing, distillation, fill_healed, record
+from .healing import heal as heal_folder
 from .operation import ARITHMETIC, BITS, TOLERANCE, Operation, Request, SurgeryError
 from .report import Done, Report, Stage
-from .tensors import Source, Tensors, build, open_source, operated
-from .texts import Text, random_text, read_text
+from .tensors import InMemory, Source, Tensors, build, open_source, operated
+from .texts import ROW, Text, random_text, read_text
 from .writing import Place, write_folder
 
-CALIBRATION_TOKENS, EVALUATION_TOKENS, ROW = 6144, 3072, 512
+CALIBRATION_TOKENS = 6144
 VERIFIED_TOKENS = 48
 
 
@@ -52,6 +55,9 @@ def operate(
     layers: Sequence[int] | str | None = None,
     calibrate: str | Path | Sequence[str] | Tensor | None = None,
     evaluate: str | Path | Sequence[str] | Tensor | None = None,
+    heal: str | Path | Sequence[str] | Tensor | None = None,
+    healing: Healing | None = None,
+    at_most: float | None = None,
     dtype: str | torch.dtype | None = None,
     to: str | None = None,
     max_shard_size: int | str = "5GB",
@@ -65,7 +71,9 @@ def operate(
     Without a target the new model is `report.model`; with `to` the target is written as that family. `layers` limits an
     operation to some layers; `method` chooses between ways of the same change. `calibrate` and `evaluate` are texts: a
     file, a list, or tokens `[n, T]`; the last rows of a text are measured with, and never learnt from. Exact operations
-    are verified on a short input first.
+    are verified on a short input first. `heal` is a text to learn from afterwards, as `healing` says; in a folder
+    `zoo.surgery.heal` goes on where it is stopped. With `at_most` nothing is written if perplexity rises by more
+    than that factor.
 
     Either `target` is complete afterwards, or SurgeryError says in one sentence what is wrong and nothing changed.
     """
@@ -73,19 +81,27 @@ def operate(
     state = State(opened, opened.config, opened.tensors, seed=seed, progress=progress)
     fields = spread(dict(wanted or {}), settings_of(ZooConfig))
     planner.refuse_unknown(fields)
-    text = None if calibrate is None else read_text(calibrate, opened.folder, opened.config, ROW)
+    text = None if calibrate is None else read_text(calibrate, opened.folder, opened.config)
     perform(state, fields, method, planner.parse_layers(layers), text)
     report = Report(opened.name, None, state.done, stage(opened.config), stage(state.config), warnings=state.warnings)
+    report.changed = state.changed
     report.dtype = str(opened.config.dtype or torch.float32).removeprefix("torch.")
     if dry_run:
         return report
-    if evaluate is not None:
-        measure(report, opened, state, read_text(evaluate, opened.folder, opened.config, ROW))
+    texts = Texts(opened, heal if evaluate is None else evaluate, heal)
+    measure(report, opened, state, texts.measured)
+    in_folder = None not in (heal, target, opened.folder) and to in (None, OWN_TYPE) and at_most is None
+    if heal is not None and not in_folder:
+        heal_in_memory(report, opened, state, texts, healing or Healing(seed=seed))
+    refuse_worse(report, at_most)
     if target is None:
         state.config.surgery = report.record()
         report.model = state.model()
         return report
-    return write_folder(Place(Path(target), max_shard_size, overwrite, to), state, report)
+    report = write_folder(Place(Path(target), max_shard_size, overwrite, to), state, report)
+    return (
+        heal_written(report, source, heal, evaluate, healing or Healing(seed=seed), progress) if in_folder else report
+    )
 
 
 def perform(state: State, fields: dict[str, Any], method: str | None, layers: Any, text: Text | None) -> None:
@@ -179,11 +195,56 @@ def stage(config: ZooConfig) -> Stage:
     return Stage(**measurement.sizes(config))
 
 
-def measure(report: Report, opened: Source, state: State, text: Text) -> None:
+class Texts:
+    """What is measured and healed with, each None where nothing is said."""
+
+    def __init__(self, opened: Source, measured: Any, healed: Any):
+        read = [None if text is None else read_text(text, opened.folder, opened.config) for text in (measured, healed)]
+        self.measured, self.healed = read
+
+
+def measure(report: Report, opened: Source, state: State, text: Text | None) -> None:
     """Perplexity before and after, and the divergence between."""
-    rows = text.to_measure(EVALUATION_TOKENS)
+    if text is None:
+        return
+    rows = text.to_measure(measurement.EVALUATION_TOKENS)
     report.evaluation = {"text": text.name, "sha256": text.sha256, "tokens": rows.numel()}
     before, after = build(opened.config, opened.tensors), state.model()
     report.before.perplexity = measurement.perplexity(before, rows, state.progress)
     report.after.perplexity = measurement.perplexity(after, rows, state.progress)
     report.after.divergence = measurement.divergence(before, after, rows)
+
+
+def heal_in_memory(report: Report, opened: Source, state: State, texts: Texts, how: Healing) -> None:
+    """The tensors under way become healed ones."""
+    teacher = build(opened.config, opened.tensors, torch.float32)
+    loop = distillation(teacher, state.model(), texts.healed, state.changed, how)
+    loop.run(show=state.progress)
+    headers = state.tensors.headers
+    state.tensors = InMemory({name: loop.progress.weights[name].to("cpu", headers[name].dtype) for name in headers})
+    report.healing.append(record(opened.name, texts.healed, loop))
+    fill_healed(report, loop, texts.measured, state.progress)
+
+
+def heal_written(report: Report, source: Any, text: Any, evaluate: Any, how: Healing, progress: bool) -> Report:
+    """The same in the folder that was written."""
+    teacher = Path(source).absolute() if Path(source).exists() else source
+    options = {"steps": how.steps, "train": how.train, "learning_rate": how.learning_rate, "seed": how.seed}
+    healed = heal_folder(
+        report.target, teacher, text, layerwise=how.layerwise, evaluate=evaluate, progress=progress, **options
+    )
+    return replace(healed, files=report.files, warnings=report.warnings)
+
+
+def refuse_worse(report: Report, at_most: float | None) -> None:
+    """Raises SurgeryError where perplexity has risen by more than a factor, or was not measured."""
+    if at_most is None:
+        return
+    if report.evaluation is None:
+        raise SurgeryError("at_most compares perplexities: give a text to evaluate with.")
+    after = (report.healed or report.after).perplexity
+    if not after <= at_most * report.before.perplexity:
+        raise SurgeryError(
+            f"perplexity rose from {report.before.perplexity:.3f} to {after:.3f}, more than {at_most:g} times: nothing "
+            "was written."
+        )

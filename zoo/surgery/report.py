@@ -40,8 +40,9 @@ class Report:
     before: Stage
     after: Stage
     healed: Stage | None = None
-    healing: dict[str, Any] | None = None
+    healing: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
+    changed: list[str] = field(default_factory=list)  # "3.mixer": what healing fits to the source's outputs
     files: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     dtype: str = "float32"
@@ -57,10 +58,20 @@ class Report:
         return {
             "source": self.source,
             "operations": [asdict(done) for done in self.operations],
+            "changed": self.changed,
             "healing": self.healing,
             "evaluation": self.evaluation,
+            "dtype": self.dtype,
             **{name: asdict(stage) for name, stage in stages.items() if stage is not None},
         }
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> "Report":
+        """The inverse of `record`, as far as a config says it."""
+        stages = {name: Stage(**record[name]) for name in ("before", "after", "healed") if record.get(name)}
+        operations = [Done(**done) for done in record["operations"]]
+        kept = {name: record[name] for name in ("changed", "healing", "evaluation", "dtype")}
+        return cls(record["source"], None, operations, **stages, **kept)
 
     def lines(self) -> list[str]:
         """The table that is printed."""
@@ -76,7 +87,7 @@ class Report:
             rows.append(("KL to the source, nats", *(_number(stage.divergence) for stage in stages)))
         width = max(len(row[0]) for row in rows)
         table = [row[0].ljust(width) + "".join(cell.rjust(14) for cell in row[1:]) for row in rows]
-        return [*(self._line(done) for done in self.operations), *table]
+        return [*(self._line(done) for done in self.operations), *map(healing_line, self.healing), *table]
 
     def _line(self, done: Done) -> str:
         from .planner import ranges
@@ -88,6 +99,15 @@ class Report:
         if done.largest_difference is not None:
             text += f", largest difference of logits {done.largest_difference:.1e}"
         return text
+
+
+def healing_line(healing: dict[str, Any]) -> str:
+    """ "healed 80 steps on outputs, 150 on logits (all) with 1,024 tokens of text.txt"."""
+    stages = ", ".join(
+        f"{stage['steps']:,} steps on {stage['loss']} ({stage['train']}, rate {stage['learning_rate']:.1e})"
+        for stage in healing["stages"]
+    )
+    return f"healed by {stages} with {healing['tokens']:,} tokens of {healing['text']}"
 
 
 def self_without_model(report: Report) -> Report:

@@ -45,16 +45,21 @@ class Planned:
         return self._held.pop(name)
 
 
-class OfModel:
-    """The tensors of a model in memory."""
+class InMemory:
+    """Tensors of a model in memory, read as copies: a new model that is trained must leave the old one alone."""
 
-    def __init__(self, model: PreTrainedModel, config: ZooConfig):
-        tied = expected_tensors(config).tied
-        self._tensors = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
-        self.headers = {name: torch.empty_like(tensor, device="meta") for name, tensor in self._tensors.items()}
+    def __init__(self, tensors: dict[str, Tensor]):
+        self._tensors = tensors
+        self.headers = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return self._tensors[name].clone()
+
+
+def of_model(model: PreTrainedModel, config: ZooConfig) -> InMemory:
+    """The tensors of a model."""
+    tied = expected_tensors(config).tied
+    return InMemory({name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied})
 
 
 class Source:
@@ -97,7 +102,7 @@ def _open_model(model: PreTrainedModel) -> Source:
         raise SurgeryError("the model has quantised weights: dequantise them first.")
     config = import_config(model.config.to_dict())
     config.dtype = model.dtype
-    return Source("a model in memory", _causal(config), OfModel(model, config), None)
+    return Source("a model in memory", _causal(config), of_model(model, config), None)
 
 
 def _refuse_adapter(folder: Path) -> None:

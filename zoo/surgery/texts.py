@@ -17,6 +17,8 @@ from .operation import SurgeryError
 END_OF_TEXT = "<|endoftext|>"
 # The last eighth of a text, at most so many rows, is read for measuring alone.
 HELD_OUT, HELD_OUT_SHARE = 32, 8
+# Tokens of a row.
+ROW = 512
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Text:
         return kept[: max(1, -(-tokens // kept.shape[1]))]
 
 
-def read_text(text: "str | Path | Sequence[str] | Tensor", folder: Path | None, config: ZooConfig, length: int) -> Text:
+def read_text(
+    text: "str | Path | Sequence[str] | Tensor", folder: Path | None, config: ZooConfig, length: int = ROW
+) -> Text:
     """A file (.txt, documents separated by lines of <|endoftext|>; .jsonl, by its "text"), a list of texts, or tokens
     `[n, T]`, as rows of `length`. Raises SurgeryError for a text without a whole row or outside the vocabulary."""
     length = min(length, config.max_position_embeddings)
