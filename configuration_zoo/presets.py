@@ -63,6 +63,30 @@ T5 = {
     "vocab_size": 32128,
     "max_position_embeddings": 512,
 }
+# Before version 1.1: plain, and the table is the head too.
+T5_2020 = {
+    "gated_mlp": False,
+    "hidden_act": "relu",
+    "tie_word_embeddings": True,
+    "logits_scaling": 1024**0.5,
+}
+BLOOM = {
+    **GPT,
+    "position_embedding_type": "alibi",
+    "hidden_act": "gelu_pytorch_tanh",
+    "embedding_norm": True,
+    "vocab_size": 250880,
+    "max_position_embeddings": 2048,
+}
+MISTRAL = {"sliding_window": 4096, "max_position_embeddings": 8192}
+QWEN = {**LLAMA, "norm_eps": 1e-6, "attention_bias": True, "vocab_size": 152064}
+YI = {
+    **LLAMA,
+    "vocab_size": 64000,
+    "max_position_embeddings": 4096,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0},
+}
+DEEPSEEK = {"norm_eps": 1e-6, "vocab_size": 102400, "max_position_embeddings": 4096}
 
 
 @dataclass(frozen=True)
@@ -132,6 +156,22 @@ PRESETS = {
         {**T5, **sizes(24, 2048, 32, intermediate_size=5120)},
         note="The decoder stack alone, without cross-attention; the published 3B count encoder and decoder.",
     ),
+    "t5-v1.1-xxl-decoder": Preset(
+        "Raffel et al. 2020, T5, §2.1; Shazeer 2020, GLU Variants; sizes of the T5 v1.1 release",
+        {**T5, **sizes(24, 4096, 64, intermediate_size=10240)},
+        note="The decoder stack alone, as above; the published 11B count encoder and decoder.",
+    ),
+    "t5-11b-decoder": Preset(
+        "Raffel et al. 2020, T5, §2.1 and §3.7; sizes of the 11B release",
+        {**T5, **T5_2020, **sizes(24, 1024, 128, head_dim=128, intermediate_size=65536)},
+        note="The decoder stack alone, as above; the published 11B count encoder and decoder.",
+    ),
+    "opt-175b": Preset(
+        "Zhang et al. 2022, OPT, table 1",
+        {**GPT, **sizes(96, 12288, 96), "hidden_act": "relu", "vocab_size": 50272, "max_position_embeddings": 2048},
+        175e9,
+    ),
+    "bloom-176b": Preset("BigScience 2022, BLOOM, tables 3 and 5", {**BLOOM, **sizes(70, 14336, 112)}, 176.2e9),
     "gopher-280b": Preset(
         "Rae et al. 2021, Scaling Language Models, table 1 and §3.1", {**GOPHER, **sizes(80, 16384, 128)}, 280e9
     ),
@@ -166,6 +206,31 @@ PRESETS = {
     "llama-13b": Preset(TOUVRON, {**LLAMA, **sizes(40, 5120, 40, intermediate_size=13824)}, 13.0e9),
     "llama-33b": Preset(TOUVRON, {**LLAMA, **sizes(60, 6656, 52, intermediate_size=17920)}, 32.5e9),
     "llama-65b": Preset(TOUVRON, {**LLAMA, **sizes(80, 8192, 64, intermediate_size=22016)}, 65.2e9),
+    "llama2-70b": Preset(
+        "Touvron et al. 2023, Llama 2, table 1; inner width of the release",
+        {**LLAMA, **sizes(80, 8192, 64, num_key_value_heads=8, intermediate_size=28672)},
+        69e9,
+    ),
+    "mistral-7b": Preset(
+        "Jiang et al. 2023, Mistral 7B, table 1",
+        {**LLAMA, **sizes(32, 4096, 32, num_key_value_heads=8, intermediate_size=14336), **MISTRAL},
+        7.24e9,
+    ),
+    "qwen-14b": Preset(
+        "Bai et al. 2023, Qwen, table 1; widths of the release",
+        {**QWEN, **sizes(40, 5120, 40, intermediate_size=13696)},
+        14.2e9,
+    ),
+    "yi-34b": Preset(
+        "01.AI 2024, Yi, table 1; inner width of the release",
+        {**YI, **sizes(60, 7168, 56, num_key_value_heads=8, intermediate_size=20480)},
+        34.4e9,
+    ),
+    "deepseek-67b": Preset(
+        "DeepSeek-AI 2024, DeepSeek LLM, table 2; inner width of the release",
+        {**LLAMA, **sizes(95, 8192, 64, num_key_value_heads=8, intermediate_size=22016), **DEEPSEEK},
+        67.4e9,
+    ),
     "llama3-8b": Preset(GRATTAFIORI, {**LLAMA3, **sizes(32, 4096, 32, intermediate_size=14336)}, 8.03e9),
     "llama3-70b": Preset(GRATTAFIORI, {**LLAMA3, **sizes(80, 8192, 64, intermediate_size=28672)}, 70.6e9),
     "llama3-405b": Preset(GRATTAFIORI, {**LLAMA3, **sizes(126, 16384, 128, intermediate_size=53248)}, 405e9),
