@@ -1117,6 +1117,8 @@ class ZooConfig(PreTrainedConfig):
         """Ids the router chooses among: the experts and the zero experts after them."""
     def mtp_layer_config(self) -> PreTrainedConfig:
         """The config of one prediction layer, as of a model that has no other layer."""
+    def warn_of_training(self) -> None:
+        """Says what would go wrong in training without a word; a converted model learns by the losses of its own."""
     def outside_layers(self) -> PreTrainedConfig:
         """The config as the parts of a model outside its layers read it: nothing differs."""
     @property

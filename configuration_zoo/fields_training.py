@@ -7,6 +7,7 @@ from transformers.utils import logging
 from .field_kinds import choice, flag, length, non_negative, positive, settings, spreads
 from .field_needs import UnreadField
 from .fields_checks import for_each_layer
+from .vocabulary import INDEXED
 
 logger = logging.get_logger(__name__)
 
@@ -100,10 +101,20 @@ class TrainingFields:
                 setattr(self, field, 0.0)
         if self.initializer["type"] == "auto":
             self._resolve_start()
-        if "sparse" in self.mlp_layer_types and not self._balances_experts() and self.source_config is None:
+
+    def warn_of_training(self) -> None:
+        """Says what would go wrong in training without a word; a converted model learns by the losses of its own."""
+        if self.source_config is not None:
+            return
+        if "sparse" in self.mlp_layer_types and not self._balances_experts():
             logger.warning_once(
                 "num_experts: nothing keeps the experts in balance while this model learns. Set router_aux_loss_coef "
-                "(0.01 is usual) or use_score_correction_bias=True."
+                "(0.01 is usual) or use_score_correction_bias=True, which zoo.training.ExpertBalance moves."
+            )
+        if INDEXED in self.layer_types and not self.indexer_loss_coef:
+            logger.warning_once(
+                "indexer_loss_coef: no loss teaches the indexer while this model learns, so that it chooses keys as it "
+                "does at the start. Set indexer_loss_coef (1.0 is usual), and indexer.warmup=True while it is new."
             )
 
     def _resolve_start(self) -> None:

@@ -150,6 +150,15 @@ def test_experts_without_balance_are_pointed_out():
         assert handler.sentences == []
         ZooConfig(**SIZES, **experts)
         assert len(handler.sentences) == 1 and "router_aux_loss_coef" in handler.sentences[0]
+        # Nor is a config that is written taken for what it is written with.
+        type(logger).warning_once.cache_clear()
+        ZooConfig(**SIZES, **experts, router_aux_loss_coef=0.01).to_diff_dict()
+        assert len(handler.sentences) == 1
+        indexed = {"attention_type": "latent", "layer_types": ["indexed_attention"] * 2, "index_topk": 4}
+        ZooConfig(**SIZES, **indexed, indexer_loss_coef=0.1)
+        assert len(handler.sentences) == 1
+        ZooConfig(**SIZES, **indexed)
+        assert len(handler.sentences) == 2 and "indexer.warmup=True" in handler.sentences[1]
     finally:
         logger.removeHandler(handler)
 

@@ -50,7 +50,7 @@ class OptimizerRecipe:
     muon_learning_rate: float | None = None  # None: training.learning_rate
     mup_base_width: int | None = None  # the hidden_size that the learning rate was chosen at; None: no muP
     decay_share: float = 0.2  # of the steps, over which warm-up-stable-decay goes down
-    balance_rate: float = 1e-3  # by which the correction bias of experts moves a step
+    balance_rate: float = 5e-3  # by which the correction bias of experts moves a step; 1e-3 for weeks of training
 
 
 @dataclass(kw_only=True)

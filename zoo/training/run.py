@@ -159,7 +159,8 @@ def make_config(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> "ZooCon
         return ZooConfig.preset(preset, **(known | said))
     known["initializer"] = {"type": "auto"}
     if said.get("num_experts") and not {"router_aux_loss_coef", "use_score_correction_bias"} & said.keys():
-        known["router_aux_loss_coef"] = 0.01
+        picks = said.get("scoring_func") == "sparsemixer"
+        known |= {"router_aux_loss_coef": 0.01} if picks else {"use_score_correction_bias": True}
     config = ZooConfig(**(known | said))
     if recipe.optimizer.mup_base_width is not None:
         from .widths import mup_config
