@@ -1,6 +1,6 @@
 """Statistics of what modules read, over the rows of a text: second moments, never the states themselves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,7 @@ from .operation import Need, Statistics, SurgeryError
 
 # Tokens of a forward.
 BATCH_TOKENS = 2048
+Place = tuple[int, str]
 
 
 def batches(ids: Tensor, tokens: int = BATCH_TOKENS) -> Iterator[Tensor]:
@@ -23,10 +24,10 @@ def batches(ids: Tensor, tokens: int = BATCH_TOKENS) -> Iterator[Tensor]:
 def collect(
     model: PreTrainedModel, needs: Sequence[Need], layers: Sequence[int], ids: Tensor, progress: bool = False
 ) -> Statistics:
-    """{(layer, module): E[x xᵀ]} over all tokens, in float64, x with a last channel that is one. Raises SurgeryError
-    where the states are no finite numbers."""
-    sums: Statistics = {}
-    with recorded(model, {(layer, need.module) for need in needs for layer in layers}, sums):
+    """{(layer, module): E[z zᵀ]} over all tokens, in float64, of the z that `Need` says. Raises SurgeryError where the
+    states are no finite numbers."""
+    places = {(layer, need.module): need.kind for need in needs for layer in layers}
+    with recorded(model, places) as sums:
         for rows in tqdm(list(batches(ids)), desc="Calibrating", disable=not progress):
             model.model(rows.to(model.device), use_cache=False)
     for (layer, module), total in sums.items():
@@ -37,24 +38,49 @@ def collect(
 
 
 @contextmanager
-def recorded(model: PreTrainedModel, places: set[tuple[int, str]], sums: Statistics) -> Iterator[None]:
-    """While it is open, every forward adds to `sums` what is read at `places`."""
-
-    def adding(place):
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            states = (args[0] if args else kwargs["hidden_states"]).flatten(0, -2).double()
-            states = torch.cat((states, states.new_ones(states.shape[0], 1)), 1)
-            product = states.T @ states
-            sums[place] = sums[place] + product if place in sums else product
-
-        return hook
-
-    handles = []
+def recorded(model: PreTrainedModel, places: Mapping[Place, str]) -> Iterator[Statistics]:
+    """While it is open, every forward adds to the sums what is read at `places`, of the kind said there."""
+    recorder = Recorder()
     try:
-        for layer, name in sorted(places):
-            module = model.model.layers[layer].get_submodule(name)
-            handles.append(module.register_forward_pre_hook(adding((layer, name)), with_kwargs=True))
-        yield
+        for place, kind in sorted(places.items()):
+            recorder.watch(place, model.model.layers[place[0]].get_submodule(place[1]), kind)
+        yield recorder.sums
     finally:
-        for handle in handles:
+        recorder.remove()
+
+
+class Recorder:
+    """Hooks on modules, and the sums of z zᵀ of what they read."""
+
+    def __init__(self):
+        self.sums: Statistics = {}
+        self._handles: list = []
+        self._inputs: dict[Place, Tensor] = {}
+
+    def watch(self, place: Place, module: nn.Module, kind: str) -> None:
+        """Sums of (x, 1), or where MLPs are watched firing of (x, 1, |h|)."""
+        if kind == "moment":
+            self.hook(module, lambda x: self.add(place, x, torch.ones_like(x[..., :1])))
+        else:
+            self.hook(module, lambda x: self._inputs.update({place: x}))
+            self.hook(
+                module.down_proj,
+                lambda h: self.add(place, self._inputs.pop(place), torch.ones_like(h[..., :1]), h.abs()),
+            )
+
+    def hook(self, module: nn.Module, reads: Callable[[Tensor], None]) -> None:
+        """`reads` is called with what the module is given."""
+
+        def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            reads(args[0] if args else kwargs["hidden_states"])
+
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+
+    def add(self, place: Place, *states: Tensor) -> None:
+        joined = torch.cat([one.flatten(0, -2).double() for one in states], 1)
+        product = joined.T @ joined
+        self.sums[place] = self.sums[place] + product if place in self.sums else product
+
+    def remove(self) -> None:
+        for handle in self._handles:
             handle.remove()

@@ -51,7 +51,8 @@ class Request:
 @dataclass(frozen=True)
 class Need:
     """A statistic of a calibration: `kind` "moment" is E[x xᵀ] `[D + 1, D + 1]` of what the module reads, with a last
-    channel that is one (so that means are in it); "heads" what each head of it puts out."""
+    channel that is one (so that means are in it); "firing" that of (x, 1, |h|), x what an MLP reads and h what its
+    output projection does."""
 
     module: str
     kind: str = "moment"
