@@ -621,7 +621,7 @@ class ZooConfig(PreTrainedConfig):
     norm_unit_offset: bool
     """The stored weight is an offset from one: y = x̂ · (1 + w). Source: Gemma, arXiv 2403.08295; Nemotron-4, arXiv
     2402.16819."""
-    block_type: Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]]
+    block_type: Literal["pre_norm", "sub_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "sub_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]]
     """Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
     Source: Xiong et al. 2020, arXiv 2002.04745; Wang & Komatsuzaki 2021 (parallel)."""
     residual_multiplier: float | int
@@ -843,7 +843,7 @@ class ZooConfig(PreTrainedConfig):
         norm_elementwise_affine: bool = True,
         norm_bias: bool | None = None,
         norm_unit_offset: bool = False,
-        block_type: Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]] | str = 'pre_norm',
+        block_type: Literal["pre_norm", "sub_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "sub_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]] | str = 'pre_norm',
         residual_multiplier: float | int = 1.0,
         residual_factors: ResidualFactors | None = None,
         embedding_norm: bool = False,

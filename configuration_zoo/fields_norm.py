@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .field_kinds import Choice, choice, factor, flag, per_layer, positive, settings
 from .fields_checks import for_each_layer, refuse_unless
-from .vocabulary import BLOCK_TYPES, NORM_TYPES, NORMS_WITH_BIAS, RECURRENT_LAYERS, WEIGHTED_BLOCKS
+from .vocabulary import BLOCK_TYPES, NORM_TYPES, NORMS_WITH_BIAS, RECURRENT_LAYERS, SOFTMAX_LAYERS, WEIGHTED_BLOCKS
 
 SOFTMAX_FACTORS = ("residual_factors.full_attn_alpha", "residual_factors.full_attn_beta")
 RECURRENT_FACTORS = ("residual_factors.linear_attn_alpha", "residual_factors.linear_attn_beta")
@@ -105,6 +105,7 @@ class NormFields:
     @for_each_layer
     def validate_norm(self) -> None:
         self._validate_shortcut()
+        self._validate_sub_norm()
         if self.norm_bias and not (self.norm_type in NORMS_WITH_BIAS and self.norm_elementwise_affine):
             raise ValueError(
                 f"norm_bias=True needs a norm_type of {list(NORMS_WITH_BIAS)} and norm_elementwise_affine=True, "
@@ -129,6 +130,16 @@ class NormFields:
         mixer = RECURRENT_FACTORS if self.layer_types[layer_idx] in RECURRENT_LAYERS else SOFTMAX_FACTORS
         values = [[getattr(self, name) for name in names] for names in (mixer, MLP_FACTORS)]
         return tuple(tuple(1 if value is None else value for value in pair) for pair in values)
+
+    def _validate_sub_norm(self):
+        for index, block in enumerate(self.block_types):
+            word, mlp = self.layer_types[index], self.mlp_layer_types[index]
+            if block == "sub_norm" and (word not in SOFTMAX_LAYERS or mlp != "dense"):
+                raise ValueError(
+                    f"block_type 'sub_norm' of layer {index} has a norm inside softmax attention and inside a dense "
+                    f"MLP, so layer_types[{index}] is one of {list(SOFTMAX_LAYERS)} and mlp_layer_types[{index}] "
+                    f"'dense', got {word!r} and {mlp!r}."
+                )
 
     def _validate_shortcut(self):
         if "shortcut" not in self.block_types:

@@ -93,6 +93,7 @@ VALUE_WORDS = {
     "postnorm": (called("post_norm"),),
     "post_ln": (called("post_norm"),),
     "sandwich": (called("sandwich_norm"),),
+    "sub_ln": (called("sub_norm"),),
     "peri_ln": (called("sandwich_norm"),),
     "parallel_residual": (called("parallel"),),
     "mhc": (called("hyper_connection"),),

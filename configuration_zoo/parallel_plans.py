@@ -10,8 +10,8 @@ from .vocabulary import POSITION_BIASES
 
 COLWISE, ROWWISE = "colwise", "rowwise"
 PREFIX = "layers.*.self_attn."
-# Blocks that have no MLP, or one that other layers use as well and that is whole on every rank.
-WITHOUT_OWN_MLP = ("mixer_only", "shared_block")
+# Blocks without an MLP that can be split: that other layers use as well, or with a norm over all its inner channels.
+WITHOUT_SPLIT_MLP = ("mixer_only", "shared_block", "sub_norm")
 
 
 def grouped_query_plan(config: PreTrainedConfig) -> dict[str, str]:
@@ -55,7 +55,8 @@ HEAD_PLANS = {("grouped_query", "shared_key_value"): grouped_query_plan, ("laten
 def attention_plan(config: PreTrainedConfig) -> dict[str, str]:
     """Heads split over ranks, in the layers that have attention; nothing where one of them needs all heads."""
     mixers = {name for name in config.attention_mixers if name is not None}
-    if not mixers or config.position_embedding_type in POSITION_BIASES:
+    # A norm inside sees all heads.
+    if not mixers or config.position_embedding_type in POSITION_BIASES or "sub_norm" in config.block_types:
         return {}
     plan = next((plan for names, plan in HEAD_PLANS.items() if mixers <= set(names)), None)
     layers = zip(config.attention_mixers, config.per_layer_config, strict=True)
@@ -96,7 +97,7 @@ class ParallelPlans:
         plan = {"embed_tokens": "embedding_rowwise"} | attention_plan(self)
         layers = {"dense": [], "sparse": []}
         for kind, block, layer in zip(self.mlp_layer_types, self.block_types, self.per_layer_config, strict=True):
-            if block not in WITHOUT_OWN_MLP:
+            if block not in WITHOUT_SPLIT_MLP:
                 layers[kind].append(layer)
         for layer in layers["dense"]:
             plan |= mlp_plan("layers.*.mlp.", layer.gated_mlp)

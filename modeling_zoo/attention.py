@@ -19,7 +19,7 @@ from configuration_zoo import ZooConfig
 
 from .attention_gates import make_output_gate, query_gate_width
 from .mixer import TokenMixer
-from .norms import RMSNorm, make_qk_norm
+from .norms import RMSNorm, make_qk_norm, make_sub_norm
 from .ops_attention import attention
 from .ops_attention_bands import AttentionMask
 from .ops_rotary import apply_rotary
@@ -68,6 +68,8 @@ class SoftmaxAttention(TokenMixer):
         if self.has_sinks:
             self.sinks = nn.Parameter(torch.empty(config.num_attention_heads))
         self.output_gate = make_output_gate(config)
+        width = config.num_attention_heads * config.value_width
+        self.sub_norm = make_sub_norm(config, layer_idx, width)
 
     def initialize(self, std: float) -> None:
         if self.has_sinks:
@@ -86,10 +88,11 @@ class SoftmaxAttention(TokenMixer):
         return attention(self, query, key, value, attention_mask, **kwargs)
 
     def output(self, attn_output: torch.Tensor, hidden_states: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-        """Gate and output projection, `[B, T, H, v]` → `[B, T, D]`."""
+        """Gate, norm and output projection, `[B, T, H, v]` → `[B, T, D]`."""
         if self.output_gate is not None:
             attn_output = self.output_gate(attn_output, hidden_states, gate)
-        return self.o_proj(attn_output.flatten(-2).contiguous())
+        attn_output = attn_output.flatten(-2).contiguous()
+        return self.o_proj(attn_output if self.sub_norm is None else self.sub_norm(attn_output))
 
 
 class GroupedQueryAttention(SoftmaxAttention):

@@ -27,6 +27,11 @@ from .ops_cross_layer import SharedKeyValues, Shortcuts
 from .registry import MLPS
 
 
+class SubNormLayer(ZooDecoderLayer):
+    """x + W_o norm(attention(norm(x))), then x + W_down norm(inner(norm(x))): a norm also in front of the projection
+    that writes to the residual stream, `sub_norm` of attention and of MLP (Sub-LN, Wang et al. 2022; BitNet)."""
+
+
 class OutputNormLayer(ZooDecoderLayer):
     """x + norm(mixer(x)), then x + norm(mlp(x)) (OLMo 2, EXAONE 4)."""
 
@@ -241,6 +246,7 @@ class HyperConnectionLayer(ZooDecoderLayer):
 
 BLOCKS = {
     "pre_norm": ZooDecoderLayer,
+    "sub_norm": SubNormLayer,
     "output_norm": OutputNormLayer,
     "sandwich_norm": SandwichNormLayer,
     "scaled_sandwich_norm": ScaledSandwichLayer,

@@ -7,6 +7,8 @@ from transformers.activations import ACT2FN
 
 from configuration_zoo import ZooConfig
 
+from .norms import make_sub_norm
+
 
 class XIELU(nn.Module):
     """x > 0: a⁺x² + βx; else a⁻(eˣ - 1 - x) + βx, with learned a⁺, a⁻ per layer (Huang & Schlag 2024; Apertus).
@@ -66,9 +68,11 @@ class PlainMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = make_activation(config)
+        self.sub_norm = make_sub_norm(config, layer_idx, inner)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.up_proj(x)))
+        inner = self.act_fn(self.up_proj(x))
+        return self.down_proj(inner if self.sub_norm is None else self.sub_norm(inner))
 
 
 class GatedMLP(nn.Module):
@@ -82,13 +86,16 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = make_activation(config)
         self.multipliers = config.mup_multipliers["mlp"]
+        self.sub_norm = make_sub_norm(config, layer_idx, inner)
 
     def combine(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """`[..., I]` twice → `[..., D]`."""
         if self.multipliers is None:
-            return self.down_proj(self.act_fn(gate) * up)
+            inner = self.act_fn(gate) * up
+            return self.down_proj(inner if self.sub_norm is None else self.sub_norm(inner))
         of_gate, of_output = self.multipliers
-        return self.down_proj(self.act_fn(gate * of_gate) * up) * of_output
+        inner = self.act_fn(gate * of_gate) * up
+        return self.down_proj(inner if self.sub_norm is None else self.sub_norm(inner)) * of_output
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.combine(self.gate_proj(x), self.up_proj(x))

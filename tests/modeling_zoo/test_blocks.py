@@ -57,7 +57,7 @@ def slow_block(name, x, f, g, norms, m):
     """The stream after a layer of mixer f and MLP g; norms by slot, m on every branch."""
     a, ao, b, bo = (norms[slot] for slot in ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm"))
     # Without experts in it, what a shortcut leads around is a plain layer.
-    if name in ("pre_norm", "shortcut"):
+    if name in ("pre_norm", "sub_norm", "shortcut"):
         y = x + m * f(a(x))
         return y + m * g(b(y))
     if name == "output_norm":
@@ -196,6 +196,33 @@ def test_experts_of_a_shortcut_join_after_the_next_layer(multiplier):
 
 def test_every_name_of_the_config_has_a_class_and_the_other_way_round():
     assert set(BLOCK_TYPES) == set(BLOCKS)
+
+
+def test_a_norm_stands_in_front_of_each_last_projection():
+    layer = make(block_type="sub_norm", attn_output_gate="headwise", norm_type="layer_norm").layers[0]
+    for part, projection in ((layer.self_attn, layer.self_attn.o_proj), (layer.mlp, layer.mlp.down_proj)):
+        found = []
+        part.sub_norm.register_forward_hook(lambda module, given, output, found=found: found.append((given[0], output)))
+        projection.register_forward_pre_hook(lambda module, given, found=found: found.append(given[0]))
+        halves(layer)[part is layer.mlp](torch.randn(2, 7, 20))
+        (given, normed), projected = found
+        expected = torch.nn.functional.layer_norm(
+            given, given.shape[-1:], part.sub_norm.weight, part.sub_norm.bias, 1e-6
+        )
+        assert projected is normed and torch.allclose(normed, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layer_types": ["linear_attention"] * 2, "linear_attention_type": "gated_delta_net"},
+        {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+    ],
+    ids=str,
+)
+def test_a_norm_inside_needs_attention_and_a_dense_mlp(fields):
+    with pytest.raises(StrictDataclassError, match="block_type 'sub_norm' of layer 0 has a norm inside"):
+        ZooConfig(**SIZES, block_type="sub_norm", **fields)
 
 
 @pytest.mark.parametrize("order", ["residual_first", "branches_first"])

@@ -74,6 +74,7 @@ ROWS = {
         {},
         {"block_type": "post_norm"},
         {"block_type": "output_norm", "residual_multiplier": 0.7},
+        {"block_type": "sub_norm"},
         {"block_type": "sandwich_norm"},
         {"block_type": "scaled_sandwich_norm", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
          "mlp_layer_types": ["dense", "sparse", "sparse"]},
