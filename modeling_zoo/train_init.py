@@ -90,7 +90,7 @@ def embedding_std(config: ZooConfig, module: nn.Embedding) -> float:
         return config.initializer["embedding_range"]
     if config.initializer["type"] != "auto":
         return config.initializer_range
-    return residual_rms(config) / getattr(module, "scale", config.embedding_multiplier)
+    return residual_rms(config) / abs(getattr(module, "scale", config.embedding_multiplier))
 
 
 def head_factor(model: nn.Module, module: nn.Module) -> float:
@@ -108,7 +108,7 @@ def last_norm_weight(config: ZooConfig) -> float:
     if config.initializer["type"] != "auto" or not config.tie_word_embeddings:
         return 1.0
     own = residual_rms(config) / config.embedding_multiplier * config.output_width / config.logits_scaling
-    return min(1.0, TIED_LOGIT / own)
+    return min(1.0, TIED_LOGIT / abs(own))
 
 
 def residual_layer_of(model: nn.Module, module: nn.Module) -> int | None:

@@ -179,6 +179,11 @@ def test_auto_is_a_start_for_each_place():
     )
     assert_spread(scaled.model.embed_tokens.weight, 0.1 / 6.3)
     assert_spread(scaled.lm_head.weight, 3 / D)
+    for tie, spread in ((False, 1 / D), (True, 0.1 / 6.3)):
+        negative = {"embedding_multiplier": -6.3, "tie_word_embeddings": tie}
+        model = ZooForCausalLM(ZooConfig(**SIZES, initializer={"type": "auto"}, **negative))
+        assert_spread(model.lm_head.weight, spread)
+        assert model.model.norm.weight.max().item() == pytest.approx(min(1, 1.5 / (0.1 / 6.3 * D)) if tie else 1)
     sinusoidal = ZooConfig(**SIZES, initializer={"type": "auto"}, position_embedding_type="sinusoidal")
     assert_spread(ZooForCausalLM(sinusoidal).model.embed_tokens.weight, 1.0)
 
