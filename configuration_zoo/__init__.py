@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # What editors follow.
 __all__ = ["ZooConfig"]
 # What the installed packages do for a config, which the copy of it in a model folder does without: name -> function.
 HOOKS = {
+    "advice": "description_zoo.advice:advice",
     "as_table": "description_zoo.notebook:as_table",
     "export_code": "modeling_zoo.export:export_code",
     "help_text": "description_zoo.flags:help_text",

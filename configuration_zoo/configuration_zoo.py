@@ -289,6 +289,13 @@ class ZooConfig(
         as_table = self._installed("as_table")
         return None if as_table is None else as_table(self)
 
+    def advice(self) -> list[dict[str, Any]]:
+        """What published models agree on beside this config, a note for each thing (`zoo advise`); raises ValueError
+        where only a model folder's copy of this file is there."""
+        if (advice := self._installed("advice")) is None:
+            raise ValueError("advice comes with the installed package, not with a model folder.")
+        return advice(self)
+
     def validate_needs(self) -> None:
         refuse_unread(self)
 

@@ -1039,6 +1039,9 @@ class ZooConfig(PreTrainedConfig):
         """transformers' own. An older one leaves a theta beside tables by layer type and asks for one of every type."""
     def to_diff_dict(self) -> dict[str, Any]:
         """What config.json and `repr` show: what differs and cannot be derived (config_file.py), and zoo's version."""
+    def advice(self) -> list[dict[str, Any]]:
+        """What published models agree on beside this config, a note for each thing (`zoo advise`); raises ValueError
+        where only a model folder's copy of this file is there."""
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool=False, **kwargs: Any) -> None:
         """Writes config.json and, from the installed package, the code that goes with it and the complete auto_map.
 

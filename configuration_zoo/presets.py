@@ -34,6 +34,7 @@ PALM = {
     "num_key_value_heads": 1,
     "head_dim": 256,
     "tie_word_embeddings": True,
+    "output_z_loss_coef": 1e-4,
     "vocab_size": 256000,
     "max_position_embeddings": 2048,
 }
@@ -64,12 +65,9 @@ T5 = {
     "max_position_embeddings": 512,
 }
 # Before version 1.1: plain, and the table is the head too.
-T5_2020 = {
-    "gated_mlp": False,
-    "hidden_act": "relu",
-    "tie_word_embeddings": True,
-    "logits_scaling": 1024**0.5,
-}
+T5_2020 = {"gated_mlp": False, "hidden_act": "relu", "tie_word_embeddings": True, "logits_scaling": 1024**0.5}
+DROPOUT = {"residual_dropout": 0.1, "attention_dropout": 0.1}
+OPT = {**GPT, **DROPOUT, "hidden_act": "relu", "vocab_size": 50272, "max_position_embeddings": 2048}
 BLOOM = {
     **GPT,
     "position_embedding_type": "alibi",
@@ -112,7 +110,7 @@ RADFORD = "Radford et al. 2019, Language Models are Unsupervised Multitask Learn
 TOUVRON = "Touvron et al. 2023, LLaMA, table 2"
 GRATTAFIORI = "Grattafiori et al. 2024, The Llama 3 Herd of Models, table 3"
 BANDED = {"sparse_attention_stride": 256}
-GPT_2 = {**GPT, "vocab_size": 50257, "max_position_embeddings": 1024}
+GPT_2 = {**GPT, **DROPOUT, "embedding_dropout": 0.1, "vocab_size": 50257, "max_position_embeddings": 1024}
 GPT_3 = {**GPT, "vocab_size": 50257, "max_position_embeddings": 2048, **BANDED}
 
 PRESETS = {
@@ -163,14 +161,10 @@ PRESETS = {
     ),
     "t5-11b-decoder": Preset(
         "Raffel et al. 2020, T5, §2.1 and §3.7; sizes of the 11B release",
-        {**T5, **T5_2020, **sizes(24, 1024, 128, head_dim=128, intermediate_size=65536)},
+        {**T5, **T5_2020, **DROPOUT, **sizes(24, 1024, 128, head_dim=128, intermediate_size=65536)},
         note="The decoder stack alone, as above; the published 11B count encoder and decoder.",
     ),
-    "opt-175b": Preset(
-        "Zhang et al. 2022, OPT, table 1",
-        {**GPT, **sizes(96, 12288, 96), "hidden_act": "relu", "vocab_size": 50272, "max_position_embeddings": 2048},
-        175e9,
-    ),
+    "opt-175b": Preset("Zhang et al. 2022, OPT, table 1", {**OPT, **sizes(96, 12288, 96)}, 175e9),
     "bloom-176b": Preset("BigScience 2022, BLOOM, tables 3 and 5", {**BLOOM, **sizes(70, 14336, 112)}, 176.2e9),
     "gopher-280b": Preset(
         "Rae et al. 2021, Scaling Language Models, table 1 and §3.1", {**GOPHER, **sizes(80, 16384, 128)}, 280e9

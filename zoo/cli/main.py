@@ -7,6 +7,7 @@ import typer
 
 from conversion.command import convert, run
 
+from .advise import advise
 from .diff import diff
 from .export import export
 from .families import families
@@ -46,6 +47,7 @@ def options(
 
 
 COMMANDS = (
+    advise,
     convert,
     diff,
     export,
