@@ -106,7 +106,7 @@ class TrainingFields:
         """Says what would go wrong in training without a word; a converted model learns by the losses of its own."""
         if self.source_config is not None:
             return
-        if "sparse" in self.mlp_layer_types and not self._balances_experts():
+        if "sparse" in self.mlp_layer_types and not self.outside_layers()._balances_experts():
             logger.warning_once(
                 "num_experts: nothing keeps the experts in balance while this model learns. Set router_aux_loss_coef "
                 "(0.01 is usual) or use_score_correction_bias=True, which zoo.training.ExpertBalance moves."

@@ -221,6 +221,8 @@ def residual_of(config: ZooConfig, index: int) -> str:
     words = [f"{block} {config.norm_type}"]
     if config.residual_multiplier != 1.0:
         words.append(f"outputs x {config.residual_multiplier:g}")
+    if block == "sub_norm":
+        words.append("norms in front of output projections")
     if block == "hyper_connection":
         words.append(f"{config.hc_mult} streams")
     factors = [value for pair in config.residual_factors_of(index) for value in pair]

@@ -39,6 +39,7 @@ class Together(NamedTuple):
 PRE = (Branch("mixer"), Branch("mlp"))
 TOPOLOGIES = {
     "pre_norm": PRE,
+    "sub_norm": PRE,
     "shortcut": PRE,
     "hyper_connection": PRE,
     "output_norm": (Branch("mixer", False, True), Branch("mlp", False, True)),
