@@ -14,7 +14,7 @@ TARGET_HELP = "Folder that `zoo surgery` wrote; stays loadable, and holds the be
 TEACHER_HELP = "Folder or Hub id to learn from. Default: what TARGET was made from."
 TEXT_HELP = "Text (.txt, .jsonl) to learn from, the model's own kind serves best; its last rows are never learnt from."
 TRAIN_HELP = "What learns: all, changed (modules alone), or lora. Default: all."
-RATE_HELP = "Largest learning rate. Default: 1e-3 for 64 channels, less for a wider stream."
+RATE_HELP = "Largest learning rate. Default: 1e-3 for 64 channels, less for a wider model."
 LAYERWISE_HELP = "Steps in which changed modules fit the teacher's first. Default: about half of --steps, once."
 
 

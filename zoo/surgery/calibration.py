@@ -58,9 +58,13 @@ class Recorder:
         self._inputs: dict[Place, Tensor] = {}
 
     def watch(self, place: Place, module: nn.Module, kind: str) -> None:
-        """Sums of (x, 1), or where MLPs are watched firing of (x, 1, |h|)."""
+        """Sums of (x, 1), where MLPs are watched firing of (x, 1, |h|), of experts what each gives."""
         if kind == "moment":
             self.hook(module, lambda x: self.add(place, x, torch.ones_like(x[..., :1])))
+        elif kind == "routed":
+            self._handles.append(
+                module.register_forward_pre_hook(lambda experts, args: self.count(place, experts, *args))
+            )
         else:
             self.hook(module, lambda x: self._inputs.update({place: x}))
             self.hook(
@@ -76,9 +80,20 @@ class Recorder:
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
 
+    def count(self, place: Place, experts: nn.Module, x: Tensor, chosen: Tensor, weights: Tensor) -> None:
+        """Adds Σ weight · ‖expert(x)‖ and the number of tokens, `[2, E]`, of those that visit each expert."""
+        found = torch.zeros(2, experts.num_experts, dtype=torch.float64)
+        for expert in chosen.unique().tolist():
+            token, slot = torch.where(chosen == expert)
+            given = experts.run_expert(x[token], expert).norm(dim=-1)
+            found[0, expert], found[1, expert] = (given * weights[token, slot]).sum().item(), len(token)
+        self.sum(place, found)
+
     def add(self, place: Place, *states: Tensor) -> None:
         joined = torch.cat([one.flatten(0, -2).double() for one in states], 1)
-        product = joined.T @ joined
+        self.sum(place, joined.T @ joined)
+
+    def sum(self, place: Place, product: Tensor) -> None:
         self.sums[place] = self.sums[place] + product if place in self.sums else product
 
     def remove(self) -> None:

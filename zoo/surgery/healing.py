@@ -32,7 +32,7 @@ from .report import Report
 from .tensors import build, open_source
 from .texts import Text, read_text
 
-# A learning rate of 1e-3 was measured to be right for a stream of 64 channels; wider ones want smaller steps.
+# A learning rate of 1e-3 was measured to be right for a model of 64 channels; wider ones want smaller steps.
 RATE, WIDTH = 1e-3, 64
 
 

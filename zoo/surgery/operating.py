@@ -17,6 +17,7 @@ from conversion.engine.transfer import parse_dtype
 from conversion.errors import one_line
 
 from . import calibration, measurement, planner
+from .choosing import cheapest_layers, number_of
 from .healing import Healing, distillation, fill_healed, record
 from .healing import heal as heal_folder
 from .operation import ARITHMETIC, BITS, TOLERANCE, Operation, Request, SurgeryError
@@ -112,7 +113,10 @@ def perform(state: State, fields: dict[str, Any], method: str | None, layers: An
         raise SurgeryError("the model is already as it is wanted: there is nothing to change.")
     while fields:
         operation, own = planner.next_operation(state.config, fields, method)
-        request = planner.requested(state.config, operation, own, layers, method, state.seed)
+        chosen = layers
+        if (count := number_of(layers, operation, state.config, own)) is not None:
+            chosen = cheapest_layers(state, operation, own, method, count, text)
+        request = planner.requested(state.config, operation, own, chosen, method, state.seed)
         step(state, operation, request, text)
         fields = {name: value for name, value in fields.items() if name not in own}
 
@@ -120,9 +124,7 @@ def perform(state: State, fields: dict[str, Any], method: str | None, layers: An
 def step(state: State, operation: Operation, request: Request, text: Text | None) -> None:
     """One operation: the new config, the plan, the statistics it needs, and the proof of what it promises."""
     old, exactness = state.config, operation.exactness(state.config, request)
-    new = changed_config(old, operation.config(old, request))
-    statistics, calibration_record = calibrated(state, operation, request, text)
-    tensors = operated(state.tensors, old, new, operation.rules(old, new, request, statistics))
+    new, tensors, calibration_record = made(state, operation, request, text)
     before = {name: getattr(old, name) for name in request.fields}
     done = Done(operation.name, request.fields, before, request.layers, str(exactness), request.method)
     done.calibration = calibration_record
@@ -130,7 +132,21 @@ def step(state: State, operation: Operation, request: Request, text: Text | None
         done.largest_difference = verified(state, new, tensors, exactness.word)
     state.config, state.tensors = new, tensors
     state.done.append(done)
-    state.changed += operation.changed(old, request)
+    # Parts that were changed before layers were renumbered have no counterpart by number any more.
+    state.changed = [] if operation.renumbers else [*state.changed, *operation.changed(old, request)]
+
+
+def made(
+    state: State, operation: Operation, request: Request, text: Text | None
+) -> tuple[ZooConfig, Tensors, dict | None]:
+    """(the new config, its tensors as they will be read, what was calibrated with) of one operation."""
+    new = changed_config(state.config, operation.config(state.config, request))
+    statistics, of_what = calibrated(state, operation, request, text)
+    return (
+        new,
+        operated(state.tensors, state.config, new, operation.rules(state.config, new, request, statistics)),
+        of_what,
+    )
 
 
 def calibrated(state: State, operation: Operation, request: Request, text: Text | None) -> tuple[dict, dict | None]:

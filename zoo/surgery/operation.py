@@ -52,7 +52,7 @@ class Request:
 class Need:
     """A statistic of a calibration: `kind` "moment" is E[x xᵀ] `[D + 1, D + 1]` of what the module reads, with a last
     channel that is one (so that means are in it); "firing" that of (x, 1, |h|), x what an MLP reads and h what its
-    output projection does."""
+    output projection does; "routed" `[2, E]` what each expert gives, weight · ‖output‖, and to how many tokens."""
 
     module: str
     kind: str = "moment"
@@ -105,6 +105,8 @@ class Operation:
     takes: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     parts: tuple[str, ...] = ("mixer",)  # what of a layer changes: "mixer", "mlp" or both
+    fitting_steps: int = 0  # of training on outputs, before the cost of a change says anything
+    renumbers: bool = False  # whether layers change their numbers
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         """Whether these wanted values are this operation's."""
@@ -117,6 +119,14 @@ class Operation:
     def layers(self, config: ZooConfig, fields: dict[str, Any]) -> list[int]:
         """The layers the operation can change."""
         return list(range(config.num_hidden_layers))
+
+    def number_to_choose(self, config: ZooConfig, fields: dict[str, Any]) -> int | None:
+        """How many layers are to be chosen by what they cost where none are named; None: all that can be."""
+        return None
+
+    def for_one(self, config: ZooConfig, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields that change one layer alone, to see what it costs."""
+        return fields
 
     def check(self, config: ZooConfig, request: Request) -> None:
         """Raises SurgeryError for what cannot be done."""

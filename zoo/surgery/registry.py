@@ -1,7 +1,10 @@
 """Every operation, in the order in which several of one request are done."""
 
+from .depth import Depth
+from .expert_pruning import ExpertPruning
 from .experts import Experts
 from .kv_heads import KeyValueHeads
 from .latent import Latent
+from .mlp_width import MlpWidth
 
-OPERATIONS = (KeyValueHeads(), Latent(), Experts())
+OPERATIONS = (KeyValueHeads(), Latent(), Experts(), ExpertPruning(), MlpWidth(), Depth())
