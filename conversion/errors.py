@@ -4,7 +4,12 @@ import os
 import sys
 import traceback
 
+from huggingface_hub.errors import StrictDataclassError
+
 from description_zoo.foreign_text import on_one_line
+
+# What transformers' configuration classes raise for a config.json that they do not accept.
+BAD_CONFIG = (StrictDataclassError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
 class ConversionError(ValueError):

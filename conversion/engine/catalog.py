@@ -4,8 +4,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from transformers.models.auto import modeling_auto as auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from configuration_zoo import ZooConfig
 from description_zoo.architecture import architecture
@@ -13,9 +12,9 @@ from description_zoo.architecture import architecture
 from ..errors import ConversionError
 from ..formats.schemes import formats
 from .config_bridge import import_config
-from .registry import OTHER_ATTENTION, SAME_TEXT_MODELS, family_of, file_name, is_known, known_families
-from .their_config import BAD_CONFIG
-from .wrappers import SECTION
+from .registry import family_of, file_name, is_known, known_families, known_name
+from .text_models import REFUSED, inside_by_default, with_part
+from .wrappers import wrapper_types
 
 # Numbers of a model, which say nothing of its concepts.
 _SIZES = {
@@ -23,6 +22,9 @@ _SIZES = {
     "vocab_size", "max_position_embeddings", "tie_word_embeddings", "norm_eps", "rope_parameters",
     "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id",
 }  # fmt: skip
+
+# Sizes for the few classes of text models whose defaults lack some, or have heads that do not divide hidden_size.
+_UNSAID = {"hidden_size": 2048, "num_attention_heads": 16, "num_experts_per_tok": 6}
 
 
 def catalog() -> dict[str, Any]:
@@ -39,7 +41,7 @@ def facts(name: str) -> dict[str, Any]:
     """`models`: what they are and where published; `wrapper`: whether the text model stands inside another; `concepts`:
     the flags that a model of the family's defaults sets, without its sizes. Raises ConversionError for an unknown
     one."""
-    if not is_known(file_name(name)) and name in wrappers():
+    if is_wrapper(name):
         inner = _inner_type(name)
         said = f"Models with another one's text model inside, by default {inner}: it is converted, all else is kept."
         return {"models": said, "wrapper": True, "concepts": concepts(inner)}
@@ -67,13 +69,12 @@ def _is_plain_list(value: Any) -> bool:
 def _usual(name: str) -> ZooConfig:
     """The model that their configuration class describes by default; where that is none, the smallest of the tests."""
     family, model_type = family_of(name), model_type_of(name)
-    inner = {"model_type": family.reads or model_type}
+    whole, inner = {"model_type": model_type}, {"model_type": family.reads or model_type}
     try:
-        return import_config({"model_type": model_type} | ({family.section: inner} if family.section else {}))
+        return import_config(with_part(whole, family.section, inner) if family.section else whole)
     except ConversionError:
-        tiny = dict(family.tiny[0])
-        whole = {family.section: inner | tiny} if family.section else tiny
-        return import_config({"model_type": model_type} | whole)
+        tiny = dict(family.tiny[0]) if family.tiny else _UNSAID
+        return import_config(with_part(whole, family.section, inner | tiny) if family.section else whole | tiny)
 
 
 def model_type_of(name: str) -> str:
@@ -88,20 +89,20 @@ def _spellings() -> dict[str, str]:
 
 
 def wrappers() -> list[str]:
-    """Model types of transformers without a file in `families/` that write text with a model of a known family, by what
-    their default `text_config` is. Each of them is built for that."""
-    writing = {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
-    writing |= {*auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
-    around = [name for name in CONFIG_MAPPING_NAMES if name in writing and SECTION in CONFIG_MAPPING[name].sub_configs]
-    return [name for name in around if name not in OTHER_ATTENTION and _inner_type(name)]
+    """Model types of transformers without a file in `families/` that hold a text model of a known family, by what their
+    default configuration says. Each of them is built for that."""
+    return sorted(name for name in wrapper_types() if is_wrapper(name))
+
+
+def is_wrapper(model_type: str) -> bool:
+    """Whether transformers' models of a type hold by default a text model that zoo knows, and no file says how."""
+    return model_type not in REFUSED and _inner_type(model_type) is not None
 
 
 @cache
 def _inner_type(model_type: str) -> str | None:
-    """The known family of the text model in a wrapper's default; None where a file says it, or it is not known."""
-    try:
-        text = getattr(CONFIG_MAPPING[model_type](), SECTION, None)
-    except BAD_CONFIG:
+    """The known family of the text model in a wrapper's default; None where it has none, or a file of its own."""
+    if is_known(file_name(model_type)):
         return None
-    inner = SAME_TEXT_MODELS.get(getattr(text, "model_type", None), getattr(text, "model_type", None))
-    return inner if inner and is_known(file_name(inner)) and not is_known(file_name(model_type)) else None
+    _, inner = inside_by_default(model_type) or (None, "")
+    return known_name(inner) if is_known(file_name(known_name(inner))) else None

@@ -20,14 +20,15 @@ from configuration_zoo.field_settings import settings_of, spread
 from description_zoo.architecture import architecture
 from description_zoo.heads import CAUSAL, HEADS, head_of_own
 
-from ..errors import ConversionError, one_line
+from ..errors import BAD_CONFIG, ConversionError, one_line
 from ..formats.schemes import without_scheme
 from .culprits import with_culprit
 from .family import Family
 from .heads import head_of, labels_of
 from .prediction import promise, said_by
 from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
-from .their_config import BAD_CONFIG, TIE, class_key, class_of, their_config
+from .text_models import holder_of, part_of, with_part
+from .their_config import TIE, class_key, class_of, their_config
 
 # Older spellings that would be merged into, or win over, the key they stand for.
 _OLD_SPELLINGS = {
@@ -49,7 +50,7 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
     family = family_of(model_type)
     raw = without_scheme(raw)
     place = _place(raw, family)
-    whole = (lambda keys: keys) if place is raw else (lambda keys: raw | {family.section: keys})
+    whole = (lambda keys: keys) if place is raw else (lambda keys: with_part(raw, family.section, keys))
     return _named(place, lambda keys: _imported(whole(keys), model_type, family, overrides))
 
 
@@ -71,7 +72,8 @@ def _named(keys: dict[str, Any], build: Callable[[dict[str, Any]], ZooConfig]) -
 
 def _place(raw: dict[str, Any], family: Family) -> dict[str, Any]:
     """The part of a config.json that is about the text model."""
-    return raw[family.section] if family.section and isinstance(raw.get(family.section), dict) else raw
+    part = part_of(raw, family.section)
+    return raw if part is None else part
 
 
 def _imported(raw: dict[str, Any], model_type: str, family: Family, overrides: dict[str, Any]) -> ZooConfig:
@@ -187,8 +189,9 @@ def _changed_source(config: ZooConfig, family: Family, overrides: dict) -> dict[
     place = _place(raw, family)
     aliases = class_of(model_type_of(raw), family).attribute_map
     for name, value in changed.items():
-        at_top = family.ties_at_top if name == TIE else name == "dtype" and not {"dtype", "torch_dtype"} & place.keys()
-        _set(raw if at_top else place, name, value, aliases)
+        where = holder_of(raw, family.section) if name == TIE and family.ties_at_top else place
+        where = raw if name == "dtype" and not {"dtype", "torch_dtype"} & place.keys() else where
+        _set(where, name, value, aliases)
     return raw
 
 

@@ -27,7 +27,7 @@ How to write one (a `-` in the model_type is a `_` in the file name):
   ZooConfig that differs is refused by name. So `restore` only has to invert `derive`.
 - `rules` may be a function of the ZooConfig; one rule can also be limited with `where=` (see `rules`).
 - `prefixes={"language_model.model.": "model."}` are replaced before the rules and put back after them;
-  `also_prefixes` are taken off where a source has them, and come back to that source alone;
+  `also_prefixes` are taken off where a source has them, and come back to that source alone; the longest counts;
   `base_prefix="transformer."` where the body is not called `model.`.
 - A tensor zoo does not have: `Drop` (a buffer that can be recomputed) or `Keep` (anything else); both come
   back bit-equal. If the family's files must hold such buffers, `buffers(ours, config.json) -> {name: function that

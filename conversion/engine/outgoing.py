@@ -31,6 +31,7 @@ from .incoming import Reader
 from .plan import Plan, Planner, Step
 from .quantizing import quantized
 from .registry import family_of, file_name, model_type_of, variant_of
+from .text_models import part_of
 from .their_side import kept_dtypes, planner_for
 from .zoo_side import Expected, check_own, expected_tensors
 
@@ -172,10 +173,12 @@ def _kept(planner: Planner, plan: Plan, theirs: dict[str, torch.dtype]) -> dict[
 
 def _buffers(planner: Planner, config: ZooConfig, target: dict[str, Any], extras: Extras) -> dict[str, Callable]:
     """What the family's files hold and zoo computes, where it was not set aside; in the dtype of the target."""
-    made = planner.family.buffers(config, target) if planner.family.buffers else {}
-    made = {planner.in_files(name): make for name, make in made.items()}
+    text = part_of(target, planner.family.section) or target
+    made = planner.family.buffers(config, text) if planner.family.buffers else {}
+    kept = {planner.as_ruled(name) for name in extras.names}
+    made = {planner.in_files(name): make for name, make in made.items() if planner.as_ruled(name) not in kept}
     dtype = getattr(torch, target.get("dtype") or target.get("torch_dtype") or "float32")
-    return {name: lambda make=make: make().to(dtype) for name, make in made.items() if name not in extras.names}
+    return {name: lambda make=make: make().to(dtype) for name, make in made.items()}
 
 
 def _plan_by_names(planner: Planner, manifest: Manifest, reader: Reader) -> Plan | None:

@@ -118,6 +118,8 @@ class Planner:
         rules = family.rules_for(config)
         self.family, self.config, self.rules = family, config, [*prediction_rules(rules, config), *rules]
         self.around, self.body = around or {}, body
+        prefixes = self.around | family.prefixes | family.also_prefixes
+        self.prefixes = sorted(prefixes.items(), key=lambda pair: -len(pair[0]))
 
     def forward(self, headers: dict[str, Tensor]) -> Plan:
         """Their names -> ours. Raises ConversionError for names that collide."""
@@ -160,7 +162,7 @@ class Planner:
         return pattern.beginning(self._prefixed(name)).rstrip(".")
 
     def _prefixed(self, name: str, bare: bool = False) -> str:
-        for theirs, ours in (self.around | self.family.prefixes | self.family.also_prefixes).items():
+        for theirs, ours in self.prefixes:
             if name.startswith(theirs):
                 name = ours + name[len(theirs) :]
                 break

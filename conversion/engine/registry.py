@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError
+from .text_models import REFUSED, SAME_TEXT_MODELS, SECTION, text_model_of
 
 if TYPE_CHECKING:
     from .family import Family
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
 OWN_TYPE = "zoo"
 # Between the name of a wrapper without a file of its own and that of the text model inside it (wrappers.py).
 WITHIN = "+"
-# Text models of wrappers that differ in their name alone.
-SAME_TEXT_MODELS = {
-    "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3",
-}  # fmt: skip
-# Wrappers whose text attends otherwise than the text model alone: a prompt in both directions (Beyer et al. 2024, §3).
-OTHER_ATTENTION = ("paligemma",)
 _FOLDER = Path(__file__).parent.parent / "families"
 # A config.json of the first type with this key means the second type, as transformers' AutoConfig reads it.
 REDIRECTS = {"mistral": ("layer_types", "ministral")}
@@ -64,27 +59,42 @@ def family_of(model_type: str) -> "Family":
 
 def model_type_of(raw: dict[str, Any], where: str = "config.json") -> str:
     """The model_type of a config.json, redirected as transformers does, or the variant for the text model inside it.
-    Raises ConversionError where there is none."""
+    Raises ConversionError where there is none, and for a model whose text model zoo cannot be."""
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         raise ConversionError(f"{where} has no model_type, the name of its family: `zoo families` lists those known.")
     key, instead = REDIRECTS.get(model_type, (None, model_type))
     if key in raw and is_known(instead):
         return instead
-    return variant_of(model_type, raw)
+    found = variant_of(model_type, raw)
+    if not is_known(file_name(found)) and WITHIN not in found and (inside := text_model_of(raw)):
+        raise ConversionError(_why_refused(model_type, *inside))
+    return found
+
+
+def _why_refused(wrapper: str, place: str, inner: str) -> str:
+    """One sentence about a model around a text model that cannot be converted."""
+    if wrapper in REFUSED:
+        return f"model_type {wrapper!r} cannot be converted: {REFUSED[wrapper]}."
+    return f"model_type {wrapper!r} is not known, nor is {inner!r}, its {place}. {nearest(inner)}"
 
 
 def variant_of(model_type: str, raw: dict[str, Any] | None) -> str:
     """`<model_type>_<text model's type>` where that is a family and `raw` is of it: a wrapper with several text models
-    of different layouts, and `<model_type>+<text model's type>` for a wrapper without a file; else model_type."""
+    of different layouts, and `<model_type>+<text model's type>` for a wrapper without a file, with the place of the
+    text model before that type where it is not `text_config`; else model_type."""
     if raw is None or file_name(raw.get("model_type") or "") != file_name(model_type):
         return model_type
-    text = raw.get("text_config")
-    inner = text.get("model_type") if isinstance(text, dict) else None
+    place, inner = text_model_of(raw) or (SECTION, None)
     variant = file_name(f"{model_type}_{inner}")
     if inner and is_known(variant):
         return variant
-    inner = SAME_TEXT_MODELS.get(inner, inner)
-    known_inside = isinstance(inner, str) and is_known(file_name(inner)) and not is_known(file_name(model_type))
-    known_inside = known_inside and model_type not in OTHER_ATTENTION
-    return f"{model_type}{WITHIN}{inner}" if known_inside else model_type
+    known_inside = inner is not None and is_known(file_name(known_name(inner)))
+    if is_known(file_name(model_type)) or not known_inside or model_type in REFUSED:
+        return model_type
+    return f"{model_type}{WITHIN}{inner}" if place == SECTION else f"{model_type}{WITHIN}{place}.{inner}"
+
+
+def known_name(inner: str) -> str:
+    """The family that a text model inside another model is of, by its own model_type."""
+    return SAME_TEXT_MODELS.get(inner, inner)

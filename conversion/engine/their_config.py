@@ -4,23 +4,23 @@ Old keys of rotation beside new ones are merged, lists with entries for layers t
 layers go, and heads whose sizes the file gives need not divide the residual stream.
 """
 
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
 import transformers
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from configuration_zoo.rope_keys import LEGACY_ROPE_KEYS, merge_rope_keys
 
-from ..errors import ConversionError, one_line
+from ..errors import BAD_CONFIG, ConversionError, one_line
 from .family import Family
 from .registry import file_name
+from .text_models import holder_of, part_of
 
-BAD_CONFIG = (StrictDataclassError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 TIE = "tie_word_embeddings"
 
 
@@ -30,7 +30,7 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
     text = whole = _decoded(raw)
     config_class = class_of(model_type, family)
     try:
-        if family.section and isinstance(whole.get(family.section), dict):
+        if part_of(whole, family.section) is not None:
             text = _section(whole, family)
         text = _one_rotation(text, config_class)
         if family.prepare:
@@ -39,8 +39,8 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
     except BAD_CONFIG as error:
         raise ConversionError(f"config.json is not a valid {model_type} configuration: {one_line(error)}") from error
     _switch_off(theirs)
-    if text is not whole and family.section and family.ties_at_top:
-        setattr(theirs, TIE, bool(whole.get(TIE, _tied_by_default(whole))))
+    if family.section and family.ties_at_top:
+        setattr(theirs, TIE, _is_tied(holder_of(whole, family.section), theirs))
     return theirs
 
 
@@ -62,7 +62,7 @@ def class_key(model_type: str, family: Family) -> str:
 
 def _section(whole: dict[str, Any], family: Family) -> dict[str, Any]:
     """The part about the text model; an old key of rotation beside it is one that nothing reads."""
-    text = whole[family.section]
+    text = part_of(whole, family.section)
     for key in ("rope_scaling", "rope_theta"):
         if whole.get(key) and whole[key] != text.get(key):
             raise ValueError(f"{key}={whole[key]!r} beside {family.section} is read by nothing: write it into that")
@@ -111,14 +111,11 @@ def _switch_off(config: PreTrainedConfig) -> None:
             setattr(config, field.name, False)
 
 
-def _tied_by_default(whole: dict[str, Any]) -> bool:
-    """What the class of a whole says where the file does not; or else the text model."""
-    name = whole["model_type"]
-    return _default(CONFIG_MAPPING[name], TIE) if name in CONFIG_MAPPING else bool(whole["text_config"].get(TIE))
-
-
-def _default(config_class: type, name: str) -> Any:
-    return next((field.default for field in fields(config_class) if field.name == name), False)
+def _is_tied(whole: dict[str, Any], text: PreTrainedConfig) -> bool:
+    """What the class of a whole makes of the flags beside its text model and in it; without a class, either of them."""
+    with suppress(*BAD_CONFIG):
+        return bool(getattr(CONFIG_MAPPING[whole["model_type"]].from_dict(deepcopy(whole)), TIE, False))
+    return bool(whole.get(TIE, getattr(text, TIE, False)))
 
 
 def _decoded(value: Any) -> Any:

@@ -18,6 +18,7 @@ from ..engine.incoming import read_incoming
 from ..engine.plan import Planner
 from ..engine.prediction import COUNTS
 from ..engine.registry import OWN_TYPE, family_of, file_name, model_type_of
+from ..engine.text_models import part_of
 from ..errors import ConversionError
 from ..formats import kept_quantized
 from ..formats.kept_quantized import KeptQuantized
@@ -93,7 +94,8 @@ def refuse_loss(extras: Extras, planner: Planner, config: ZooConfig, folder: Pat
     has = groups(planner, extras.manifest.kept) if extras.checkpoint is not None else {}
     wrapped = family_of(to).section
     # Folders from before the record was kept: a model taken out of a larger one has left something there.
-    unsaid = said is None and extras.manifest.model_type is None and wrapped in (config.source_config or {})
+    came_from_it = part_of(config.source_config or {}, wrapped) is not None
+    unsaid = said is None and extras.manifest.model_type is None and came_from_it
     if unsaid or (said is not None and has != said["tensors"]):
         lost = in_words(said["tensors"]) if said else f"what a {to} holds beside its text model"
         origin = f" of {said['repository']}" if said and "repository" in said else ""
@@ -110,7 +112,7 @@ def text_family(config: ZooConfig, to: str) -> str:
     family = family_of(to)
     if family.section is None:
         return to
-    inner = (config.source_config or {}).get(family.section) or {}
+    inner = part_of(config.source_config or {}, family.section) or {}
     for name in (inner.get("model_type"), family.reads):
         try:
             if name and family_of(name).section is None:

@@ -264,7 +264,7 @@ def test_the_text_model_of_a_wrapper_can_leave_it(tmp_path):
 
 def test_a_wrapper_that_attends_otherwise_is_refused(tmp_path):
     """A PaliGemma's prompt sees itself in both directions, which its text model alone does not."""
-    with pytest.raises(ConversionError, match="model_type 'paligemma' is not known"):
+    with pytest.raises(ConversionError, match="model_type 'paligemma' cannot be converted: its prompt sees itself"):
         import_config({"model_type": "paligemma", "text_config": TEXT | {"model_type": "gemma"}})
 
 
