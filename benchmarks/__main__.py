@@ -5,6 +5,7 @@
     python -m benchmarks table                                 all of them, as benchmarks/results/<name>.md
     python -m benchmarks plot --max 16384                      decode time against context, a picture and a table
     python -m benchmarks checkpoint examples/stories260K       both classes on a checkpoint you have
+    python -m benchmarks storage                               a conversion beside cp: time on one core, memory
     python -m benchmarks mtp                                   decoding with drafts by a model's own prediction layers
     python -m benchmarks gpu --out results                     everything that one GPU can say in six minutes
 
@@ -19,7 +20,7 @@ from dataclasses import replace
 import torch
 from transformers.utils import logging
 
-from . import cases, checkpoint, curves, multi_token, table
+from . import cases, checkpoint, curves, multi_token, storage, table
 from .gpu import command as gpu
 
 # Scripts of their own beside the cases.
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--out", help="folder of results instead of benchmarks/results")
     checkpoint.add_arguments(commands.add_parser("checkpoint"))
     multi_token.add_arguments(commands.add_parser("mtp"))
+    storage.add_arguments(commands.add_parser("storage"))
     gpu.add_arguments(commands.add_parser("gpu"))
     return whole
 
@@ -82,11 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if arguments.command == "checkpoint":
-        print(checkpoint.run(arguments))
-        return 0
-    if arguments.command == "mtp":
-        print(multi_token.run(arguments))
+    others = {"checkpoint": checkpoint.run, "mtp": multi_token.run, "storage": storage.run}
+    if arguments.command in others:
+        print(others[arguments.command](arguments))
         return 0
     if arguments.command == "gpu":
         return gpu.run(arguments)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from . import attention, decode, experts, measuring, prefill, short, storage
+from . import attention, cache_bytes, decode, experts, measuring, prefill, short
 
 
 @dataclass
@@ -28,7 +28,7 @@ KINDS = {
     "short": (short.short, measuring.show),
     "step": (attention.step, measuring.show),
     "attention": (attention.band, measuring.show),
-    "bytes": (storage.storage, storage.show),
+    "bytes": (cache_bytes.cache_bytes, cache_bytes.show),
     "experts": (experts.experts, experts.show),
 }
 # transformers holds every score of a latent prompt at once on a CPU, and the indexer's products of all heads: what fits

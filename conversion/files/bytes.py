@@ -1,4 +1,4 @@
-"""Bytes from file to file, by the system where it can, holes left out; and all bytes of a buffer into a file."""
+"""Bytes from file to file, by the system where it can, holes left out; and the bytes of a buffer into a file."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from io import RawIOBase
 
 from ..errors import ConversionError
 
-_AT_ONCE = 2**24
+_AT_ONCE, _AT_ONCE_IF_ZERO = 2**24, 2**20
 # What a system says that does not copy between such files.
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ENOTTY)
 
@@ -17,6 +17,21 @@ def write_all(file: RawIOBase, content: Array) -> None:
     rest = memoryview(content).cast("B")
     while rest:
         rest = rest[file.write(rest) :]
+
+
+def write_numbers(file: RawIOBase, place: int, content: Array) -> None:
+    """Writes the bytes of a buffer to `place` of a file whose bytes there are zero: what is zero stays a hole."""
+    rest = memoryview(content).cast("B")
+    for first in range(0, len(rest), _AT_ONCE_IF_ZERO):
+        part = rest[first : first + _AT_ONCE_IF_ZERO]
+        if not _is_zero(part):
+            file.seek(place + first)
+            write_all(file, part)
+
+
+def _is_zero(part: memoryview) -> bool:
+    """Whether all bytes are zero; where they are not, mostly the first few say so."""
+    return not any(part[:64]) and part.tobytes() == bytes(len(part))
 
 
 def copy_bytes(source: RawIOBase, start: int, target: RawIOBase, place: int, count: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import ConversionError
-from .bytes import copy_bytes, write_all
+from .bytes import copy_bytes, write_numbers
 from .checkpoint import DTYPES, WholeTensors, raw_bytes
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -94,8 +94,7 @@ class ShardWriter:
         tensor = tensor.detach().to("cpu").contiguous()
         if tensor.numel():
             with open(path, "r+b", buffering=0) as file:
-                file.seek(offset)
-                write_all(file, raw_bytes(tensor))
+                write_numbers(file, offset, raw_bytes(tensor))
 
     def copy(self, name: str, first: int, source: Path, start: int, count: int) -> None:
         """Puts `count` bytes of a file, from `start` on, where the bytes of a tensor from `first` on belong. Raises

@@ -1,7 +1,7 @@
 """AWQ (Lin et al. 2023, arXiv 2306.00978), layout "gemm": integers of 4 bits in groups of input columns.
 
 `X.qweight` int32 `[in, out / 8]`, `X.qzeros` `[groups, out / 8]`, `X.scales` `[groups, out]`: within a word, field k
-holds output ORDER[k]. X.weight[o, i] = (q[i, o] - zero[g, o]) · scales[g, o], g = i // group_size.
+holds output (0, 2, 4, 6, 1, 3, 5, 7)[k]. X.weight[o, i] = (q[i, o] - zero[g, o]) · scales[g, o], g = i // group_size.
 """
 
 from typing import Any
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
+from .checks import size_of_groups
 from .packing import by_rows, over_blocks, unpack
 from .stored import Found, Stored
 
 METHODS = ("awq",)
-ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
@@ -37,6 +37,10 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             if headers[names[1]].shape != (groups, words) or headers[names[2]].shape != (groups, 8 * words):
                 shapes = ", ".join(f"{part.removeprefix(layer)} {list(headers[part].shape)}" for part in names)
                 raise ConversionError(f"the parts of {layer}weight do not fit each other: {shapes}.")
+            key = "group_size" if "group_size" in scheme else "q_group_size"
+            if (size := size_of_groups(scheme, key, -(-inputs // groups))) and -(-inputs // size) != groups:
+                wanted = f"{key}={size} makes {-(-inputs // size)}"
+                raise ConversionError(f"{names[2]!r} has {groups} groups of {inputs} inputs, {wanted}.")
             found.tensors[layer + "weight"] = Stored(names, (8 * words, inputs), decode)
     for name in headers.keys() - found.taken():
         if name.endswith((".qzeros", ".scales")):
@@ -46,8 +50,8 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
 
 def outputs(words: Tensor) -> Tensor:
     """`[n, out / 8]` words -> `[n, out]` numbers in the order of the outputs."""
-    fields = unpack(words, 4, 8 * words.shape[1]).view(len(words), -1, 8)
-    return fields[:, :, torch.tensor(ORDER).argsort()].flatten(1)
+    fields = unpack(words, 4, 8 * words.shape[1]).view(len(words), -1, 2, 4)
+    return fields.transpose(2, 3).flatten(1)  # the even ones of eight lie first
 
 
 def decode(dtype: torch.dtype, qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
+from .checks import setting
 from .packing import by_rows
 from .stored import Found, Stored
 
@@ -27,7 +28,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
     """Every ternary matrix; raises ConversionError for one without its scale, and for norms inside linear layers."""
     if scheme.get("use_rms_norm"):
         raise ConversionError("quantization_config has use_rms_norm: norms inside linear layers are not read here.")
-    whole = scheme.get("modules_to_not_convert") or _WHOLE
+    whole = setting(scheme, "modules_to_not_convert", list) or _WHOLE
     found, headers = Found(), checkpoint.headers
     times = scheme.get("linear_class", "bitlinear") == "autobitlinear"
     online = times and scheme.get("quantization_mode") == "online"

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
-from .packing import by_rows, nibbles, over_blocks
+from .checks import need_shape
+from .packing import AT_ONCE, by_rows, look_up, over_blocks
 from .stored import Found, Stored
 
 METHODS = ("bitsandbytes",)
@@ -50,6 +51,8 @@ def _four_bits(base: str, name: str, checkpoint: StoredTensors) -> Stored:
         state = json.loads(bytes(checkpoint.read(name).tolist()))
         shape, block = tuple(state["shape"]), int(state["blocksize"])
         nested, offset = int(state.get("nested_blocksize", 0)), float(state.get("nested_offset", 0.0))
+        if block < 1 or nested < 0:
+            raise ValueError(f"blocks of {block} numbers, of {nested} scales")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{name!r} does not say how its weight is packed: {error}.") from error
     names = [base, *(base + ending for ending in (*_PLAIN, *(_NESTED if nested else ())))]
@@ -60,6 +63,10 @@ def _four_bits(base: str, name: str, checkpoint: StoredTensors) -> Stored:
         raise ConversionError(
             f"{base!r} holds {numbers} numbers and {scales} scales, which {list(shape)} does not fit."
         )
+    need_shape(base + ".quant_map", headers, base, (16,))
+    if nested:
+        need_shape(base + ".nested_quant_map", headers, base, (256,))
+        need_shape(base + ".nested_absmax", headers, base, (-(-scales // nested),))
     return Stored((*names,), shape, partial(decode, shape=shape, block=block, nested=nested, offset=offset))
 
 
@@ -82,11 +89,12 @@ def decode(
         absmax = nested_codes.float()[absmax.int()] * nested_absmax.float()[blocks] + offset
     packed, absmax, codes = packed.flatten(), absmax.float().flatten(), codes.float()
     result = torch.empty(prod(shape), dtype=dtype)
-    # Whole blocks at once, as many numbers as bound the memory.
-    step = block * max(1, 2**24 // block)
+    # Whole blocks at once. The high half of a byte comes first.
+    pairs, step = torch.stack([codes.repeat_interleave(16), codes.repeat(16)], 1), block * max(1, AT_ONCE // block)
+    pairs = pairs.contiguous().view(torch.int64).flatten()
     for start in range(0, len(result), step):
         part = result[start : start + step]
-        values = codes[nibbles(packed[start // 2 : (start + step) // 2], low_first=False).int()][: len(part)]
+        values = look_up(pairs, packed[start // 2 : (start + step) // 2])[: len(part)]
         factors = absmax[start // block : (start + step) // block].repeat_interleave(block)[: len(part)]
         part.copy_(values * factors)
     return result.view(shape)

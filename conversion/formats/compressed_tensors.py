@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
+from .checks import need_shape, setting, size_of_groups
 from .fp8 import FLOAT8, UNUSED, block_of, stored
 from .packing import as_factors, by_rows, e2m1, over_blocks, unpack
 from .stored import Found, Stored
@@ -30,7 +31,7 @@ _UNUSED = (*UNUSED, "input_zero_point", "output_zero_point", "input_global_scale
 
 def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
     """Every weight that a scale belongs to; raises ConversionError where something of it is missing or misfits."""
-    sparsity = (scheme.get("sparsity_config") or {}).get("format", "dense")
+    sparsity = setting(scheme, "sparsity_config", dict, {}).get("format", "dense")
     if sparsity != "dense":
         raise ConversionError(f"the checkpoint is stored as {sparsity!r}, which is not read here: decompress it first.")
     found, headers = Found(), checkpoint.headers
@@ -54,12 +55,13 @@ def eight_bits(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> 
     """`X` and `X_scale`, maybe `X_zero_point`."""
     headers, settings = checkpoint.headers, settings_of(name, scheme)
     weight, scale, zero = headers[name], headers[name + SCALE], name + "_zero_point"
-    group = settings.get("group_size")
-    block = settings.get("block_structure") or ([1, group] if group else None)
+    group = size_of_groups(settings, "group_size", 0)
+    block = setting(settings, "block_structure", list) or ([1, group] if group else None)
     block = block_of(name, weight, name + SCALE, scale, block)
     names = (name, name + SCALE)
-    if weight.dtype in FLOAT8 or settings.get("symmetric", True) or zero not in headers:
+    if weight.dtype in FLOAT8 or settings.get("symmetric", True):
         return stored(*names, tuple(weight.shape), block)
+    need_shape(zero, headers, name, tuple(scale.shape))
     return Stored((*names, zero), tuple(weight.shape), partial(decode_shifted, block=block))
 
 
@@ -84,12 +86,16 @@ def packed_integers(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]
             f"{name + PACKED!r} is {list(packed.shape)}, which is not how {list(shape)} of {bits} bits are packed."
         )
     rows, groups = scale.shape if scale.dim() == 2 else (scale.numel(), 1)
-    size = ceil(shape[1] / groups)
+    size = size_of_groups(settings, "group_size", ceil(shape[1] / groups))
     if rows not in (1, shape[0]) or ceil(shape[1] / size) != groups:
-        raise ConversionError(f"{name + SCALE!r} is {list(scale.shape)}, which does not fit {list(shape)}.")
+        wanted = f"{list(shape)} in groups of {size}"
+        raise ConversionError(f"{name + SCALE!r} is {list(scale.shape)}, which does not fit {wanted}.")
     beside = [ending for ending in ("_zero_point", "_g_idx") if name + ending in headers]
-    if not settings.get("symmetric", True):
-        _need(name, headers, "_zero_point")
+    if not settings.get("symmetric", True) or "_zero_point" in beside:
+        packed_down = (ceil(rows * bits / 32), groups)
+        need_shape(name + "_zero_point", headers, name, packed_down, tuple(scale.shape))
+    if "_g_idx" in beside:
+        need_shape(name + "_g_idx", headers, name, (shape[1],))
     names = (name + PACKED, name + SCALE, *(name + ending for ending in beside))
     return Stored(names, shape, partial(decode_integers, bits=bits, shape=shape, size=size, beside=beside))
 
@@ -121,11 +127,9 @@ def packed_floats(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) 
     _need(name, headers, SCALE)
     packed, scale = headers[name + PACKED], headers[name + SCALE]
     *lead, half = packed.shape
-    if scale.shape[:-1] != packed.shape[:-1] or 2 * half % scale.shape[-1]:
-        raise ConversionError(
-            f"{name + SCALE!r} is {list(scale.shape)} beside {list(packed.shape)} bytes of two numbers."
-        )
-    if scale.dtype not in (torch.uint8, torch.float8_e8m0fnu):
+    nvfp4 = scale.dtype not in (torch.uint8, torch.float8_e8m0fnu)
+    need_shape(name + SCALE, headers, name, (*lead, 2 * half // (16 if nvfp4 else 32)))
+    if nvfp4:
         _need(name, headers, "_global_scale")
     names = [name + ending for ending in (PACKED, SCALE, "_global_scale") if name + ending in headers]
     return Stored(tuple(names), (*lead, 2 * half), decode_floats)
@@ -147,19 +151,30 @@ def settings_of(name: str, scheme: dict[str, Any]) -> dict[str, Any]:
     """What the scheme says of the weights of one tensor: of the group whose targets name its layer, by name or pattern,
     else of the group of its kind of layer. Raises ConversionError where no group names it."""
     layer, kinds = name.removesuffix(".weight"), []
-    for group in (scheme.get("config_groups") or {}).values():
-        for target in group.get("targets") or ():
-            if target.startswith("re:") and re.match(target[3:], layer):
-                return group.get("weights") or {}
-            if target == layer or layer.endswith("." + target):
-                return group.get("weights") or {}
+    groups = setting(scheme, "config_groups", dict, {})
+    for one in groups:
+        group = setting(groups, one, dict, {})
+        settings = setting(group, "weights", dict, {})
+        for target in setting(group, "targets", list, []):
+            if _names(target, layer):
+                return settings
             if not target.startswith("re:") and "." not in target:
-                kinds.append(group.get("weights") or {})
+                kinds.append(settings)
     if not kinds:
         raise ConversionError(
             f"config.json says of no group (config_groups) that it packs {layer!r}, but it is packed."
         )
     return kinds[0]
+
+
+def _names(target: str, layer: str) -> bool:
+    """Whether a target is the name of a layer, or a pattern of it. Raises ConversionError for one that is neither."""
+    if not isinstance(target, str):
+        raise ConversionError(f"quantization_config has a target {target!r}, which must be a word.")
+    try:
+        return bool(re.match(target[3:], layer)) if target.startswith("re:") else f".{layer}".endswith("." + target)
+    except re.error as error:
+        raise ConversionError(f"quantization_config has a target {target!r}, which is no pattern: {error}.") from error
 
 
 def _need(name: str, headers: dict[str, Tensor], *endings: str) -> None:

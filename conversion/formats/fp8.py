@@ -15,11 +15,22 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
-from .packing import as_factors, by_rows, e2m1, in_blocks, largest_in_blocks, over_blocks, parts_of, power_of_two
+from .checks import setting
+from .packing import (
+    EIGHT_BITS,
+    as_factors,
+    by_rows,
+    e2m1,
+    in_blocks,
+    largest_in_blocks,
+    over_blocks,
+    parts_of,
+    power_of_two,
+)
 from .stored import Found, Stored
 
 METHODS = ("fp8", "fbgemm_fp8")
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8 = EIGHT_BITS
 _LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
 # The name of a scale: after the whole name of its weight, or in place of its last word.
 _ENDINGS, _LAST_WORDS = ("_scale_inv", "_scale"), ("scale", "qscale_weight")
@@ -29,7 +40,7 @@ UNUSED = ("activation_scale", "input_scale", "qscale_act", "k_scale", "v_scale",
 
 def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
     """Every weight of eight bits with its scale; raises ConversionError where one of the two is missing or misfits."""
-    found, headers, block = Found(), checkpoint.headers, scheme.get("weight_block_size")
+    found, headers, block = Found(), checkpoint.headers, _block(scheme)
     for name, weight in headers.items():
         if weight.dtype in FLOAT8:
             scale = scale_of(name, headers)
@@ -44,6 +55,14 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
         elif name.endswith(_ENDINGS):
             raise ConversionError(f"{name!r} is a scale without a weight of eight bits: the checkpoint is damaged.")
     return found
+
+
+def _block(scheme: dict[str, Any]) -> list[int] | None:
+    """Rows and columns of a block; None where the scheme names none. Raises ConversionError for what is no block."""
+    block = setting(scheme, "weight_block_size", list)
+    if block is not None and (len(block) != 2 or not all(type(side) is int and side > 0 for side in block)):
+        raise ConversionError(f"quantization_config has weight_block_size={block!r}: a block has two sides.")
+    return block
 
 
 def stored(name: str, scale: str, shape: tuple[int, ...], block: tuple[int, int] | None) -> Stored:
@@ -131,7 +150,7 @@ def encode(weight: Tensor, old: Tensor, old_scale: Tensor, block: tuple[int, int
             scale = power_of_two(scale)
         scale = scale.to(torch.float32 if old_scale.dtype == torch.uint8 else old_scale.dtype)
         factors = over_blocks(scale.float(), block, columns)
-        for part in parts_of(matrix.shape[0]):
+        for part in parts_of(*matrix.shape):
             quotient = (matrix[part].float() / factors(part)).clamp_(-largest, largest)
             result[number, part] = (quotient.round_() if old.dtype == torch.int8 else quotient).to(old.dtype)
         scales.append(scale)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
+from .checks import need_shape, setting, size_of_groups
 from .packing import by_rows, over_blocks, unpack
 from .stored import Found, Stored
 
@@ -25,7 +26,7 @@ WIDTHS = (2, 3, 4, 8)
 def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
     """Every packed matrix with what belongs to it; raises ConversionError where something is missing or misfits."""
     found, headers = Found(), checkpoint.headers
-    bits, version = scheme.get("bits"), scheme.get("checkpoint_format", "gptq")
+    bits, version = scheme.get("bits"), setting(scheme, "checkpoint_format", str, "gptq")
     if bits not in WIDTHS:
         raise ConversionError(f"the checkpoint is quantised (gptq) with bits={bits!r}: {WIDTHS} are read.")
     if version not in ("gptq", "gptq_v2"):
@@ -50,9 +51,10 @@ def _stored(name: str, headers: dict[str, Tensor], scheme: dict[str, Any], bits:
     if headers[layer + "qzeros"].shape != (groups, ceil(out * bits / 32)) or headers[layer + "scales"].shape[1] != out:
         shapes = ", ".join(f"{one.removeprefix(layer)} {list(headers[one].shape)}" for one in names)
         raise ConversionError(f"the parts of {layer}weight do not fit each other at {bits} bits: {shapes}.")
-    size = scheme.get("group_size") or -1
-    size = inputs if size == -1 else size
-    if layer + "g_idx" not in headers and ceil(inputs / size) != groups:
+    size, order = size_of_groups(scheme, "group_size", inputs), layer + "g_idx"
+    if order in headers or scheme.get("desc_act"):
+        need_shape(order, headers, layer + "weight", (inputs,))
+    if ceil(inputs / size) != groups:
         raise ConversionError(f"{layer}scales has {groups} groups, group_size={size} makes {ceil(inputs / size)}.")
     options = {"bits": bits, "size": size, "shift": 1 if version == "gptq" else 0}
     return Stored(tuple(names), (out, inputs), partial(decode, **options))

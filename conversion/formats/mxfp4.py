@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
-from .packing import as_factors, e2m1, exponents, largest_in_blocks, to_e2m1
+from .packing import as_factors, e2m1, exponents, largest_in_blocks, parts_of, to_e2m1
 from .stored import Found, Stored
 
 METHODS = ("mxfp4",)
@@ -44,8 +44,10 @@ def decode(dtype: torch.dtype, blocks: Tensor, scales: Tensor) -> Tensor:
     experts, out, groups, _ = blocks.shape
     result = torch.empty(experts, groups * 32, out, dtype=dtype)
     for expert in range(experts):
-        values = e2m1(blocks[expert]) * as_factors(scales[expert]).unsqueeze(-1)
-        result[expert] = values.view(out, -1).T
+        factors = as_factors(scales[expert]).unsqueeze(-1)
+        for part in parts_of(out, groups * 32):
+            values = e2m1(blocks[expert, part]) * factors[part]
+            result[expert, :, part] = values.view(len(values), -1).to(dtype).T
     return result
 
 

@@ -1,6 +1,7 @@
 """What formats share: scales over blocks, numbers of four bits, fields within words."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,8 +10,9 @@ from ..errors import ConversionError
 
 # What belongs to a slice of the rows of a matrix.
 Part = Callable[[slice], Tensor]
-# Rows that are computed with at once: what bounds the memory of decoding.
-ROWS = 1024
+# Numbers that are computed with at once: few enough to stay in a processor's cache.
+AT_ONCE = 2**18
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 # A float of four bits, one of sign, two of exponent, one of mantissa (OCP Microscaling Formats, 2023).
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
@@ -22,10 +24,11 @@ def as_factors(scale: Tensor) -> Tensor:
     return scale.float()
 
 
-def parts_of(rows: int) -> Iterator[slice]:
-    """Slices over so many rows as are computed with at once."""
-    for start in range(0, rows, ROWS):
-        yield slice(start, min(start + ROWS, rows))
+def parts_of(rows: int, columns: int) -> Iterator[slice]:
+    """Slices over so many rows as are computed with at once, a power of two."""
+    step = 1 << max(1, AT_ONCE // max(1, columns)).bit_length() - 1
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def by_rows(
@@ -34,12 +37,38 @@ def by_rows(
     """(values - zeros) · factors, `[rows, columns]`, in float32 and rounded once to `dtype`; each argument gives what
     belongs to a slice of the rows."""
     result = torch.empty(shape, dtype=dtype)
-    for part in parts_of(shape[0]):
-        numbers = values(part).float()
+    for part in parts_of(*shape):
+        numbers = as_floats(values(part))
         if zeros is not None:
             numbers = numbers - zeros(part)
         result[part] = numbers * factors(part)
     return result
+
+
+def as_floats(numbers: Tensor) -> Tensor:
+    """Numbers as float32; those of eight bits are looked up two at a time."""
+    if numbers.dtype not in EIGHT_BITS or not numbers.is_contiguous() or numbers.numel() % 2:
+        return numbers.float()
+    return look_up(pairs_of(numbers.dtype), numbers.flatten().view(torch.uint16)).view(numbers.shape)
+
+
+def look_up(pairs: Tensor, codes: Tensor) -> Tensor:
+    """The two numbers of float32 that each code stands for, `[..., n]` -> `[..., 2n]`."""
+    found = torch.index_select(pairs, 0, codes.flatten().int())
+    return found.view(torch.float32).view(*codes.shape[:-1], 2 * codes.shape[-1])
+
+
+@cache
+def pairs_of(dtype: torch.dtype) -> Tensor:
+    """`[65536]`, each two numbers of float32 in eight bytes: what two bytes stand for as numbers of `dtype`."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(dtype).float()
+    return as_pairs(numbers, numbers)
+
+
+def as_pairs(low: Tensor, high: Tensor) -> Tensor:
+    """`[n]` and `[m]` -> `[n · m]`, each two numbers of float32 in eight bytes: for code i + n · j low[i], high[j]."""
+    pairs = torch.stack([low.repeat(len(high)), high.repeat_interleave(len(low))], dim=1)
+    return pairs.contiguous().view(torch.int64).flatten()
 
 
 def over_blocks(grid: Tensor, block: tuple[int, int], columns: int, group_of: Tensor | None = None) -> Part:
@@ -47,9 +76,15 @@ def over_blocks(grid: Tensor, block: tuple[int, int], columns: int, group_of: Te
     partial. `group_of`: which column of the grid belongs to each column, where that is no matter of blocks."""
 
     def part_of(part: slice) -> Tensor:
-        chosen = grid[torch.arange(part.start, part.stop) // block[0]]
+        first, last = part.start // block[0], -(-part.stop // block[0])
+        if last - first == 1:
+            chosen = grid[first:last]  # of all rows
+        elif block[0] == 1:
+            chosen = grid[part]
+        else:
+            chosen = grid[torch.arange(part.start, part.stop) // block[0]]
         if group_of is not None:
-            return chosen[:, group_of.long()]
+            return chosen.index_select(1, group_of)
         return chosen if grid.shape[1] == 1 else chosen.repeat_interleave(block[1], dim=1)[:, :columns]
 
     return part_of
@@ -88,6 +123,8 @@ def power_of_two(scale: Tensor) -> Tensor:
 
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """int32 `[n, words]` -> fields of so many bits `[n, count]`, the first in the lowest, over the borders of words."""
+    if bits in (2, 4, 8):
+        return fields_of_bytes(words.contiguous().view(torch.uint8), bits)[:, :count]
     words = words.long() & 0xFFFFFFFF
     first = torch.arange(count) * bits
     word, offset = first // 32, first % 32
@@ -98,15 +135,30 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     return fields & (2**bits - 1)
 
 
-def nibbles(packed: Tensor, low_first: bool = True) -> Tensor:
-    """Bytes `[..., n]` -> their halves `[..., 2n]`."""
-    halves = (packed & 15, packed >> 4)
-    return torch.stack(halves if low_first else halves[::-1], dim=-1).flatten(-2)
+def fields_of_bytes(packed: Tensor, bits: int) -> Tensor:
+    """Bytes `[..., n]` -> their fields of 2, 4 or 8 bits, the first in the lowest, `[..., n · 8 / bits]`."""
+    if bits == 8:
+        return packed
+    fields = torch.index_select(_fields_of_each_byte(bits), 0, packed.flatten().int()).view(torch.uint8)
+    return fields.view(*packed.shape[:-1], packed.shape[-1] * 8 // bits)
+
+
+@cache
+def _fields_of_each_byte(bits: int) -> Tensor:
+    """`[256]`, the fields of a byte each in a byte of one integer."""
+    fields = torch.arange(256).unsqueeze(1) >> torch.arange(0, 8, bits) & 2**bits - 1
+    return fields.to(torch.uint8).view({4: torch.int16, 2: torch.int32}[bits]).flatten()
 
 
 def e2m1(packed: Tensor) -> Tensor:
     """Two numbers of four bits a byte, the first in the low half, `[..., n]` -> float32 `[..., 2n]`."""
-    return torch.tensor(E2M1)[nibbles(packed).int()]
+    return look_up(_pairs_of_e2m1(), packed)
+
+
+@cache
+def _pairs_of_e2m1() -> Tensor:
+    """What each byte stands for."""
+    return as_pairs(torch.tensor(E2M1), torch.tensor(E2M1))
 
 
 # Halfway between two neighbours; where the even code is the upper one, a tie belongs above.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ConversionError
+from ..errors import ConversionError, one_line
 from ..files.checkpoint import Checkpoint, WholeTensors
 
 
@@ -64,7 +64,15 @@ class DecodedCheckpoint(WholeTensors):
         stored = self.found.tensors.get(name)
         if stored is None:
             return self.checkpoint.read(name)
-        return stored.decode(self.headers[name].dtype, *(self.checkpoint.read(part) for part in stored.names))
+        return self._decoded(name, stored, [self.checkpoint.read(part) for part in stored.names])
+
+    def _decoded(self, name: str, stored: Stored, parts: list[Tensor]) -> Tensor:
+        """Raises ConversionError for numbers in the parts that belong to nothing, such as groups that are not there."""
+        try:
+            return stored.decode(self.headers[name].dtype, *parts)
+        except (IndexError, RuntimeError) as error:
+            packed = ", ".join(map(repr, stored.names))
+            raise ConversionError(f"{name!r} cannot be decoded from {packed}: {one_line(error)}") from error
 
     def place(self, name: str) -> tuple[Path, int] | None:
         return None if name in self.found.tensors else self.checkpoint.place(name)
@@ -92,7 +100,7 @@ class DecodedCheckpoint(WholeTensors):
         parts = [
             self.checkpoint.read(one) if rows is None else self.checkpoint.read_rows(one, *rows) for one, rows in ranges
         ]
-        return stored.decode(self.headers[name].dtype, *parts)
+        return self._decoded(name, stored, parts)
 
     def in_words(self) -> str:
         """`fp8, 14 tensors`"""

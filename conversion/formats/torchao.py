@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
+from .checks import need_shape
 from .packing import by_rows, over_blocks
 from .stored import Found, Stored
 
@@ -25,6 +26,8 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             scales = headers.get(layer + _SCALE)
             if tensor.dtype != torch.int8 or scales is None or scales.shape != (tensor.shape[0], 1):
                 raise ConversionError(f"{name!r} is not int8 with a scale per row, which is what is read of torchao.")
+            if layer + _ZERO in headers:
+                need_shape(layer + _ZERO, headers, layer + "weight", tuple(scales.shape))
             found.tensors[layer + "weight"] = Stored(names, tuple(tensor.shape), decode)
     for name in headers.keys() - found.taken():
         if name.endswith((_SCALE, _ZERO)):

@@ -59,8 +59,8 @@ def test_bytes_are_the_formulas(run, name):
 
 
 def test_published_shapes_have_their_published_bytes():
+    from benchmarks.cache_bytes import FORMULAS
     from benchmarks.models import their_config
-    from benchmarks.storage import FORMULAS
 
     assert FORMULAS["mla"](their_config("mla"), 2) == 1152
     assert FORMULAS["dsa"](their_config("dsa"), 2) == 1408

@@ -4,20 +4,13 @@ import json
 
 import pytest
 import torch
-from packed_checkpoints import is_projection, packed_checkpoint
+from packed_checkpoints import packed_checkpoint
+from packs import as_trained, in_halves, in_plain_numbers, in_quarters
 from safetensors.torch import save_file
-from test_formats import FP8, QUIET, comes_back
-from transformers.integrations.bitnet import WeightQuant, pack_weights, unpack_weights
+from storage_formats import AUTO, BITNET, FEW_BITS, FP8
+from test_formats import QUIET, comes_back
 
 from conversion import ConversionError, convert
-from conversion.formats.packing import E2M1
-
-BITNET = {"quant_method": "bitnet", "modules_to_not_convert": None}
-AUTO = BITNET | {"linear_class": "autobitlinear"}
-SIZES = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -30,23 +23,8 @@ def uncompiled():
 # -- DeepSeek-V4 -------------------------------------------------------------------------------------------------------
 
 
-def in_halves(name, tensor):
-    """Two numbers a byte, the first in the low half, 32 columns a scale that is a power of two."""
-    if not is_projection(name, tensor):
-        return None
-    torch.manual_seed(len(name))
-    packed = torch.randint(-128, 128, (tensor.shape[0], tensor.shape[1] // 2), dtype=torch.int8)
-    scale = torch.exp2(torch.randint(-6, -2, (tensor.shape[0], tensor.shape[1] // 32)).float())
-    numbers = torch.empty(tensor.shape)
-    for i in range(tensor.shape[0]):
-        for j in range(tensor.shape[1]):
-            byte = int(packed[i, j // 2]) & 255
-            numbers[i, j] = E2M1[byte >> 4 if j % 2 else byte & 15] * scale[i, j // 32]
-    return {name: packed, name.removesuffix("weight") + "scale": scale.to(torch.float8_e8m0fnu)}, numbers
-
-
 def test_fp4_beside_fp8(tmp_path):
-    numbers = packed_checkpoint(tmp_path / "packed", "llama", in_halves, FP8 | {"expert_dtype": "fp4"}, **SIZES)
+    numbers = packed_checkpoint(tmp_path / "packed", "llama", in_halves, FP8 | {"expert_dtype": "fp4"}, **FEW_BITS)
     comes_back(tmp_path / "packed", "llama", numbers, tmp_path)
 
 
@@ -66,34 +44,12 @@ def test_fp4_with_scales_that_do_not_fit(tmp_path):
         packed = in_halves(name, tensor)
         return packed and ({key: part[:-1] if "scale" in key else part for key, part in packed[0].items()}, packed[1])
 
-    packed_checkpoint(tmp_path / "packed", "llama", too_few, FP8, **SIZES)
+    packed_checkpoint(tmp_path / "packed", "llama", too_few, FP8, **FEW_BITS)
     with pytest.raises(ConversionError, match="32 numbers belong to each scale"):
         convert(tmp_path / "packed", tmp_path / "zoo", **QUIET)
 
 
 # -- BitNet ------------------------------------------------------------------------------------------------------------
-
-
-def in_quarters(times):
-    def pack(name, tensor):
-        if not is_projection(name, tensor):
-            return None
-        torch.manual_seed(len(name))
-        packed = pack_weights(torch.randint(-1, 2, tensor.shape).float())
-        scale = torch.rand(1) + 0.5
-        numbers = unpack_weights(packed, torch.float32)
-        return {name: packed, f"{name}_scale": scale}, numbers * scale if times else numbers * (1 / scale)
-
-    return pack
-
-
-def as_trained(name, tensor):
-    return ({name: tensor}, WeightQuant.apply(tensor)) if is_projection(name, tensor) else None
-
-
-def in_plain_numbers(name, tensor):
-    packed = in_quarters(True)(name, tensor)
-    return packed and ({**packed[0], name: unpack_weights(packed[0][name], torch.bfloat16)}, packed[1])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +63,7 @@ def in_plain_numbers(name, tensor):
     ids=["divided", "multiplied", "not packed", "as trained"],
 )
 def test_bitnet(pack, scheme, tmp_path):
-    numbers = packed_checkpoint(tmp_path / "packed", "llama", pack, scheme, **SIZES)
+    numbers = packed_checkpoint(tmp_path / "packed", "llama", pack, scheme, **FEW_BITS)
     comes_back(tmp_path / "packed", "llama", numbers, tmp_path)
 
 
@@ -135,7 +91,7 @@ def test_bitnet_that_is_incomplete(damage, said, tmp_path):
     from safetensors.torch import load_file
 
     folder = tmp_path / "packed"
-    packed_checkpoint(folder, "llama", in_quarters(True), AUTO, **SIZES)
+    packed_checkpoint(folder, "llama", in_quarters(True), AUTO, **FEW_BITS)
     tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
     damage(tensors, config["quantization_config"])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -6,12 +6,11 @@ from itertools import product
 from math import floor, log2
 
 import pytest
-import test_formats as packs
 import torch
 from checkpoint_checks import batch
-from packed_checkpoints import packed_checkpoint
 from safetensors.torch import load_file, save_file
 from samples import only
+from storage_formats import SCHEMES, packed
 from transformers import AutoModelForCausalLM
 
 from conversion import ConversionError, convert, load
@@ -19,44 +18,9 @@ from conversion import ConversionError, convert, load
 QUIET = {"progress": False}
 
 
-def compressed(kind):
-    format_name, settings = packs.COMPRESSED[kind]
-    groups = {"group_0": {"targets": ["Linear"], "weights": settings}}
-    scheme = {"quant_method": "compressed-tensors", "format": format_name, "config_groups": groups}
-    sizes = {"hidden_size": 96, "intermediate_size": 160, "head_dim": 24, "num_attention_heads": 4}
-    return "llama", lambda: packs.by_library(format_name, settings), scheme, sizes
-
-
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "sym": False}
-MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
-SMALL = {"hidden_size": 48, "intermediate_size": 80}
-MXFP4_SIZES = {"hidden_size": 64, "intermediate_size": 32}
-# name -> (family, pack, scheme, sizes)
-SCHEMES = {
-    "fp8": ("llama", lambda: packs.in_blocks(torch.float32), packs.FP8, packs.SIZES),
-    "fp8, experts": ("deepseek_v3", lambda: packs.in_blocks(torch.float32), packs.FP8, packs.SIZES),
-    "fp8, bfloat16": ("qwen3", lambda: packs.in_blocks(torch.bfloat16), packs.FP8, packs.SIZES),
-    "fp8, powers of two": ("llama", lambda: packs.in_blocks(torch.float8_e8m0fnu), packs.FP8, packs.SIZES),
-    "fp8, exponents": (
-        "llama", lambda: packs.in_blocks(torch.uint8, 1, 32), packs.FP8 | {"weight_block_size": [1, 32]},
-        SMALL,
-    ),
-    "fp8, rows": ("mistral", lambda: packs.per_row, {"quant_method": "fbgemm_fp8"}, {}),
-    "fp8, one scale": ("mistral", lambda: packs.with_one_scale, packs.FP8 | {"weight_block_size": None}, {}),
-    "mxfp4": ("gpt_oss", lambda: packs.gpt_oss_experts, packs.MXFP4, MXFP4_SIZES),
-    "modelopt": ("llama", lambda: packs.nvfp4, MODELOPT, {"head_dim": 24, "num_attention_heads": 2} | SMALL),
-    "gptq": ("llama", lambda: packs.gptq(4, 16, "gptq", False), GPTQ, packs.EVEN),
-} | {kind: compressed(kind) for kind in packs.COMPRESSED}  # fmt: skip
 # What is rounded to a grid of its own; the others need data, or their library, to be packed again.
 ENCODED = [name for name in SCHEMES if name.startswith(("fp8", "mxfp4", "float,"))] + ["int, rows"]
 OFTEN = ("fp8", "fp8, exponents", "mxfp4", "modelopt", "gptq", "5 bits, shifted", "int, rows")
-
-
-def packed(name, folder):
-    model_type, pack, scheme, sizes = SCHEMES[name]
-    layers = {} if model_type in ("gpt_oss", "deepseek_v3") else {"num_hidden_layers": 1}
-    packed_checkpoint(folder, model_type, pack(), scheme, **sizes, **layers)
-    return model_type
 
 
 def same_files(one, other, plain=None):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from checkpoint_checks import batch, tensors_of
 from packed_checkpoints import packed_checkpoint
+from packs import in_blocks
 from random_models import build, their_class_config
 from safetensors.torch import load_file, save_file
 from samples import only
-from test_formats import FP8, in_blocks
+from storage_formats import FP8
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 

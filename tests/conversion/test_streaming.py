@@ -7,9 +7,10 @@ import pytest
 import torch
 from checkpoint_checks import tensors_of
 from packed_checkpoints import packed_checkpoint
+from packs import gpt_oss_experts, in_blocks
 from random_models import build, their_class_config
 from samples import only
-from test_formats import FP8, MXFP4, SIZES, gpt_oss_experts, in_blocks
+from storage_formats import FP8, MXFP4, SIZES
 
 from conversion import ConversionError, convert, family_of
 from conversion.engine import streaming
