@@ -40,8 +40,7 @@ def nodes_of(node: ast.AST) -> list[ast.AST]:
     if not hasattr(node, "nodes_below"):
         node.nodes_below = found = [node]
         for one in found:
-            for name in one._fields:
-                value = getattr(one, name, None)
+            for name, value in ast.iter_fields(one):
                 if isinstance(value, list):
                     found += [entry for entry in value if isinstance(entry, ast.AST)]
                 elif isinstance(value, ast.AST) and name != "ctx":

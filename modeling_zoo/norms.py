@@ -111,8 +111,9 @@ def make_norm(config: ZooConfig, size: int, cast_input: bool = False) -> Norm:
 def make_sub_norm(config: ZooConfig, layer_idx: int | None, size: int) -> Norm | None:
     """The norm over `size` channels in front of the last projection of an attention or MLP, where the block of layer
     `layer_idx` has one (Sub-LN, Wang et al. 2022, arXiv 2210.06423); None elsewhere, and for an MLP of no layer."""
-    inside = layer_idx is not None and config.block_types[layer_idx] == "sub_norm"
-    return make_norm(config, size) if inside else None
+    if layer_idx is None or "sub_norm" not in config.block_type:
+        return None
+    return make_norm(config, size) if config.block_types[layer_idx] == "sub_norm" else None
 
 
 def make_qk_norm(config: ZooConfig, num_heads: int, width: int | None = None) -> Norm | nn.Identity:

@@ -549,7 +549,7 @@ REFUSED = {
     },
     "indexer_types[1]='half' is not one of ['full', 'none', 'shared']": {"indexer_types": ["full", "half"]},
     "indexer_types has 1 entries but num_hidden_layers=2": {"indexer_types": ["full"]},
-    "index_head_dim=8 must be at least qk_rope_head_dim=10": {"index_head_dim": 8},
+    "index_head_dim=8 must be at least qk_rope_head_dim / mla_config.rope_heads = 10": {"index_head_dim": 8},
     "cannot see the distances of position_embedding_type='alibi'": {"position_embedding_type": "alibi", **NO_ROPE},
     "cannot see the distances of position_embedding_type='relative'": {
         "position_embedding_type": "relative", **NO_ROPE,

@@ -107,7 +107,7 @@ def test_inspect_names_shared_blocks_and_counts_their_caches():
     rows = measure(config)["layers"]
     own = "mamba2 1/4 x 12, 7 states"
     assert [row["mixer"] for row in rows] == [
-        f"shared block 0, {own}", own, f"shared block 1, {own}", f"shared block 0, {own}", own,
+        f"shared block 0 6/2 x 8, {own}", own, f"shared block 1 6/2 x 8, {own}", f"shared block 0 6/2 x 8, {own}", own,
     ]  # fmt: skip
     assert [row["cache_bytes_per_token"] for row in rows] == [4 * 2 * 2 * 8 if i in (0, 2, 3) else 0 for i in range(5)]
     assert all(row["state_bytes"] == 4 * (48 * 7 + 4 * (48 + 2 * 7)) for row in rows)
