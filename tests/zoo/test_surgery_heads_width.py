@@ -18,7 +18,8 @@ def test_silent_heads_change_nothing_and_the_best_ones_are_those_there_were(fiel
     model, text = stories()
     rows = text.to_measure(512)
     more = operate(STORIES, None, fields).model
-    assert torch.equal(logits(more, rows), logits(model, rows)) and more.config.head_dim == 8
+    difference = (logits(more, rows) - logits(model, rows)).abs().max()
+    assert difference <= TOLERANCE * logits(model, rows).abs().max() and more.config.head_dim == 8
     again = operate(more, None, {HEADS: 8, GROUPS: 4}, calibrate=text.ids[:8]).model
     assert torch.equal(again.model.layers[0].self_attn.q_proj.weight, model.model.layers[0].self_attn.q_proj.weight)
     assert (logits(again, rows) - logits(model, rows)).abs().max() <= 1e-3 * logits(model, rows).abs().max()

@@ -9,7 +9,7 @@ from zoo.surgery import operate
 from zoo.surgery.calibration import collect
 from zoo.surgery.measurement import perplexity
 from zoo.surgery.mlp_width import least_squares
-from zoo.surgery.operation import Need, SurgeryError
+from zoo.surgery.operation import TOLERANCE, Need, SurgeryError
 
 DEPTH, WIDTH = "num_hidden_layers", "intermediate_size"
 
@@ -64,7 +64,7 @@ def test_wider_mlps_give_the_same_and_learn(family):
     model = random_model(family_config(family, 0))
     before = logits(model, ids := tokens(model.config))
     new = operate(model, None, {WIDTH: model.config.intermediate_size + 16}).model
-    assert torch.equal(logits(new, ids), before)
+    assert (logits(new, ids) - before).abs().max() <= TOLERANCE * before.abs().max()
     new(ids, labels=ids).loss.backward()
     assert new.model.layers[0].mlp.down_proj.weight.grad[:, -1].abs().sum() > 0
 

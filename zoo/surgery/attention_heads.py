@@ -15,13 +15,11 @@ from conversion.engine.ops import Context
 from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
-from .latent import LONGEST_SUM
 from .latent_full import ATTENTION
 from .mlp_width import least_squares
 from .operation import (
     APPROXIMATE,
     ARITHMETIC,
-    BITS,
     Exactness,
     Example,
     Make,
@@ -89,9 +87,7 @@ class AttentionHeads(Operation):
         return request.fields[HEADS] < config.num_attention_heads
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
-        if self.fewer(config, request):
-            return Exactness(APPROXIMATE)
-        return Exactness(BITS if request.fields[HEADS] * config.value_width <= LONGEST_SUM else ARITHMETIC)
+        return Exactness(APPROXIMATE if self.fewer(config, request) else ARITHMETIC)
 
     def needs(self, config: ZooConfig, request: Request) -> list[Need]:
         return [Need(READS)] if self.fewer(config, request) else []

@@ -39,8 +39,11 @@ LAST_NORMS = ("attn_output_norm", "mlp_output_norm")
 TIED_FIELDS = {
     "num_kv_shared_layers": "layers share keys and values",
     "hidden_size_per_layer_input": "an embedding has a part for each layer",
+    "scale_attn_by_inverse_layer_idx": "scores are scaled by the number of a layer",
 }
-TIED_BLOCKS, TIED_MIXERS = ("hyper_connection", "shared_block"), ("lightning_attention", "differential")
+TIED_BLOCKS, TIED_MIXERS = ("hyper_connection", "shared_block", "shortcut"), ("lightning_attention", "differential")
+# Blocks that norm or scale the residual stream itself.
+LOUD_BLOCKS = ("post_norm", "pre_norm_residual", "scaled_sandwich_norm")
 
 
 class Depth(Operation):
@@ -76,10 +79,9 @@ class Depth(Operation):
             raise SurgeryError(f"num_hidden_layers={wanted} must be at least 1.")
         if wanted > 2 * count:
             raise SurgeryError(f"num_hidden_layers={wanted}: at most one copy of each of {count} layers at a time.")
-        if wanted > count and request.method != "repeat" and "post_norm" in config.block_types:
-            raise SurgeryError(
-                "block_type='post_norm' normalises the residual stream itself: no layer is silent; --method repeat."
-            )
+        loud = set(config.block_types) & set(LOUD_BLOCKS)
+        if wanted > count and request.method != "repeat" and loud:
+            raise SurgeryError(f"block_type={min(loud)!r} changes what a branch joins: --method repeat.")
         if not request.every and len(request.layers) != abs(wanted - count):
             raise SurgeryError(
                 f"layers names {len(request.layers)}, but num_hidden_layers={wanted} of {count} asks for "

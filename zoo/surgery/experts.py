@@ -39,6 +39,8 @@ MLP = "model.layers.{i}.mlp."
 # Kernels for products in groups want rows of a multiple of 16 bytes: 8 numbers in two bytes each.
 WIDTH_MULTIPLE = 8
 ROUTER_STD = 0.02
+# Blocks without an MLP, with a norm inside it, with experts beside it, with one of several layers.
+OTHER_BLOCKS = ("mixer_only", "sub_norm", "scaled_sandwich_norm", "shared_block")
 TAKES = (
     "num_experts_per_tok", "moe_intermediate_size", "scoring_func", "n_shared_experts", "routed_scaling_factor",
     "shared_expert_intermediate_size", "norm_topk_prob", "router.score_after_topk", "mlp_layer_types",
@@ -60,7 +62,9 @@ class Experts(Operation):
         return [
             index
             for index, (kind, block) in enumerate(zip(config.mlp_layer_types, config.block_types, strict=True))
-            if kind == "dense" and block != "mixer_only" and (not isinstance(named, list) or named[index] == "sparse")
+            if kind == "dense"
+            and block not in OTHER_BLOCKS
+            and (not isinstance(named, list) or named[index] == "sparse")
         ]
 
     def examples(self, config: ZooConfig) -> list[Example]:

@@ -29,6 +29,7 @@ from .latent_full import ATTENTION, projection_names
 from .latent_reduced import with_bias
 from .operation import (
     APPROXIMATE,
+    ARITHMETIC,
     BITS,
     Exactness,
     Example,
@@ -79,7 +80,7 @@ class KeyValueHeads(Operation):
         heads, groups = config.num_attention_heads, config.num_key_value_heads
         rows = []
         if groups < heads:
-            rows.append(Example({self.leads[0]: heads}, Exactness(BITS), "multi-head attention; a larger cache"))
+            rows.append(Example({self.leads[0]: heads}, repeating(config), "multi-head attention; a larger cache"))
         if groups > 1:
             fewer = max(count for count in range(1, groups) if groups % count == 0)
             method = None if all(getattr(config, name) in free for name, free in IN_BETWEEN.items()) else "mean"
@@ -113,7 +114,7 @@ class KeyValueHeads(Operation):
         return request.fields["num_key_value_heads"] < config.num_key_value_heads
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
-        return Exactness(APPROXIMATE if self.fewer(config, request) else BITS)
+        return Exactness(APPROXIMATE) if self.fewer(config, request) else repeating(config)
 
     def needs(self, config: ZooConfig, request: Request) -> list[Need]:
         return [Need("self_attn")] if self.fewer(config, request) and request.method == "pca" else []
@@ -142,6 +143,12 @@ class KeyValueHeads(Operation):
         if config.qk_norm is not None and config.qk_norm_config["scope"] == "full":
             made += [Rule(f"{ATTENTION}k_norm.weight", f"{ATTENTION}k_norm.weight", each, where=where)]
         return made
+
+
+def repeating(config: ZooConfig) -> Exactness:
+    """How exact repeated heads are: a norm over all of them sums the same squares in another order."""
+    together = config.qk_norm is not None and config.qk_norm_config["scope"] == "full"
+    return Exactness(ARITHMETIC if together else BITS)
 
 
 def names_of(letters: str, kind: str) -> list[str]:

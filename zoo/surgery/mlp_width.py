@@ -1,4 +1,4 @@
-"""The inner width of MLPs: wider to the bit, narrower with what is left put right by least squares.
+"""The inner width of MLPs: wider and the same, narrower with what is left put right by least squares.
 
 Wider: new neurons give nothing, as their columns of the output projection are zero. Narrower: neurons are scored by
 what would be missing without them,
@@ -23,7 +23,7 @@ from conversion.engine.zoo_side import expected_tensors
 
 from .operation import (
     APPROXIMATE,
-    BITS,
+    ARITHMETIC,
     Exactness,
     Example,
     Make,
@@ -60,7 +60,7 @@ class MlpWidth(Operation):
         width = config.intermediate_size
         more, fewer = ({"intermediate_size": size} for size in (width + width // 2, max(1, width * 3 // 4)))
         return [
-            Example(more, Exactness(BITS), "further neurons, silent until they learn"),
+            Example(more, Exactness(ARITHMETIC), "further neurons, silent until they learn"),
             Example(fewer, Exactness(APPROXIMATE), "fewer parameters: calibrate, then heal"),
         ]
 
@@ -73,8 +73,8 @@ class MlpWidth(Operation):
             raise SurgeryError("per_layer_config gives layers an intermediate_size of their own: change one at a time.")
         if request.fields["intermediate_size"] < 1:
             raise SurgeryError(f"intermediate_size={request.fields['intermediate_size']} must be at least 1.")
-        if "shared_block" in config.block_types:
-            raise SurgeryError("block_type='shared_block': layers share an MLP.")
+        if tied := {"shared_block", "sub_norm"} & set(config.block_types):
+            raise SurgeryError(f"block_type={min(tied)!r}: other layers, or a norm over all neurons, read the MLP.")
         if "sparse" in config.mlp_layer_types and config.moe_intermediate_size is None:
             raise SurgeryError("moe_intermediate_size is missing: experts would follow intermediate_size.")
 
@@ -82,7 +82,7 @@ class MlpWidth(Operation):
         return request.fields["intermediate_size"] < config.intermediate_size
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
-        return Exactness(APPROXIMATE if self.narrower(config, request) else BITS)
+        return Exactness(APPROXIMATE if self.narrower(config, request) else ARITHMETIC)
 
     def needs(self, config: ZooConfig, request: Request) -> list[Need]:
         return [Need(READS)] if self.narrower(config, request) and request.method != "magnitude" else []

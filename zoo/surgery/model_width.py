@@ -31,6 +31,8 @@ class ModelWidth(Operation):
         return isinstance(fields.get(WIDTH), int)
 
     def examples(self, config: ZooConfig) -> list[Example]:
+        if config.is_heterogeneous:
+            return []
         fields = {WIDTH: 2 * config.hidden_size}
         for name in TAKES:
             if getattr(config, name, None) and "grouped_query" in config.attention_mixers:
@@ -53,11 +55,13 @@ class ModelWidth(Operation):
         if config.position_embedding_type not in POSITIONS:
             raise SurgeryError(f"position_embedding_type={config.position_embedding_type!r} is computed for one width.")
         own_states = {name for name in config.recurrent_mixers if name is not None}
-        own_states |= {"hyper_connection", "shared_block"} & set(config.block_types)
+        own_states |= {"hyper_connection", "shared_block", "shortcut"} & set(config.block_types)
         if own_states:
             raise SurgeryError(f"{min(own_states)!r} has states of its own that do not grow alike.")
-        if config.hidden_size_per_layer_input:
-            raise SurgeryError("hidden_size_per_layer_input: a second embedding does not grow alike.")
+        if name := next(
+            (one for one in ("hidden_size_per_layer_input", "embedding_size") if getattr(config, one)), None
+        ):
+            raise SurgeryError(f"{name}={getattr(config, name)}: an embedding of another width does not grow alike.")
         if config.is_heterogeneous:
             raise SurgeryError("per_layer_config: layers of their own sizes do not grow alike.")
 

@@ -8,8 +8,18 @@ from .kv_heads import KeyValueHeads
 from .latent import Latent
 from .mlp_width import MlpWidth
 from .model_width import ModelWidth
+from .multipliers import Multipliers
+from .norm_offset import NormOffset
+from .rotation_layout import RotationLayout
+from .tied_head import UntiedHead
+from .zero_biases import ZeroBiases
 
 OPERATIONS = (
+    UntiedHead(),
+    ZeroBiases(),
+    NormOffset(),
+    Multipliers(),
+    RotationLayout(),
     ModelWidth(),
     AttentionHeads(),
     KeyValueHeads(),
