@@ -175,8 +175,7 @@ class LatentAttention(SoftmaxAttention):
     def latents(self, latent_and_rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """kv_a's output `[B, T, c + r]` → latent `[B, T, c]`, normed, and rope key `[B, T, 1, r]`, not yet rotated."""
         latent, rope_key = latent_and_rope.split((self.rank, self.rope), dim=-1)
-        if self.kv_a_layernorm is not None:
-            latent = self.kv_a_layernorm(latent)
+        latent = latent if self.kv_a_layernorm is None else self.kv_a_layernorm(latent)
         if self.latent_scale is not None:
             latent = latent * self.latent_scale
         return latent, rope_key.unsqueeze(2)

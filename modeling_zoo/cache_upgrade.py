@@ -89,9 +89,6 @@ QUANTIZED_LAYERS = {
     IndexedLatentLayer: QuantizedIndexedLatentLayer,
 }
 
-# Attentions whose keys have channels that eight bits beside the others would round away.
-UNROUNDED = ("forgetting",)
-
 # Layer types that keep keys and values and nothing else: what a cache made without a config has.
 KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 # How much of a device's free memory is reserved for tokens that may come: a sequence can end before its longest.
@@ -199,7 +196,8 @@ def attention_of(config: ZooConfig, layer_idx: int) -> str | None:
 def layer_class_of(theirs: type, attention: str | None, quantized: bool) -> type | None:
     """The class for attention of this mechanism in place of one of transformers', None where there is none."""
     ours = OTHER_LAYERS.get(attention, {}).get(theirs) or PLAIN_LAYERS.get(theirs)
-    return QUANTIZED_LAYERS.get(ours, ours) if quantized and attention not in UNROUNDED else ours
+    # The keys of "forgetting" have channels that eight bits beside the others would round away.
+    return QUANTIZED_LAYERS.get(ours, ours) if quantized and attention != "forgetting" else ours
 
 
 def _upgrade_replicated(cache, config, quantized):

@@ -145,7 +145,7 @@ def initialize(model: nn.Module, module: nn.Module) -> None:
     if draws_matrices(config) and not isinstance(module, nn.Embedding):
         draw_matrices(model, module)
         scale_norm(model, module)
-    if config.initializer["by_name"]:
+    if draws_by_name(config):
         draw_by_name(model, module)
 
 
@@ -159,6 +159,11 @@ def draws_matrices(config: ZooConfig) -> bool:
     """Whether matrices start in another way than transformers, or their module itself, has drawn them."""
     types = config.initializer["type"], config.initializer["residual_type"]
     return types != ("normal", "same") or config.initializer["cutoff"] is not None
+
+
+def draws_by_name(config: ZooConfig) -> bool:
+    """Whether some matrices have a standard deviation of their own."""
+    return config.initializer["by_name"] is not None
 
 
 def draw_matrices(model: nn.Module, module: nn.Module) -> None:
