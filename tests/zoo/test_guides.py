@@ -1,0 +1,78 @@
+"""The guides of concepts: every flag has one, their examples are computed, and the pages are what is computed now."""
+
+import ast
+import re
+
+import pytest
+
+from configuration_zoo import ZooConfig
+from description_zoo.flags import flags
+from zoo.site.concepts import CONCEPTS, NO_CONCEPT, flags_of
+from zoo.site.guides import PAGES, ROOT, code, index, page, picture_files, text_of, with_table
+from zoo.site.uses import concepts_of_families, uses_table
+from zoo.site.worked import WORKED
+
+USES = re.compile(r"## Who uses it\n.*?(?=\n## )", re.DOTALL)
+
+
+def test_every_flag_has_a_guide():
+    every = flags()
+    explained = {name for concept in CONCEPTS.values() for name in flags_of(concept, every)}
+    assert every.keys() - explained == NO_CONCEPT
+    assert explained <= every.keys()
+
+
+@pytest.mark.parametrize("slug", CONCEPTS)
+def test_a_guide_is_whole(slug):
+    concept = CONCEPTS[slug]
+    said = text_of(concept)
+    assert {"idea", "Formula", "When not to"} <= said.keys() and all(len(text) > 60 for text in said.values())
+    assert concept.sources and all(re.search(r"(19|20)\d\d", source) for source in concept.sources)
+    assert {*concept.see} <= CONCEPTS.keys() - {slug}
+    for block in re.findall(r"```python\n(.*?)```", code(concept), re.DOTALL):
+        ast.parse(block)
+    for small in (False, True) if concept.trained else (False,):
+        mine, other = (ZooConfig(**fields) for fields in concept.sizes(small))
+        assert mine.to_diff_dict() != other.to_diff_dict()
+
+
+@pytest.mark.sampled(14)
+@pytest.mark.parametrize("slug", CONCEPTS)
+def test_a_page_is_what_is_computed_now(slug):
+    """`python -m zoo.site.guides` writes them; who uses a concept is compared below."""
+    written = (PAGES / f"{slug}.md").read_text(encoding="utf-8")
+    assert USES.sub("", written) == USES.sub("", page(CONCEPTS[slug], {}))
+    for name, (_, document) in picture_files(CONCEPTS[slug]).items():
+        assert document.startswith("<svg") and (PAGES / "pictures" / name).is_file()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", written)
+    assert [link for link in links if not (PAGES / link).exists()] == []
+
+
+@pytest.mark.long
+def test_the_families_on_the_pages_set_the_flags():
+    families = concepts_of_families()
+    for slug, concept in CONCEPTS.items():
+        assert uses_table(concept, flags(), families) in (PAGES / f"{slug}.md").read_text(encoding="utf-8"), slug
+
+
+def test_the_lists_of_guides_are_current():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme) == readme and readme.count("docs/concepts/") > len(CONCEPTS)
+    assert (PAGES / "index.md").read_text(encoding="utf-8") == index()
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        pytest.param("estimated_caches", ("17.18 GB", "4.29 GB", "3.14 GB", "0.78 GB"), marks=pytest.mark.long),
+        pytest.param("estimated_latent", ("3.25 GB", "0.81 GB", "0.86 GB"), marks=pytest.mark.long),
+        ("estimated_experts", ("308 million", "77 million")),
+        ("matched_widths", ("2,048 = 4,718,592", "3,072 = 4,718,592")),
+        ("decoded_shapes", ("`[1, 2, 3, 4]`, keys and values 96 bytes", "`[1, 1, 3, 4]`, keys and values 48 bytes")),
+        ("z_loss", ("ln Z = 12.018",)),
+        ("z_loss_total", ("16.79",)),
+    ],
+)
+def test_worked_examples_are_computed(name, says):
+    assert all(words in WORKED[name]() for words in says)
+    assert any(f"{{{{{name}}}}}" in path.read_text(encoding="utf-8") for path in (ROOT / "zoo/site/text").glob("*.md"))
