@@ -13,6 +13,7 @@ from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
 from .checks import size_of_groups
 from .packing import by_rows, over_blocks, unpack
+from .rounding import extremes, integer_grid, pack, to_fields
 from .stored import Found, Stored
 
 METHODS = ("awq",)
@@ -41,7 +42,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             if (size := size_of_groups(scheme, key, -(-inputs // groups))) and -(-inputs // size) != groups:
                 wanted = f"{key}={size} makes {-(-inputs // size)}"
                 raise ConversionError(f"{names[2]!r} has {groups} groups of {inputs} inputs, {wanted}.")
-            found.tensors[layer + "weight"] = Stored(names, (8 * words, inputs), decode)
+            found.tensors[layer + "weight"] = Stored(names, (8 * words, inputs), decode, encode)
     for name in headers.keys() - found.taken():
         if name.endswith((".qzeros", ".scales")):
             raise ConversionError(f"{name!r} belongs to a packed weight that is not there: the checkpoint is damaged.")
@@ -67,3 +68,16 @@ def decode(dtype: torch.dtype, qweight: Tensor, qzeros: Tensor, scales: Tensor) 
         over_blocks(grids[1], (size, 1), out),
     )
     return by_input.T.contiguous()
+
+
+def as_words(numbers: Tensor) -> Tensor:
+    """`[n, out]` numbers -> `[n, out / 8]` words, the even ones of eight first."""
+    return pack(numbers.view(len(numbers), -1, 4, 2).transpose(2, 3).flatten(1), 4)
+
+
+def encode(weight: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
+    """The weight in groups of as many inputs, rounded to the nearest: AWQ's own scaling needs data."""
+    block = (1, -(-len(qweight) // len(scales)))
+    scale, zero = integer_grid(*extremes(weight, block), 4, False, scales.dtype)
+    fields = to_fields(weight, scale, zero, block, 4)
+    return as_words(fields.T.contiguous()), as_words(zero.T.contiguous()), scale.T.contiguous()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
 from .checks import setting
-from .packing import by_rows
+from .packing import by_rows, finite
 from .stored import Found, Stored
 
 METHODS = ("bitnet",)
@@ -37,13 +37,14 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             continue
         shape, scale = tuple(weight.shape), name + _SCALE
         if online:
-            found.tensors[name] = Stored((name,), shape, ternary)
+            found.tensors[name] = Stored((name,), shape, ternary, as_trained)
         elif scale not in headers or headers[scale].numel() != 1:
             raise ConversionError(f"{name!r} has no {scale!r} of one number: the checkpoint is incomplete.")
         else:
             packed = weight.dtype == torch.uint8
             shape = (4 * shape[0], shape[1]) if packed else shape
-            found.tensors[name] = Stored((name, scale), shape, partial(decode, packed=packed, times=times))
+            how = {"packed": packed, "times": times}
+            found.tensors[name] = Stored((name, scale), shape, partial(decode, **how), partial(encode, **how))
     for name in headers.keys() - found.taken():
         if name.endswith("weight" + _SCALE):
             raise ConversionError(f"{name!r} is a scale without a weight: the checkpoint is damaged.")
@@ -54,6 +55,11 @@ def ternary(dtype: torch.dtype, weight: Tensor) -> Tensor:
     """round(W / s) limited to ±1, times s = mean |W|, rounded once to `dtype` as the model does it to its own."""
     factor = 1.0 / weight.float().abs().mean().clamp(min=1e-5)
     return ((weight.float() * factor).round().clamp(-1, 1) / factor).to(weight.dtype).to(dtype)
+
+
+def as_trained(weight: Tensor, old: Tensor) -> tuple[Tensor]:
+    """The weight itself: the model rounds it when it computes."""
+    return (weight.to(old.dtype),)
 
 
 def decode(dtype: torch.dtype, weight: Tensor, scale: Tensor, packed: bool, times: bool) -> Tensor:
@@ -67,3 +73,14 @@ def decode(dtype: torch.dtype, weight: Tensor, scale: Tensor, packed: bool, time
         rows = slice(field * quarter, (field + 1) * quarter)
         result[rows] = (((weight >> 2 * field) & 3).float() - 1) * factor
     return result
+
+
+def encode(weight: Tensor, old: Tensor, old_scale: Tensor, packed: bool, times: bool) -> tuple[Tensor, Tensor]:
+    """round(W / s) limited to ±1, with s = mean |W|. Raises ConversionError for numbers that are not finite."""
+    factor = finite(weight.float().abs().mean().clamp(min=1e-5))
+    scale = (factor if times else 1 / factor).to(old_scale.dtype).view(old_scale.shape)
+    numbers = (weight.float() / factor).round().clamp(-1, 1)
+    if not packed:
+        return numbers.to(old.dtype), scale
+    fields = (numbers + 1).to(torch.uint8).view(4, *old.shape)
+    return sum(fields[k] << 2 * k for k in range(4)).to(torch.uint8), scale

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
 from .checks import need_shape
-from .packing import AT_ONCE, by_rows, look_up, over_blocks
+from .packing import AT_ONCE, by_rows, finite, look_up, over_blocks, parts_of
 from .stored import Found, Stored
 
 METHODS = ("bitsandbytes",)
@@ -36,7 +36,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             scale = name.removesuffix("weight") + "SCB"
             if scale not in headers or headers[scale].numel() != tensor.shape[0]:
                 raise ConversionError(f"{name!r} is int8 and has no {scale!r} of a number per row: it is incomplete.")
-            found.tensors[name] = Stored((name, scale), tuple(tensor.shape), decode_int8)
+            found.tensors[name] = Stored((name, scale), tuple(tensor.shape), decode_int8, encode_int8)
     for name in headers.keys() - found.taken():
         if name.endswith((".weight_format", _STATE + "nf4", _STATE + "fp4")):
             found.unused.add(name)
@@ -67,7 +67,8 @@ def _four_bits(base: str, name: str, checkpoint: StoredTensors) -> Stored:
     if nested:
         need_shape(base + ".nested_quant_map", headers, base, (256,))
         need_shape(base + ".nested_absmax", headers, base, (-(-scales // nested),))
-    return Stored((*names,), shape, partial(decode, shape=shape, block=block, nested=nested, offset=offset))
+    how = {"block": block, "nested": nested, "offset": offset}
+    return Stored((*names,), shape, partial(decode, shape=shape, **how), partial(encode, **how))
 
 
 def decode(
@@ -104,3 +105,53 @@ def decode_int8(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:
     """q · SCB / 127."""
     factors = scale.float().view(-1, 1) / 127
     return by_rows(dtype, tuple(weight.shape), weight.__getitem__, over_blocks(factors, (1, 1), weight.shape[1]))
+
+
+def encode(
+    weight: Tensor,
+    packed: Tensor,
+    absmax: Tensor,
+    codes: Tensor,
+    nested_absmax: Tensor | None = None,
+    nested_codes: Tensor | None = None,
+    *,
+    block: int,
+    nested: int,
+    offset: float,
+) -> tuple[Tensor, ...]:
+    """The nearest codes of each block, as bitsandbytes rounds; scales that are nested keep their offset."""
+    fields, largest = nearest(weight.flatten(), codes.float(), block)
+    fields = torch.nn.functional.pad(fields, (0, len(fields) % 2))
+    parts = (fields[::2] << 4 | fields[1::2]).view(packed.shape)
+    if nested_absmax is None:
+        return parts, largest.to(absmax.dtype).view(absmax.shape), codes
+    scales, of_scales = nearest(largest - offset, nested_codes.float(), nested)
+    of_scales = of_scales.to(nested_absmax.dtype).view(nested_absmax.shape)
+    return parts, scales.view(absmax.shape), codes, of_scales, nested_codes
+
+
+def nearest(numbers: Tensor, codes: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Of `[n]` numbers the code next to number / largest of its block, and the largest magnitudes `[n / block]`. Raises
+    ConversionError for numbers that are not finite."""
+    order = codes.argsort()
+    halfway = (codes[order[:-1]] + codes[order[1:]]) / 2
+    fields, largest = torch.empty(len(numbers), dtype=torch.uint8), []
+    step = block * max(1, AT_ONCE // block)
+    for start in range(0, len(numbers), step):
+        part = numbers[start : start + step].float()
+        blocks = torch.nn.functional.pad(part, (0, -len(part) % block)).view(-1, block)
+        largest.append(finite(blocks.abs().amax(dim=1)))
+        quotients = blocks * (1 / largest[-1].clamp(min=1e-38)).unsqueeze(1)
+        found = order[torch.bucketize(quotients.clamp(-1, 1), halfway)].to(torch.uint8)
+        fields[start : start + step] = found.flatten()[: len(part)]
+    return fields, torch.cat(largest)
+
+
+def encode_int8(weight: Tensor, old: Tensor, old_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers and the largest magnitude of each row."""
+    largest = finite(weight.float().abs().amax(dim=1))
+    factors = 127 / torch.where(largest == 0, 1, largest).unsqueeze(1)
+    q = torch.empty(old.shape, dtype=old.dtype)
+    for part in parts_of(*weight.shape):
+        q[part] = (weight[part].float() * factors[part]).round_().to(old.dtype)
+    return q, largest.to(old_scale.dtype).view(old_scale.shape)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..errors import ConversionError
 
-_WORDS = {int: "a whole number", str: "a word", list: "a list", dict: "an object"}
+_WORDS = {bool: "true or false", int: "a whole number", str: "a word", list: "a list", dict: "an object"}
 
 
 def setting(scheme: dict[str, Any], key: str, kind: type, default: Any = None) -> Any:
@@ -15,7 +15,7 @@ def setting(scheme: dict[str, Any], key: str, kind: type, default: Any = None) -
     value = scheme.get(key)
     if value is None:
         return default
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConversionError(f"quantization_config has {key}={value!r}, which must be {_WORDS[kind]}.")
     return value
 

@@ -20,6 +20,7 @@ from ..files.checkpoint import StoredTensors
 from .checks import need_shape, setting, size_of_groups
 from .fp8 import FLOAT8, UNUSED, block_of, stored
 from .packing import as_factors, by_rows, e2m1, over_blocks, unpack
+from .rounding import extremes, integer_grid, mxfp4, nvfp4, pack, to_fields
 from .stored import Found, Stored
 
 METHODS = ("compressed-tensors",)
@@ -59,10 +60,11 @@ def eight_bits(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> 
     block = setting(settings, "block_structure", list) or ([1, group] if group else None)
     block = block_of(name, weight, name + SCALE, scale, block)
     names = (name, name + SCALE)
-    if weight.dtype in FLOAT8 or settings.get("symmetric", True):
+    if weight.dtype in FLOAT8 or setting(settings, "symmetric", bool, True):
         return stored(*names, tuple(weight.shape), block)
     need_shape(zero, headers, name, tuple(scale.shape))
-    return Stored((*names, zero), tuple(weight.shape), partial(decode_shifted, block=block))
+    ways = (partial(decode_shifted, block=block), partial(encode_shifted, block=block))
+    return Stored((*names, zero), tuple(weight.shape), *ways)
 
 
 def decode_shifted(dtype: torch.dtype, weight: Tensor, scale: Tensor, zero: Tensor, block: Any) -> Tensor:
@@ -72,6 +74,16 @@ def decode_shifted(dtype: torch.dtype, weight: Tensor, scale: Tensor, zero: Tens
     grids = [tensor.float().reshape(ceil(rows / block[0]), -1) for tensor in (scale, zero)]
     factors, zeros = (over_blocks(grid, block, columns) for grid in grids)
     return by_rows(dtype, (rows, columns), weight.__getitem__, factors, zeros)
+
+
+def encode_shifted(
+    weight: Tensor, old: Tensor, old_scale: Tensor, old_zero: Tensor, block: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers, their scales and zero points."""
+    block = block or tuple(weight.shape)
+    scale, zero = integer_grid(*extremes(weight, block), 8, False, old_scale.dtype)
+    q = (to_fields(weight, scale, zero, block, 8).short() - 128).to(old.dtype)
+    return q, scale.view(old_scale.shape), (zero - 128).to(old_zero.dtype).view(old_zero.shape)
 
 
 def packed_integers(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> Stored:
@@ -91,13 +103,16 @@ def packed_integers(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]
         wanted = f"{list(shape)} in groups of {size}"
         raise ConversionError(f"{name + SCALE!r} is {list(scale.shape)}, which does not fit {wanted}.")
     beside = [ending for ending in ("_zero_point", "_g_idx") if name + ending in headers]
-    if not settings.get("symmetric", True) or "_zero_point" in beside:
+    if not setting(settings, "symmetric", bool, True) or "_zero_point" in beside:
         packed_down = (ceil(rows * bits / 32), groups)
         need_shape(name + "_zero_point", headers, name, packed_down, tuple(scale.shape))
     if "_g_idx" in beside:
         need_shape(name + "_g_idx", headers, name, (shape[1],))
     names = (name + PACKED, name + SCALE, *(name + ending for ending in beside))
-    return Stored(names, shape, partial(decode_integers, bits=bits, shape=shape, size=size, beside=beside))
+    how = {"bits": bits, "shape": shape, "size": size, "beside": beside}
+    symmetric = setting(settings, "symmetric", bool, True)
+    ways = (partial(decode_integers, **how), partial(encode_integers, **how, symmetric=symmetric))
+    return Stored(names, shape, *ways)
 
 
 def decode_integers(
@@ -120,6 +135,33 @@ def decode_integers(
     return by_rows(dtype, shape, lambda part: unpack(packed[part], bits, shape[1]), factors, zeros)
 
 
+def encode_integers(
+    weight: Tensor,
+    packed: Tensor,
+    old_scale: Tensor,
+    *others: Tensor,
+    bits: int,
+    shape: tuple,
+    size: int,
+    beside: list,
+    symmetric: bool,
+) -> tuple[Tensor, ...]:
+    """The weight in the same groups, its zero points among fields where the old ones are."""
+    given = dict(zip(beside, others, strict=True))
+    group_of = given.get("_g_idx")
+    if group_of is not None and bool((group_of < 0).any()):
+        group_of = None
+    single = old_scale.numel() == ceil(shape[1] / size) and shape[0] > 1
+    block = (shape[0] if single else 1, size)
+    scale, zero = integer_grid(*extremes(weight, block, group_of), bits, symmetric, old_scale.dtype)
+    fields = to_fields(weight, scale, zero, block, bits, group_of)
+    if (old := given.get("_zero_point")) is not None:
+        down = old.dtype == torch.int32
+        given["_zero_point"] = pack(zero.T.contiguous(), bits).T if down else (zero - 2 ** (bits - 1)).to(old.dtype)
+        given["_zero_point"] = given["_zero_point"].reshape(old.shape)
+    return pack(fields, bits), scale.view(old_scale.shape), *given.values()
+
+
 def packed_floats(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> Stored:
     """`X_packed` bytes and `X_scale`, of NVFP4 `X_global_scale` too. Raises ConversionError where their shapes do not
     fit."""
@@ -132,7 +174,7 @@ def packed_floats(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) 
     if nvfp4:
         _need(name, headers, "_global_scale")
     names = [name + ending for ending in (PACKED, SCALE, "_global_scale") if name + ending in headers]
-    return Stored(tuple(names), (*lead, 2 * half), decode_floats)
+    return Stored(tuple(names), (*lead, 2 * half), decode_floats, encode_floats)
 
 
 def decode_floats(dtype: torch.dtype, packed: Tensor, scale: Tensor, whole: Tensor | None = None) -> Tensor:
@@ -145,6 +187,17 @@ def decode_floats(dtype: torch.dtype, packed: Tensor, scale: Tensor, whole: Tens
     return by_rows(
         dtype, (len(flat), shape[-1]), lambda part: e2m1(flat[part]), over_blocks(grid, block, shape[-1])
     ).view(shape)
+
+
+def encode_floats(weight: Tensor, packed: Tensor, old_scale: Tensor, whole: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Two numbers a byte, their scales, and the number that these are divided by. Raises ConversionError for several
+    of them."""
+    if whole is None:
+        return mxfp4(weight, old_scale)
+    if whole.numel() > 1:
+        raise ConversionError(f"it has {whole.numel()} global scales.")
+    codes, scale, factor = nvfp4(weight)
+    return codes, scale.to(old_scale.dtype), (1 / factor).to(whole.dtype).view(whole.shape)
 
 
 def settings_of(name: str, scheme: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from .packing import (
     parts_of,
     power_of_two,
 )
+from .rounding import mxfp4
 from .stored import Found, Stored
 
 METHODS = ("fp8", "fbgemm_fp8")
@@ -84,7 +85,9 @@ def _of_halves(name: str, weight: Tensor, headers: dict[str, Tensor]) -> Stored:
     if list(headers[scale].shape) != [rows, half // 16] or half % 16:
         said = f"{list(headers[scale].shape)} beside {name!r} of {list(weight.shape)} bytes"
         raise ConversionError(f"{scale!r} is {said}: 32 numbers belong to each scale.")
-    return Stored((name, scale), (rows, 2 * half), decode_halves, rows=lambda start, stop: ((start, stop),) * 2)
+    return Stored(
+        (name, scale), (rows, 2 * half), decode_halves, encode_halves, rows=lambda start, stop: ((start, stop),) * 2
+    )
 
 
 def decode_halves(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:
@@ -92,6 +95,12 @@ def decode_halves(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:
     rows, columns = weight.shape[0], 2 * weight.shape[1]
     factors = over_blocks(as_factors(scale), (1, 32), columns)
     return by_rows(dtype, (rows, columns), lambda part: e2m1(weight[part].view(torch.uint8)), factors)
+
+
+def encode_halves(weight: Tensor, old: Tensor, old_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The same the other way."""
+    codes, scale = mxfp4(weight, old_scale)
+    return codes.view(old.dtype), scale
 
 
 def scale_of(name: str, headers: dict[str, Tensor]) -> str:

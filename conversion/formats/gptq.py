@@ -17,6 +17,7 @@ from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
 from .checks import need_shape, setting, size_of_groups
 from .packing import by_rows, over_blocks, unpack
+from .rounding import extremes, integer_grid, pack, to_fields
 from .stored import Found, Stored
 
 METHODS = ("gptq",)
@@ -57,7 +58,8 @@ def _stored(name: str, headers: dict[str, Tensor], scheme: dict[str, Any], bits:
     if ceil(inputs / size) != groups:
         raise ConversionError(f"{layer}scales has {groups} groups, group_size={size} makes {ceil(inputs / size)}.")
     options = {"bits": bits, "size": size, "shift": 1 if version == "gptq" else 0}
-    return Stored(tuple(names), (out, inputs), partial(decode, **options))
+    encoded = partial(encode, **options, symmetric=bool(scheme.get("sym", True)))
+    return Stored(tuple(names), (out, inputs), partial(decode, **options), encoded)
 
 
 def decode(
@@ -78,3 +80,24 @@ def decode(
     factors, zeros = (over_blocks(grid, (1, size), inputs, g_idx) for grid in grids)
     rows = qweight.T.contiguous()
     return by_rows(dtype, (out, inputs), lambda part: unpack(rows[part], bits, inputs), factors, zeros)
+
+
+def encode(
+    weight: Tensor,
+    qweight: Tensor,
+    qzeros: Tensor,
+    scales: Tensor,
+    g_idx: Tensor | None = None,
+    *,
+    bits: int,
+    size: int,
+    shift: int,
+    symmetric: bool,
+) -> tuple[Tensor, ...]:
+    """The weight in the same groups, rounded to the nearest: GPTQ's own rounding needs data."""
+    block = (1, size)
+    scale, zero = integer_grid(*extremes(weight, block, g_idx), bits, symmetric, scales.dtype)
+    fields = to_fields(weight, scale, zero, block, bits, g_idx)
+    zeros = (zero.T - shift) & (2**bits - 1)
+    parts = (pack(fields, bits).T.contiguous(), pack(zeros, bits), scale.T.contiguous())
+    return parts if g_idx is None else (*parts, g_idx)

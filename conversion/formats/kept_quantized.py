@@ -2,7 +2,7 @@
 
 `source/quantized.safetensors` has them; `quantized` of the manifest says the scheme, the places where it stood and the
 dtype they were decoded to. Converted back, a weight that still is what its stored tensors stand for is written as they
-are; another is encoded again where rounding is all that takes, and refused where it is not.
+are; another is encoded again in the same scheme, to the nearest.
 """
 
 import json
@@ -74,11 +74,6 @@ class KeptQuantized:
         dtypes = dict.fromkeys((self.dtype, tensor.dtype))
         if any(_same(stored.decode(dtype, *parts).to(tensor.dtype), tensor) for dtype in dtypes):
             return parts
-        if stored.encode is None:
-            raise ConversionError(
-                f"{name!r} has changed since it was stored in {self.method}, into which it cannot be rounded again: "
-                f"{_PLAIN} and quantise them with the tools of {self.method}."
-            )
         try:
             return stored.encode(tensor, *parts)
         except ConversionError as error:

@@ -12,6 +12,7 @@ from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
 from . import fp8
 from .compressed_tensors import decode_floats
+from .rounding import nvfp4
 from .stored import Found, Stored
 
 METHODS = ("modelopt", "modelopt_fp4")
@@ -31,7 +32,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             shapes = f"{list(scale.shape)} beside {list(tensor.shape)} bytes of two numbers"
             raise ConversionError(f"{name + _SCALE!r} is {shapes}: one belongs to 16 numbers.")
         shape = (*tensor.shape[:-1], 2 * tensor.shape[-1])
-        found.tensors[name] = Stored((name, name + _SCALE, name + _SECOND), shape, decode)
+        found.tensors[name] = Stored((name, name + _SCALE, name + _SECOND), shape, decode, encode)
     rest = StoredTensors(checkpoint.folder)
     rest.headers = {name: tensor for name, tensor in headers.items() if name not in found.taken()}
     others = fp8.find(rest, scheme)
@@ -41,3 +42,11 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
 def decode(dtype: torch.dtype, packed: torch.Tensor, scale: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """e2m1 · weight_scale · weight_scale_2."""
     return decode_floats(dtype, packed, scale.float() * second.float())
+
+
+def encode(
+    weight: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, second: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Two numbers a byte, their scales, and the scale of all."""
+    codes, scales, whole = nvfp4(weight)
+    return codes, scales.to(scale.dtype), whole.to(second.dtype).view(second.shape)

@@ -15,6 +15,7 @@ AT_ONCE = 2**18
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 # A float of four bits, one of sign, two of exponent, one of mantissa (OCP Microscaling Formats, 2023).
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+E2M1_LARGEST = 6.0
 
 
 def as_factors(scale: Tensor) -> Tensor:
@@ -109,9 +110,14 @@ def largest_in_blocks(matrix: Tensor, block: tuple[int, int]) -> Tensor:
     strips = torch.stack(strips) if block[0] > 1 else matrix.abs().float()
     strips = torch.nn.functional.pad(strips, (0, -columns % block[1]))
     largest = strips.unflatten(1, (-1, block[1])).amax(dim=2)
-    if not largest.isfinite().all():
+    return finite(largest)
+
+
+def finite(numbers: Tensor) -> Tensor:
+    """The numbers, which are finite. Raises ConversionError for others, which no scale fits."""
+    if not numbers.isfinite().all():
         raise ConversionError("a weight has numbers that are not finite, which cannot be quantised.")
-    return largest
+    return numbers
 
 
 def power_of_two(scale: Tensor) -> Tensor:

@@ -17,15 +17,15 @@ class Stored:
     """One tensor of the model: its shape, the stored tensors it is made of, and how.
 
     `decode(dtype, *tensors)` computes in float32 and rounds once, to `dtype`. `encode(weight, *tensors)` stores another
-    weight in the same way, in place of `tensors`; None where that takes more than rounding. `rows(start, stop)` says
-    which rows of each stored tensor make up these rows of the model's (None: the whole tensor), `start` a multiple of
-    `unit`; None where rows are not stored by themselves.
+    weight in the same way, to the nearest, in place of `tensors`. `rows(start, stop)` says which rows of each stored
+    tensor make up these rows of the model's (None: the whole tensor), `start` a multiple of `unit`; None where rows are
+    not stored by themselves.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     decode: Callable[..., Tensor]
-    encode: Callable[..., tuple[Tensor, ...]] | None = None
+    encode: Callable[..., tuple[Tensor, ...]]
     rows: Callable[[int, int], tuple[tuple[int, int] | None, ...]] | None = None
     unit: int = 1
 

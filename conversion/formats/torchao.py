@@ -10,6 +10,7 @@ from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
 from .checks import need_shape
 from .packing import by_rows, over_blocks
+from .rounding import extremes, integer_grid, to_fields
 from .stored import Found, Stored
 
 METHODS = ("torchao",)
@@ -28,7 +29,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
                 raise ConversionError(f"{name!r} is not int8 with a scale per row, which is what is read of torchao.")
             if layer + _ZERO in headers:
                 need_shape(layer + _ZERO, headers, layer + "weight", tuple(scales.shape))
-            found.tensors[layer + "weight"] = Stored(names, tuple(tensor.shape), decode)
+            found.tensors[layer + "weight"] = Stored(names, tuple(tensor.shape), decode, encode)
     for name in headers.keys() - found.taken():
         if name.endswith((_SCALE, _ZERO)):
             raise ConversionError(f"{name!r} belongs to a packed weight that is not there: the checkpoint is damaged.")
@@ -40,3 +41,11 @@ def decode(dtype: torch.dtype, weight: Tensor, scale: Tensor, zero: Tensor | Non
     factors = over_blocks(scale.float(), (1, 1), weight.shape[1])
     zeros = None if zero is None else over_blocks(zero.float(), (1, 1), weight.shape[1])
     return by_rows(dtype, tuple(weight.shape), weight.__getitem__, factors, zeros)
+
+
+def encode(weight: Tensor, old: Tensor, old_scale: Tensor, old_zero: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Integers with a scale per row, around zero."""
+    block = (1, weight.shape[1])
+    scale, zero = integer_grid(*extremes(weight, block), 8, True, old_scale.dtype)
+    q = (to_fields(weight, scale, zero, block, 8).short() - 128).to(old.dtype)
+    return (q, scale) if old_zero is None else (q, scale, torch.zeros_like(old_zero))
