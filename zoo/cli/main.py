@@ -15,6 +15,7 @@ from .flags import flags
 from .generate import generate
 from .heal import heal
 from .inspect import inspect
+from .merge import merge
 from .presets import presets
 from .push import push
 from .surgery import surgery
@@ -56,6 +57,7 @@ COMMANDS = (
     generate,
     heal,
     inspect,
+    merge,
     verify,
     presets,
     push,

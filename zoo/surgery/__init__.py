@@ -4,6 +4,7 @@
     zoo.surgery.operate("llama/", "latent/", {"attention_type": "latent"})
     zoo.surgery.operate("llama/", "small/", {"num_key_value_heads": 2}, calibrate="text.txt", evaluate="text.txt")
     zoo.surgery.heal("small/", text="text.txt", steps=1000)             # learns what it lost from the model it was
+    zoo.surgery.merge("plan.yaml", "merged/")                           # mergekit's file
 
 The flags are the language: what is wanted is a config, and `planner.py` finds the operations that lead there. One file
 is one operation, `registry.py` lists them. Importing this package loads no torch; the first use of a name does.
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What editors follow.
     from .healing import Healing, heal
+    from .merging import merge
     from .operating import operate
     from .possibilities import possible
     from .report import Report
@@ -22,10 +24,11 @@ _HOME = {
     "Healing": "healing",
     "Report": "report",
     "heal": "healing",
+    "merge": "merging",
     "operate": "operating",
     "possible": "possibilities",
 }
-__all__ = ["Healing", "Report", "heal", "operate", "possible"]
+__all__ = ["Healing", "Report", "heal", "merge", "operate", "possible"]
 
 
 def __getattr__(name: str) -> Any:

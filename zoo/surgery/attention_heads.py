@@ -40,7 +40,7 @@ POSITIONS = ("rope", "none", "learned")
 
 class AttentionHeads(Operation):
     def __init__(self):
-        super().__init__("heads of queries", (HEADS,), (GROUPS,), parts=("mixer",))
+        super().__init__("heads of queries", (HEADS,), (GROUPS,), parts=("mixer",), invents=True)
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         """Where groups change in another ratio, they are joined or repeated first."""

@@ -48,7 +48,9 @@ LOUD_BLOCKS = ("post_norm", "pre_norm_residual", "scaled_sandwich_norm")
 
 class Depth(Operation):
     def __init__(self):
-        super().__init__("depth", ("num_hidden_layers",), methods=("identity", "repeat"), parts=(), renumbers=True)
+        super().__init__(
+            "depth", ("num_hidden_layers",), methods=("identity", "repeat"), parts=(), renumbers=True, invents=True
+        )
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         return isinstance(fields.get("num_hidden_layers"), int)

@@ -50,7 +50,7 @@ TAKES = (
 class Experts(Operation):
     def __init__(self):
         methods = ("copies", "shards", "slices", "shared", "split")
-        super().__init__("dense → experts", ("num_experts",), TAKES, methods, parts=("mlp",))
+        super().__init__("dense → experts", ("num_experts",), TAKES, methods, parts=("mlp",), invents=True)
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         return isinstance(fields.get("num_experts"), int) and config.num_experts is None

@@ -45,7 +45,7 @@ RIDGE = 1e-6
 class MlpWidth(Operation):
     def __init__(self):
         methods = ("fluctuation", "wanda", "activation", "magnitude")
-        super().__init__("width of MLPs", ("intermediate_size",), methods=methods, parts=("mlp",))
+        super().__init__("width of MLPs", ("intermediate_size",), methods=methods, parts=("mlp",), invents=True)
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         return isinstance(fields.get("intermediate_size"), int)

@@ -25,7 +25,7 @@ FUSED = "gate_up_proj"
 
 class ModelWidth(Operation):
     def __init__(self):
-        super().__init__("width of the model", (WIDTH,), TAKES, parts=(), renumbers=True)
+        super().__init__("width of the model", (WIDTH,), TAKES, parts=(), renumbers=True, invents=True)
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         return isinstance(fields.get(WIDTH), int)

@@ -105,20 +105,23 @@ def operate(
     )
 
 
-def perform(state: State, fields: dict[str, Any], method: str | None, layers: Any, text: Text | None) -> None:
-    """All operations that lead to `fields`, one after the other. Raises SurgeryError where the fields are so already,
-    or none leads there."""
+def perform(
+    state: State, fields: dict[str, Any], method: str | None, layers: Any, text: Text | None, invents: bool = True
+) -> None:
+    """All operations that lead to `fields`, one after the other; `invents` as `next_operation` says. Raises
+    SurgeryError where the fields are so already, or none leads there."""
     fields = planner.differing(state.config, fields)
     if not fields:
         raise SurgeryError("the model is already as it is wanted: there is nothing to change.")
     while fields:
-        operation, own = planner.next_operation(state.config, fields, method)
+        operation, own = planner.next_operation(state.config, fields, method, invents)
         chosen = layers
         if (count := number_of(layers, operation, state.config, own)) is not None:
             chosen = cheapest_layers(state, operation, own, method, count, text)
         request = planner.requested(state.config, operation, own, chosen, method, state.seed)
         step(state, operation, request, text)
-        fields = {name: value for name, value in fields.items() if name not in own}
+        left = {name: value for name, value in fields.items() if name not in own}
+        fields = planner.differing(state.config, left)  # some follow from others
 
 
 def step(state: State, operation: Operation, request: Request, text: Text | None) -> None:

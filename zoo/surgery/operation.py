@@ -107,6 +107,7 @@ class Operation:
     parts: tuple[str, ...] = ("mixer",)  # what of a layer changes: "mixer", "mlp" or both
     fitting_steps: int = 0  # of training on outputs, before the cost of a change says anything
     renumbers: bool = False  # whether layers change their numbers
+    invents: bool = False  # whether the new model has parameters that say nothing yet
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         """Whether these wanted values are this operation's."""

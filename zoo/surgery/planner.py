@@ -58,10 +58,14 @@ def ranges(numbers: list[int]) -> str:
     return f"layer{'s' if len(numbers) != 1 else ''} {text}"
 
 
-def next_operation(config: ZooConfig, fields: dict[str, Any], method: str | None) -> tuple[Operation, dict[str, Any]]:
-    """The first operation of the registry that these fields ask for, and which of them are its own. Raises
-    SurgeryError for fields that no operation reaches."""
+def next_operation(
+    config: ZooConfig, fields: dict[str, Any], method: str | None, invents: bool = True
+) -> tuple[Operation, dict[str, Any]]:
+    """The first operation of the registry that these fields ask for, and which of them are its own; without `invents`
+    one that adds no parameters. Raises SurgeryError for fields that no operation reaches."""
     for operation in OPERATIONS:
+        if operation.invents and not invents:
+            continue
         if method is not None and operation.methods and method not in operation.methods:
             continue
         if any(name in fields for name in operation.leads) and operation.matches(config, fields):

@@ -58,7 +58,7 @@ def read_text(
         length = min(length, text.shape[-1])
     else:
         name = str(text) if isinstance(text, (str, Path)) else "texts"
-        ids = _tokens(_documents(text), folder)
+        ids = token_ids(_documents(text), folder)
     if len(ids) < length:
         raise SurgeryError(f"{name} has {len(ids):,} tokens, fewer than one row of {length:,}: give a longer text.")
     if (largest := int(ids.max())) >= config.vocab_size:
@@ -92,7 +92,7 @@ def _documents(text: "str | Path | Sequence[str]") -> list[str]:
         raise SurgeryError(f'{path} is not JSON lines with a "text" each: {error}.') from error
 
 
-def _tokens(documents: list[str], folder: Path | None) -> Tensor:
+def token_ids(documents: list[str], folder: Path | None) -> Tensor:
     """All documents, one after the other, each as the tokenizer begins and ends a text."""
     from transformers import AutoTokenizer
 
