@@ -21,7 +21,7 @@ def inspect(model: Any, **wanted: Any) -> dict:
     if isinstance(model, ZooConfig):
         return reported(model, **wanted)
     folder, raw = found(str(model))
-    return reported(configured(str(model), folder, raw), **wanted) | stored(folder, raw)
+    return reported(configured(str(model), folder, raw), **wanted) | around(raw) | stored(folder, raw)
 
 
 def diff(one: str, other: str, context: int | None = None) -> dict:
@@ -113,6 +113,14 @@ def configured(model: str, folder: Path | None, raw: dict | None) -> "ZooConfig"
     if folder is not None:
         return config_of_folder(folder, raw)
     return ZooConfig.preset(model) if raw is None else import_config(unquantised(raw))
+
+
+def around(raw: dict | None) -> dict:
+    """`source_text_model_type`: of a model taken out of a larger one, or a config.json of that, what stands inside."""
+    from conversion.engine.text_models import text_model_of
+
+    inside = text_model_of((raw or {}).get("source_config") or raw or {})
+    return {"source_text_model_type": inside[1] if inside else None}
 
 
 def stored(folder: Path | None, raw: dict | None) -> dict:

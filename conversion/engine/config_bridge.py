@@ -26,7 +26,7 @@ from .culprits import with_culprit
 from .family import Family
 from .heads import head_of, labels_of
 from .prediction import promise, said_by
-from .registry import OWN_TYPE, family_of, file_name, model_type_of, variant_of
+from .registry import OWN_TYPE, family_of, file_name, model_type_of, spoken, variant_of
 from .text_models import holder_of, part_of, with_part
 from .their_config import TIE, class_key, class_of, their_config
 
@@ -113,10 +113,10 @@ def export_config(config: ZooConfig, to: str, **overrides: Any) -> dict[str, Any
         unsaid = {name: value for name, value in overrides.items() if name not in ("num_mtp_layers", "mtp")}
         again = import_config(raw, **unsaid, **said_by(config, family.rules_for(config), raw))
     except BAD_CONFIG as error:
-        raise ConversionError(f"{to} cannot express this model: {_why(config, to, error)}") from error
+        raise ConversionError(f"{spoken(to)} cannot express this model: {_why(config, to, error)}") from error
     if differing := architecture_differences(config, again):
         raise ConversionError(
-            f"{to} cannot express "
+            f"{spoken(to)} cannot express "
             + ", ".join(f"{name}={ours!r} (it would become {theirs!r})" for name, ours, theirs in differing)
             + ": choose another family or change that."
         )
@@ -135,9 +135,9 @@ def _why(config: ZooConfig, to: str, error: BaseException) -> str:
     ours = architecture(config)
     lacking = [name for name, value in usual.items() if value is not None and ours.get(name) is None]
     if not lacking:
-        return f"it has other parts than a {to} ({said.removesuffix('.')})."
+        return f"it has other parts than a {spoken(to)} ({said.removesuffix('.')})."
     more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
-    return f"a {to} has {', '.join(lacking[:4])}{more}, which this model has not. Choose another family."
+    return f"a {spoken(to)} has {', '.join(lacking[:4])}{more}, which this model has not. Choose another family."
 
 
 def architecture_differences(one: ZooConfig, other: ZooConfig) -> list[tuple[str, Any, Any]]:
@@ -226,7 +226,8 @@ def _set(raw: dict[str, Any], name: str, value: Any, aliases: dict[str, str]) ->
 def _from_defaults(config: ZooConfig, to: str, family: Family) -> dict[str, Any]:
     if family.section:
         raise ConversionError(
-            f"a {to} checkpoint is more than a text model: only a model converted from one can be converted back."
+            f"a {spoken(to)} checkpoint is more than a text model: "
+            "only a model converted from one can be converted back."
         )
     reads = class_key(to, family)
     config_class, keys = class_of(to, family), _back(config, family)

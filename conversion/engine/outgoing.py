@@ -30,7 +30,7 @@ from .config_bridge import export_config, import_config
 from .incoming import Reader
 from .plan import Plan, Planner, Step
 from .quantizing import quantized
-from .registry import family_of, file_name, model_type_of, variant_of
+from .registry import family_of, file_name, model_type_of, spoken, variant_of
 from .text_models import part_of
 from .their_side import kept_dtypes, planner_for
 from .zoo_side import Expected, check_own, expected_tensors
@@ -195,7 +195,7 @@ def _plan_by_names(planner: Planner, manifest: Manifest, reader: Reader) -> Plan
 
 def _check_comes_back(planner: Planner, plan: Plan, headers: dict[str, Tensor], to: str) -> None:
     """Importing what will be written must give this model's tensors again."""
-    again = planner.forward(plan.outputs).outputs
+    again, to = planner.forward(plan.outputs).outputs, spoken(to)
     if differing := sorted(set(again) ^ set(headers)):
         raise ConversionError(f"{to} has no place for {differing[0]!r}: converted back, the model would lack it.")
     for name, tensor in headers.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError
-from .text_models import REFUSED, SAME_TEXT_MODELS, SECTION, text_model_of
+from .text_models import NOT_INSIDE, REFUSED, SAME_TEXT_MODELS, SECTION, text_model_of
 
 if TYPE_CHECKING:
     from .family import Family
@@ -76,6 +76,8 @@ def _why_refused(wrapper: str, place: str, inner: str) -> str:
     """One sentence about a model around a text model that cannot be converted."""
     if wrapper in REFUSED:
         return f"model_type {wrapper!r} cannot be converted: {REFUSED[wrapper]}."
+    if inner in NOT_INSIDE:
+        return f"model_type {wrapper!r} cannot be converted with {inner!r} inside: {NOT_INSIDE[inner]}."
     return f"model_type {wrapper!r} is not known, nor is {inner!r}, its {place}. {nearest(inner)}"
 
 
@@ -90,9 +92,14 @@ def variant_of(model_type: str, raw: dict[str, Any] | None) -> str:
     if inner and is_known(variant):
         return variant
     known_inside = inner is not None and is_known(file_name(known_name(inner)))
-    if is_known(file_name(model_type)) or not known_inside or model_type in REFUSED:
+    if is_known(file_name(model_type)) or not known_inside or model_type in REFUSED or inner in NOT_INSIDE:
         return model_type
     return f"{model_type}{WITHIN}{inner}" if place == SECTION else f"{model_type}{WITHIN}{place}.{inner}"
+
+
+def spoken(name: str) -> str:
+    """A family's name in a sentence: the model_type that its config.json says, without the text model inside it."""
+    return name.partition(WITHIN)[0]
 
 
 def known_name(inner: str) -> str:

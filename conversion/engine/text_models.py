@@ -20,6 +20,12 @@ SAME_TEXT_MODELS = {
     "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen2_5_omni_text": "qwen2",
     "granite4_vision_text": "granite", "granite_docling_text": "granite",
 }  # fmt: skip
+# The family that the text model inside another is of when it leaves that: the one whose class runs without it.
+ALONE = {
+    "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe",
+    "glm4v_text": "glm4", "glm_ocr_text": "glm4", "glm4v_moe_text": "glm4_moe", "hunyuan_vl_text": "hunyuan_v1_dense",
+    "paddleocr_vl_text": "llama",
+}  # fmt: skip
 # Models that do with a known text model what it alone does not, and so would not be the same without it.
 BOTH_WAYS = "its prompt sees itself in both directions, which the text model inside, a decoder, does not"
 DRAFTS = "it drafts tokens from the cache of another model and is none without it"
@@ -28,6 +34,8 @@ REFUSED = {
     "paligemma": BOTH_WAYS, "colpali": BOTH_WAYS, "pi0": BOTH_WAYS, "gemma4_assistant": DRAFTS,
     "gemma4_unified_assistant": DRAFTS, "jev": CHOOSES,
 }  # fmt: skip
+# Text models that do another thing inside others than alone.
+NOT_INSIDE = {"falcon_h1": "its embeddings are scaled only where it looks them up itself"}
 
 Keys = dict[str, Any]
 

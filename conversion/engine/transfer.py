@@ -23,7 +23,7 @@ from .incoming import read_incoming
 from .outgoing import ExtrasOptions, read_outgoing
 from .patterns import natural_key
 from .quantizing import family_to_write
-from .registry import OWN_TYPE, family_of, variant_of
+from .registry import OWN_TYPE, family_of, spoken, variant_of
 from .streaming import Mover
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -199,7 +199,7 @@ def _export(
     restore_card(folder, new)
     restore_tokenizer_config(folder, new, outgoing.extras.manifest.tokenizer_class)
     (new / "config.json").write_text(json.dumps(outgoing.raw, indent=2) + "\n", encoding="utf-8")
-    report = Report("", new, outgoing.to, outgoing.parameters, writer.files, left_behind=outgoing.left_behind)
+    report = Report("", new, spoken(outgoing.to), outgoing.parameters, writer.files, left_behind=outgoing.left_behind)
     report.written_as = outgoing.packed.method if outgoing.packed else main_dtype(outputs)
     report.written_bytes = total_bytes(outputs)
     return report

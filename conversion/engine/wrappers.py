@@ -31,7 +31,7 @@ _BODIES = (
     "model.language_model.model.", "model.model.language_model.model.",
 )  # fmt: skip
 # What older files have before the names of the whole text model.
-_WHOLE = ("language_model.", "llm.", "thinker.", "vlm.language_model.")
+_WHOLE = ("language_model.", "language.", "llm.", "thinker.", "vlm.language_model.")
 # What transformers 5.23 writes for the layers of two wrappers, whose published files say `layers.`.
 _LAYERS = {"kimi_k25": "language_model.model.blocks.", "qianfan_ocr": "language_model.model.encoder.layers."}
 # Those of a body whose names have nothing before them (Cosmos 3).

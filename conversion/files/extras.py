@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from configuration_zoo import ZooConfig
 
 from ..engine.incoming import read_incoming
 from ..engine.plan import Planner
 from ..engine.prediction import COUNTS
-from ..engine.registry import OWN_TYPE, family_of, file_name, model_type_of
-from ..engine.text_models import part_of
+from ..engine.registry import OWN_TYPE, family_of, file_name, is_known, known_name, model_type_of, spoken
+from ..engine.text_models import ALONE, part_of
 from ..errors import ConversionError
 from ..formats import kept_quantized
 from ..formats.kept_quantized import KeptQuantized
@@ -97,12 +98,12 @@ def refuse_loss(extras: Extras, planner: Planner, config: ZooConfig, folder: Pat
     came_from_it = part_of(config.source_config or {}, wrapped) is not None
     unsaid = said is None and extras.manifest.model_type is None and came_from_it
     if unsaid or (said is not None and has != said["tensors"]):
-        lost = in_words(said["tensors"]) if said else f"what a {to} holds beside its text model"
+        lost = in_words(said["tensors"]) if said else f"what a {spoken(to)} holds beside its text model"
         origin = f" of {said['repository']}" if said and "repository" in said else ""
         without = "--text-only" if wrapped else "--without-extras"
         raise ConversionError(
-            f"{folder} has lost {lost}{origin}, which zoo does not use and {to} has: give the checkpoint it came from "
-            f"with --source FOLDER or owner/name, or do without them with {without}."
+            f"{folder} has lost {lost}{origin}, which zoo does not use and {spoken(to)} has: give the checkpoint it "
+            f"came from with --source FOLDER or owner/name, or do without them with {without}."
         )
 
 
@@ -114,12 +115,17 @@ def text_family(config: ZooConfig, to: str) -> str:
         return to
     inner = part_of(config.source_config or {}, family.section) or {}
     for name in (inner.get("model_type"), family.reads):
-        try:
-            if name and family_of(name).section is None:
-                return name
-        except ConversionError:
-            continue
+        name = known_name(ALONE.get(name, name or ""))
+        if is_known(file_name(name)) and family_of(name).section is None and can_run(name):
+            return name
+    to = spoken(to)
     raise ConversionError(f"the text model inside {to} has no family of its own: leave it with what it came with.")
+
+
+def can_run(name: str) -> bool:
+    """Whether transformers, or published code, has a language model of a family."""
+    runs = any(file_name(one) == file_name(name) for one in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return runs or family_of(name).config_class is not None
 
 
 def promise_nothing(raw: dict[str, Any]) -> None:

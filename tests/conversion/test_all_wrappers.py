@@ -8,7 +8,7 @@ import torch
 from checkpoint_checks import RELATIVE, assert_same_tensors, tensors_of
 from samples import only
 from tiny_wrappers import text_outputs, tiny_wrapper
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conversion import convert, import_config, load
 from conversion.engine.catalog import wrappers
@@ -93,3 +93,17 @@ def test_heads_are_tied_as_transformers_ties_them(name):
             continue
         tied = head.weight is theirs.get_input_embeddings().weight
         assert import_config(json.loads(theirs.config.to_json_string())).tie_word_embeddings == tied, (at_top, inside)
+
+
+# Those without a head, and those whose text model has no class that writes text by itself.
+STAYS = {"colqwen2", "cosmos3_edge", "deepseek_ocr2"}
+
+
+@pytest.mark.parametrize("name", only([], [name for name in CASES if name not in STAYS]))
+def test_the_text_model_leaves_as_one_that_transformers_runs(name, tmp_path):
+    source, zoo, alone = (tmp_path / folder for folder in ("source", "zoo", "alone"))
+    tiny_wrapper(name).save_pretrained(source)
+    convert(source, zoo, **QUIET)
+    model_type = json.loads((source / "config.json").read_text())["model_type"]
+    convert(zoo, alone, to=model_type, text_only=True, **QUIET)
+    assert_equal_on_text(load(zoo).eval(), AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32).eval())

@@ -47,7 +47,7 @@ def inspect(
     from description_zoo.picture import architecture_svg
     from description_zoo.training_memory import OPTIMIZERS
 
-    from ..inspection import configured, found, reported, stored
+    from ..inspection import around, configured, found, reported, stored
     from .loading import parse_dtype
 
     quiet()
@@ -57,7 +57,7 @@ def inspect(
     config = configured(model, folder, raw)
     if dtype not in (None, "auto"):
         config.dtype = parse_dtype(dtype)
-    report = reported(config, context=context, batch=batch, tp=tp, ep=ep, **wanted) | stored(folder, raw)
+    report = reported(config, context=context, batch=batch, tp=tp, ep=ep, **wanted) | around(raw) | stored(folder, raw)
     if svg is not None:
         svg.write_text(architecture_svg(report), encoding="utf-8")
     if as_json:
@@ -87,7 +87,8 @@ def show(report: dict) -> None:
     from .tables import short_bytes
 
     show_layers(report)
-    source = report["source_model_type"]
+    source, inside = report["source_model_type"], report.get("source_text_model_type")
+    source = f"{source} around {inside}" if inside else source
     say(f"{report['class']}{f' (from {source})' if source else ''}, {report['dtype']}")
     say(f"layers      {pattern_of(report['layers'])}")
     for end in ("embedding", "head"):
