@@ -23,6 +23,7 @@ from .card_origin import (
 from .card_use import use_sections
 from .foreign_text import code_span, is_slug, printable
 from .heads import HEADS, head_of_own
+from .kinds import named_fields
 from .measure import empty_model, layer_runs, measure, repetitions
 from .picture import architecture_svg
 
@@ -104,7 +105,7 @@ def _layers(report: dict) -> str:
             if times > 1:
                 period = runs[-1][1] - runs[0][0] + 1
                 where += f", {times} times, every {period}"
-            also = [*layer["features"], *(f"{name} {value}" for name, value in layer["differs"].items())]
+            also = [*layer["features"], *named_fields(layer)]
             words = [layer["mixer"], layer["context"], layer["positions"], ", ".join(also), layer["residual"]]
             numbers = f"{layer['parameters']:,} | {layer['cache_bytes_per_token']:,}"
             lines.append(f"| {where} | {' | '.join(words)} | {layer['mlp']} | {numbers} |")

@@ -1,14 +1,12 @@
 """What one layer is, in words: mixer, positions, what attention adds, norms and residual, MLP.
 
 A word is there for everything that differs from a plain layer: pre-norm, grouped queries, full attention, RoPE, a dense
-MLP. Two layers are of one kind only if they agree in every field that either of them reads.
+MLP. What no word says is named by its field: see kinds.py.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.field_settings import described
-from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS, READERS
 
 if TYPE_CHECKING:
     from modeling_zoo.mixer import TokenMixer
@@ -37,16 +35,6 @@ POSITIONS = {
     "transformer_xl": "Transformer-XL",
 }  # fmt: skip
 GATES = {"query": "gate from q_proj", "elementwise": "gate per channel", "headwise": "gate per head"}
-# Fields that the words below say wherever they stand; others are named where layers differ in them.
-SAID = {
-    "attention_bias", "attention_chunk_size", "attention_k_eq_v", "attention_multiplier", "attention_out_bias",
-    "attention_sinks", "attention_value_scale", "attn_logit_softcapping", "attn_output_gate", "clip_qkv", "gated_mlp",
-    "head_dim", "hidden_act", "index_head_dim", "index_n_heads", "index_topk", "kv_lora_rank", "mlp_bias",
-    "moe_intermediate_size", "moe_latent_size", "n_shared_experts", "num_attention_heads", "num_experts",
-    "num_experts_per_tok", "num_key_value_heads", "q_lora_rank", "qk_nope_head_dim", "qk_norm", "qk_rope_head_dim",
-    "rope_parameters", "scoring_func", "shared_expert_gate", "sliding_window", "sparse_attention_stride",
-    "v_head_dim", "value_norm", "zero_expert_num",
-}  # fmt: skip
 
 
 def layer_words(config: ZooConfig, mixer: "TokenMixer | None", index: int, has_mlp: bool) -> dict[str, Any]:
@@ -96,7 +84,7 @@ def describe_mixer(config: ZooConfig, mixer: "TokenMixer | None", index: int) ->
     if name == recurrence:
         return describe_recurrence(config, name, index)
     if config.attention_types[index] == "latent":
-        return f"{name} {_latent(config)}{_indexer(config, index)}"
+        return f"{name} {_latent(config)}{indexer_words(config, index)}"
     return f"{name} {_heads(config)}"
 
 
@@ -115,7 +103,7 @@ def _latent(config: ZooConfig) -> str:
     return f"{heads} x {width}, kv {config.kv_lora_rank}{rank}"
 
 
-def _indexer(config: ZooConfig, index: int) -> str:
+def indexer_words(config: ZooConfig, index: int) -> str:
     if config.layer_types[index] != "indexed_attention":
         return ""
     source = config.indexer_of(index)
@@ -174,7 +162,7 @@ def positions_of(config: ZooConfig, index: int) -> str:
     """How softmax attention learns where a key stands: `RoPE 10000`, `RoPE 1e+06 yarn x 4, 32 channels`, `NoPE`."""
     kind = config.position_embedding_type
     if kind != "rope":
-        return POSITIONS[kind]
+        return ", ".join([POSITIONS[kind], *_details_of(config, kind)])
     name = config.rope_table_of(index)
     if name is None:
         return "NoPE"
@@ -186,6 +174,21 @@ def positions_of(config: ZooConfig, index: int) -> str:
     if table.get("partial_rotary_factor", 1.0) != 1.0:
         text += f", {table['partial_rotary_factor']:g} of a head"
     return text + (", interleaved" if config.rope_interleave else "")
+
+
+def _details_of(config: ZooConfig, kind: str) -> list[str]:
+    """What a kind of positions other than rotary ones has beside its usual form."""
+    details = config.position_config or {}
+    found = {
+        "scaled": kind == "alibi" and details.get("alibi_scaled"),
+        f"{config.relative_attention_num_buckets} buckets up to {config.relative_attention_max_distance}": kind
+        == "relative",
+        f"from {details.get('offset')}": details.get("offset"),
+        "counted in the mask": details.get("ids_from_mask"),
+        f"{details.get('sinusoid_layout')}".replace("_", " "): kind == "sinusoidal"
+        and details.get("sinusoid_layout") not in (None, "interleaved"),
+    }
+    return [words for words, there in found.items() if there]
 
 
 def attention_features(config: ZooConfig, index: int) -> list[str]:
@@ -224,7 +227,7 @@ def residual_of(config: ZooConfig, index: int) -> str:
     if block == "sub_norm":
         words.append("norms in front of output projections")
     if block == "hyper_connection":
-        words.append(f"{config.hc_mult} streams")
+        words.append(f"{config.hc_mult} streams, {config.hc_sinkhorn_iters} rounds of balance")
     factors = [value for pair in config.residual_factors_of(index) for value in pair]
     if any(value != 1 for value in factors):
         words.append("α, β of mixer {:g}, {:g}, of MLP {:g}, {:g}".format(*factors))
@@ -255,41 +258,3 @@ def describe_mlp(config: ZooConfig, index: int) -> str:
         f"beside a dense {config.intermediate_size}" if dense else "",
     ]
     return ", ".join(word for word in words if word) + bias
-
-
-def read_fields(config: ZooConfig, index: int) -> dict[str, Any]:
-    """Every field that layer `index` reads and that may differ between layers; `config` is its own view."""
-    readers = [names for name, names in PER_LAYER_FIELDS.items() if READERS[name](config, index)]
-    return {name: getattr(config, name) for names in readers for name in names}
-
-
-def kinds_of(config: ZooConfig) -> tuple[list[int], list[dict[str, Any]]]:
-    """(for each layer the number of its kind; for each layer the fields in which it differs from another that reads
-    them, and that no word of `layer_words` says)."""
-    views = config.per_layer_config
-    read = [read_fields(view, index) for index, view in enumerate(views)]
-    placed = [_place(view, index) for index, view in enumerate(views)]
-    every = [name for name in described(ZooConfig) if name not in SAID]
-    differing = [name for name in every if len({repr(one[name]) for one in read if name in one}) > 1]
-    found, numbers = {}, []
-    for one, place in zip(read, placed, strict=True):
-        numbers.append(found.setdefault(repr((sorted(one.items(), key=str), place)), len(found)))
-    return numbers, [{name: one[name] for name in differing if name in one} for one in read]
-
-
-def _place(config: ZooConfig, index: int) -> tuple:
-    """What a layer is by the lists that have an entry for each."""
-    attends = index in config.softmax_layers
-    rope = config.position_embedding_type == "rope" and attends
-    return (
-        config.layer_types[index],
-        config.block_types[index],
-        config.mlp_layer_types[index] if config.block_types[index] != "mixer_only" else None,
-        config.mixer_types[index],
-        config.attention_types[index] if attends else None,
-        config.recurrent_mixers[index],
-        config.sparse_pattern_of(index),
-        config.rope_table_of(index) if rope else None,
-        config.kv_source_of(index) if config.shares_key_values(index) else None,
-        _indexer(config, index),
-    )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from configuration_zoo import ZooConfig
 from configuration_zoo.vocabulary import ABSOLUTE_POSITIONS
 
-from .layers import context_of, kinds_of, layer_words
+from .kinds import kinds_of
+from .layers import context_of, layer_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,6 +90,7 @@ def head_words(config: ZooConfig) -> list[str]:
         "bias": config.lm_head_bias,
         f"logits / {config.logits_scaling:g}": config.logits_scaling != 1.0,
         f"cap {config.final_logit_softcapping}": config.final_logit_softcapping,
+        f"{len(config.suppressed_token_ids or ())} tokens suppressed": config.suppressed_token_ids,
         f"{config.num_mtp_layers} layers that predict further tokens": config.num_mtp_layers,
     }
     return [words for words, there in found.items() if there]

@@ -4,6 +4,7 @@ the norms that they have, and layers that repeat stand there once."""
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .kinds import named_fields
 from .measure import layer_runs, repetitions
 from .numbers import short, short_bytes
 from .svg import CHARACTER, Drawing, in_lines
@@ -117,7 +118,7 @@ def _run(drawing: Drawing, y: float, run: tuple, widest: int, numbered: bool = T
     drawing.text(LEFT, y + 22, name, bold=True)
     drawing.text(LEFT + len(name) * CHARACTER * 1.08 + 14, y + 22, _costs(layer, count), kind="faint")
     y += 32
-    beside = [f"{name} {value}" for name, value in layer["differs"].items()]
+    beside = named_fields(layer)
     beside += layer["residual"].split(", ")[1:] + {"shortcut": ["experts join after the next layer"]}.get(
         layer["block"], []
     )

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from configuration_zoo import ZooConfig
 
-from .layers import kinds_of
+from .kinds import kinds_of
 from .measure import body_of, empty_model, experts_of
 
 if TYPE_CHECKING:

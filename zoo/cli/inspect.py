@@ -12,7 +12,7 @@ from .amounts import amount, one_of
 from .errors import UserError
 
 COLUMNS = (
-    "layer", "mixer", "context", "positions", "and", "residual, norm", "MLP", "differs in", "parameters each",
+    "layer", "mixer", "context", "positions", "and", "residual, norm", "MLP", "also", "parameters each",
     "cache / token", "state",
 )  # fmt: skip
 DTYPE_HELP = "Of weights and cache: float32, bfloat16 or float16. Default: as stored."
@@ -133,6 +133,8 @@ def show_layers(report: dict) -> None:
 
 def cells(layer: dict) -> tuple[str, ...]:
     """A layer's row behind its number."""
+    from description_zoo.kinds import named_fields
+
     from .tables import short, short_bytes
 
     return (
@@ -142,7 +144,7 @@ def cells(layer: dict) -> tuple[str, ...]:
         ", ".join(layer["features"]),
         layer["residual"],
         layer["mlp"],
-        ", ".join(f"{name} {value}" for name, value in layer["differs"].items()),
+        ", ".join(named_fields(layer)),
         short(layer["parameters"]),
         short_bytes(layer["cache_bytes_per_token"]),
         short_bytes(layer["state_bytes"]) if layer["state_bytes"] else "",
