@@ -80,6 +80,17 @@ def words_of(config: ZooConfig, index: int) -> str:
     return kind if attention in ("grouped_query", "latent") else attention
 
 
+def states(concept: Concept) -> Pictures:
+    """The layers, and how much each number of a recurrent state holds after some tokens."""
+    model, panels = small_model(concept.sizes(small=True)[0]), []
+    for count in (1, 6, TOKENS):
+        cache = model(some_text()[:, :count], use_cache=True).past_key_values
+        state = cache.layers[0].recurrent_states[0][0, 0]
+        panels.append((f"after {count}", state.abs().tolist()))
+    title = "a head's state, random model"
+    return layer(concept) | {title: maps(title, panels, "channel of a key", "channel of a value", by_row=False)}
+
+
 def routing(concept: Concept) -> Pictures:
     """Shares of the experts in the first sparse layer for a line of text."""
     model, found = small_model(concept.sizes(small=True)[0]), []
@@ -164,7 +175,7 @@ PICTURES: dict[str, Callable[[Concept], Pictures]] = {
     "blocks": blocks,
     "caps": caps,
     "heads": heads,
-    "hybrid": layer,
+    "hybrid": states,
     "layer": layer,
     "masks": masks,
     "none": lambda concept: {},

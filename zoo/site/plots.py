@@ -9,15 +9,22 @@ COLOURS = ("#3f87cf", "#4aa765", "#c99a12", "#c9605f", "#8e6fc9", "#5aa7a7")
 CELL, GAP, TOP = 9, 28, 44
 
 
-def maps(title: str, panels: Sequence[tuple[str, Sequence[Sequence[float]]]], rows: str, columns: str) -> str:
-    """Matrices of shares side by side, a square for each entry: the darker, the more. `rows` and `columns` say what
-    these are."""
+def maps(
+    title: str,
+    panels: Sequence[tuple[str, Sequence[Sequence[float]]]],
+    rows: str,
+    columns: str,
+    by_row: bool = True,
+) -> str:
+    """Matrices side by side, a square for each entry, darker for more: of the largest in its row, or in the matrix.
+    `rows` and `columns` say what these are."""
     drawing, x, tallest = Drawing(), 44.0, max(len(values) for _, values in panels)
     drawing.text(16, 24, title, bold=True)
     for name, values in panels:
         drawing.text(x, TOP + 8, name)
+        largest = max(max(shares) for shares in values) or 1.0
         for row, shares in enumerate(values):
-            most = max(shares) or 1.0
+            most = (max(shares) or 1.0) if by_row else largest
             for column, share in enumerate(shares):
                 place = f'x="{x + CELL * column:g}" y="{TOP + 16 + CELL * row}" width="{CELL - 1}" height="{CELL - 1}"'
                 shown = 0.12 + 0.88 * share / most if share > 1e-6 else 0
