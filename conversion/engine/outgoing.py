@@ -31,6 +31,7 @@ from .incoming import Reader
 from .plan import Plan, Planner, Step
 from .quantizing import quantized
 from .registry import family_of, file_name, model_type_of, spoken, variant_of
+from .rules import Row
 from .text_models import part_of
 from .their_side import kept_dtypes, planner_for
 from .zoo_side import Expected, check_own, expected_tensors
@@ -62,6 +63,11 @@ class Outgoing:
     def stored(self) -> dict[str, Tensor]:
         """The same as the target stores them."""
         return self.outputs() if self.packed is None else self.packed.headers(self.outputs())
+
+    def completed(self) -> dict[str, Row]:
+        """Names of tensors that get a part of the model back, the rest of which was set aside."""
+        steps = [step for step in self.plan.steps if step.rule is not None and step.rule.aside_too]
+        return {name: step.rule.ops[0] for step in steps for name in step.target_names() if name in self.extras.names}
 
     def packed_names(self) -> frozenset[str]:
         """Which tensors are not stored as they are."""

@@ -159,6 +159,8 @@ class Planner:
         if rule is None:
             return name
         pattern = rule.theirs[position]
+        if rule.aside_too:
+            return pattern.text
         return pattern.beginning(self._prefixed(name)).rstrip(".")
 
     def _prefixed(self, name: str, bare: bool = False) -> str:
@@ -185,6 +187,8 @@ class Planner:
                 plan.aside[names[name]] = rule
             else:
                 self._collect(steps, Step([], [], rule, ctx, backward), position, name, names[name])
+                if rule.aside_too and not backward:
+                    plan.aside[names[name]] = rule
         for step in steps.values():
             self._complete(step, plan, headers)
         return plan

@@ -13,14 +13,17 @@ one side has stands for all its numbers 0..n-1 at once: one slot with many tenso
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .ops import Concat, Context, EachOp, Join, Op, Reshape, Reverse, Slots, Split, Stack, StackExperts, Transpose
 from .patterns import Pattern
 from .permutations import Deinterleave, HeadPermutation, Permutation, PermuteRope, SwapHalves
 
 __all__ = [
     "Concat", "Context", "Deinterleave", "Drop", "EachOp", "HeadPermutation", "Join", "Keep", "Op", "Permutation",
-    "PermuteRope", "Reshape", "Reverse", "Rule", "Slots", "Split", "Stack", "StackExperts", "SwapHalves", "Transpose",
-    "renames",
+    "PermuteRope", "Reshape", "Reverse", "Row", "RowOf", "Rule", "Slots", "Split", "Stack", "StackExperts",
+    "SwapHalves", "Transpose", "renames",
 ]  # fmt: skip
 
 _MANY = {"e", "h"}
@@ -38,6 +41,8 @@ class Rule:
     """
 
     aside = False
+    # Whether their tensor is set aside as well, since zoo has a part of it alone.
+    aside_too = False
 
     def __init__(
         self,
@@ -92,6 +97,34 @@ class Keep(Rule):
 
     def __init__(self, theirs: str | list[str], where: Callable[[Context], bool] | None = None):
         super().__init__(theirs, [], where=where)
+
+
+class Row(EachOp):
+    """One row of a tensor; what the others were has to be known when converting back (`rules.RowOf`)."""
+
+    def __init__(self, index: int = 0):
+        self.index = index
+
+    def to_ours(self, tensor: Tensor, ctx: Context) -> Tensor:
+        return tensor[self.index]
+
+    def to_theirs(self, tensor: Tensor, ctx: Context) -> Tensor:
+        return torch.stack([tensor] * (self.index + 1))
+
+    def into(self, kept: Tensor, tensor: Tensor) -> Tensor:
+        """`kept` with another row: the last of `tensor`."""
+        kept = kept.clone()
+        kept[self.index] = tensor[self.index].to(kept.dtype)
+        return kept
+
+
+class RowOf(Rule):
+    """A tensor `[n, ...]` of which zoo has one row: it is set aside too, and gets its row back."""
+
+    aside_too = True
+
+    def __init__(self, theirs: str, ours: str, row: int = 0):
+        super().__init__(theirs, ours, Row(row))
 
 
 class Drop(Keep):

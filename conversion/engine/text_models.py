@@ -24,7 +24,7 @@ SAME_TEXT_MODELS = {
 ALONE = {
     "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe",
     "glm4v_text": "glm4", "glm_ocr_text": "glm4", "glm4v_moe_text": "glm4_moe", "hunyuan_vl_text": "hunyuan_v1_dense",
-    "paddleocr_vl_text": "llama",
+    "paddleocr_vl_text": "llama", "ernie4_5_vl_moe_text": "ernie4_5_moe",
 }  # fmt: skip
 # Models that do with a known text model what it alone does not, and so would not be the same without it.
 BOTH_WAYS = "its prompt sees itself in both directions, which the text model inside, a decoder, does not"

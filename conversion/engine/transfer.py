@@ -177,15 +177,20 @@ def _export(
     outputs = outgoing.stored()
     writer = ShardWriter(new, {name: outputs[name] for name in sorted(outputs, key=natural_key)}, max_bytes)
 
+    packed, extras, completed = outgoing.packed_names(), outgoing.extras, outgoing.completed()
+
     def store(name: str, tensor: Tensor) -> None:
+        if name in completed:
+            tensor = completed[name].into(extras.checkpoint.read(name), tensor)
         for stored_name, stored in outgoing.as_stored(name, tensor):
             writer.write(stored_name, stored)
 
-    packed, extras = outgoing.packed_names(), outgoing.extras
-    Mover(outgoing.plan, outgoing.reader, writer, whole=packed, store=store).run(progress)
+    Mover(outgoing.plan, outgoing.reader, writer, whole=frozenset({*packed, *completed}), store=store).run(progress)
     for name, make in outgoing.buffers.items():
         store(name, make())
     for name in extras.names:
+        if name in completed:
+            continue
         if name in packed:
             store(name, extras.checkpoint.read(name))
         else:

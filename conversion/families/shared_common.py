@@ -1,10 +1,11 @@
 """What many family files share: the Llama skeleton's fields and rules, experts stored one by one, sliding windows."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ..engine.family import COMMON_FIELDS, Keys, Ours, Theirs
 from ..engine.prediction import BEHIND, KeepPrediction
-from ..engine.rules import Drop, Rule, StackExperts, renames
+from ..engine.rules import Context, Drop, Rule, StackExperts, renames
 
 LLAMA_FIELDS = COMMON_FIELDS | {"rms_norm_eps": "norm_eps"}
 
@@ -38,12 +39,13 @@ def expert_rules(
     gate: str = "gate_proj",
     up: str = "up_proj",
     down: str = "down_proj",
+    where: Callable[[Context], bool] | None = None,
 ) -> list[Rule]:
     """Experts stored one by one, three matrices each, to zoo's `[E, 2I, D]` and `[E, D, I]`."""
     ours = "model.layers.{i}.mlp.experts."
     return [
-        Rule([f"{theirs}{gate}.weight", f"{theirs}{up}.weight"], ours + "gate_up_proj", StackExperts()),
-        Rule(f"{theirs}{down}.weight", ours + "down_proj", StackExperts()),
+        Rule([f"{theirs}{gate}.weight", f"{theirs}{up}.weight"], ours + "gate_up_proj", StackExperts(), where=where),
+        Rule(f"{theirs}{down}.weight", ours + "down_proj", StackExperts(), where=where),
     ]
 
 

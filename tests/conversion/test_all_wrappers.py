@@ -41,6 +41,11 @@ def assert_equal_on_text(ours, theirs):
         assert (found - expected)[real].abs().max() <= RELATIVE * expected[real].abs().max()
 
 
+def independent(tensors):
+    """Each of them once, however often it is named."""
+    return {tensor.data_ptr(): tensor for tensor in tensors.values()}.values()
+
+
 def reloaded(theirs, folder):
     """A model of the same class and config with the weights of a folder; a class that reads speakers too does not."""
     read = PreTrainedModel.from_pretrained.__func__
@@ -62,7 +67,7 @@ def test_a_wrapper_by_its_default(name, tmp_path):
     assert json.loads((back / "config.json").read_text()) == raw
 
 
-@pytest.mark.parametrize("name", only(OFTEN[:1], CASES))
+@pytest.mark.parametrize("name", only(["ernie4_5_vl_moe"], CASES))
 def test_a_wrapper_that_was_trained_gets_its_new_text_and_its_old_towers(name, tmp_path):
     source, zoo, tuned, back = (tmp_path / folder for folder in ("source", "zoo", "tuned", "back"))
     theirs = tiny_wrapper(name)
@@ -70,17 +75,15 @@ def test_a_wrapper_that_was_trained_gets_its_new_text_and_its_old_towers(name, t
     convert(source, zoo, **QUIET)
     ours = load(zoo).eval()
     with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.mul_(1.25)
+        count = sum(tensor.mul_(1.25).numel() for tensor in independent(ours.state_dict()))
     ours.save_pretrained(tuned)
     model_type = json.loads((source / "config.json").read_text())["model_type"]
     convert(tuned, back, to=model_type, **QUIET)
     before, after = tensors_of(source), tensors_of(back)
     assert before.keys() == after.keys()
-    new = reloaded(theirs, back)
-    assert_equal_on_text(ours, new.double() if name in IN_DOUBLE else new)
-    changed = sum(before[key].numel() for key in before if not torch.equal(before[key], after[key]))
-    assert changed == sum(one.numel() for one in ours.parameters())
+    theirs = reloaded(theirs, back)
+    assert_equal_on_text(ours, theirs.double() if name in IN_DOUBLE else theirs)
+    assert sum((before[key] != after[key]).sum() for key in before) == count
 
 
 @pytest.mark.parametrize("name", only(OFTEN[:1], CASES))

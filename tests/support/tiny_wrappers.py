@@ -58,6 +58,9 @@ TEXT = {
     "hunyuan_vl_text": {"head_dim": 12} | mrope(2, 2, 2), "cosmos3_edge_text": {"head_dim": 12} | mrope(2, 2, 2),
     "deepseek_ocr2_text": ROUTED
     | {"n_shared_experts": 2, "mlp_layer_types": ["dense", "sparse", "sparse"], "routed_scaling_factor": 1.7},
+    "ernie4_5_vl_moe_text": {
+        "moe_num_experts": 10, "moe_k": 3, "moe_intermediate_size": [28, 20], "moe_num_shared_experts": 2,
+    } | mrope(1, 1, 2),
     "granite4_vision_text": MULTIPLIERS, "granite_docling_text": MULTIPLIERS,
 }  # fmt: skip
 SPEECH = {"vision_start_token_id": 97, "audio_start_token_id": 96}
