@@ -9,7 +9,7 @@ from configuration_zoo.fields_per_layer import PER_LAYER_FIELDS, READERS
 
 from .layers import indexer_words
 
-# Fields that the words of layers.py say; others are named where layers differ in them or a model sets them.
+# Fields that layers.py says in words; others are named where layers differ in them or a model sets them.
 SAID = {
     "attention_bias", "attention_chunk_size", "attention_k_eq_v", "attention_multiplier", "attention_out_bias",
     "attention_sinks", "attention_value_scale", "attn_logit_softcapping", "attn_output_gate",
