@@ -9,7 +9,10 @@ from .latent import Latent
 from .mlp_width import MlpWidth
 from .model_width import ModelWidth
 from .multipliers import Multipliers
+from .no_rotation import NoRotation
 from .norm_offset import NormOffset
+from .reach import Reach
+from .recurrence import Recurrence
 from .rotation_layout import RotationLayout
 from .tied_head import UntiedHead
 from .zero_biases import ZeroBiases
@@ -24,6 +27,9 @@ OPERATIONS = (
     AttentionHeads(),
     KeyValueHeads(),
     Latent(),
+    Recurrence(),
+    Reach(),
+    NoRotation(),
     Experts(),
     ExpertPruning(),
     MlpWidth(),
