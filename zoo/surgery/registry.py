@@ -1,6 +1,7 @@
 """Every operation, in the order in which several of one request are done."""
 
 from .attention_heads import AttentionHeads
+from .attention_span import AttentionSpan
 from .depth import Depth
 from .expert_pruning import ExpertPruning
 from .experts import Experts
@@ -11,7 +12,6 @@ from .model_width import ModelWidth
 from .multipliers import Multipliers
 from .no_rotation import NoRotation
 from .norm_offset import NormOffset
-from .reach import Reach
 from .recurrence import Recurrence
 from .rotation_layout import RotationLayout
 from .tied_head import UntiedHead
@@ -28,7 +28,7 @@ OPERATIONS = (
     KeyValueHeads(),
     Latent(),
     Recurrence(),
-    Reach(),
+    AttentionSpan(),
     NoRotation(),
     Experts(),
     ExpertPruning(),

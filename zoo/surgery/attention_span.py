@@ -14,9 +14,9 @@ TYPES, WINDOW, CHUNK = "layer_types", "sliding_window", "attention_chunk_size"
 LIMITS = {"sliding_attention": WINDOW, "chunked_attention": CHUNK, "full_attention": None}
 
 
-class Reach(Operation):
+class AttentionSpan(Operation):
     def __init__(self):
-        super().__init__("reach of attention", (TYPES,), (WINDOW, CHUNK), parts=("mixer",))
+        super().__init__("attention span", (TYPES,), (WINDOW, CHUNK), parts=("mixer",))
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         return len(self.words(config, fields)) == 1 and self.words(config, fields) <= set(LIMITS)
