@@ -28,6 +28,8 @@ from .measuring import in_words
 from .table import processor
 
 BAR = 2.0
+# Load from which on the ratio is judged in processor time.
+BUSY = 1.5
 # Sizes of Llama 3.2 1B, and of a Mixtral with experts of 7.3 MB: 2.5 GB each.
 SIZES = {
     "llama": {
@@ -174,7 +176,7 @@ def page(where: str, found: list[dict[str, Any]]) -> str:
         "",
         f"`python -m benchmarks storage` on {where}. Start-up: the same command on a model of a few kilobytes. The "
         "ratio is what is beyond it over what `cp -r` takes of the folder that is read; in brackets in processor time, "
-        "which other work on the machine disturbs less.",
+        f"which other work on the machine disturbs less: it is what counts under a load of more than {BUSY}.",
         "",
         "| model | GB | | cp | start-up | conversion | ratio | peak memory | target | load |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -185,7 +187,9 @@ def page(where: str, found: list[dict[str, Any]]) -> str:
             way = one[name]
             held = "" if way["memory"] is None else f"{way['memory'] / 1e9:.2f} GB"
             ratio = f"{way['ratio_seconds']:.2f} ({way['ratio_cpu']:.2f})"
-            met = "met" if way["ratio_seconds"] <= BAR else "missed"
+            # Other work on the core is in the seconds of the clock, not in those of the processor.
+            judged = way["ratio_cpu" if one["load"] > BUSY else "ratio_seconds"]
+            met = "met" if judged <= BAR else "missed"
             cells = [one["case"], f"{one['bytes'] / 1e9:.2f}", name, *times, ratio, held, f"≤ {BAR:g}: {met}"]
             lines.append("| " + " | ".join([*cells, f"{one['load']:.1f}"]) + " |")
     return "\n".join(lines) + "\n"

@@ -156,3 +156,12 @@ def test_drafts_change_no_token_and_save_forwards(run):
     for one in found["results"]:
         assert one["same_tokens"] and 1 <= one["acceptance_length"] <= one["drafts"] + 1
         assert one["tokens_per_second"] > 0 and 1 <= one["sampled_acceptance_length"] <= one["drafts"] + 1
+
+
+@pytest.mark.long
+def test_conversions_are_put_beside_cp(run, tmp_path):
+    found = json.loads(run("storage", "--case", "mixtral", "--tiny", "--rounds", "1", "--json", "--out", str(tmp_path)))
+    (one,) = found["results"]
+    assert one["case"] == "mixtral" and one["cp"]["seconds"] > 0 and one["in"]["cpu"] > 0
+    assert one["in"]["memory"] is None or one["in"]["memory"] < 2e9
+    assert "| mixtral |" in (tmp_path / "storage.md").read_text()

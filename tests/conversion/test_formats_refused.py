@@ -15,7 +15,7 @@ from conversion.files.checkpoint import Checkpoint
 from conversion.formats.schemes import formats, scheme_of
 
 QUIET = {"progress": False}
-OFTEN = ("fp8", "gptq", "4 bits, shifted", "nf4, nested")
+OFTEN = ("fp8", "4 bits, shifted")
 # What a weight can do without where the scheme does not ask for it.
 OPTIONAL = ("g_idx", "_weight_zero_point")
 
