@@ -69,6 +69,8 @@ def test_the_lists_of_guides_are_current():
         ("estimated_experts", ("308 million", "77 million")),
         ("matched_widths", ("2,048 = 4,718,592", "3,072 = 4,718,592")),
         ("decoded_shapes", ("`[1, 2, 3, 4]`, keys and values 96 bytes", "`[1, 1, 3, 4]`, keys and values 48 bytes")),
+        ("published_ratios", ("| bloom-176b | 205 | 4 | 1 | 250,880 |", "| gpt3-175b | 128 | 4 | 1 | 50,257 |")),
+        ("published_ratios", ("| llama-65b | 102 | 2.69 | 1 | 32,000 |", "| t5-11b-decoder | 43 | 64 | 16 | 32,128 |")),
         ("z_loss", ("ln Z = 12.018",)),
         ("z_loss_total", ("16.79",)),
     ],

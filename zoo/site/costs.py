@@ -50,9 +50,13 @@ def decode_curve(case: str) -> str:
     rows = []
     for context in (256, 1024, 4096, 16384, 65536):
         if found := measured.get(str(context)):
-            times = [f"{found['seconds'][side] * 1000:.3g}" for side in ("transformers", "zoo")]
+            times = [milliseconds(found["seconds"][side]) for side in ("transformers", "zoo")]
             rows.append((f"{context:,}", *times))
     return table(("tokens of context", "transformers, ms", "zoo, ms"), rows)
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f}" if seconds >= 0.1 else f"{seconds * 1000:.3g}"
 
 
 def ablation(concept: Concept) -> str:

@@ -6,6 +6,8 @@ from functools import cache
 import torch
 
 from configuration_zoo import ZooConfig
+from description_zoo.advice import published_configs
+from description_zoo.advice_rules import RULES
 from description_zoo.measure import cache_totals, empty_model, experts_of, measure
 from modeling_zoo import ZooForCausalLM
 
@@ -112,12 +114,35 @@ def decoded_shapes() -> str:
     return "; ".join(lines)
 
 
+# The models that lectures on hyperparameters compare, by their presets.
+COMPARED = (
+    "transformer-base", "gpt2-xl", "gpt3-175b", "opt-175b", "bloom-176b", "t5-11b-decoder", "t5-v1.1-xxl-decoder",
+    "lamda-137b", "palm-540b", "chinchilla-70b", "llama-65b", "llama2-70b", "mistral-7b", "qwen-14b", "yi-34b",
+    "deepseek-67b", "gemma-2b", "smollm2-135m",
+)  # fmt: skip
+
+
+def published_ratios() -> str:
+    """Ratios of published models, computed from their presets: a table."""
+    rules = {rule.topic: rule.value for rule in RULES}
+    lines = ["| model | width / layers | feed-forward / width | heads x head_dim / width | vocabulary |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for name in COMPARED:
+        config = published_configs()[name]
+        inner = rules["feed-forward ratio (gated)"](config) or rules["feed-forward ratio (plain)"](config)
+        ratios = rules["aspect ratio (width / layers)"](config), inner, rules["heads x head_dim / width"](config)
+        words = [f"{ratios[0]:.0f}", *(f"{ratio:.3g}" for ratio in ratios[1:]), f"{config.vocab_size:,}"]
+        lines.append(f"| {name} | {' | '.join(words)} |")
+    return "\n".join(lines)
+
+
 WORKED: dict[str, Callable[[], str]] = {
     "decoded_shapes": decoded_shapes,
     "estimated_caches": estimated_caches,
     "estimated_experts": estimated_experts,
     "estimated_latent": estimated_latent,
     "matched_widths": matched_widths,
+    "published_ratios": published_ratios,
     "z_loss": z_loss,
     "z_loss_total": z_loss_total,
 }
