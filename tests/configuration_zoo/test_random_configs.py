@@ -19,7 +19,7 @@ from modeling_zoo import ZooForCausalLM
 
 # Tables of rotations are no value of their kind alone.
 PER_LAYER = [name for name in ALL if name != "rope_parameters"]
-SHARDS, DRAWS = 8, 15
+SHARDS, DRAWS = 8, 10
 MANY_SHARDS, MANY_DRAWS = 100, 100
 # The many start where the few end.
 FIRST_OF_MANY = SHARDS * DRAWS

@@ -169,6 +169,7 @@ GREEDY = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
 
 
 @needs_drafts
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("name", MIXERS)
 def test_drafts_change_no_token(name, depth):

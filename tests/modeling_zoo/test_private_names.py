@@ -69,14 +69,18 @@ def used(tree):
         yield from ((node.lineno, name) for name in names if isinstance(name, str) and underscored(name))
 
 
-OWN = {name for path in FILES for name in defined(tree_of(path))}
+@cache
+def own_names():
+    return {name for path in FILES for name in defined(tree_of(path))}
+
+
 # Names that a suffix of a parameter's name is made of, as in f"{projection}_bias".
 SUFFIXES = {"_bias"}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name != PLATFORM], ids=lambda path: path.name)
 def test_private_names_stand_in_one_file(path):
-    found = {(line, name) for line, name in used(tree_of(path)) if name not in OWN | SUFFIXES | {*ELSEWHERE}}
+    found = {(line, name) for line, name in used(tree_of(path)) if name not in own_names() | SUFFIXES | {*ELSEWHERE}}
     assert found == set(), f"belongs into {PLATFORM}"
 
 

@@ -419,6 +419,7 @@ def test_what_no_checkpoint_holds_comes_back(name):
         assert torch.equal(again.eval()(tokens).logits, wanted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fields", named(row for row in ROWS["position"] if "position_embedding_type" in row))
 @torch.no_grad()
 def test_positions_without_a_table_of_angles_need_no_buffer(fields, tmp_path):
