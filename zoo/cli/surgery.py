@@ -23,6 +23,7 @@ CALIBRATE_HELP = "Text (.txt, .jsonl) whose statistics an approximate change is 
 EVALUATE_HELP = "Text to measure perplexity with, before and after; its last rows are never learnt from."
 
 HEAL_HELP = "Text to learn from afterwards what the change lost; `zoo heal TARGET` goes on if it is stopped."
+PLAN_HELP = "YAML with several operations in order, texts and healing, instead of --set."
 AT_MOST_HELP = "Write nothing if perplexity (of --evaluate) rises by more than this factor."
 
 
@@ -30,6 +31,7 @@ def surgery(
     source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     target: Annotated[Path | None, typer.Argument(help=TARGET_HELP)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help=PLAN_HELP)] = None,
     method: Annotated[str | None, typer.Option(help="Another way of the same change, where there are several.")] = None,
     layers: Annotated[str | None, typer.Option(help=LAYERS_HELP)] = None,
     calibrate: Annotated[Path | None, typer.Option(metavar="TEXT", help=CALIBRATE_HELP)] = None,
@@ -53,7 +55,7 @@ def surgery(
     from zoo.surgery import Healing, operate, possible
 
     quiet()
-    if target is None and not settings:
+    if target is None and not settings and plan is None:
         show_possible(possible(source), as_json)
         return
     refuse_no_target(target, dry_run)
@@ -61,7 +63,21 @@ def surgery(
     options |= {"heal": heal, "healing": Healing(steps, train, learning_rate, layerwise, seed), "at_most": at_most}
     options |= {"to": to, "dtype": dtype, "max_shard_size": max_shard_size, "seed": seed, "overwrite": overwrite}
     options |= {"dry_run": dry_run, "progress": progress and sys.stderr.isatty()}
-    show_report(operate(source, target, values_of(settings), **options), as_json)
+    wanted: Any = values_of(settings)
+    if plan is not None:
+        wanted, options = of_plan(plan, settings, options)
+    show_report(operate(source, target, wanted, **options), as_json)
+
+
+def of_plan(plan: Path, settings: list[str] | None, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(the changes of a plan, what `operate` takes: what the plan says, else what the command line does). Raises
+    UserError where both say what to change."""
+    from zoo.surgery.plan_file import read_plan
+
+    if settings or options["method"] or options["layers"]:
+        raise UserError("--plan says what to change: leave out --set, --method and --layers.")
+    found = read_plan(plan)
+    return found.changes, options | found.options
 
 
 def refuse_no_target(target: Path | None, dry_run: bool) -> None:

@@ -21,6 +21,7 @@ from .choosing import cheapest_layers, number_of
 from .healing import Healing, distillation, fill_healed, record
 from .healing import heal as heal_folder
 from .operation import ARITHMETIC, BITS, TOLERANCE, Operation, Request, SurgeryError
+from .plan_file import Change
 from .report import Done, Report, Stage
 from .tensors import InMemory, Source, Tensors, build, open_source, operated
 from .texts import ROW, Text, random_text, read_text
@@ -50,7 +51,7 @@ class State:
 def operate(
     source: str | Path | PreTrainedModel,
     target: str | Path | None = None,
-    wanted: dict[str, Any] | None = None,
+    wanted: dict[str, Any] | Sequence[Change] | None = None,
     *,
     method: str | None = None,
     layers: Sequence[int] | str | None = None,
@@ -67,7 +68,8 @@ def operate(
     seed: int = 0,
     progress: bool = False,
 ) -> Report:
-    """Makes of `source` (a folder, a Hub id, or a model) one whose config has the fields of `wanted`, in `target`.
+    """Makes of `source` (a folder, a Hub id, or a model) one whose config has the fields of `wanted`, in `target`;
+    of several changes each sees what the one before has left.
 
     Without a target the new model is `report.model`; with `to` the target is written as that family. `layers` limits an
     operation to some layers; `method` chooses between ways of the same change. `calibrate` and `evaluate` are texts: a
@@ -80,10 +82,9 @@ def operate(
     """
     opened = open_source(source, parse_dtype(dtype))
     state = State(opened, opened.config, opened.tensors, seed=seed, progress=progress)
-    fields = spread(dict(wanted or {}), settings_of(ZooConfig))
-    planner.refuse_unknown(fields)
     text = None if calibrate is None else read_text(calibrate, opened.folder, opened.config)
-    perform(state, fields, method, planner.parse_layers(layers), text)
+    for change in changes_of(wanted, method, layers):
+        perform(state, change.fields, change.method, change.layers, text)
     report = Report(opened.name, None, state.done, stage(opened.config), stage(state.config), warnings=state.warnings)
     report.changed = state.changed
     report.dtype = str(opened.config.dtype or torch.float32).removeprefix("torch.")
@@ -103,6 +104,17 @@ def operate(
     return (
         heal_written(report, source, heal, evaluate, healing or Healing(seed=seed), progress) if in_folder else report
     )
+
+
+def changes_of(wanted: dict[str, Any] | Sequence[Change] | None, method: str | None, layers: Any) -> list[Change]:
+    """What is wanted, every name checked before anything is done. Raises SurgeryError for one that is no field."""
+    given = wanted if isinstance(wanted, (list, tuple)) else [Change(dict(wanted or {}), method, layers)]
+    changes = []
+    for one in given:
+        fields = spread(dict(one.fields), settings_of(ZooConfig))
+        planner.refuse_unknown(fields)
+        changes.append(Change(fields, one.method, planner.parse_layers(one.layers)))
+    return changes
 
 
 def perform(

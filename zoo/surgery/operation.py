@@ -162,6 +162,11 @@ def for_layers(config: ZooConfig, request: Request, values: dict[str, Any]) -> d
     return {"per_layer_config": own}
 
 
+def has_own(config: ZooConfig, *names: str) -> bool:
+    """Whether layers have values of their own of one of these fields."""
+    return bool(config.is_heterogeneous and set(names) & set(config.per_layer_attributes or ()))
+
+
 def own_fields(config: ZooConfig) -> dict[int, dict[str, Any]]:
     """What `per_layer_config` of config.json says, by layer."""
     return {int(layer): own for layer, own in (config.to_diff_dict().get("per_layer_config") or {}).items()}

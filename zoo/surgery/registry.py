@@ -2,6 +2,7 @@
 
 from .attention_heads import AttentionHeads
 from .attention_span import AttentionSpan
+from .context import Context
 from .depth import Depth
 from .expert_pruning import ExpertPruning
 from .experts import Experts
@@ -12,9 +13,12 @@ from .model_width import ModelWidth
 from .multipliers import Multipliers
 from .no_rotation import NoRotation
 from .norm_offset import NormOffset
+from .output_gate import OutputGate
 from .recurrence import Recurrence
 from .rotation_layout import RotationLayout
+from .sinks import Sinks
 from .tied_head import UntiedHead
+from .vocabulary_size import VocabularySize
 from .zero_biases import ZeroBiases
 
 OPERATIONS = (
@@ -27,6 +31,10 @@ OPERATIONS = (
     AttentionHeads(),
     KeyValueHeads(),
     Latent(),
+    OutputGate(),
+    Sinks(),
+    Context(),
+    VocabularySize(),
     Recurrence(),
     AttentionSpan(),
     NoRotation(),

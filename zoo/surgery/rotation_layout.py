@@ -31,7 +31,7 @@ class RotationLayout(Operation):
             raise SurgeryError(
                 f"{FIELD}: layers of {min(other)!r} keep their layout; only grouped-query attention changes."
             )
-        if config.attn_output_gate is not None and config.attn_gate_source == "q_proj":
+        if config.attn_output_gate == "query":
             raise SurgeryError(f"{FIELD}: a gate stands between the heads of q_proj.")
         if config.is_heterogeneous and "head_dim" in (config.per_layer_attributes or ()):
             raise SurgeryError(f"{FIELD}: layers have a head_dim of their own.")
