@@ -32,7 +32,7 @@ def advice(config: ZooConfig) -> list[dict[str, Any]]:
                     "value": value,
                     "range": rule.range,
                     "inside": inside,
-                    "models": published(rule),
+                    "models": {side: dict(models) for side, models in published(rule).items()},
                     "says": rule.says,
                     "source": rule.source,
                     "set": "" if inside else rule.remedy(config),
@@ -41,6 +41,7 @@ def advice(config: ZooConfig) -> list[dict[str, Any]]:
     return found
 
 
+@cache
 def published(rule: Rule) -> dict[str, dict[str, Value]]:
     """Where the presets stand; those whose publishers do not say it are left out."""
     sides = {"inside": {}, "outside": {}}

@@ -269,8 +269,15 @@ STREAM = (
             "num_mem_blocks": 2,
         },
         ("Glorioso et al. 2024, Zamba, arXiv 2405.16712", "Glorioso et al. 2024, Zamba2, arXiv 2411.15242"),
-        ("2 shared blocks", "plain"),
-        trained=False,
+        ("shared blocks", "plain"),
+        small={
+            "block_type": ["mixer_only", "mixer_only", "mixer_only", "shared_block"],
+            "layer_types": ["linear_attention", "linear_attention", "linear_attention", "hybrid"],
+            "linear_attention_type": "mamba2",
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 32,
+            "num_mem_blocks": 1,
+        },
         see=("hybrids",),
     ),
     Concept(
