@@ -1,6 +1,7 @@
 """What a concept costs beside the model without it, and how both learn: the tables of a guide."""
 
 import json
+import math
 from pathlib import Path
 
 from configuration_zoo import ZooConfig
@@ -9,6 +10,7 @@ from description_zoo.measure import cache_totals, empty_model, measure
 from description_zoo.numbers import short, short_bytes
 
 from .concept import PLAIN, SMALL, Concept
+from .plots import curves
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 CONTEXTS = {"1K": 1024, "8K": 8192, "128K": 131072}
@@ -53,6 +55,19 @@ def decode_curve(case: str) -> str:
             times = [milliseconds(found["seconds"][side]) for side in ("transformers", "zoo")]
             rows.append((f"{context:,}", *times))
     return table(("tokens of context", "transformers, ms", "zoo, ms"), rows)
+
+
+def decode_picture(case: str) -> str:
+    """The same as curves, both axes logarithmic."""
+    measured = json.loads((RESULTS / "decode.json").read_text(encoding="utf-8"))[case]
+    series = []
+    for side in ("transformers", "zoo"):
+        points = sorted((int(context), found["seconds"][side] * 1000) for context, found in measured.items())
+        series.append((side, [(math.log2(context), math.log10(time)) for context, time in points]))
+    times = [time for _, line in series for _, time in line]
+    powers = range(math.ceil(min(times)), math.floor(max(times)) + 1)
+    ticks = tuple((float(power), f"{10**power:,} ms") for power in powers)
+    return curves("time of a decoded token", series, "tokens of context, as a power of two", "", ticks)
 
 
 def milliseconds(seconds: float) -> str:

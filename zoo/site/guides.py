@@ -16,14 +16,14 @@ from description_zoo.flags import flags
 
 from .concept import Concept
 from .concepts import CONCEPTS, flags_of
-from .costs import ablation, cost_table, decode_curve, shape
+from .costs import ablation, cost_table, decode_curve, decode_picture, shape
 from .pictures import pictures_of
 from .uses import concepts_of_families, uses_table
 from .worked import WORKED
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS, PAGES = Path(__file__).with_name("text"), ROOT / "docs" / "concepts"
-REFERENCES = "tests/support/"
+REFERENCES, DECODING = "tests/support/", "milliseconds of a decoded token against the context"
 BEGIN, END = "<!-- begin concepts: python -m zoo.site.guides -->", "<!-- end concepts -->"
 
 
@@ -50,7 +50,7 @@ def page(concept: Concept, families: dict[str, dict[str, Any]]) -> str:
         f"# {concept.title}",
         f"<!-- written by `python -m zoo.site.guides`; the text is in zoo/site/text/{concept.slug}.md -->",
         said.pop("idea"),
-        *(f"![{what}](pictures/{name})" for name, (what, _) in picture_files(concept).items()),
+        *(f"![{what}](pictures/{name})" for name, (what, _) in picture_files(concept).items() if what != DECODING),
         "## Formula",
         said.pop("Formula"),
         *(docstring_of(place) for place in concept.classes),
@@ -92,6 +92,8 @@ def picture_files(concept: Concept) -> dict[str, tuple[str, str]]:
     found = {}
     for index, (what, document) in enumerate(pictures_of(concept).items()):
         found[f"{concept.slug}{f'-{index}' if index else ''}.svg"] = what, document
+    if concept.curve:
+        found[f"{concept.slug}-decode.svg"] = DECODING, decode_picture(concept.curve)
     return found
 
 
@@ -155,6 +157,7 @@ def measured(concept: Concept) -> str:
             "One decoded token of a model of one layer against the context, on two CPU cores in bfloat16 "
             "(`python -m benchmarks plot`, [all of them](../../benchmarks/results/decode.md)):\n\n"
             + decode_curve(concept.curve)
+            + f"\n\n![{DECODING}](pictures/{concept.slug}-decode.svg)"
         )
     return "\n\n".join([*parts, ablation(concept)] if concept.trained else parts).strip()
 
