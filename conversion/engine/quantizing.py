@@ -19,7 +19,7 @@ from ..errors import ConversionError
 from ..formats.fp8_block import BLOCK, Fp8Block, stored_alike
 from ..formats.kept_quantized import KeptQuantized
 from ..formats.storage import packed_as
-from .registry import OWN_TYPE, family_of
+from .registry import OWN_TYPE, family_of, spoken
 from .their_side import linear_weights
 from .zoo_side import BODY_PREFIX, empty_model
 
@@ -67,8 +67,8 @@ def quantized(outgoing: "Outgoing") -> KeptQuantized | Fp8Block:
     chosen = _whole(_matrices(outgoing, ours), outputs)
     if not chosen:
         raise ConversionError(
-            f"nothing of this {outgoing.to} can be stored in {Fp8Block.method}, which takes projections whose sides "
-            f"are multiples of {BLOCK[0]}, each in a tensor of its own."
+            f"nothing of this {spoken(outgoing.to)} can be stored in {Fp8Block.method}, which takes projections whose "
+            f"sides are multiples of {BLOCK[0]}, each in a tensor of its own."
         )
     plain = {name: tensor for name, tensor in outputs.items() if name not in chosen}
     modules = {module for name, tensor in plain.items() if (module := _module(name, tensor))}

@@ -4,8 +4,10 @@ refused."""
 import json
 
 import pytest
+import torch
 import transformers
 from checkpoint_checks import assert_same_tensors, tensors_of
+from random_models import build, is_here, their_class_config
 from safetensors.torch import save_file
 from samples import only
 from test_all_wrappers import QUIET, assert_equal_on_text
@@ -87,6 +89,57 @@ def test_a_wrapper_that_transformers_does_not_have(place, before, tmp_path):
         lambda name: next(new + name.removeprefix(old) for old, new in names.items() if name.startswith(old)),
     )
     assert_converts_and_comes_back(theirs, source, tmp_path)
+
+
+STANDING_ALONE = [
+    name for name in known_families() if family_of(name).tiny and not family_of(name).section and is_here(name)
+]
+
+
+@pytest.mark.parametrize("name", only(["internlm2"], STANDING_ALONE))
+def test_any_family_inside_a_wrapper_that_transformers_does_not_have(name, tmp_path):
+    """InternVL is made of many: the files of a text model behind `language_model.` become what they become alone."""
+    source, alone, zoo, back = (tmp_path / folder for folder in ("source", "alone", "zoo", "back"))
+    family = family_of(name)
+    build(their_class_config(name, family, family.tiny[0]), family).save_pretrained(source)
+    convert(source, alone, **QUIET)
+    part = json.loads((source / "config.json").read_text()) | {"model_type": model_type_of(name)}
+    rewritten(source, {"model_type": "internvl_chat", "llm_config": part}, "language_model.{}".format)
+    if name in NOT_INSIDE:
+        with pytest.raises(ConversionError, match=f"with '{name}' inside"):
+            convert(source, zoo, **QUIET)
+        return
+    convert(source, zoo, **QUIET)
+    assert_same_tensors(tensors_of(zoo), tensors_of(alone))
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (zoo, alone)]
+    assert len({json.dumps(said, sort_keys=True) for said in map(own, configs)}) == 1
+    convert(zoo, back, to="internvl_chat", **QUIET)
+    assert_same_tensors(tensors_of(back), tensors_of(source))
+
+
+def own(raw):
+    """What a config of zoo says of the model, not of where that came from."""
+    return {key: value for key, value in raw.items() if not key.startswith(("source_", "zoo_"))}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["llava", "internvl"])
+def test_the_text_of_a_wrapper_in_eight_bits(name, tmp_path):
+    """Its towers stay plain and are named in the config; transformers reads the numbers that zoo reads."""
+    source, zoo, packed, again = (tmp_path / folder for folder in ("source", "zoo", "packed", "again"))
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
+    theirs = tiny_wrapper(name, text=sizes | {"head_dim": 16})
+    theirs.save_pretrained(source)
+    convert(source, zoo, **QUIET)
+    convert(zoo, packed, to=name, quantize="fp8-block", **QUIET)
+    tensors = tensors_of(packed)
+    eight = [key for key, tensor in tensors.items() if tensor.dtype == torch.float8_e4m3fn]
+    assert len(eight) >= 12 and not any("vis" in key or "proj_" in key for key in eight)
+    convert(packed, again, dtype="float32", **QUIET)
+    config = transformers.AutoConfig.from_pretrained(packed)
+    config.quantization_config["dequantize"] = True
+    theirs = type(theirs).from_pretrained(packed, config=config).float().eval()
+    assert_equal_on_text(load(again).eval(), theirs)
 
 
 def test_an_old_file_with_its_text_model_at_the_top(tmp_path):
