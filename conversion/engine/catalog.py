@@ -45,6 +45,8 @@ def facts(name: str) -> dict[str, Any]:
         inner = _inner_type(name)
         said = f"Models with another one's text model inside, by default {inner}: it is converted, all else is kept."
         return {"models": said, "wrapper": True, "concepts": concepts(inner)}
+    if name in REFUSED:
+        raise ConversionError(f"model_type {name!r} cannot be converted: {REFUSED[name]}.")
     family = family_of(name)
     said = import_module(f"..families.{file_name(name)}", __package__).__doc__ or ""
     return {"models": " ".join(said.split()), "wrapper": family.section is not None, "concepts": concepts(name)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError
-from .text_models import NOT_INSIDE, REFUSED, SAME_TEXT_MODELS, SECTION, text_model_of
+from .text_models import NOT_INSIDE, REFUSED, SAME_TEXT_MODELS, SECTION, default_text_model, text_model_of
 
 if TYPE_CHECKING:
     from .family import Family
@@ -51,7 +51,7 @@ def family_of(model_type: str) -> "Family":
     """The family of a model_type; raises ConversionError with the nearest of what is known."""
     name = file_name(model_type)
     if WITHIN in name:
-        return import_module(".wrappers", __package__).wrapped(name)
+        return import_module(".wrappers", __package__).wrapped(model_type)
     if not is_known(name):
         raise ConversionError(f"model_type {model_type!r} is not known. {nearest(name)}")
     return import_module(f"..families.{name}", __package__).FAMILY
@@ -67,9 +67,16 @@ def model_type_of(raw: dict[str, Any], where: str = "config.json") -> str:
     if key in raw and is_known(instead):
         return instead
     found = variant_of(model_type, raw)
-    if not is_known(file_name(found)) and WITHIN not in found and (inside := text_model_of(raw)):
+    inside = text_model_of(raw) if WITHIN not in found and found == model_type else None
+    if inside and not (is_known(file_name(found)) and _is_for(found, inside[1])):
         raise ConversionError(_why_refused(model_type, *inside))
     return found
+
+
+def _is_for(wrapper: str, inner: str) -> bool:
+    """Whether the file of a family is for this text model: the one it reads, or its wrapper's usual one."""
+    family = family_of(wrapper)
+    return family.section is None or inner in (family.reads, default_text_model(wrapper))
 
 
 def _why_refused(wrapper: str, place: str, inner: str) -> str:
@@ -92,7 +99,8 @@ def variant_of(model_type: str, raw: dict[str, Any] | None) -> str:
     if inner and is_known(variant):
         return variant
     known_inside = inner is not None and is_known(file_name(known_name(inner)))
-    if is_known(file_name(model_type)) or not known_inside or model_type in REFUSED or inner in NOT_INSIDE:
+    has_file = is_known(file_name(model_type)) and _is_for(model_type, inner)
+    if has_file or not known_inside or model_type in REFUSED or inner in NOT_INSIDE:
         return model_type
     return f"{model_type}{WITHIN}{inner}" if place == SECTION else f"{model_type}{WITHIN}{place}.{inner}"
 

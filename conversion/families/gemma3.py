@@ -7,6 +7,8 @@ from .gemma3_text import FAMILY as TEXT
 
 FAMILY = replace(
     TEXT,
+    # The head outside caps no logits.
+    derive=lambda theirs: TEXT.derive(theirs) | {"final_logit_softcapping": None},
     section="text_config",
     reads="gemma3_text",
     prefixes={"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},

@@ -14,8 +14,11 @@ from conversion import convert, import_config, load
 from conversion.engine.catalog import wrappers
 
 QUIET = {"progress": False}
-# Of wrappers with a file of their own those whose text model is any other's.
-WITH_A_FILE = ["cosmos3_edge", "cosmos3_omni", "nemo_speechlm"]
+# Those with a file of their own.
+WITH_A_FILE = [
+    "cosmos3_edge", "cosmos3_omni", "fuyu", "gemma3", "gemma4", "llama4", "mistral3", "nemo_speechlm", "qwen3_5",
+    "qwen3_5_moe",
+]  # fmt: skip
 CASES = sorted({*wrappers(), *WITH_A_FILE})
 # Chunked recurrences, in which both sides are as far from double precision: that is what zoo is compared with.
 IN_DOUBLE = ("minicpmv4_6", "minicpmv4_7")

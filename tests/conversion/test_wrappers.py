@@ -92,7 +92,9 @@ def test_a_wrapper_that_transformers_does_not_have(place, before, tmp_path):
 
 
 STANDING_ALONE = [
-    name for name in known_families() if family_of(name).tiny and not family_of(name).section and is_here(name)
+    name
+    for name in known_families()
+    if family_of(name).tiny and not family_of(name).section and is_here(name) and name != "chameleon"
 ]
 
 
@@ -180,6 +182,24 @@ def test_what_the_text_model_alone_does_not_compute_is_refused(raw, said):
     with pytest.raises(ConversionError, match=said) as refused:
         import_config(raw)
     assert len(str(refused.value)) < 250
+
+
+def test_another_text_model_in_a_wrapper_with_a_file_of_its_own(tmp_path):
+    """The file of Mistral 3 is for Mistral and Ministral 3; with any other it is a wrapper as all are."""
+    source = tmp_path / "source"
+    theirs = tiny_wrapper("mistral3", text={"model_type": "ministral"})
+    theirs.save_pretrained(source)
+    assert_converts_and_comes_back(theirs, source, tmp_path)
+    with pytest.raises(ConversionError, match="'mistral3' is not known, nor is 'blip_text_model'"):
+        import_config({"model_type": "mistral3", "text_config": text("blip_text_model")})
+
+
+def test_the_head_outside_caps_no_logits(tmp_path):
+    """transformers' Gemma 3 around its text model, which alone caps them."""
+    source = tmp_path / "source"
+    theirs = tiny_wrapper("gemma3", text={"final_logit_softcapping": 1.5})
+    theirs.save_pretrained(source)
+    assert_converts_and_comes_back(theirs, source, tmp_path)
 
 
 def test_inspect_says_what_stands_inside(zoo, tmp_path):
