@@ -71,6 +71,13 @@ EYE = {
 # Fields of a wrapper without which it is not to be built, or large.
 AROUND = {
     "cosmos3_edge": {"projector_hidden_size": 40},
+    "gemma4": {
+        "vision_config": {
+            "model_type": "gemma4_vision", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+            "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8, "patch_size": 4,
+            "position_embedding_size": 16,
+        },
+    },
     "gemma4_unified": {
         "vision_config": {"patch_size": 4, "mm_embed_dim": 24, "mm_posemb_size": 8, "output_proj_dims": 24},
         "audio_config": {"audio_embed_dim": 20},
