@@ -25,7 +25,8 @@ from .merging import open_all
 from .operating import State, changed_config, stage
 from .operation import Request, SurgeryError
 from .report import Done, Report
-from .tensors import Tensors, build
+from .streaming import runnable
+from .tensors import Tensors
 from .texts import token_ids
 
 PROMPT_KEYS = {"source_model", "positive_prompts", "negative_prompts"}
@@ -100,7 +101,7 @@ def router_rows(
     width, generator = first.config.hidden_size, torch.Generator().manual_seed(seed)
     if mode == "random":
         return {layer: torch.randn(len(sources), width, generator=generator) * ROUTER_STD for layer in layers}
-    model = build(first.config, first.tensors, torch.float32)
+    model = runnable(first.config, first.tensors)
     rows: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for source in sources:
         means = [prompt_means(model, first, prompts, mode, layers) for prompts in (source.positive, source.negative)]

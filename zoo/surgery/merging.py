@@ -1,7 +1,7 @@
 """zoo merge: several models → one, tensor by tensor, on one naming for all families.
 
 Every input is brought to the flags of the first model (the base, where there is one) by exact operations, whatever
-family it comes from; what stays different is refused by its flag. Weights are streamed: of each model one tensor.
+family it comes from; what stays different is refused by its flag. Weights are runnable: of each model one tensor.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ from .operating import State, changed_config, perform, stage
 from .operation import SurgeryError, own_fields
 from .planner import differing
 from .report import Done, Report
-from .tensors import Tensors, build, open_source
+from .streaming import runnable
+from .tensors import Tensors, open_source
 from .texts import read_text
 from .vocabularies import same_vocabulary
 from .writing import Place, write_folder
@@ -64,10 +65,10 @@ def merge(
         rows = read_text(evaluate, state.source.folder, state.config)
         ids = rows.to_measure(measurement.EVALUATION_TOKENS)
         report.evaluation = {"text": rows.name, "sha256": rows.sha256, "tokens": ids.numel()}
-        first = build(state.source.config, state.source.tensors)
+        first, new = runnable(state.source.config, state.source.tensors), runnable(state.config, state.tensors)
         report.before.perplexity = measurement.perplexity(first, ids, progress)
-        report.after.perplexity = measurement.perplexity(state.model(), ids, progress)
-        report.after.divergence = measurement.divergence(first, state.model(), ids)
+        report.after.perplexity = measurement.perplexity(new, ids, progress)
+        report.after.divergence = measurement.divergence(first, new, ids)
     if target is None:
         state.config.surgery = report.record()
         report.model = state.model()

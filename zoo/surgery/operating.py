@@ -23,6 +23,7 @@ from .healing import heal as heal_folder
 from .operation import ARITHMETIC, BITS, TOLERANCE, Operation, Request, SurgeryError
 from .plan_file import Change
 from .report import Done, Report, Stage
+from .streaming import runnable
 from .tensors import InMemory, Source, Tensors, build, open_source, operated
 from .texts import ROW, Text, random_text, read_text
 from .writing import Place, write_folder
@@ -174,7 +175,7 @@ def calibrated(state: State, operation: Operation, request: Request, text: Text 
         state.warnings.append("no text to calibrate with: random tokens were taken, which costs some accuracy.")
     rows = text.to_learn()
     rows = rows[: max(1, CALIBRATION_TOKENS // rows.shape[1])]
-    found = calibration.collect(state.model(), needs, request.layers, rows, state.progress)
+    found = calibration.collect(runnable(state.config, state.tensors), needs, request.layers, rows, state.progress)
     return found, {"text": text.name, "sha256": text.sha256, "tokens": rows.numel()}
 
 
@@ -202,8 +203,8 @@ def verified(state: State, new: ZooConfig, tensors: Tensors, word: str) -> float
     tokens = min(VERIFIED_TOKENS, new.max_position_embeddings, state.config.max_position_embeddings)
     ids = torch.randint(min(new.vocab_size, state.config.vocab_size), (2, tokens), generator=generator)
     shared = min(new.vocab_size, state.config.vocab_size)
-    first = state.model()(ids, use_cache=False).logits[..., :shared]
-    second = build(new, tensors)(ids, use_cache=False).logits[..., :shared]
+    first = runnable(state.config, state.tensors)(ids, use_cache=False).logits[..., :shared]
+    second = runnable(new, tensors)(ids, use_cache=False).logits[..., :shared]
     if not second.isfinite().all():
         raise SurgeryError(f"the new model's logits are no finite numbers in {first.dtype}: choose another --dtype.")
     difference = relative_difference(first, second)
@@ -240,7 +241,7 @@ def measure(report: Report, opened: Source, state: State, text: Text | None) -> 
         return
     rows = text.to_measure(measurement.EVALUATION_TOKENS)
     report.evaluation = {"text": text.name, "sha256": text.sha256, "tokens": rows.numel()}
-    before, after = build(opened.config, opened.tensors), state.model()
+    before, after = runnable(opened.config, opened.tensors), runnable(state.config, state.tensors)
     report.before.perplexity = measurement.perplexity(before, rows, state.progress)
     report.after.perplexity = measurement.perplexity(after, rows, state.progress)
     report.after.divergence = measurement.divergence(before, after, rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ def build(config: ZooConfig, tensors: Tensors, dtype: torch.dtype | None = None)
     from description_zoo.heads import model_class
 
     state = {name: tensors.read(name).contiguous() for name in tensors.headers}
-    dtype = dtype or _main_dtype(state)
+    dtype = dtype or main_dtype(state)
     model, info = model_class(config).from_pretrained(
         None, config=deepcopy(config), state_dict=state, dtype=dtype, output_loading_info=True
     )
@@ -145,5 +145,6 @@ def build(config: ZooConfig, tensors: Tensors, dtype: torch.dtype | None = None)
     return model.eval()
 
 
-def _main_dtype(state: dict[str, Any]) -> torch.dtype:
+def main_dtype(state: dict[str, Tensor]) -> torch.dtype:
+    """That of the first tensor that is not of whole numbers."""
     return next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
