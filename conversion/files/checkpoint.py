@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+from io import RawIOBase
 from pathlib import Path
 
 import torch
@@ -40,6 +41,28 @@ class WholeTensors:
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """A part of a tensor along its first dimension."""
         return self.read(name)[start:stop]
+
+    def read_columns(self, name: str, start: int, stop: int) -> Tensor:
+        """A part of a matrix along its second dimension."""
+        return self.read(name)[:, start:stop]
+
+
+class RowTensors(WholeTensors):
+    """What is asked of tensors of which some rows can be read: `headers`, `read_rows(name, start, stop)`, and
+    `unit(name)`, of how many rows `start` must be a multiple; 0: only whole."""
+
+    headers: dict[str, Tensor]
+
+    def unit(self, name: str) -> int:
+        raise NotImplementedError
+
+    def cut(self, name: str) -> int:
+        return self.unit(name) * self.headers[name].shape[1:].numel()
+
+    def read_numbers(self, name: str, start: int, stop: int) -> Tensor:
+        row = self.headers[name].shape[1:].numel()
+        first = start // row
+        return self.read_rows(name, first, -(-stop // row)).reshape(-1)[start - first * row : stop - first * row]
 
 
 class StoredTensors(WholeTensors):
@@ -105,21 +128,33 @@ class StoredTensors(WholeTensors):
         entry = self.headers[name].shape[1:]
         return self._read(name, start * entry.numel(), (stop - start, *entry))
 
+    def read_columns(self, name: str, start: int, stop: int) -> Tensor:
+        header = self.headers[name]
+        rows, columns = header.shape
+        tensor = torch.empty(rows, stop - start, dtype=header.dtype)
+        memory, length = memoryview(raw_bytes(tensor)), (stop - start) * header.element_size()
+        with open(self._file_of[name], "rb", buffering=0) as file:
+            for row in range(rows):
+                file.seek(self._start_of[name] + (row * columns + start) * header.element_size())
+                self._fill(file, memory[row * length : (row + 1) * length], name)
+        return tensor
+
     def _read(self, name: str, first: int, shape: tuple[int, ...]) -> Tensor:
         """As many numbers as `shape` has, from number `first` of a tensor on."""
         header = self.headers[name]
         tensor = torch.empty(shape, dtype=header.dtype)
-        missing = memoryview(raw_bytes(tensor))
         with open(self._file_of[name], "rb", buffering=0) as file:
             file.seek(self._start_of[name] + first * header.element_size())
-            while missing:
-                count = file.readinto(missing)
-                if not count:
-                    raise ConversionError(
-                        f"{self._file_of[name]} ended inside {name!r}: it was changed while being read."
-                    )
-                missing = missing[count:]
+            self._fill(file, memoryview(raw_bytes(tensor)), name)
         return tensor
+
+    def _fill(self, file: RawIOBase, memory: memoryview, name: str) -> None:
+        """Reads as many bytes as there is memory for."""
+        while memory:
+            count = file.readinto(memory)
+            if not count:
+                raise ConversionError(f"{self._file_of[name]} ended inside {name!r}: it was changed while being read.")
+            memory = memory[count:]
 
     def rename(self, names: dict[str, str]) -> None:
         """Calls every tensor by another name from here on."""

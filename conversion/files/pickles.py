@@ -79,6 +79,9 @@ class PickledTensors(StoredTensors):
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         return self._copied(self._mapped(name)[start:stop])
 
+    def read_columns(self, name: str, start: int, stop: int) -> Tensor:
+        return self._copied(self._mapped(name)[:, start:stop])
+
     def _mapped(self, name: str) -> Tensor:
         return self._tensors(self._file_of[name])[self._name_in_file[name]]
 

@@ -14,7 +14,7 @@ from ..files.checkpoint import StoredTensors
 from .checks import size_of_groups
 from .packing import by_rows, over_blocks, unpack
 from .rounding import extremes, integer_grid, pack, to_fields
-from .stored import Found, Stored
+from .stored import Columns, Found, Stored
 
 METHODS = ("awq",)
 
@@ -42,11 +42,16 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             if (size := size_of_groups(scheme, key, -(-inputs // groups))) and -(-inputs // size) != groups:
                 wanted = f"{key}={size} makes {-(-inputs // size)}"
                 raise ConversionError(f"{names[2]!r} has {groups} groups of {inputs} inputs, {wanted}.")
-            found.tensors[layer + "weight"] = Stored(names, (8 * words, inputs), decode, encode)
+            found.tensors[layer + "weight"] = Stored(names, (8 * words, inputs), decode, encode, _columns, unit=8)
     for name in headers.keys() - found.taken():
         if name.endswith((".qzeros", ".scales")):
             raise ConversionError(f"{name!r} belongs to a packed weight that is not there: the checkpoint is damaged.")
     return found
+
+
+def _columns(start: int, stop: int) -> tuple[Columns, ...]:
+    """The outputs `start` to `stop`, of which eight are in a word."""
+    return Columns(start // 8, -(-stop // 8)), Columns(start // 8, -(-stop // 8)), Columns(start, stop)
 
 
 def outputs(words: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Eight bits: `X.weight` int8 with `X.SCB`, a scale per row, of 127ths.
 
 import json
 from functools import partial
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
 from .checks import need_shape
 from .packing import AT_ONCE, by_rows, finite, look_up, over_blocks, parts_of
-from .stored import Found, Stored
+from .stored import Found, Stored, rows_alike
 
 METHODS = ("bitsandbytes",)
 _STATE = ".quant_state.bitsandbytes__"
@@ -36,7 +36,8 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             scale = name.removesuffix("weight") + "SCB"
             if scale not in headers or headers[scale].numel() != tensor.shape[0]:
                 raise ConversionError(f"{name!r} is int8 and has no {scale!r} of a number per row: it is incomplete.")
-            found.tensors[name] = Stored((name, scale), tuple(tensor.shape), decode_int8, encode_int8)
+            ways = (decode_int8, encode_int8, rows_alike(2))
+            found.tensors[name] = Stored((name, scale), tuple(tensor.shape), *ways)
     for name in headers.keys() - found.taken():
         if name.endswith((".weight_format", _STATE + "nf4", _STATE + "fp4")):
             found.unused.add(name)
@@ -68,7 +69,18 @@ def _four_bits(base: str, name: str, checkpoint: StoredTensors) -> Stored:
         need_shape(base + ".nested_quant_map", headers, base, (256,))
         need_shape(base + ".nested_absmax", headers, base, (-(-scales // nested),))
     how = {"block": block, "nested": nested, "offset": offset}
-    return Stored((*names,), shape, partial(decode, shape=shape, **how), partial(encode, **how))
+    ways = (partial(decode, columns=shape[1], **how), partial(encode, **how))
+    # Rows after which a block of scales ends, where their scales are in blocks too.
+    together = block * max(nested, 1)
+    unit = together // gcd(together, shape[1])
+    return Stored((*names,), shape, *ways, partial(_rows, columns=shape[1], block=block, nested=nested), unit)
+
+
+def _rows(start: int, stop: int, columns: int, block: int, nested: int) -> tuple[tuple[int, int] | None, ...]:
+    """What belongs to some rows: bytes, scales, and scales of these."""
+    first, last = start * columns, stop * columns
+    parts = [(first // size, -(-last // size)) for size in (2, block)]
+    return (*parts, None, (first // (block * nested), -(-last // (block * nested))), None) if nested else (*parts, None)
 
 
 def decode(
@@ -79,7 +91,7 @@ def decode(
     nested_absmax: Tensor | None = None,
     nested_codes: Tensor | None = None,
     *,
-    shape: tuple[int, int],
+    columns: int,
     block: int,
     nested: int,
     offset: float,
@@ -89,7 +101,7 @@ def decode(
         blocks = torch.arange(absmax.numel()) // nested
         absmax = nested_codes.float()[absmax.int()] * nested_absmax.float()[blocks] + offset
     packed, absmax, codes = packed.flatten(), absmax.float().flatten(), codes.float()
-    result = torch.empty(prod(shape), dtype=dtype)
+    result = torch.empty(2 * packed.numel() // columns * columns, dtype=dtype)
     # Whole blocks at once. The high half of a byte comes first.
     pairs, step = torch.stack([codes.repeat_interleave(16), codes.repeat(16)], 1), block * max(1, AT_ONCE // block)
     pairs = pairs.contiguous().view(torch.int64).flatten()
@@ -98,7 +110,7 @@ def decode(
         values = look_up(pairs, packed[start // 2 : (start + step) // 2])[: len(part)]
         factors = absmax[start // block : (start + step) // block].repeat_interleave(block)[: len(part)]
         part.copy_(values * factors)
-    return result.view(shape)
+    return result.view(-1, columns)
 
 
 def decode_int8(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:

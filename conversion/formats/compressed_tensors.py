@@ -21,7 +21,7 @@ from .checks import need_shape, setting, size_of_groups
 from .fp8 import FLOAT8, UNUSED, block_of, stored
 from .packing import as_factors, by_rows, e2m1, over_blocks, unpack
 from .rounding import extremes, integer_grid, mxfp4, nvfp4, pack, to_fields
-from .stored import Found, Stored
+from .stored import Found, Stored, rows_alike
 
 METHODS = ("compressed-tensors",)
 PACKED, SCALE = "_packed", "_scale"
@@ -64,7 +64,15 @@ def eight_bits(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) -> 
         return stored(*names, tuple(weight.shape), block)
     need_shape(zero, headers, name, tuple(scale.shape))
     ways = (partial(decode_shifted, block=block), partial(encode_shifted, block=block))
-    return Stored((*names, zero), tuple(weight.shape), *ways)
+    unit = 1 if block is None else block[0]
+    rows = partial(_rows_of_blocks, high=weight.shape[0] if block is None else unit, whole=block is None)
+    return Stored((*names, zero), tuple(weight.shape), *ways, rows, unit)
+
+
+def _rows_of_blocks(start: int, stop: int, high: int, whole: bool) -> tuple[tuple[int, int] | None, ...]:
+    """The rows of the integers, and those of scales and zero points; None where all have one."""
+    grid = None if whole else (start // high, ceil(stop / high))
+    return (start, stop), grid, grid
 
 
 def decode_shifted(dtype: torch.dtype, weight: Tensor, scale: Tensor, zero: Tensor, block: Any) -> Tensor:
@@ -112,7 +120,15 @@ def packed_integers(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]
     how = {"bits": bits, "shape": shape, "size": size, "beside": beside}
     symmetric = setting(settings, "symmetric", bool, True)
     ways = (partial(decode_integers, **how), partial(encode_integers, **how, symmetric=symmetric))
-    return Stored(names, shape, *ways)
+
+    def rows_of(start: int, stop: int) -> tuple[tuple[int, int] | None, ...]:
+        some = (start, stop) if rows == shape[0] else None
+        words = (start * bits // 32, ceil(stop * bits / 32))
+        down = words if headers.get(name + "_zero_point", scale).dtype == torch.int32 else some
+        zero = down if some else None
+        return (start, stop), some, *({"_zero_point": zero, "_g_idx": None}[ending] for ending in beside)
+
+    return Stored(names, shape, *ways, rows_of, unit=32)
 
 
 def decode_integers(
@@ -120,6 +136,7 @@ def decode_integers(
 ) -> Tensor:
     """(field - 2 ** (bits - 1) - zero point) · scale."""
     given, middle = dict(zip(beside, others, strict=True)), 2 ** (bits - 1)
+    shape = (len(packed), shape[1])  # of some rows
     grid = scale.float().reshape(-1, ceil(shape[1] / size))
     block = (1 if len(grid) == shape[0] else shape[0], size)
     zero, group_of = given.get("_zero_point"), given.get("_g_idx")
@@ -174,7 +191,9 @@ def packed_floats(name: str, checkpoint: StoredTensors, scheme: dict[str, Any]) 
     if nvfp4:
         _need(name, headers, "_global_scale")
     names = [name + ending for ending in (PACKED, SCALE, "_global_scale") if name + ending in headers]
-    return Stored(tuple(names), (*lead, 2 * half), decode_floats, encode_floats)
+    whole = headers.get(name + "_global_scale", scale)
+    rows = None if nvfp4 and whole.numel() > 1 else rows_alike(2, len(names) - 2)
+    return Stored(tuple(names), (*lead, 2 * half), decode_floats, encode_floats, rows)
 
 
 def decode_floats(dtype: torch.dtype, packed: Tensor, scale: Tensor, whole: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ from .packing import (
     power_of_two,
 )
 from .rounding import mxfp4
-from .stored import Found, Stored
+from .stored import Found, Stored, rows_alike
 
 METHODS = ("fp8", "fbgemm_fp8")
 FLOAT8 = EIGHT_BITS
@@ -85,9 +85,7 @@ def _of_halves(name: str, weight: Tensor, headers: dict[str, Tensor]) -> Stored:
     if list(headers[scale].shape) != [rows, half // 16] or half % 16:
         said = f"{list(headers[scale].shape)} beside {name!r} of {list(weight.shape)} bytes"
         raise ConversionError(f"{scale!r} is {said}: 32 numbers belong to each scale.")
-    return Stored(
-        (name, scale), (rows, 2 * half), decode_halves, encode_halves, rows=lambda start, stop: ((start, stop),) * 2
-    )
+    return Stored((name, scale), (rows, 2 * half), decode_halves, encode_halves, rows_alike(2))
 
 
 def decode_halves(dtype: torch.dtype, weight: Tensor, scale: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..files.checkpoint import StoredTensors
 from .checks import need_shape, setting, size_of_groups
 from .packing import by_rows, over_blocks, unpack
 from .rounding import extremes, integer_grid, pack, to_fields
-from .stored import Found, Stored
+from .stored import Columns, Found, Stored
 
 METHODS = ("gptq",)
 WIDTHS = (2, 3, 4, 8)
@@ -59,7 +59,14 @@ def _stored(name: str, headers: dict[str, Tensor], scheme: dict[str, Any], bits:
         raise ConversionError(f"{layer}scales has {groups} groups, group_size={size} makes {ceil(inputs / size)}.")
     options = {"bits": bits, "size": size, "shift": 1 if version == "gptq" else 0}
     encoded = partial(encode, **options, symmetric=bool(scheme.get("sym", True)))
-    return Stored(tuple(names), (out, inputs), partial(decode, **options), encoded)
+    rows = partial(_columns, bits=bits, ordered=len(names) > 3)
+    return Stored(tuple(names), (out, inputs), partial(decode, **options), encoded, rows, unit=32)
+
+
+def _columns(start: int, stop: int, bits: int, ordered: bool) -> tuple[Columns | None, ...]:
+    """The outputs `start` to `stop`, of which 32 are in whole words."""
+    outputs, words = Columns(start, stop), Columns(start * bits // 32, ceil(stop * bits / 32))
+    return (outputs, words, outputs, None) if ordered else (outputs, words, outputs)
 
 
 def decode(

@@ -13,7 +13,7 @@ from ..files.checkpoint import StoredTensors
 from . import fp8
 from .compressed_tensors import decode_floats
 from .rounding import nvfp4
-from .stored import Found, Stored
+from .stored import Found, Stored, rows_alike
 
 METHODS = ("modelopt", "modelopt_fp4")
 _SCALE, _SECOND = "_scale", "_scale_2"
@@ -32,7 +32,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
             shapes = f"{list(scale.shape)} beside {list(tensor.shape)} bytes of two numbers"
             raise ConversionError(f"{name + _SCALE!r} is {shapes}: one belongs to 16 numbers.")
         shape = (*tensor.shape[:-1], 2 * tensor.shape[-1])
-        found.tensors[name] = Stored((name, name + _SCALE, name + _SECOND), shape, decode, encode)
+        found.tensors[name] = Stored((name, name + _SCALE, name + _SECOND), shape, decode, encode, rows_alike(2, 1))
     rest = StoredTensors(checkpoint.folder)
     rest.headers = {name: tensor for name, tensor in headers.items() if name not in found.taken()}
     others = fp8.find(rest, scheme)

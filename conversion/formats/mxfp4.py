@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors
 from .packing import as_factors, e2m1, exponents, largest_in_blocks, parts_of, to_e2m1
-from .stored import Found, Stored
+from .stored import Found, Stored, rows_alike
 
 METHODS = ("mxfp4",)
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -32,7 +32,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
                 raise ConversionError(f"{name!r} is {shapes}: 16 bytes belong to each scale.")
             experts, out, groups, _ = blocks.shape
             shape = (experts, groups * 32, out)
-            found.tensors[base] = Stored((name, base + _SCALES), shape, decode, encode, lambda *some: (some, some))
+            found.tensors[base] = Stored((name, base + _SCALES), shape, decode, encode, rows_alike(2))
     for name in headers.keys() - found.taken():
         if name.endswith(_SCALES) and headers[name].dtype == torch.uint8:
             raise ConversionError(f"{name!r} are scales without blocks: the checkpoint is incomplete.")

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import ConversionError, one_line
-from ..files.checkpoint import Checkpoint, WholeTensors
+from ..files.checkpoint import Checkpoint, RowTensors
 
 
 @dataclass(frozen=True)
@@ -18,16 +17,33 @@ class Stored:
 
     `decode(dtype, *tensors)` computes in float32 and rounds once, to `dtype`. `encode(weight, *tensors)` stores another
     weight in the same way, to the nearest, in place of `tensors`. `rows(start, stop)` says which rows of each stored
-    tensor make up these rows of the model's (None: the whole tensor), `start` a multiple of `unit`; None where rows are
-    not stored by themselves.
+    tensor make up these rows of the model's (`Columns`: which columns; None: the whole tensor), `start` a multiple of
+    `unit`, and `decode` makes them of those; None where rows are not stored by themselves.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     decode: Callable[..., Tensor]
     encode: Callable[..., tuple[Tensor, ...]]
-    rows: Callable[[int, int], tuple[tuple[int, int] | None, ...]] | None = None
+    rows: "Rows | None" = None
     unit: int = 1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A part of a stored matrix along its second dimension."""
+
+    start: int
+    stop: int
+
+
+# Which part of each stored tensor belongs to some rows.
+Rows = Callable[[int, int], tuple[tuple[int, int] | Columns | None, ...]]
+
+
+def rows_alike(count: int, whole: int = 0) -> Rows:
+    """The same rows of `count` stored tensors, and all of `whole` further ones."""
+    return lambda start, stop: (*[(start, stop)] * count, *[None] * whole)
 
 
 @dataclass
@@ -43,7 +59,7 @@ class Found:
         return {name for stored in self.tensors.values() for name in stored.names} | self.unused
 
 
-class DecodedCheckpoint(WholeTensors):
+class DecodedCheckpoint(RowTensors):
     """A checkpoint seen as the tensors of its model: what the format found in `dtype`, the rest as it is stored.
 
     `headers` (name -> meta tensor) and `read(name)` as a Checkpoint has them; one tensor is decoded at a time. Raises
@@ -77,18 +93,17 @@ class DecodedCheckpoint(WholeTensors):
     def place(self, name: str) -> tuple[Path, int] | None:
         return None if name in self.found.tensors else self.checkpoint.place(name)
 
+    def unit(self, name: str) -> int:
+        stored = self.found.tensors[name]
+        return 0 if stored.rows is None else stored.unit
+
     def cut(self, name: str) -> int:
-        stored = self.found.tensors.get(name)
-        if stored is None:
-            return self.checkpoint.cut(name)
-        return 0 if stored.rows is None else stored.unit * prod(stored.shape[1:])
+        return super().cut(name) if name in self.found.tensors else self.checkpoint.cut(name)
 
     def read_numbers(self, name: str, start: int, stop: int) -> Tensor:
         if name not in self.found.tensors:
             return self.checkpoint.read_numbers(name, start, stop)
-        row = prod(self.headers[name].shape[1:])
-        first = start // row
-        return self.read_rows(name, first, -(-stop // row)).reshape(-1)[start - first * row : stop - first * row]
+        return super().read_numbers(name, start, stop)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         stored = self.found.tensors.get(name)
@@ -96,11 +111,15 @@ class DecodedCheckpoint(WholeTensors):
             return self.checkpoint.read_rows(name, start, stop)
         if stored.rows is None or start % stored.unit:
             return self.read(name)[start:stop]
-        ranges = zip(stored.names, stored.rows(start, stop), strict=True)
-        parts = [
-            self.checkpoint.read(one) if rows is None else self.checkpoint.read_rows(one, *rows) for one, rows in ranges
-        ]
-        return self._decoded(name, stored, parts)
+        parts = zip(stored.names, stored.rows(start, stop), strict=True)
+        return self._decoded(name, stored, [self._part(one, some) for one, some in parts])
+
+    def _part(self, stored: str, some: tuple[int, int] | Columns | None) -> Tensor:
+        if some is None:
+            return self.checkpoint.read(stored)
+        if isinstance(some, Columns):
+            return self.checkpoint.read_columns(stored, some.start, some.stop)
+        return self.checkpoint.read_rows(stored, *some)
 
     def in_words(self) -> str:
         """`fp8, 14 tensors`"""

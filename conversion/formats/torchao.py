@@ -11,7 +11,7 @@ from ..files.checkpoint import StoredTensors
 from .checks import need_shape
 from .packing import by_rows, over_blocks
 from .rounding import extremes, integer_grid, to_fields
-from .stored import Found, Stored
+from .stored import Found, Stored, rows_alike
 
 METHODS = ("torchao",)
 _DATA, _SCALE, _ZERO = "_weight_qdata", "_weight_scale", "_weight_zero_point"
@@ -29,7 +29,7 @@ def find(checkpoint: StoredTensors, scheme: dict[str, Any]) -> Found:
                 raise ConversionError(f"{name!r} is not int8 with a scale per row, which is what is read of torchao.")
             if layer + _ZERO in headers:
                 need_shape(layer + _ZERO, headers, layer + "weight", tuple(scales.shape))
-            found.tensors[layer + "weight"] = Stored(names, tuple(tensor.shape), decode, encode)
+            found.tensors[layer + "weight"] = Stored(names, tuple(tensor.shape), decode, encode, rows_alike(len(names)))
     for name in headers.keys() - found.taken():
         if name.endswith((_SCALE, _ZERO)):
             raise ConversionError(f"{name!r} belongs to a packed weight that is not there: the checkpoint is damaged.")

@@ -14,11 +14,12 @@ from math import pi
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConversionError, one_line
-from ..files.checkpoint import WholeTensors, inside, is_there
+from ..files.checkpoint import RowTensors, inside, is_there
 from .relaid import to_halves
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -67,6 +68,8 @@ _FURTHER = {
     "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
     "sliding_window": "attention.sliding_window",
 }  # fmt: skip
+# Numbers that are decoded at once.
+_AT_ONCE = 2**22
 _FREQUENCIES = "rope_freqs.weight"
 _PLAIN = ("F64", "F32", "F16", "BF16")
 
@@ -129,6 +132,9 @@ class Opened:
         readers = _readers(paths, tuple(one.stat().st_mtime_ns for one in paths))
         self.fields = {name: field for reader in reversed(readers) for name, field in reader.fields.items()}
         self.tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+        self.file_of = {
+            tensor.name: one for one, reader in zip(paths, readers, strict=True) for tensor in reader.tensors
+        }
         self.architecture = self.value("general.architecture")
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
@@ -235,7 +241,7 @@ def is_packed(path: Path) -> bool:
     return not Opened(path).plain() <= set(_PLAIN)
 
 
-class GgufCheckpoint(WholeTensors):
+class GgufCheckpoint(RowTensors):
     """`headers` (name -> meta tensor) and `read(name)` by transformers' names, decoded in float32 and rounded once."""
 
     def __init__(self, path: Path, dtype: torch.dtype | None = None):
@@ -273,19 +279,45 @@ class GgufCheckpoint(WholeTensors):
 
     def read(self, name: str) -> Tensor:
         """The tensor itself, on the CPU."""
+        return self.read_rows(name, 0, self.headers[name].shape[0])
+
+    def unit(self, name: str) -> int:
+        return 0 if self.headers[name].dim() < 2 else self._heads(self.places[name][0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        header, (stored, expert) = self.headers[name], self.places[name]
+        if header.dim() < 2:
+            return self._numbers(stored, 0, 1, header.shape)[start:stop]
+        first, unit = (expert or 0) * header.shape[0], self._heads(stored)
+        tensor = torch.empty(stop - start, *header.shape[1:], dtype=self.dtype)
+        step = unit * max(1, _AT_ONCE // (unit * header.shape[1:].numel()))
+        for row in range(start, stop, step):
+            last = min(row + step, stop)
+            shape = (last - row, *header.shape[1:])
+            tensor[row - start : last - start] = self._numbers(stored, first + row, first + last, shape)
+        return tensor
+
+    def _numbers(self, stored: str, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
+        """Some rows, read from the file, since what is read of a mapping stays in memory."""
         from gguf.quants import dequantize
 
-        stored, expert = self.places[name]
         tensor = self.opened.tensors[stored]
-        data = tensor.data if expert is None else tensor.data[expert]
-        numbers = torch.from_numpy(dequantize(data, tensor.tensor_type).copy()).float()
-        return self._undone(stored, numbers.reshape(self.headers[name].shape)).to(self.dtype).contiguous()
+        width, dtype = tensor.data.shape[-1], tensor.data.dtype
+        place = tensor.data_offset + start * width * dtype.itemsize
+        data = np.fromfile(self.opened.file_of[stored], dtype, (stop - start) * width, offset=place)
+        numbers = torch.from_numpy(dequantize(data.reshape(-1, width), tensor.tensor_type)).float()
+        return self._undone(stored, numbers.reshape(shape)).to(self.dtype)
+
+    def _heads(self, stored: str) -> int:
+        """Rows that belong together: those of a head, where llama.cpp has put them in another order."""
+        permuted = self.opened.architecture == "llama" and re.search(r"\.attn_[qk]\.", stored)
+        return self.opened.head_dim() if permuted else 1
 
     def _undone(self, stored: str, numbers: Tensor) -> Tensor:
         """What llama.cpp's converter did to a tensor, taken back."""
+        if (rows := self._heads(stored)) > 1:
+            return to_halves(numbers, rows)
         architecture = self.opened.architecture
-        if architecture == "llama" and re.search(r"\.attn_[qk]\.", stored):
-            return to_halves(numbers, self.opened.head_dim())
         return numbers - 1 if architecture.startswith("gemma") and stored.endswith("norm.weight") else numbers
 
 

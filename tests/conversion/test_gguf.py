@@ -10,6 +10,8 @@ from gguf_files import write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conversion import ConversionError, convert, load
+from conversion.engine import streaming
+from conversion.layouts import gguf as gguf_layout
 from zoo import inspect
 
 QUIET = {"progress": False}
@@ -231,3 +233,15 @@ def test_the_command_line(tmp_path, capsys):
     assert (report["stored_as"], report["stored_bytes"]) == ("GGUF (Q8_0)", path.stat().st_size)
     assert run(app, "zoo", ["convert", str(path), str(tmp_path / "zoo")]) == 0
     assert "tokenizer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
+def test_parts_are_what_is_decoded_at_once(kind, tmp_path, monkeypatch):
+    """Rows of a head together, as llama.cpp orders them."""
+    architecture, theirs, tensors = tiny(kind, tmp_path)
+    write_gguf(tmp_path / "model.gguf", architecture, theirs.config, tensors, "Q8_0")
+    convert(tmp_path / "model.gguf", tmp_path / "whole", **QUIET)
+    monkeypatch.setattr(streaming, "PART", 4096)
+    monkeypatch.setattr(gguf_layout, "_AT_ONCE", 1024)
+    convert(tmp_path / "model.gguf", tmp_path / "parts", **QUIET)
+    assert_same_tensors(tensors_of(tmp_path / "parts"), tensors_of(tmp_path / "whole"))

@@ -169,3 +169,75 @@ def test_a_conversion_of_100_gb_takes_2_gb_of_memory(make, fp8, tmp_path):
                 assert (last - 1) // BLOCK == first // BLOCK
                 expected = expected.float() * row.repeat_interleave(BLOCK, dim=1)[:, : shapes[name][1]]
             assert torch.equal(given.read_rows(name, first, last), expected.to(given.headers[name].dtype)), name
+
+
+def gptq(rows, columns):
+    stored = {"qweight": (columns // 8, rows), "qzeros": (columns // 128, rows // 8)}
+    headers = {part: torch.empty(shape, dtype=torch.int32, device="meta") for part, shape in stored.items()}
+    headers["scales"] = torch.empty(columns // 128, rows, dtype=torch.float16, device="meta")
+    return headers, {"g_idx": torch.arange(columns, dtype=torch.int32) // 128}
+
+
+def awq(rows, columns):
+    stored = {"qweight": (columns, rows // 8), "qzeros": (columns // 128, rows // 8)}
+    headers = {part: torch.empty(shape, dtype=torch.int32, device="meta") for part, shape in stored.items()}
+    return headers | {"scales": torch.empty(columns // 128, rows, dtype=torch.float16, device="meta")}, {}
+
+
+def nf4(rows, columns):
+    headers = {
+        "weight": torch.empty(rows * columns // 2, 1, dtype=torch.uint8, device="meta"),
+        "weight.absmax": torch.empty(rows * columns // 64, device="meta"),
+    }
+    said = json.dumps({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [rows, columns]})
+    state = torch.tensor(list(said.encode()), dtype=torch.uint8)
+    return headers, {"weight.quant_map": torch.zeros(16), "weight.quant_state.bitsandbytes__nf4": state}
+
+
+def packed(rows, columns):
+    headers = {
+        "weight_packed": torch.empty(rows, columns // 8, dtype=torch.int32, device="meta"),
+        "weight_scale": torch.empty(rows, columns // 128, dtype=torch.bfloat16, device="meta"),
+    }
+    return headers, {"weight_shape": torch.tensor([rows, columns])}
+
+
+INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "symmetric": True}
+IN_FOUR_BITS = {
+    "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}),
+    "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}),
+    "bitsandbytes": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    "compressed-tensors": (
+        packed,
+        {"quant_method": "compressed-tensors", "config_groups": {"one": {"targets": ["Linear"], "weights": INT4}}},
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", IN_FOUR_BITS)
+def test_the_widest_matrices_are_decoded_in_parts(name, tmp_path):
+    """A layer of Llama 3.1 405B, whose matrices of 1.7 GB are all zero."""
+    pack, scheme = IN_FOUR_BITS[name]
+    shapes = attention("model.layers.0.", 16384, 1024, 16384) | norms("model.layers.0.", 16384)
+    shapes |= mlp("model.layers.0.mlp.", 16384, 53248) | ends(128, 16384)
+    headers, contents = {}, {}
+    for tensor, shape in shapes.items():
+        module = tensor.removesuffix("weight")
+        parts, said = pack(*shape) if "_proj" in tensor else ({"weight": torch.empty(shape, device="meta")}, {})
+        headers |= {module + part: header for part, header in parts.items()}
+        contents |= {module + part: content for part, content in said.items()}
+    sizes = {"hidden_size": 16384, "intermediate_size": 53248, "num_attention_heads": 128, "num_key_value_heads": 8}
+    config = AutoConfig.for_model("llama", vocab_size=128, num_hidden_layers=1, quantization_config=scheme, **sizes)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    config.save_pretrained(folder)
+    written = {part: tensor.to("meta") for part, tensor in contents.items()}
+    writer = ShardWriter(folder, headers | written, SHARD)
+    for part, tensor in contents.items():
+        writer.write(part, tensor)
+    writer._place.clear()  # holes
+    writer.finish()
+    held = converted(folder, tmp_path / "zoo")
+    print(json.dumps({"format": name, "held GB": held / 1e9}))
+    assert held < LIMIT

@@ -10,13 +10,15 @@ from packed_checkpoints import packed_checkpoint
 from packs import gpt_oss_experts, in_blocks
 from random_models import build, their_class_config
 from samples import only
-from storage_formats import FP8, MXFP4, SIZES
+from storage_formats import FP8, MXFP4, SCHEMES, SIZES, packed
 
 from conversion import ConversionError, convert, family_of
 from conversion.engine import streaming
 from conversion.engine.incoming import read_incoming
 from conversion.files import bytes as file_bytes
+from conversion.files.checkpoint import Checkpoint
 from conversion.files.sources import read_config
+from conversion.formats.schemes import decoded
 
 QUIET = {"progress": False}
 # Names alone, stacks of experts, transposed and interleaved stacks, fused projections, groups, transposed matrices.
@@ -79,6 +81,21 @@ def test_packed_tensors_are_decoded_in_parts(part, tmp_path, monkeypatch):
     for name, tensors in expected.items():
         convert(tmp_path / name, tmp_path / "zoo", overwrite=True, **QUIET)
         same(tensors_of(tmp_path / "zoo"), tensors)
+
+
+@pytest.mark.parametrize("name", only(("5 bits, shifted", "awq"), SCHEMES))
+def test_some_rows_are_those_of_the_whole(name, tmp_path):
+    """Of every format but BitNet's, whose fields are quarters of the rows."""
+    packed(name, tmp_path / "packed")
+    checkpoint = decoded(Checkpoint(tmp_path / "packed"), read_config(tmp_path / "packed"))
+    for weight in checkpoint.found.tensors:
+        whole, unit = checkpoint.read(weight), checkpoint.unit(weight)
+        assert bool(unit) is not name.startswith("bitnet")
+        for start in range(0, len(whole), unit or len(whole)):
+            stop = min(start + (unit or len(whole)), len(whole))
+            assert torch.equal(checkpoint.read_rows(weight, start, stop), whole[start:stop]), (weight, start)
+        middle = whole.numel() // 3
+        assert torch.equal(checkpoint.read_numbers(weight, middle, middle + 5), whole.flatten()[middle : middle + 5])
 
 
 def test_a_system_that_copies_nothing_itself(tmp_path, monkeypatch):
