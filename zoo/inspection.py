@@ -24,13 +24,17 @@ def inspect(model: Any, **wanted: Any) -> dict:
     return reported(configured(str(model), folder, raw), **wanted) | around(raw) | stored(folder, raw)
 
 
-def diff(one: str, other: str, context: int | None = None) -> dict:
-    """What two models do not have in common: see `difference` of description_zoo, and `context`, the number of tokens
-    at which caches and operations were counted (None: as many as both can have). Raises UserError, or ValueError with
-    what is wrong."""
+def diff(one: Any, other: Any, context: int | None = None) -> dict:
+    """What two models, named as for `inspect`, do not have in common: see `difference` of description_zoo.
+
+    `context`: the number of tokens at which caches and operations are counted, None for as many as both can have.
+    Raises UserError, or ValueError with what is wrong.
+    """
+    from configuration_zoo import ZooConfig
     from description_zoo.difference import difference
 
-    configs = config_of(one), config_of(other)
+    models = one, other
+    configs = tuple(model if isinstance(model, ZooConfig) else config_of(str(model)) for model in models)
     length = context or min(config.max_position_embeddings for config in configs)
     reports = reported(configs[0], context=length), reported(configs[1], context=length)
     return {"context": length} | difference(reports, configs)

@@ -6,6 +6,7 @@ import pytest
 from combinations import EXPERTS, SIZES
 from typer.testing import CliRunner
 
+import zoo
 from configuration_zoo import ZooConfig
 from description_zoo.difference import difference, numbers
 from zoo.cli.main import app
@@ -57,6 +58,12 @@ def test_layers_stand_beside_those_of_their_mechanism():
 )
 def test_numbers_of_layers_in_short(places, said):
     assert numbers(places) == said
+
+
+def test_configs_are_compared_too():
+    config = ZooConfig.preset("gpt2", num_hidden_layers=3)
+    found = zoo.diff(config, "gpt2")
+    assert found["flags"] == {"num_hidden_layers": [3, 12]} and found["layers"] == [{"layers": ["0-2", "0-11"]}]
 
 
 def test_the_command():
