@@ -6,13 +6,11 @@ and the way of splitting are those of inference/convert.py there. Rotary pairs s
 """
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import ConversionError
 from ..files.checkpoint import StoredTensors, inside, is_there, read_json
@@ -133,7 +131,7 @@ def weights(folder: Path, allow_pickle: bool = False, dtype: torch.dtype | None 
         elif len(holders) < len(ranks):
             lacking = next(number for number, rank in enumerate(ranks) if name not in rank.headers)
             raise ConversionError(f"{name!r} is not in the file of rank {lacking}: the checkpoint is incomplete.")
-        tensors[_named(name)] = Relaid(tuple((rank, name) for rank in holders), _join(name))
+        tensors[_named(name)] = _relaid(name, tuple((rank, name) for rank in holders))
     return RelaidCheckpoint(folder, tensors)
 
 
@@ -146,9 +144,10 @@ def _named(name: str) -> str:
     return renamed(name, _WORDS, "this layout")
 
 
-def _join(name: str) -> Callable[..., Tensor]:
+def _relaid(name: str, pieces: tuple[tuple[StoredTensors, str], ...]) -> Relaid:
     """Parts of rows or of columns one after another; of what is alike the first."""
     word = name.split(".")[-2]
     if _EXPERT.search(name) or word not in (*_ROWS, *_COLUMNS):
-        return lambda first, *_: first
-    return partial(one_after_another, dim=int(word in _COLUMNS))
+        return Relaid(pieces, lambda first, *_: first)
+    dim = int(word in _COLUMNS)
+    return Relaid(pieces, partial(one_after_another, dim=dim), dim)

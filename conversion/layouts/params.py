@@ -5,7 +5,7 @@ Sizes left out are those of Meta's reference code (https://github.com/meta-llama
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,8 +175,7 @@ def weights(folder: Path, allow_pickle: bool = False, dtype: torch.dtype | None 
         if name == "rope.freqs":
             continue
         ours = "model.norm.weight" if name == "norm.weight" else renamed(name, words, "this layout")
-        join = _join(name, [rank.headers[name] for rank in ranks], params)
-        tensors[ours] = Relaid(tuple((rank, name) for rank in ranks), join)
+        tensors[ours] = _relaid(name, tuple((rank, name) for rank in ranks), params)
     return RelaidCheckpoint(folder, tensors)
 
 
@@ -199,24 +198,26 @@ def _pickled_ranks(folder: Path, allow_pickle: bool) -> list[StoredTensors]:
     return ranks
 
 
-def _join(name: str, pieces: Sequence[Tensor], params: dict[str, Any]) -> Any:
+def _relaid(name: str, pieces: tuple[tuple[StoredTensors, str], ...], params: dict[str, Any]) -> Relaid:
     """How the pieces of some ranks become one tensor: along rows, or columns of what reads them; norms are alike."""
     word, heads = name.split(".")[-2], params["n_heads"]
     if name.endswith(("qscale_weight", "qscale_act")) or word.endswith("norm") or word == "gate":
-        return lambda first, *_: first
+        return Relaid(pieces, lambda first, *_: first)
     if word in ("wq", "wk", "wv"):
         heads, width = heads if word == "wq" else params.get("n_kv_heads") or heads, head_dim(params)
         # More ranks than key heads: neighbours hold the same one.
         alike = max(1, len(pieces) // heads)
-        return partial(_heads, alike=alike, rows=heads * width, head_dim=width, turned=word != "wv")
+        turned = None if word == "wv" else partial(to_halves, head_dim=width)
+        join = partial(_heads, alike=alike, rows=heads * width, turned=turned)
+        return Relaid(pieces, join, 0, width, alike, turned)
     columns = word in ("wo", "w2")
     if word == "tok_embeddings":
-        columns = pieces[0].shape[-1] != params["dim"]
-    return partial(one_after_another, dim=int(columns))
+        columns = pieces[0][0].headers[name].shape[-1] != params["dim"]
+    return Relaid(pieces, partial(one_after_another, dim=int(columns)), int(columns))
 
 
-def _heads(*pieces: Tensor, alike: int, rows: int, head_dim: int, turned: bool) -> Tensor:
+def _heads(*pieces: Tensor, alike: int, rows: int, turned: Callable[[Tensor], Tensor] | None) -> Tensor:
     weight = one_after_another(*pieces[::alike])
     if weight.shape[0] != rows:
         raise RuntimeError("another number of rows than the heads have")
-    return to_halves(weight, head_dim) if turned else weight
+    return weight if turned is None else turned(weight)

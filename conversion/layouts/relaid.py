@@ -8,18 +8,26 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError
-from ..files.checkpoint import StoredTensors, WholeTensors
+from ..files.checkpoint import RowTensors, StoredTensors
 
 
 @dataclass(frozen=True)
 class Relaid:
-    """One tensor of the model: the stored pieces it is made of, and `join(*pieces)`, which makes it of them."""
+    """One tensor of the model: the stored pieces it is made of, and `join(*pieces)`, which makes it of them.
+
+    `dim`: the dimension along which the pieces lie one after another, of which every `alike`-th counts; `unit` rows
+    make up rows of the model's tensor by themselves, `turned(rows)`. None: the pieces are read whole.
+    """
 
     pieces: tuple[tuple[StoredTensors, str], ...]
     join: Callable[..., Tensor]
+    dim: int | None = None
+    unit: int = 1
+    alike: int = 1
+    turned: Callable[[Tensor], Tensor] | None = None
 
 
-class RelaidCheckpoint(WholeTensors):
+class RelaidCheckpoint(RowTensors):
     """`headers` (name -> meta tensor) and `read(name)` as a checkpoint of transformers' layout has them."""
 
     def __init__(self, folder: Path, tensors: dict[str, Relaid]):
@@ -29,6 +37,26 @@ class RelaidCheckpoint(WholeTensors):
     def read(self, name: str) -> Tensor:
         """The tensor itself, on the CPU."""
         return self._joined(name)
+
+    def unit(self, name: str) -> int:
+        relaid = self.tensors[name]
+        return 0 if relaid.dim is None or self.headers[name].dim() < 2 else relaid.unit
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows, of the pieces that have them; whole heads, where their rows change places."""
+        relaid, unit = self.tensors[name], self.unit(name)
+        if not unit or start % unit or (stop % unit and stop < self.headers[name].shape[0]):
+            return self.read(name)[start:stop]
+        pieces, parts, first = relaid.pieces[:: relaid.alike], [], 0
+        for place, piece in pieces:
+            rows = place.headers[piece].shape[0]
+            if relaid.dim == 1:
+                parts.append(place.read_rows(piece, start, stop))
+            elif start < first + rows and first < stop:
+                parts.append(place.read_rows(piece, max(start - first, 0), min(stop - first, rows)))
+            first += rows
+        joined = one_after_another(*parts, dim=relaid.dim)
+        return joined if relaid.turned is None else relaid.turned(joined)
 
     def rename(self, names: dict[str, str]) -> None:
         """Calls every tensor by another name from here on."""

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from conversion import ConversionError, convert, load
+from conversion.engine import streaming
 
 QUIET = {"progress": False}
 ALLOWED = QUIET | {"allow_pickle": True}
@@ -34,6 +35,12 @@ STRETCHED = {
     "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8, "beta_fast": 32.0, "beta_slow": 1.0,
     "mscale": 1.0, "mscale_all_dim": 1.0,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_small_parts(monkeypatch):
+    """`convert` moves some rows at a time; `load` reads whole tensors."""
+    monkeypatch.setattr(streaming, "PART", 5000)
 
 
 def at_random(model):
