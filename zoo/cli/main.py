@@ -19,6 +19,7 @@ from .merge import merge
 from .presets import presets
 from .push import push
 from .surgery import surgery
+from .sweep import sweep
 from .train import train
 from .verify import verify
 
@@ -62,6 +63,7 @@ COMMANDS = (
     presets,
     push,
     surgery,
+    sweep,
     train,
 )
 for command in COMMANDS:

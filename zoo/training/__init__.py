@@ -1,6 +1,7 @@
 """Training: one command from text to a model folder, and its parts for a loop of one's own.
 
     zoo.training.train("config.yaml")                        # what `zoo train` does
+    zoo.training.sweep("sweep.yaml")                         # what `zoo sweep` does
     zoo.training.parameter_groups(model, learning_rate=3e-3) # decay, Muon's matrices, widths of muP
     zoo.training.ExpertBalance()                             # a TrainerCallback: expert load, balancing by a bias
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # What editors follow.
     from .muon import MuonAdamW
     from .recipe import RecipeError, read_recipe
     from .run import train
+    from .variants import sweep
     from .widths import mup_config, scale_width
 
 _HOME = {
@@ -26,11 +28,12 @@ _HOME = {
     "read_recipe": "recipe",
     "RecipeError": "recipe",
     "scale_width": "widths",
+    "sweep": "variants",
     "train": "run",
 }
 __all__ = [
     "ExpertBalance", "MuonAdamW", "RecipeError", "mup_config", "parameter_groups", "read_recipe", "scale_width",
-    "train",
+    "sweep", "train",
 ]  # fmt: skip
 
 

@@ -15,9 +15,11 @@ def curves_of(history: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]
 Curves = dict[str, list[tuple[int, float]]]
 
 
-def draw(runs: dict[str, Curves], path: Path, title: str = "", unit: str = "nats per token") -> bool:
-    """The loss of each run against the step, held-out text bold, batches thin; False where matplotlib is not
-    installed."""
+def draw(
+    runs: dict[str, Curves], path: Path, title: str = "", unit: str = "nats per token", across: str = "step"
+) -> bool:
+    """The loss of each run against the step, or what else its curves go `across`, held-out text bold, batches thin;
+    False where matplotlib is not installed."""
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -34,7 +36,7 @@ def draw(runs: dict[str, Curves], path: Path, title: str = "", unit: str = "nats
             last = curves["held_out"][-1][1]
             label = f"{name}: {last:.3f} held out"
             axes.plot(*zip(*curves["held_out"], strict=True), color=color, label=label, marker=".", markersize=3)
-    axes.set(xlabel="step", ylabel=f"loss ({unit})", title=title)
+    axes.set(xlabel=across, ylabel=f"loss ({unit})", title=title)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
