@@ -650,7 +650,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in
 # Where a page may name a file without its folder, and what a page names that is in a model's or a training's folder.
 FOLDERS = ("", "modeling_zoo", "configuration_zoo", "conversion/engine", "tests/modeling_zoo")
 OF_A_MODEL = {"config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "source/"}
-OF_A_MODEL |= {"model/", "log.json"}
+OF_A_MODEL |= {"model/", "log.json", "sweep.md", "sweep.json"}
 
 
 def missing_paths(text):
