@@ -91,8 +91,8 @@ def derive_around(text: Family, wrapper: str, theirs: Theirs) -> Keys:
     text."""
     keys = text.derive(theirs) if text.derive else {}
     if keys.get("rope_parameters"):
-        rotation = keys["rope_parameters"]
-        keys["rope_parameters"] = {name: value for name, value in rotation.items() if "mrope" not in name}
+        rotation = keys["rope_parameters"].items()
+        keys["rope_parameters"] = {name: said for name, said in rotation if "mrope" not in name and said != "mrope"}
     if not can_tie(wrapper):
         keys |= {"tie_word_embeddings": False}
     return keys if shapes_logits(wrapper) else keys | PLAIN_HEAD

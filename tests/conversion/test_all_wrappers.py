@@ -22,8 +22,8 @@ WITH_A_FILE = [
 CASES = sorted({*wrappers(), *WITH_A_FILE})
 # Chunked recurrences, in which both sides are as far from double precision: that is what zoo is compared with.
 IN_DOUBLE = ("minicpmv4_6", "minicpmv4_7")
-# One with another text model, one with other names, one of other experts, one whose text stands two levels down.
-OFTEN = ("glm4v", "kimi_k25", "qwen3_vl_moe", "qwen3_omni_moe")
+# One with other names, one of other experts, one whose text stands two levels down.
+OFTEN = ("kimi_k25", "qwen3_vl_moe", "qwen2_5_omni")
 
 
 def inputs():
@@ -89,7 +89,7 @@ def test_a_wrapper_that_was_trained_gets_its_new_text_and_its_old_towers(name, t
     assert sum((before[key] != after[key]).sum() for key in before) == count
 
 
-@pytest.mark.parametrize("name", only(OFTEN[:1], CASES))
+@pytest.mark.parametrize("name", only(["kimi_k25"], CASES))
 def test_heads_are_tied_as_transformers_ties_them(name):
     """By the flag beside the text model, by the one inside it, by either: as their class does."""
     for at_top, inside in ((True, False), (False, True), (True, True)):

@@ -150,8 +150,12 @@ def test_an_old_file_with_its_text_model_at_the_top(tmp_path):
     theirs.save_pretrained(source)
     raw = json.loads((source / "config.json").read_text())
     raw = raw.pop("text_config") | raw
+    rotation = raw.pop("rope_parameters")
+    raw["rope_theta"] = rotation["rope_theta"]
+    raw["rope_scaling"] = {"type": "mrope", "mrope_section": rotation["mrope_section"]}
     rewritten(source, raw, lambda name: name)
     assert_converts_and_comes_back(theirs, source, tmp_path)
+    assert import_config(raw).rope_parameters == {"rope_type": "default", "rope_theta": rotation["rope_theta"]}
 
 
 def test_the_text_model_of_a_wrapper_can_leave_it(tmp_path):
