@@ -57,8 +57,8 @@ def pytest_collection_modifyitems(items):
 # but not folded on its config, which takes seconds for each new one.
 READ_THE_CODE = (
     "test_adapters", "test_cli", "test_combinations", "test_companions", "test_examples", "test_export",
-    "test_export_config", "test_hub_names", "test_kills", "test_push", "test_rope_keys", "test_tools_against_original",
-    "test_versions", "test_weight_decay",
+    "test_export_config", "test_hub_names", "test_kills", "test_other_weights", "test_push", "test_rope_keys",
+    "test_tools_against_original", "test_versions", "test_weight_decay",
 )  # fmt: skip
 
 

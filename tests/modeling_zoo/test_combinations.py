@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_checks import check_backward, check_chunks, check_padding, check_steps
 from random_models import randomize
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from ways_to_run import Loaded
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_settings import described, settings_of, spread
@@ -85,15 +85,6 @@ def assert_names_a_field(error, chosen):
 
 # One model in so many is loaded by the code of its own folder, too.
 EVERY = 12
-
-
-class Loaded:
-    """The classes as transformers loads them from a folder's own code."""
-
-    def __init__(self, folder):
-        self.model = get_class_from_dynamic_module("modeling_zoo.ZooForCausalLM", str(folder))
-        self.config = get_class_from_dynamic_module("configuration_zoo.ZooConfig", str(folder))
-        assert self.model is not ZooForCausalLM
 
 
 class Shipped(Loaded):

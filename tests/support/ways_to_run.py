@@ -4,8 +4,11 @@ size, generated from, saved and loaded."""
 from dataclasses import fields
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from configuration_zoo import ZooConfig
+from modeling_zoo import ZooForCausalLM
 from modeling_zoo.cache_upgrade import upgrade_cache
 
 TOKENS, PROMPT, LEFT = 14, 6, 3
@@ -81,10 +84,26 @@ def check_generated(model, tokens, padding=True):
         assert torch.equal(generated[:, LEFT + PROMPT :], expected[:, PROMPT:])
 
 
+class Installed:
+    """The classes of the package."""
+
+    model, config = ZooForCausalLM, ZooConfig
+
+
+class Loaded:
+    """Those of a folder's own code, which transformers passes over where the package has registered its own."""
+
+    def __init__(self, folder):
+        self.model = get_class_from_dynamic_module("modeling_zoo.ZooForCausalLM", str(folder))
+        self.config = get_class_from_dynamic_module("configuration_zoo.ZooConfig", str(folder))
+        assert self.model is not ZooForCausalLM
+
+
 def check_saved(model, tokens, expected, folder, remote=False):
-    """Saved and loaded it is the same model to the last bit, by the code in the folder too."""
+    """Saved and loaded it is the same model to the last bit, by the package's code or by the folder's."""
     model.save_pretrained(folder)
-    again = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=remote).eval()
+    place = Loaded(folder) if remote else Installed
+    again = place.model.from_pretrained(folder, config=place.config.from_pretrained(folder)).eval()
     assert torch.equal(again(tokens).logits, expected)
     views = zip(again.config.per_layer_config, model.config.per_layer_config, strict=True)
     names = [field.name for field in fields(type(again.config)) if field.name not in FROM_FILES]
