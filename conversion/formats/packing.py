@@ -130,7 +130,8 @@ def power_of_two(scale: Tensor) -> Tensor:
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """int32 `[n, words]` -> fields of so many bits `[n, count]`, the first in the lowest, over the borders of words."""
     if bits in (2, 4, 8):
-        return fields_of_bytes(words.contiguous().view(torch.uint8), bits)[:, :count]
+        as_bytes = words.contiguous().flatten().view(torch.uint8).view(len(words), -1)
+        return fields_of_bytes(as_bytes, bits)[:, :count]
     words = words.long() & 0xFFFFFFFF
     first = torch.arange(count) * bits
     word, offset = first // 32, first % 32

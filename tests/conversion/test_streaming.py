@@ -83,7 +83,7 @@ def test_packed_tensors_are_decoded_in_parts(part, tmp_path, monkeypatch):
         same(tensors_of(tmp_path / "zoo"), tensors)
 
 
-@pytest.mark.parametrize("name", only(("5 bits, shifted", "awq"), SCHEMES))
+@pytest.mark.parametrize("name", only(("4 bits, shifted", "awq"), SCHEMES))
 def test_some_rows_are_those_of_the_whole(name, tmp_path):
     """Of every format but BitNet's, whose fields are quarters of the rows."""
     packed(name, tmp_path / "packed")
