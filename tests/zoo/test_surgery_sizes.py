@@ -5,7 +5,7 @@ import torch
 import transformers
 from surgery_models import STORIES, TEXT, family_config, logits, random_model, stories, tokens
 
-from zoo.surgery import operate
+from zoo.surgery import operate, possible
 from zoo.surgery.calibration import collect
 from zoo.surgery.measurement import perplexity
 from zoo.surgery.mlp_width import least_squares
@@ -138,3 +138,16 @@ def test_more_experts_are_no_pruning():
     model = random_model(family_config("mixtral", 0))
     with pytest.raises(SurgeryError, match="experts are left out"):
         operate(model, None, {"num_experts": model.config.num_experts + 1})
+
+
+@pytest.mark.parametrize(("family", "number"), [("gemma4_text", 0), ("hunyuan_v1_moe", 1)])
+def test_layers_of_their_own_sizes_are_listed_and_refused_by_field(family, number):
+    """What can be changed is listed all the same; what reads one number for all layers says so in one sentence."""
+    config = family_config(family, number)
+    assert possible(config)
+    with pytest.raises(SurgeryError, match="of their own"):
+        operate(random_model(config), None, {"hidden_size": 2 * config.hidden_size, "num_experts_per_tok": 1})
+
+
+def test_leaving_out_a_layer_is_listed():
+    assert any(row.fields == {DEPTH: 4} for row in possible(str(STORIES)))

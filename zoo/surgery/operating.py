@@ -20,7 +20,7 @@ from . import calibration, measurement, planner
 from .choosing import cheapest_layers, number_of
 from .healing import Healing, distillation, fill_healed, record
 from .healing import heal as heal_folder
-from .operation import ARITHMETIC, BITS, TOLERANCE, Operation, Request, SurgeryError
+from .operation import ARITHMETIC, BITS, TOLERANCE, Operation, Request, SurgeryError, alike_layers
 from .plan_file import Change
 from .report import Done, Report, Stage
 from .streaming import runnable
@@ -127,14 +127,22 @@ def perform(
     if not fields:
         raise SurgeryError("the model is already as it is wanted: there is nothing to change.")
     while fields:
-        operation, own = planner.next_operation(state.config, fields, method, invents)
-        chosen = layers
-        if (count := number_of(layers, operation, state.config, own)) is not None:
-            chosen = cheapest_layers(state, operation, own, method, count, text)
-        request = planner.requested(state.config, operation, own, chosen, method, state.seed)
-        step(state, operation, request, text)
+        with alike_layers(next(iter(fields))):
+            own = advance(state, fields, method, layers, text, invents)
         left = {name: value for name, value in fields.items() if name not in own}
         fields = planner.differing(state.config, left)  # some follow from others
+
+
+def advance(
+    state: State, fields: dict[str, Any], method: str | None, layers: Any, text: Text | None, invents: bool
+) -> dict[str, Any]:
+    """The first operation that `fields` ask for, on the layers that are named or cost least; → its own fields."""
+    operation, own = planner.next_operation(state.config, fields, method, invents)
+    if (count := number_of(layers, operation, state.config, own)) is not None:
+        layers = cheapest_layers(state, operation, own, method, count, text)
+    request = planner.requested(state.config, operation, own, layers, method, state.seed)
+    step(state, operation, request, text)
+    return own
 
 
 def step(state: State, operation: Operation, request: Request, text: Text | None) -> None:

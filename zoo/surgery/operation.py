@@ -1,6 +1,7 @@
 """What an operation is: which fields it changes, how exact it is, and which tensors become which."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +161,21 @@ def for_layers(config: ZooConfig, request: Request, values: dict[str, Any]) -> d
     for layer in request.layers:
         own[str(layer)] = own.get(str(layer), {}) | values
     return {"per_layer_config": own}
+
+
+@contextmanager
+def alike_layers(name: str) -> Iterator[None]:
+    """Inside, a field that layers have values of their own of, and that an operation reads for all of them, is refused:
+    raises SurgeryError with its name."""
+    try:
+        yield
+    except RuntimeError as error:  # transformers has a class of its own for it
+        field, _, rest = str(error).partition(" is a per-layer attribute")
+        if not rest:
+            raise
+        raise SurgeryError(
+            f"{name}: layers have {field} of their own in per_layer_config; it takes one for all."
+        ) from error
 
 
 def has_own(config: ZooConfig, *names: str) -> bool:

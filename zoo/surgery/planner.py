@@ -7,7 +7,7 @@ from configuration_zoo import ZooConfig
 from configuration_zoo.field_kinds import nearest
 from configuration_zoo.field_settings import described
 
-from .operation import Operation, Request, SurgeryError
+from .operation import Operation, Request, SurgeryError, has_own
 from .registry import OPERATIONS
 
 
@@ -88,7 +88,9 @@ def next_operation(
 
 def differing(config: ZooConfig, fields: dict[str, Any]) -> dict[str, Any]:
     """What is wanted and not so already."""
-    return {name: value for name, value in fields.items() if getattr(config, name, None) != value}
+    return {
+        name: value for name, value in fields.items() if has_own(config, name) or getattr(config, name, None) != value
+    }
 
 
 def requested(

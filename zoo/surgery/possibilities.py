@@ -1,5 +1,6 @@
 """What can be changed in a model: one row for each operation that its config allows. Nothing is read but the config."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from conversion.files.sources import read_config, resolve_source
 
 from .measurement import sizes
 from .operating import changed_config
-from .operation import Example, Operation, Request, SurgeryError
+from .operation import Example, Operation, Request, SurgeryError, alike_layers
 from .registry import OPERATIONS
 
 
@@ -37,9 +38,10 @@ def possible(source: ZooConfig | str | Path) -> list[Possible]:
         source = config_of_folder(folder, read_config(folder))
     rows = []
     for operation in OPERATIONS:
-        for example in operation.examples(source):
-            if row := row_of(source, operation, example):
-                rows.append(row)
+        with suppress(SurgeryError), alike_layers(operation.name):
+            for example in operation.examples(source):
+                if row := row_of(source, operation, example):
+                    rows.append(row)
     return rows
 
 
@@ -47,7 +49,8 @@ def row_of(config: ZooConfig, operation: Operation, example: Example) -> Possibl
     """A row, None where the operation or the config refuses these values."""
     layers = operation.layers(config, example.fields)
     method = example.method or (operation.methods or (None,))[0]
-    request = Request(example.fields, layers, method)
+    count = operation.number_to_choose(config, example.fields)
+    request = Request(example.fields, layers[:count], method, every=count is None)
     try:
         operation.check(config, request)
         new = changed_config(config, operation.config(config, request))
