@@ -17,6 +17,8 @@ from .plan import Plan, Step
 if TYPE_CHECKING:
     from .incoming import Reader
 
+# Some rows of a tensor.
+Rows = Callable[[int, int], Tensor]
 # Bytes that are in memory at once, of a tensor that can be cut.
 PART = 2**27
 
@@ -36,7 +38,8 @@ class Mover:
     """Writes the tensors of a plan, which `reader` reads, by `writer`.
 
     `name_of` gives the name of a tensor in the files. Those in `whole` are given to `store`, whole, which decides how
-    they are stored.
+    they are stored; of a large one `restore` is given its rows first, and how many bytes of them may be in memory: it
+    says whether it has stored the tensor already.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class Mover:
         name_of: Callable[[str], str] = str,
         whole: frozenset[str] = frozenset(),
         store: Callable[[str, Tensor], None] | None = None,
+        restore: Callable[[str, Rows, int], bool] | None = None,
     ):
         self.plan, self.reader, self.writer, self.name_of = plan, reader, writer, name_of
-        self.whole, self.store = whole, store
+        self.whole, self.store, self.restore = whole, store, restore
 
     def run(self, progress: bool) -> None:
         """Moves everything."""
@@ -63,6 +67,10 @@ class Mover:
         """Moves what a step gives, part by part -> bytes of each."""
         pieces, outputs = pieces_of(step, self.plan, self.reader), self.plan.outputs
         stored = self.whole.intersection(step.target_names())
+        if stored and self.restore is not None and (rows := self._rows_of(step, pieces)):
+            if self.restore(step.target_names()[0], rows, PART):
+                yield nbytes(outputs[step.target_names()[0]])
+                return
         if pieces and not stored:
             for piece in pieces:
                 yield from self._piece(piece)
@@ -75,6 +83,22 @@ class Mover:
         else:
             for name, tensor in step.run(self.reader.read):
                 yield self._write(name, tensor)
+
+    def _rows_of(self, step: Step, pieces: list[Piece]) -> Rows | None:
+        """What gives some rows of the one tensor of a step; None where that is small, or takes the whole."""
+        (name, *more), outputs = step.target_names(), self.plan.outputs
+        if more or nbytes(outputs[name]) <= PART:
+            return None
+        if len(pieces) == 1 and self.reader.cut(pieces[0].source):
+            row, source = outputs[name].shape[1:].numel(), pieces[0]
+
+            def of_numbers(start: int, stop: int) -> Tensor:
+                numbers = self.reader.read_numbers(source.source, source.first + start * row, source.first + stop * row)
+                return numbers.view(-1, *outputs[name].shape[1:])
+
+            return of_numbers
+        entries = entries_of(step, self.plan, self.reader)
+        return (lambda start, stop: apply_to(step, self.reader, entries, start, stop)[0]) if entries else None
 
     def _write(self, name: str, tensor: Tensor) -> int:
         if name in self.whole:

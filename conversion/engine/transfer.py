@@ -17,6 +17,7 @@ from ..files.sources import read_config, resolve_source
 from ..files.workspace import check_apart, new_folder
 from ..files.writer import ShardWriter, copy_tensor, copy_tensors, parse_size
 from ..formats import kept_quantized
+from ..formats.kept_quantized import KeptQuantized
 from ..formats.storage import main_dtype, storage_of, total_bytes
 from ..layouts.known import write_tokenizer
 from .incoming import read_incoming
@@ -24,7 +25,7 @@ from .outgoing import ExtrasOptions, read_outgoing
 from .patterns import natural_key
 from .quantizing import family_to_write
 from .registry import OWN_TYPE, family_of, spoken, variant_of
-from .streaming import Mover
+from .streaming import Mover, Rows
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -185,7 +186,16 @@ def _export(
         for stored_name, stored in outgoing.as_stored(name, tensor):
             writer.write(stored_name, stored)
 
-    Mover(outgoing.plan, outgoing.reader, writer, whole=frozenset({*packed, *completed}), store=store).run(progress)
+    def restore(name: str, rows: Rows, at_once: int) -> bool:
+        kept = outgoing.packed
+        if not isinstance(kept, KeptQuantized) or name in completed or not kept.stands_for(name, rows, at_once):
+            return False
+        for part in kept.found.tensors[name].names:
+            copy_tensor(writer, kept.checkpoint, part)
+        return True
+
+    whole = frozenset({*packed, *completed})
+    Mover(outgoing.plan, outgoing.reader, writer, whole=whole, store=store, restore=restore).run(progress)
     for name, make in outgoing.buffers.items():
         store(name, make())
     for name in extras.names:

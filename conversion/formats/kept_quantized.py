@@ -6,7 +6,7 @@ are; another is encoded again in the same scheme, to the nearest.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,20 @@ class KeptQuantized:
                 yield from zip(self.found.tensors[name].names, self._stored(name, tensor), strict=True)
             else:
                 yield name, tensor
+
+    def stands_for(self, name: str, rows: Callable[[int, int], Tensor], at_once: int) -> bool:
+        """Whether a weight, of which `rows` gives some, is what its stored tensors stand for: compared some `at_once`
+        bytes at a time."""
+        stored, decoded = self.found.tensors[name], DecodedCheckpoint(self.checkpoint, self.found, self.dtype, "")
+        if stored.rows is None:
+            return False
+        row = decoded.headers[name][0].numel() * self.dtype.itemsize
+        step = max(1, at_once // max(1, row * stored.unit)) * stored.unit
+        for start in range(0, stored.shape[0], step):
+            part = rows(start, min(start + step, stored.shape[0]))
+            if not _same(decoded.read_rows(name, start, start + len(part)).to(part.dtype), part):
+                return False
+        return True
 
     def unused(self) -> Iterator[tuple[str, Tensor]]:
         """What was stored beside the weights, such as scales of activations."""

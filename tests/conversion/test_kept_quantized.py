@@ -13,6 +13,7 @@ from storage_formats import SCHEMES, packed
 from transformers import AutoModelForCausalLM
 
 from conversion import ConversionError, convert, load
+from conversion.engine import streaming
 
 QUIET = {"progress": False}
 OFTEN = ("fp8", "fp8, exponents", "mxfp4", "modelopt", "gptq", "5 bits, shifted", "int, rows")
@@ -32,6 +33,12 @@ def same_files(one, other, plain=None):
 
 def scheme_in(folder):
     return json.loads((folder / "config.json").read_text()).get("quantization_config")
+
+
+@pytest.fixture(autouse=True)
+def in_small_parts(monkeypatch):
+    """What is compared with its stored tensors is compared some rows at a time."""
+    monkeypatch.setattr(streaming, "PART", 5000)
 
 
 @pytest.mark.parametrize("name", only(OFTEN, SCHEMES))
