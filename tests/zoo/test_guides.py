@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from benchmarks.ablations import SEEDS, key_of, models_of, results
 from configuration_zoo import ZooConfig
 from description_zoo.flags import flags
 from zoo.site.concepts import CONCEPTS, NO_CONCEPT, flags_of
@@ -78,3 +79,10 @@ def test_the_lists_of_guides_are_current():
 def test_worked_examples_are_computed(name, says):
     assert all(words in WORKED[name]() for words in says)
     assert any(f"{{{{{name}}}}}" in path.read_text(encoding="utf-8") for path in (ROOT / "zoo/site/text").glob("*.md"))
+
+
+def test_every_ablation_has_its_seeds():
+    found = results()
+    wanted = {key_of(fields) for concept in CONCEPTS.values() if concept.trained for fields in models_of(concept)}
+    assert {*found} == wanted
+    assert all({*run["losses"]} == {str(seed) for seed in SEEDS} for run in found.values())
