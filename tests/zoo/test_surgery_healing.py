@@ -153,6 +153,19 @@ def test_a_folder_is_stopped_by_a_signal_loads_and_goes_on(tmp_path, zoo, short)
     ) == pytest.approx(said["healed"]["perplexity"], rel=1e-5)
 
 
+def test_a_folder_in_bfloat16_is_healed_in_float32_and_again(tmp_path, short):
+    """The table keeps what it was before the first healing; sizes are those of the folder's dtype."""
+    operate(STORIES, tmp_path / "new", {"num_key_value_heads": 2}, method="first", dtype="bfloat16")
+    first = heal(tmp_path / "new", None, short, steps=2, layerwise=2)
+    again = heal(tmp_path / "new", None, short, steps=2)
+    assert again.after == first.after and len(again.healing) == 2
+    assert again.healed.cache_bytes_per_token == again.after.cache_bytes_per_token == 320
+    assert [stage["loss"] for stage in again.healing[1]["stages"]] == ["logits"]
+    assert {tensor.dtype for tensor in ZooForCausalLM.from_pretrained(tmp_path / "new").parameters()} == {
+        torch.bfloat16
+    }
+
+
 def wait_for(path):
     while not path.exists():
         time.sleep(0.01)

@@ -51,6 +51,8 @@ def test_further_tokens_leave_the_others_alone(tmp_path, method):
     assert close == (method == "mean") and (tmp_path / "more/tokenizer.json").is_file()
     again = operate(new, None, {TOKENS: 512}).model
     assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    with pytest.raises(SurgeryError, match="tokens up to 511"):
+        operate(STORIES, None, {TOKENS: 500})
 
 
 @pytest.mark.parametrize(("method", "most"), [("ntk", 3.2), ("yarn", 3.23)])

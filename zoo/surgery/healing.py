@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,8 @@ def run_in_folder(
 
 def fill(report: Report, loop: Distillation, text: Text, progress: bool) -> None:
     """Perplexity of teacher and student before healing, and the divergence between."""
+    if report.healing and (report.evaluation or {}).get("sha256") == text.sha256:
+        return  # healed again: what it was before any healing is on the record
     rows = text.to_measure(measurement.EVALUATION_TOKENS)
     report.evaluation = {"text": text.name, "sha256": text.sha256, "tokens": rows.numel()}
     report.before.perplexity = measurement.perplexity(loop.teacher, rows, progress)
@@ -198,10 +200,9 @@ def fill_healed(report: Report, loop: Distillation, text: Text, progress: bool) 
     """The same once it is healed."""
     rows = text.to_measure(measurement.EVALUATION_TOKENS)
     report.evaluation = {"text": text.name, "sha256": text.sha256, "tokens": rows.numel()}
-    sizes = measurement.sizes(loop.student.config)
     perplexity = measurement.perplexity(loop.student, rows, progress)
-    report.healed = type(report.after)(**sizes, perplexity=perplexity)
-    report.healed.divergence = measurement.divergence(loop.teacher, loop.student, rows)
+    divergence = measurement.divergence(loop.teacher, loop.student, rows)
+    report.healed = replace(report.after, perplexity=perplexity, divergence=divergence)
 
 
 def finish(

@@ -26,6 +26,7 @@ from .report import Done, Report, Stage
 from .streaming import runnable
 from .tensors import InMemory, Source, Tensors, build, open_source, operated
 from .texts import ROW, Text, random_text, read_text
+from .vocabularies import refuse_lost_tokens
 from .writing import Place, write_folder
 
 CALIBRATION_TOKENS = 6144
@@ -86,6 +87,7 @@ def operate(
     text = None if calibrate is None else read_text(calibrate, opened.folder, opened.config)
     for change in changes_of(wanted, method, layers):
         perform(state, change.fields, change.method, change.layers, text)
+    refuse_lost_tokens(opened, state.config)
     report = Report(opened.name, None, state.done, stage(opened.config), stage(state.config), warnings=state.warnings)
     report.changed = state.changed
     report.dtype = str(opened.config.dtype or torch.float32).removeprefix("torch.")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from configuration_zoo import ZooConfig
+
 from .operation import SurgeryError
 from .tensors import Source
 
@@ -21,6 +23,15 @@ def same_vocabulary(first: Source, other: Source) -> None:
     raise SurgeryError(
         f"the tokenizers differ: {token!r} is {ours.get(token)} in {first.name}, {theirs.get(token)} in {other.name}."
     )
+
+
+def refuse_lost_tokens(source: Source, config: ZooConfig) -> None:
+    """Raises SurgeryError where the tokenizer has tokens that a smaller vocabulary has no rows for."""
+    if config.vocab_size >= source.config.vocab_size:
+        return
+    largest = max((tokens_of(source.folder) or {"": -1}).values())
+    if largest >= config.vocab_size:
+        raise SurgeryError(f"vocab_size={config.vocab_size}: the tokenizer has tokens up to {largest}.")
 
 
 def tokens_of(folder: Path | None) -> dict[str, int] | None:
