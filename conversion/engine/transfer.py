@@ -17,7 +17,7 @@ from ..files.sources import read_config, resolve_source
 from ..files.workspace import check_apart, new_folder
 from ..files.writer import ShardWriter, copy_tensor, copy_tensors, parse_size
 from ..formats import kept_quantized
-from ..formats.kept_quantized import KeptQuantized
+from ..formats.fp8_block import Fp8Block
 from ..formats.storage import main_dtype, storage_of, total_bytes
 from ..layouts.known import write_tokenizer
 from .incoming import read_incoming
@@ -188,7 +188,13 @@ def _export(
 
     def restore(name: str, rows: Rows, at_once: int) -> bool:
         kept = outgoing.packed
-        if not isinstance(kept, KeptQuantized) or name in completed or not kept.stands_for(name, rows, at_once):
+        if name in completed:
+            return False
+        if isinstance(kept, Fp8Block):
+            for part, first, tensor in kept.in_parts(name, rows, outgoing.plan.outputs[name].shape, at_once):
+                writer.write_part(part, first, tensor)
+            return True
+        if not kept.stands_for(name, rows, at_once):
             return False
         for part in kept.found.tensors[name].names:
             copy_tensor(writer, kept.checkpoint, part)

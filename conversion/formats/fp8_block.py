@@ -4,7 +4,7 @@ W ≈ float32(q) · scale[i // 128, j // 128], the largest number of a block at 
 transformers and zoo read it. Which matrices are stored so is decided by `engine/quantizing.py`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,25 @@ class Fp8Block:
     def written(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Every tensor as it is stored. Raises ConversionError for a matrix with numbers that are not finite."""
         for name, tensor in tensors:
-            if name not in self.chosen:
-                yield name, tensor
-                continue
-            names, like = zip(*self._in_blocks(name, tensor).items(), strict=True)
-            try:
-                yield from zip(names, fp8.encode(tensor, *like, block=BLOCK), strict=True)
-            except ConversionError as error:
-                raise ConversionError(f"{name!r} cannot be stored in {self.method}: {error}") from error
+            yield from self._encoded(name, tensor) if name in self.chosen else [(name, tensor)]
+
+    def in_parts(
+        self, name: str, rows: Callable[[int, int], Tensor], shape: tuple[int, int], at_once: int
+    ) -> Iterator[tuple[str, int, Tensor]]:
+        """(stored name, the number it begins at, tensor) of a matrix of which `rows` gives some: so many bytes of
+        whole blocks at a time."""
+        step = max(1, at_once // (2 * BLOCK[0] * shape[1])) * BLOCK[0]
+        for start in range(0, shape[0], step):
+            for part, tensor in self._encoded(name, rows(start, min(start + step, shape[0]))):
+                high = 1 if part == name else BLOCK[0]
+                yield part, start // high * tensor.shape[1], tensor
+
+    def _encoded(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        names, like = zip(*self._in_blocks(name, tensor).items(), strict=True)
+        try:
+            yield from zip(names, fp8.encode(tensor, *like, block=BLOCK), strict=True)
+        except ConversionError as error:
+            raise ConversionError(f"{name!r} cannot be stored in {self.method}: {error}") from error
 
     def unused(self) -> Iterator[tuple[str, Tensor]]:
         """Nothing is stored beside the weights."""

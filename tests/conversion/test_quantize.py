@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from conversion import ConversionError, convert, family_of, load
+from conversion.engine import streaming
 from modeling_zoo import ZooConfig, ZooForCausalLM
 from zoo.cli.main import app
 
@@ -50,6 +51,12 @@ def published(folder, model_type, sizes, dtype=torch.bfloat16):
 
 def scheme_of(folder):
     return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+@pytest.fixture(autouse=True)
+def in_small_parts(monkeypatch):
+    """Matrices are rounded a few blocks at a time."""
+    monkeypatch.setattr(streaming, "PART", 50_000)
 
 
 def in_blocks_of_128(matrix):
