@@ -81,6 +81,7 @@ def test_worked_examples_are_computed(name, says):
     assert any(f"{{{{{name}}}}}" in path.read_text(encoding="utf-8") for path in (ROOT / "zoo/site/text").glob("*.md"))
 
 
+@pytest.mark.long
 def test_every_ablation_has_its_seeds():
     found = results()
     wanted = {key_of(fields) for concept in CONCEPTS.values() if concept.trained for fields in models_of(concept)}

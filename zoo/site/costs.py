@@ -104,7 +104,7 @@ def verdict(rows: list[tuple[str, str, str, str]]) -> str:
     if abs(difference) <= max(float(spread), float(its_spread)):
         return f"The difference, {difference:+.3f}, is within the spread of the seeds: at this size it says nothing."
     better = one if difference < 0 else other
-    return f"At this size {better} learns faster, by {abs(difference):.3f}; that says nothing about large models."
+    return f"At this size the lower loss is that of {better}, by {abs(difference):.3f}; large models may differ."
 
 
 def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
