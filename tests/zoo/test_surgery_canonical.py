@@ -24,6 +24,7 @@ FORMS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_and_back(form):
     model, text = stories()
@@ -52,6 +53,7 @@ def test_all_forms_at_once_and_generation():
     assert isinstance(new, ZooForCausalLM) and set(new.config.surgery["operations"][0]["fields"]) <= set(wanted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", ["gemma2", "gptj", "cohere", "qwen3", "gpt2"])
 def test_forms_of_other_families(family):
     model = random_model(family_config(family, 0))
@@ -62,6 +64,7 @@ def test_forms_of_other_families(family):
     assert (logits(new, ids) - before).abs().max() <= TOLERANCE * before.abs().max()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("family", "fields", "says"),
     [

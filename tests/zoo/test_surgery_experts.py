@@ -14,6 +14,7 @@ from zoo.surgery.operation import TOLERANCE, Need, SurgeryError
 EIGHT = {"num_experts": 8, "num_experts_per_tok": 2}
 
 
+@pytest.mark.long
 def test_copies_are_a_mixtral_that_transformers_loads(tmp_path):
     model, text = stories()
     rows = text.to_measure(512)
@@ -26,6 +27,7 @@ def test_copies_are_a_mixtral_that_transformers_loads(tmp_path):
     assert torch.equal(experts[0], experts[7])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("width", [43, 48, 100])
 def test_shards_make_whole_copies(width):
     """100 neurons to a shard: the second one is filled up with zeros."""
@@ -41,6 +43,7 @@ def test_shards_make_whole_copies(width):
     assert (chosen.view(64, 2, shards) == chosen.view(64, 2, shards)[..., :1]).all()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", ["starcoder2", "apertus"])
 @pytest.mark.parametrize("method", ["copies", "slices", "shards", "shared"])
 def test_plain_mlps_biases_and_activations_that_learn(family, method):
@@ -126,6 +129,7 @@ def test_groups_are_balanced_and_hold_what_belongs_together():
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("fields", "method", "says"),
     [

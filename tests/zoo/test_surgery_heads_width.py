@@ -13,6 +13,7 @@ from zoo.surgery.operation import TOLERANCE, SurgeryError
 HEADS, GROUPS, WIDTH = "num_attention_heads", "num_key_value_heads", "hidden_size"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fields", [{HEADS: 12}, {HEADS: 12, GROUPS: 6}])
 def test_silent_heads_change_nothing_and_the_best_ones_are_those_there_were(fields):
     model, text = stories()
@@ -25,6 +26,7 @@ def test_silent_heads_change_nothing_and_the_best_ones_are_those_there_were(fiel
     assert (logits(again, rows) - logits(model, rows)).abs().max() <= 1e-3 * logits(model, rows).abs().max()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "gpt_oss"])
 def test_norms_biases_and_sinks_go_with_their_heads(family):
     model = random_model(family_config(family, 0))
@@ -34,6 +36,7 @@ def test_norms_biases_and_sinks_go_with_their_heads(family):
     assert difference <= TOLERANCE * logits(model, ids).abs().max()
 
 
+@pytest.mark.long
 def test_fewer_heads_are_a_llama_and_cost_what_was_measured(tmp_path):
     """Half of the heads; the first ones of each group without least squares are beyond 20."""
     operate(STORIES, tmp_path / "half", {HEADS: 4}, calibrate=TEXT, to="llama")
@@ -55,6 +58,7 @@ def test_heads_are_scored_by_what_they_give():
     assert best_heads(config, 4, 2, output, ones.T @ ones)[1].tolist() == pairs.topk(2).indices.sort().values.tolist()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gpt_oss", "deepseek_v3", "bert_generation"])
 def test_a_wider_model_computes_the_same(family):
     model = random_model(family_config(family, 0))
@@ -66,6 +70,7 @@ def test_a_wider_model_computes_the_same(family):
     assert (logits(new, ids) - logits(model, ids)).abs().max() <= TOLERANCE * logits(model, ids).abs().max()
 
 
+@pytest.mark.long
 def test_a_tied_model_three_times_as_wide_scales_its_logits():
     model, text = stories()
     rows = text.to_measure(512)

@@ -72,6 +72,7 @@ def test_every_part_reads_what_the_teacher_s_read_and_fits_its_output(pair):
     assert {name.split(".")[3] for name in moved} == {"self_attn"}  # no layer learns from another's error
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("train", "rate"), [("all", 1e-3), ("changed", 1e-3), ("lora", 3e-3)])
 def test_what_learns_is_what_was_asked_and_the_divergence_falls(pair, train, rate):
     teacher, fresh, rows = pair
@@ -87,6 +88,7 @@ def test_what_learns_is_what_was_asked_and_the_divergence_falls(pair, train, rat
     assert any("norm" in name for name in moved) == (train == "all")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("train", ["all", "lora"])
 def test_stopped_and_resumed_it_ends_at_the_same_weights(pair, train):
     teacher, fresh, rows = pair
@@ -153,6 +155,7 @@ def test_a_folder_is_stopped_by_a_signal_loads_and_goes_on(tmp_path, zoo, short)
     ) == pytest.approx(said["healed"]["perplexity"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_folder_in_bfloat16_is_healed_in_float32_and_again(tmp_path, short):
     """The table keeps what it was before the first healing; sizes are those of the folder's dtype."""
     operate(STORIES, tmp_path / "new", {"num_key_value_heads": 2}, method="first", dtype="bfloat16")
@@ -197,6 +200,7 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -220,6 +224,7 @@ def test_only_what_surgery_made_is_healed(tmp_path):
     assert not (tmp_path / "new/.healing").exists()
 
 
+@pytest.mark.long
 def test_nothing_is_written_where_it_becomes_too_much_worse(tmp_path, short):
     with pytest.raises(SurgeryError, match="more than 2 times: nothing was written"):
         operate(STORIES, tmp_path / "new", {"num_key_value_heads": 2}, method="first", evaluate=short, at_most=2.0)

@@ -14,6 +14,7 @@ from zoo.surgery.operation import SurgeryError
 GATE, SINKS, TOKENS, LENGTH = "attn_output_gate", "attention_sinks", "vocab_size", "max_position_embeddings"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("word", ["query", "elementwise", "headwise"])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_gate_is_born_open_and_learns(word, family):
@@ -27,6 +28,7 @@ def test_a_gate_is_born_open_and_learns(word, family):
     assert weight.grad[weight == 0].abs().sum() > 0
 
 
+@pytest.mark.long
 def test_sinks_learn_or_change_nothing():
     model, text = stories()
     rows = text.to_measure(3072)
@@ -38,6 +40,7 @@ def test_sinks_learn_or_change_nothing():
     assert silent.operations[0].exactness == "arithmetic"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["mean", "random"])
 def test_further_tokens_leave_the_others_alone(tmp_path, method):
     """And a folder keeps its tokenizer; the rows go again."""
@@ -55,6 +58,7 @@ def test_further_tokens_leave_the_others_alone(tmp_path, method):
         operate(STORIES, None, {TOKENS: 500})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "most"), [("ntk", 3.2), ("yarn", 3.23)])
 def test_a_longer_context_costs_what_was_measured(method, most):
     """Rows of 2,048 on a model of 512, which is at 3.61 as it is; short rows cost 2.81 and 2.87 in place of 2.70."""
@@ -65,6 +69,7 @@ def test_a_longer_context_costs_what_was_measured(method, most):
     assert perplexity(new, text.to_measure(3072)) <= 2.88
 
 
+@pytest.mark.long
 def test_several_changes_from_a_file(zoo, tmp_path):
     """Exact ones in a row; each sees what the one before has left, and all are on the record."""
     model, text = stories()
@@ -106,6 +111,7 @@ def test_a_plan_that_says_nothing_is_refused(plan, says):
         read_plan(plan)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("family", "fields", "says"),
     [

@@ -18,6 +18,7 @@ def held_out():
     return model, text.to_measure(3072)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("heads", "most"), [(2, 6.0), (1, 13.9)])
 def test_joined_heads_cost_what_was_measured_and_export_to_llama(tmp_path, heads, most):
     """Of 2.70; averaging heads costs 94.5 and 159."""
@@ -38,6 +39,7 @@ def test_averaging_loses_what_was_measured():
     assert 85 < found["mean"] < 105 and 38 < found["first"] < 47
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gptj", "gpt_oss"])
 def test_repeated_heads_join_to_what_they_were(family):
     """MHA of repeated heads → GQA: nothing is lost. With biases (Qwen2), interleaved pairs (GPT-J), sinks (gpt-oss)."""
@@ -53,6 +55,7 @@ def test_repeated_heads_join_to_what_they_were(family):
     assert (logits(again, ids) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
+@pytest.mark.long
 def test_some_layers_alone():
     model, rows = held_out()
     some = operate(STORIES, None, {HEADS: 2}, calibrate=TEXT, layers=[1, 3]).model

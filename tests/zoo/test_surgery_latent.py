@@ -36,6 +36,7 @@ def test_full_rank_is_the_trained_model_to_the_bit(tmp_path):
     assert said["surgery"]["operations"][0]["exactness"] == "bits"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", ["youtu", "deepseek_v3"])
 def test_a_stock_folder_is_the_trained_model_without_remote_code(tmp_path, family):
     """Eager attention on both sides: torch's fused kernel is another one for keys wider than values."""
@@ -78,6 +79,7 @@ REDUCED = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("rope", "rank", "method"), REDUCED)
 def test_a_reduced_cache_costs_what_was_measured(rope, rank, method):
     _, rows = held_out()

@@ -23,6 +23,7 @@ def test_a_window_is_exact_within_it_and_not_beyond():
     assert again.operations[0].exactness == "when length <= 16"
 
 
+@pytest.mark.long
 def test_the_layers_that_cost_least_slide():
     """Of 2.70: all at 3.24, all but the last at 2.92, which is what is chosen."""
     report = operate(STORIES, None, SLIDING, layers="auto:4", calibrate=TEXT)
@@ -38,6 +39,7 @@ def test_a_layer_without_rotation_costs_what_was_measured():
         operate(new, None, {"no_rope_layers": [0, 1, 1, 1, 1]})
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", [*WITH_QUERIES, "mamba2", "rg_lru"])
 def test_a_recurrence_starts_from_what_attention_was(kind):
     model = random_model(family_config("llama", 0))
@@ -57,6 +59,7 @@ def test_a_recurrence_starts_from_what_attention_was(kind):
     assert steps.shape == (1, 13)
 
 
+@pytest.mark.long
 def test_a_little_training_on_outputs_is_worth_most_of_it():
     """One layer, of 2.70: far off with copied weights."""
     model, text = stories()

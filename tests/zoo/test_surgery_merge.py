@@ -164,6 +164,7 @@ def test_passthrough_stacks_layers(tmp_path):
         assert torch.equal(merged.state_dict()[name.format(new)], stories()[0].state_dict()[name.format(old)])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("mode", ["hidden", "cheap_embed", "random"])
 def test_experts_of_models(others, mode):
     """Two experts that are one model's MLP give that model; the router sends each prompt to its expert."""
@@ -183,6 +184,7 @@ def test_experts_of_models(others, mode):
     torch.testing.assert_close(logits(twice, rows), logits(model, rows), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
@@ -211,6 +213,7 @@ def test_what_cannot_be_merged_is_refused(plan, says):
         merge(plan)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"num_hidden_layers": 4}, "name slices"), ({"attention_type": "latent", "qk_rope_head_dim": 8}, "attention_type"),
@@ -223,6 +226,7 @@ def test_a_flag_that_no_exact_operation_reaches_is_named(tmp_path, changes, says
                                                     {"model": S, "parameters": {"weight": 1}}]})  # fmt: skip
 
 
+@pytest.mark.long
 def test_grouped_and_latent_attention_merge_as_latent(tmp_path):
     """The full rank is exact, so the halves are of one model."""
     operate(STORIES, tmp_path / "latent", {"attention_type": "latent"})

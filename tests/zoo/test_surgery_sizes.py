@@ -25,6 +25,7 @@ def test_silent_layers_change_nothing_and_leaving_them_out_gives_the_model_back(
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", ["gemma2", "olmo2", "deepseek_v3", "qwen3_next", "gpt_neox", "cohere2"])
 def test_what_a_layer_is_goes_with_it(family):
     """Norms behind branches, experts, recurrences, parallel blocks, types by layer."""
@@ -37,6 +38,7 @@ def test_what_a_layer_is_goes_with_it(family):
         assert getattr(new.config, name) == [getattr(config, name)[layer] for layer in order]
 
 
+@pytest.mark.long
 def test_the_layer_that_costs_least_goes_and_llama_loads_what_is_left(tmp_path):
     """Each left out alone costs 82.3, 10.6, 5.42, 6.74, 7.11."""
     report = operate(STORIES, tmp_path / "four", {DEPTH: 4}, calibrate=TEXT, to="llama")
@@ -46,12 +48,14 @@ def test_the_layer_that_costs_least_goes_and_llama_loads_what_is_left(tmp_path):
     assert perplexity(theirs, stories()[1].to_measure(3072)) <= 5.43
 
 
+@pytest.mark.long
 def test_layers_that_differ_in_numbers_keep_them():
     narrow = operate(STORIES, None, {WIDTH: 128}, layers=[1, 3], method="magnitude").model
     dropped = operate(narrow, None, {DEPTH: 4}, layers=[2]).model
     assert [layer.intermediate_size for layer in dropped.config.per_layer_config] == [172, 128, 128, 172]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("width", "most"), [(154, 3.14), (128, 4.6)])
 def test_narrower_mlps_cost_what_was_measured(width, most):
     """128 of 172 by magnitude without least squares: 13.4."""
@@ -124,6 +128,7 @@ def test_what_cannot_be_done_is_refused(fields, options, says):
         operate(STORIES, None, fields, **options)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("family", "number", "says"),
     [("gemma4_text", 1, "num_kv_shared_layers"), ("zamba2", 0, "shared_block"), ("openai_gpt", 0, "post_norm")],
@@ -140,6 +145,7 @@ def test_more_experts_are_no_pruning():
         operate(model, None, {"num_experts": model.config.num_experts + 1})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "number"), [("gemma4_text", 0), ("hunyuan_v1_moe", 1)])
 def test_layers_of_their_own_sizes_are_listed_and_refused_by_field(family, number):
     """What can be changed is listed all the same; what reads one number for all layers says so in one sentence."""
@@ -149,5 +155,6 @@ def test_layers_of_their_own_sizes_are_listed_and_refused_by_field(family, numbe
         operate(random_model(config), None, {"hidden_size": 2 * config.hidden_size, "num_experts_per_tok": 1})
 
 
+@pytest.mark.long
 def test_leaving_out_a_layer_is_listed():
     assert any(row.fields == {DEPTH: 4} for row in possible(str(STORIES)))

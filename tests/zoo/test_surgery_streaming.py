@@ -14,6 +14,7 @@ from zoo.surgery.streaming import streamed
 from zoo.surgery.tensors import of_model
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", ["llama", "gemma4_text", "qwen3_next", "deepseek_v3", "zamba2", "gpt_oss"])
 def test_a_layer_at_a_time_gives_the_same_bits(family):
     """Twice, as every forward reads anew; between forwards a layer holds no numbers."""
