@@ -43,6 +43,7 @@ def test_a_form_and_back(form):
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_all_forms_at_once_and_generation():
     model, text = stories()
     wanted = {name: value for fields in FORMS.values() for name, value in fields.items()}

@@ -10,7 +10,7 @@ from zoo.surgery.possibilities import row_of
 from zoo.surgery.registry import OPERATIONS
 
 
-@pytest.mark.sampled(400)
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "number"), family_variants())
 def test_an_exact_operation_leaves_the_function(name, number):
     config = family_config(name, number)

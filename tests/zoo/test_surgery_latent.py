@@ -150,6 +150,7 @@ def test_norms_of_keys_stop_a_mixing():
         operate(model, None, LATENT | {"qk_rope_head_dim": model.config.head_dim})
 
 
+@pytest.mark.long
 def test_a_folder_written_in_bfloat16_computes_in_it(tmp_path):
     operate(STORIES, tmp_path / "half", LATENT, dtype="bfloat16")
     model, rows = load(tmp_path / "half"), held_out()[1][:2]

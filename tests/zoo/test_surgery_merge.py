@@ -213,6 +213,7 @@ def test_what_cannot_be_merged_is_refused(plan, says):
         merge(plan)
 
 
+@pytest.mark.long
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("changes", "says"),
@@ -236,6 +237,7 @@ def test_grouped_and_latent_attention_merge_as_latent(tmp_path):
     torch.testing.assert_close(logits(merged, rows), logits(stories()[0], rows), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_other_vocabularies_are_refused(tmp_path):
     random_model(family_config("llama", 0)).save_pretrained(tmp_path / "small")
     with pytest.raises(SurgeryError, match="vocab_size differs"):

@@ -63,6 +63,7 @@ def test_narrower_mlps_cost_what_was_measured(width, most):
     assert perplexity(new, stories()[1].to_measure(3072)) <= most
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["starcoder2", "llama"])
 def test_wider_mlps_give_the_same_and_learn(family):
     model = random_model(family_config(family, 0))

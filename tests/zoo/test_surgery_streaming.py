@@ -26,6 +26,7 @@ def test_a_layer_at_a_time_gives_the_same_bits(family):
         assert all(parameter.is_meta for parameter in found.model.layers.parameters())
 
 
+@pytest.mark.long
 def test_operations_run_on_streamed_models(monkeypatch):
     monkeypatch.setattr(streaming, "SMALL", 0)
     model = random_model(family_config("llama", 0))
