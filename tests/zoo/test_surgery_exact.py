@@ -1,11 +1,13 @@
 """Every operation on every family that it accepts is as exact as it says: bits are bits, arithmetic is 2e-5."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from surgery_models import family_config, family_variants, logits, random_model, tokens
 
 from zoo.surgery.operating import operate
-from zoo.surgery.operation import ARITHMETIC, BITS, TOLERANCE, SurgeryError
+from zoo.surgery.operation import ARITHMETIC, BITS, TOLERANCE, SurgeryError, alike_layers
 from zoo.surgery.possibilities import row_of
 from zoo.surgery.registry import OPERATIONS
 
@@ -22,7 +24,7 @@ def test_an_exact_operation_leaves_the_function(name, number):
     ids = tokens(config)
     before = logits(model, ids)
     for operation in OPERATIONS:
-        for example in operation.examples(config):
+        for example in offered(operation, config):
             if example.exactness.word in (BITS, ARITHMETIC) and row_of(config, operation, example):
                 report = operate(model, None, example.fields, method=example.method)
                 after = logits(report.model, ids)[..., : before.shape[-1]]
@@ -30,3 +32,10 @@ def test_an_exact_operation_leaves_the_function(name, number):
                 if example.exactness.word == BITS:
                     assert torch.equal(after, before), where
                 assert (after - before).abs().max() <= TOLERANCE * before.abs().max(), where
+
+
+def offered(operation, config):
+    """What an operation could do; nothing where layers differ in what it reads for all."""
+    with suppress(SurgeryError), alike_layers(operation.name):
+        return operation.examples(config)
+    return []
