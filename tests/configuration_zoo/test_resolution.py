@@ -33,7 +33,7 @@ READS = {
     "experts": {"intermediate_size", "mlp_layer_types"},
     "multi_token": {"layer_types", "mlp_layer_types"},
     "precision": {"mlp_layer_types"},
-    "training": {"mlp_layer_types", "scoring_func", "use_score_correction_bias"},
+    "training": set(),
 }
 
 
