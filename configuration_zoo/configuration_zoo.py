@@ -34,6 +34,7 @@ from .fields_position import PositionFields
 from .fields_precision import PrecisionFields
 from .fields_shared_blocks import SharedBlockFields
 from .fields_training import TrainingFields
+from .fields_value_residual import ValueResidualFields
 from .first_layers import build_without_unread, first_layers
 from .layer_mixers import LayerMixers
 from .layer_type_names import register_layer_types
@@ -92,6 +93,7 @@ class ZooConfig(
     NormFields,
     HyperConnectionFields,
     KeyValueSharingFields,
+    ValueResidualFields,
     PerLayerInputFields,
     ExpertFields,
     MlpFields,

@@ -421,11 +421,12 @@ class ZooConfig(PreTrainedConfig):
     """How this model was made from another by `zoo surgery`, `zoo heal` and `zoo merge`: the `source`, and the
     `operations` in their order with values, exactness, calibration, healing and what was measured. Source: own to
     zoo."""
-    attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | None]
+    attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent"] | None]
     """The mechanism of softmax attention, one name for all layers or one for each (None for a layer without). Needs
     a layer of layer_types with softmax attention. Source: grouped_query: Ainslie et al. 2023, arXiv 2305.13245;
     differential: Ye et al. 2024, arXiv 2410.05258; forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking:
-    Tan et al. 2024, arXiv 2410.17980; latent: DeepSeek-V2, arXiv 2405.04434."""
+    Tan et al. 2024, arXiv 2410.17980; value_residual: Zhou et al. 2024, arXiv 2410.17897; latent: DeepSeek-V2,
+    arXiv 2405.04434."""
     num_attention_heads: int
     """Heads of the queries. Source: Vaswani et al. 2017, §3.2.2."""
     num_key_value_heads: int | None
@@ -645,6 +646,10 @@ class ZooConfig(PreTrainedConfig):
     num_kv_shared_layers: int
     """How many of the last layers have no keys and values of their own: they read those of the last layer before
     them of the same type, and cache nothing. Source: Brandon et al. 2024, arXiv 2405.12981; Gemma 3n's name."""
+    value_residual: list[float | int] | None
+    """Weights of a layer's own values and of those of the first layer, with attention_type 'value_residual'. None:
+    two learned numbers for each layer, 0.5 before training. Needs a layer that mixes in the values of another
+    (attention_type 'value_residual'). Source: Zhou et al. 2024, arXiv 2410.17897, §3."""
     hidden_size_per_layer_input: int | None
     """Width of a further embedding of every token for each layer, from a second table. None: no such table. Source:
     Gemma 3n (Google 2025)."""
@@ -782,7 +787,7 @@ class ZooConfig(PreTrainedConfig):
         source_config: dict[str, Any] | None = None,
         source_extras: dict[str, Any] | None = None,
         surgery: dict[str, Any] | None = None,
-        attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "latent"] | None] | str = 'grouped_query',
+        attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent"] | None] | str = 'grouped_query',
         num_attention_heads: int = 32,
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,
@@ -852,6 +857,7 @@ class ZooConfig(PreTrainedConfig):
         hc_sinkhorn_iters: int | None = None,
         hc_eps: float | int | None = None,
         num_kv_shared_layers: int = 0,
+        value_residual: list[float | int] | None = None,
         hidden_size_per_layer_input: int | None = None,
         vocab_size_per_layer_input: int | None = None,
         num_experts: int | None = None,
@@ -983,6 +989,7 @@ class ZooConfig(PreTrainedConfig):
             hc_sinkhorn_iters: Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.
             hc_eps: Added to weights and sums so that nothing is divided by zero. None: 1e-6.
             num_kv_shared_layers: How many of the last layers have no keys and values of their own: they read those of the last layer before them of the same type, and cache nothing.
+            value_residual: Weights of a layer's own values and of those of the first layer, with attention_type 'value_residual'. None: two learned numbers for each layer, 0.5 before training.
             hidden_size_per_layer_input: Width of a further embedding of every token for each layer, from a second table. None: no such table.
             vocab_size_per_layer_input: Tokens of that second table. None: vocab_size.
             num_experts: How many routed experts a sparse layer has.
@@ -1115,6 +1122,11 @@ class ZooConfig(PreTrainedConfig):
     @property
     def kv_sharing_modes(self) -> list[str | None]:
         """transformers' names for it, by which its caches leave a layer out: "store", "reuse" or None."""
+    @property
+    def value_source(self) -> int | None:
+        """The first layer with value residual, whose values the later ones mix in; None without one."""
+    def mixes_values(self, layer_idx: int) -> bool:
+        """Whether layer `layer_idx` mixes in the values of the first such layer."""
     @property
     def num_router_outputs(self) -> int:
         """Ids the router chooses among: the experts and the zero experts after them."""

@@ -76,12 +76,17 @@ def has_scaled_embedding(layer: PreTrainedConfig, index: int) -> bool:
     return layer.embedding_multiplier != 1
 
 
+def mixes_values(layer: PreTrainedConfig, index: int) -> bool:
+    return layer.mixes_values(index)
+
+
 NEEDS = {
     "softmax": (has_softmax, "a layer of layer_types with softmax attention"),
     "later softmax": (has_later_softmax, "a layer of layer_types with softmax attention after the first layer"),
     "sinks": (has_sinks, "a layer of layer_types with softmax attention that it names"),
     "temperature": (has_temperature, "a layer with softmax attention that it names (no_rope_layers says which rotate)"),
     "rotation": (rotates, "a layer with softmax attention that rotates (position_embedding_type, no_rope_layers)"),
+    "value residual": (mixes_values, "a layer that mixes in the values of another (attention_type 'value_residual')"),
     "mlp": (has_mlp, "a layer with an MLP, which block_type='mixer_only' lacks"),
     "plain mlp": (has_plain_mlp, "a layer with a dense MLP, shared experts or moe_latent_size"),
     "experts": (has_experts, "a 'sparse' layer in mlp_layer_types whose block_type has an MLP"),

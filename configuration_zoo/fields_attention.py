@@ -54,8 +54,8 @@ class AttentionFields:
         meaning="The mechanism of softmax attention, one name for all layers or one for each (None for a layer "
         "without).",
         source="grouped_query: Ainslie et al. 2023, arXiv 2305.13245; differential: Ye et al. 2024, arXiv 2410.05258; "
-        "forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking: Tan et al. 2024, arXiv 2410.17980; latent: "
-        "DeepSeek-V2, arXiv 2405.04434",
+        "forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking: Tan et al. 2024, arXiv 2410.17980; "
+        "value_residual: Zhou et al. 2024, arXiv 2410.17897; latent: DeepSeek-V2, arXiv 2405.04434",
     )
     num_attention_heads: int = size(
         32,
@@ -358,6 +358,11 @@ class AttentionFields:
                     f"{field}={getattr(self, field)!r} cannot be combined with attention_type={ordered[-1]!r}, whose "
                     "weights go by the order of the keys before a token."
                 )
+        if "stick_breaking" in ordered and self.position_embedding_type == "alibi":
+            raise ValueError(
+                "position_embedding_type='alibi' cannot be combined with attention_type='stick_breaking': its biases "
+                "are right up to a number per query, which a softmax alone takes away."
+            )
 
     @property
     def value_width(self) -> int:

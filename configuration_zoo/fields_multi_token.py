@@ -94,6 +94,8 @@ class MultiTokenFields:
         block = self.block_types[self._index_of_like()]
         if block in NOT_ALONE:
             raise ValueError(f"{says} block_type {block!r} of the layer that prediction layers are like.")
+        if self.attention_types[self._index_of_like()] == "value_residual":
+            raise ValueError(f"{says} attention_type 'value_residual' of the layer that prediction layers are like.")
         if self.position_embedding_type in POSITION_BIASES:
             raise ValueError(f"{says} position_embedding_type={self.position_embedding_type!r}.")
         for field in WHOLE_MODEL:

@@ -42,6 +42,7 @@ PER_LAYER_FIELDS = {
     "a layer that caches keys and values per head": (
         "attention_value_scale", "mup_multipliers.key", "value_norm", "attention_k_eq_v",
     ),
+    "a layer that mixes in the values of the first": ("value_residual",),
     "a layer with latent attention": (
         "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_config.norm_eps",
         "mla_config.scale_q_lora", "mla_config.scale_kv_lora", "mla_config.scale_by_mscale", "mla_config.norm",
@@ -116,6 +117,7 @@ READERS: dict[str, Callable] = {
     "a layer that caches keys and values per head": (
         lambda config, index: _grouped(config, index) and not config.shares_key_values(index)
     ),
+    "a layer that mixes in the values of the first": lambda config, index: config.mixes_values(index),
     "a layer with latent attention": lambda config, index: _softmax(config, index) and not _grouped(config, index),
     "a layer with an indexer of its own": lambda config, index: (
         (config.indexer_types or {index: None})[index] == "full"

@@ -30,9 +30,9 @@ WINDOW_FIELDS = {SLIDING: "sliding_window", HYBRID_SLIDING: "sliding_window", CH
 
 # -- attention_type, linear_attention_type: by which mechanism -----------------------------------------------------
 
-ATTENTION_TYPES = ("grouped_query", "differential", "forgetting", "stick_breaking", "latent")
+ATTENTION_TYPES = ("grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent")
 # Those with keys and values per head.
-PER_HEAD_ATTENTIONS = ("grouped_query", "differential", "forgetting", "stick_breaking")
+PER_HEAD_ATTENTIONS = ("grouped_query", "differential", "forgetting", "stick_breaking", "value_residual")
 # Those whose scores depend on the keys between a key and its query.
 ORDERED_ATTENTIONS = ("forgetting", "stick_breaking")
 RECURRENCES = (

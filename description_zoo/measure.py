@@ -240,6 +240,9 @@ def filled_cache(model: "PreTrainedModel", length: int, indices: Iterable[int]) 
         body, biases, keys = body_of(model), {}, body_of(model).mask_keys
         if body.score_biases is not None:
             biases = body.score_biases(body.position_bias, hidden_states, None, None)
+        if (source := model.config.value_source) is not None:
+            first = body_of(model).layers[source].self_attn.keys_and_values(hidden_states, None)
+            context["shared_key_values"].put(source, *first)
         for index in indices:
             layer = body_of(model).layers[index]
             if mixer_of(layer) is not None:

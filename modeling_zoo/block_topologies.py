@@ -267,17 +267,22 @@ def make_block(config: ZooConfig, layer_idx: int) -> ZooDecoderLayer:
     return BLOCKS[config.block_types[layer_idx]](config.per_layer_config[layer_idx], layer_idx)
 
 
-# The objects in which layers of one forward leave something for later ones: by the field or the block that asks for
-# one, its name among the arguments of a layer and its class.
+# The objects in which layers of one forward leave something for later ones: by the field that asks for one, or the
+# word of block_type or attention_type, its name among the arguments of a layer and its class.
 CROSS_LAYER_STATE = {
     "indexer_types": ("shared_indices", SharedIndices),
     "num_kv_shared_layers": ("shared_key_values", SharedKeyValues),
 }
-CROSS_BLOCK_STATE = {"shortcut": ("shortcuts", Shortcuts)}
+CROSS_WORD_STATE = {
+    "shortcut": ("shortcuts", Shortcuts),
+    "value_residual": ("shared_key_values", SharedKeyValues),
+}
 
 
 def make_cross_layer_state(config: ZooConfig) -> dict[str, type] | None:
     """{name: class} of those that a model needs, made for each forward; None for none."""
     states = [state for field, state in CROSS_LAYER_STATE.items() if getattr(config, field)]
-    states += [state for block, state in CROSS_BLOCK_STATE.items() if block in config.block_type]
+    states += [
+        state for word, state in CROSS_WORD_STATE.items() if word in config.block_type or word in config.attentions
+    ]
     return dict(states) or None

@@ -31,8 +31,8 @@ class SharedKeyValues:
         key, value, recorded = self.states[layer_idx]
         if torch.is_grad_enabled() and not recorded:
             raise ValueError(
-                "num_kv_shared_layers passes keys and values from layer to layer, so gradient checkpointing needs "
-                "use_reentrant=False."
+                "Keys and values pass from layer to layer (num_kv_shared_layers, attention_type 'value_residual'), so "
+                "gradient checkpointing needs use_reentrant=False."
             )
         return key.to(device), value.to(device)
 

@@ -28,7 +28,8 @@ def is_elsewhere(layer: nn.Module) -> bool:
 
 def ties_of_layers(config: ZooConfig) -> list[str]:
     """The fields by which a model cannot be cut between layers."""
-    return [field for field in UNCUT if getattr(config, field)]
+    values = ["attention_type"] if "value_residual" in config.attentions else []
+    return [field for field in UNCUT if getattr(config, field)] + values
 
 
 def refuse_uncut(config: ZooConfig) -> None:

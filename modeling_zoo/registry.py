@@ -15,6 +15,7 @@ from .attention_latent import LatentAttention
 from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
 from .attention_stick_breaking import StickBreakingAttention
+from .attention_value_residual import ValueResidualAttention
 from .mixer import TokenMixer
 from .mlp_dense import make_dense_mlp
 from .mlp_routers import Router
@@ -28,6 +29,7 @@ MIXERS = {
     "differential": DifferentialAttention,
     "forgetting": ForgettingAttention,
     "stick_breaking": StickBreakingAttention,
+    "value_residual": ValueResidualAttention,
     "latent": LatentAttention,
     "indexed": IndexedAttention,
     "transformer_xl": TransformerXLAttention,

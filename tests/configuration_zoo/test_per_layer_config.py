@@ -98,6 +98,7 @@ CASES = {
     "mup_multipliers.key": (PLAIN, {"mup_multipliers.key": 0.6}),
     "value_norm": (PLAIN, {"value_norm": True}),
     "attention_k_eq_v": (PLAIN, {"attention_k_eq_v": True}),
+    "value_residual": ({"attention_type": "value_residual"}, {"value_residual": [0.3, 0.9]}),
     "kv_lora_rank": (LATENT, {"kv_lora_rank": 13}),
     "q_lora_rank": (LATENT, {"q_lora_rank": None}),
     "qk_nope_head_dim": (LATENT, {"qk_nope_head_dim": 7}),

@@ -95,6 +95,7 @@ def test_gates_are_cached_beside_keys_and_never_in_eight_bits():
             {"attention_type": "forgetting", "sparse_attention_pattern": "banded", "sparse_attention_stride": 3},
             r"sparse_attention_pattern=\['banded', 'banded', 'banded'\] cannot be combined",
         ),
+        ({"attention_type": "stick_breaking", "position_embedding_type": "alibi"}, "'alibi' cannot be combined"),
         ({"attention_type": "forgetting", "num_kv_shared_layers": 1}, "needs attention_type='grouped_query'"),
         ({"attention_type": "differential", "position_embedding_type": "transformer_xl"}, "'grouped_query'"),
     ],

@@ -174,6 +174,11 @@ def mixed(weights, tokens, head, config, shared):
     return sum((weight * torch.cat([tokens[key][2][r] for r in readers]) for key, weight in weights.items()), zero)
 
 
+def value_residual(own, first, weights):
+    """The values of a layer and those of the first one for the same tokens, mixed by two weights."""
+    return weights[0] * own + weights[1] * first
+
+
 def differences(parameters, heads, config, layer):
     """[H] outputs of 2v channels -> [H] of v channels."""
     start = 0.8 - 0.6 * math.exp(-0.3 * layer)

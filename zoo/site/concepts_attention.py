@@ -213,6 +213,17 @@ ATTENTION = (
         ("Brandon et al. 2024, Cross-Layer Attention, arXiv 2405.12981", "Google 2025, Gemma 3n"),
         ("last half shares", "plain"),
         small={"num_kv_shared_layers": 2},
-        see=("grouped-query-attention",),
+        see=("grouped-query-attention", "value-residual"),
+    ),
+    Concept(
+        "value-residual",
+        "Values of the first layer in later ones",
+        ("attention_type", "value_residual"),
+        ("modeling_zoo/attention_value_residual.py:ValueResidualAttention",),
+        ("references_attention.py:value_residual",),
+        {"attention_type": "value_residual"},
+        ("Zhou et al. 2024, Value Residual Learning, arXiv 2410.17897",),
+        ("value residual", "plain"),
+        see=("shared-keys-and-values",),
     ),
 )

@@ -41,7 +41,8 @@ TIED_FIELDS = {
     "hidden_size_per_layer_input": "an embedding has a part for each layer",
     "scale_attn_by_inverse_layer_idx": "scores are scaled by the number of a layer",
 }
-TIED_BLOCKS, TIED_MIXERS = ("hyper_connection", "shared_block", "shortcut"), ("lightning_attention", "differential")
+TIED_BLOCKS = ("hyper_connection", "shared_block", "shortcut")
+TIED_MIXERS = ("lightning_attention", "differential", "value_residual")
 # Blocks that norm or scale the residual stream itself.
 LOUD_BLOCKS = ("post_norm", "pre_norm_residual", "scaled_sandwich_norm")
 
