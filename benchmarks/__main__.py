@@ -7,6 +7,7 @@
     python -m benchmarks checkpoint examples/stories260K       both classes on a checkpoint you have
     python -m benchmarks storage                               a conversion beside cp: time on one core, memory
     python -m benchmarks mtp                                   decoding with drafts by a model's own prediction layers
+    python -m benchmarks bits                                  decoding with weights of eight and four bits
     python -m benchmarks gpu --out results                     everything that one GPU can say in six minutes
 
 Each prints its ratio, both medians, peak memory and the largest relative difference of the logits.
@@ -20,7 +21,7 @@ from dataclasses import replace
 import torch
 from transformers.utils import logging
 
-from . import cases, checkpoint, curves, multi_token, storage, table
+from . import cases, checkpoint, curves, low_bits, multi_token, storage, table
 from .gpu import command as gpu
 
 # Scripts of their own beside the cases.
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--tiny", action="store_true", help="every size small: whether it runs, not how fast")
         command.add_argument("--out", help="folder of results instead of benchmarks/results")
     checkpoint.add_arguments(commands.add_parser("checkpoint"))
+    low_bits.add_arguments(commands.add_parser("bits"))
     multi_token.add_arguments(commands.add_parser("mtp"))
     storage.add_arguments(commands.add_parser("storage"))
     gpu.add_arguments(commands.add_parser("gpu"))
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    others = {"checkpoint": checkpoint.run, "mtp": multi_token.run, "storage": storage.run}
+    others = {"checkpoint": checkpoint.run, "bits": low_bits.run, "mtp": multi_token.run, "storage": storage.run}
     if arguments.command in others:
         print(others[arguments.command](arguments))
         return 0

@@ -158,6 +158,18 @@ def test_drafts_change_no_token_and_save_forwards(run):
         assert one["tokens_per_second"] > 0 and 1 <= one["sampled_acceptance_length"] <= one["drafts"] + 1
 
 
+def test_fewer_bits_are_fewer_bytes(run):
+    pytest.importorskip("torchao")
+    sizes = ["--layers", "1", "--hidden-size", "128", "--context", "5", "--new-tokens", "2"]
+    found = json.loads(run("bits", "--rounds", "1", "--threads", "1", "--json", *sizes))
+    rows = {one["name"]: one for one in found["results"]}
+    assert list(rows) == ["transformers", "zoo", "int8", "int4"] and found["bytes_per_second"] > 0
+    whole = rows["zoo"]["bytes"]
+    assert rows["transformers"]["bytes"] == whole and all(one["seconds"] > 0 for one in rows.values())
+    # Beside the numbers a scale for each row, or a scale and an offset for each 32 of them.
+    assert 0.5 * whole < rows["int8"]["bytes"] < 0.53 * whole and rows["int4"]["bytes"] == whole * (4 + 1) / 16
+
+
 @pytest.mark.long
 def test_conversions_are_put_beside_cp(run, tmp_path):
     found = json.loads(run("storage", "--case", "mixtral", "--tiny", "--rounds", "1", "--json", "--out", str(tmp_path)))

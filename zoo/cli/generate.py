@@ -12,6 +12,7 @@ import typer
 
 from .errors import UserError, blamed_on
 from .loading import DEVICE_HELP, DTYPE_HELP, HUB_HELP, TRUST_HELP, folder_of, load_model, load_tokenizer, open_folder
+from .low_bits import check_quantize, in_few_bits
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # What a terminal takes for a command, not for text.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 MODEL_HELP = f"A zoo folder, a foreign one of a family zoo knows, {HUB_HELP}."
+QUANTIZE_HELP = "Round the linear maps for this run, by torchao: int8 halves their memory, int4 also decodes faster."
 LENGTH_HELP = "Default: as generation_config.json says, else 100."
 
 
@@ -38,18 +40,22 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Apply the folder's chat template to the prompt.")] = False,
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+    quantize: Annotated[str | None, typer.Option(metavar="int8|int4", help=QUANTIZE_HELP)] = None,
     attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, flex_attention ...")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of streamed text.")] = False,
 ) -> None:
     """Continue a text and print it as it is generated. The folder's generation_config.json decides how (greedily
     without one), unless an option says otherwise."""
+    check_quantize(quantize)
     options = sampling(temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     further = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
     options |= {name: value for name, value in further.items() if value is not None}
     text = sys.stdin.read() if prompt == "-" else prompt
     folder = folder_of(model, trust_remote_code)
     running, tokenizer = load(folder, attn, dtype=dtype, device=device, trust=trust_remote_code)
+    if quantize is not None:
+        in_few_bits(running, quantize)
     with blamed_on(f"the {'chat template' if chat else 'tokenizer'} of {folder}"):
         inputs = encode(tokenizer, text, chat).to(running.device)
     with blamed_on(f"what {folder} says of generation"):
