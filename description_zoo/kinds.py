@@ -23,7 +23,7 @@ SAID = {
     "residual_factors.mlp_alpha", "residual_factors.mlp_beta", "residual_multiplier", "rope_interleave",
     "rope_parameters", "scale_attn_by_inverse_layer_idx", "scoring_func", "shared_expert_gate",
     "shared_expert_intermediate_size", "sliding_window", "sparse_attention_stride", "topk_group",
-    "use_score_correction_bias", "v_head_dim", "value_norm", "zero_expert_num",
+    "use_score_correction_bias", "v_head_dim", "value_norm", "value_residual", "zero_expert_num",
 }  # fmt: skip
 # What only training or rounding reads: named where layers differ in it alone.
 QUIET = {

@@ -34,7 +34,10 @@ POSITIONS = {
     "alibi": "ALiBi", "learned": "learned", "none": "NoPE", "relative": "relative", "sinusoidal": "sinusoidal",
     "transformer_xl": "Transformer-XL",
 }  # fmt: skip
-GATES = {"query": "gate from q_proj", "elementwise": "gate per channel", "headwise": "gate per head"}
+GATES = {
+    "query": "gate from q_proj", "elementwise": "gate per channel", "headwise": "gate per head",
+    "elementwise_softplus": "softplus gate per channel", "headwise_softplus": "softplus gate per head",
+}  # fmt: skip
 
 
 def layer_words(config: ZooConfig, mixer: "TokenMixer | None", index: int, has_mlp: bool) -> dict[str, Any]:
@@ -202,6 +205,7 @@ def attention_features(config: ZooConfig, index: int) -> list[str]:
         "values = keys": config.attention_k_eq_v,
         "norm of values": config.value_norm,
         f"values x {config.attention_value_scale}": config.attention_value_scale,
+        _value_residual(config): config.mixes_values(index),
         f"scale {config.attention_multiplier}": config.attention_multiplier,
         "scores / layer number": config.scale_attn_by_inverse_layer_idx,
         "temperature by position": config.has_attention_temperature(index),
@@ -210,6 +214,13 @@ def attention_features(config: ZooConfig, index: int) -> list[str]:
         "bidirectional": config.use_bidirectional_attention,
     }
     return [words for words, there in found.items() if there]
+
+
+def _value_residual(config: ZooConfig) -> str:
+    if config.value_residual is None:
+        return f"values mixed with those of layer {config.value_source}"
+    own, first = config.value_residual
+    return f"values x {own:g} + those of layer {config.value_source} x {first:g}"
 
 
 def _qk_norm(config: ZooConfig) -> str:
