@@ -123,6 +123,9 @@ class Router(TypedDict, total=False):
     bias: bool | None
     """The router has a learned bias on its logits. Needs a 'sparse' layer in mlp_layer_types. Source: gpt-oss
     (OpenAI 2025), arXiv 2508.10925."""
+    logit_softcapping: float | None
+    """The router's logits become cap · tanh(logit / cap). None: no cap. Needs a 'sparse' layer in mlp_layer_types.
+    Source: Laguna (Poolside 2026)."""
     input_norm: bool | None
     """What the router reads passes an RMS norm with a weight first. Needs a 'sparse' layer in mlp_layer_types.
     Source: Gemma 4's published code."""
@@ -496,10 +499,11 @@ class ZooConfig(PreTrainedConfig):
     """One learned logit per head takes part in the softmax and has no value, in the layers of this type. Needs a
     layer of layer_types with softmax attention that it names. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925;
     Xiao et al. 2023, arXiv 2309.17453."""
-    attn_output_gate: Literal["query", "elementwise", "headwise"] | None
+    attn_output_gate: Literal["query", "elementwise", "headwise", "elementwise_softplus", "headwise_softplus"] | None
     """A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query),
-    or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate. Needs a layer of
-    layer_types with softmax attention. Source: Qiu et al. 2025, arXiv 2505.06708."""
+    or from a g_proj of its own, per channel (elementwise) or per head (headwise); the words with softplus have it
+    in place of the sigmoid. None: no gate. Needs a layer of layer_types with softmax attention. Source: Qiu et
+    al. 2025, arXiv 2505.06708; Laguna (Poolside 2026) with softplus."""
     attention_dropout: float | int
     """Rate of dropout on the weights of attention, in training. Needs a layer of layer_types with softmax attention.
     Source: Vaswani et al. 2017, as published in tensor2tensor."""
@@ -811,7 +815,7 @@ class ZooConfig(PreTrainedConfig):
         qk_norm: Literal["rms_norm", "layer_norm"] | None = None,
         qk_norm_config: QkNormConfig | None = None,
         attention_sinks: Literal["all", "full_attention", "sliding_attention", "chunked_attention"] | None = None,
-        attn_output_gate: Literal["query", "elementwise", "headwise"] | None = None,
+        attn_output_gate: Literal["query", "elementwise", "headwise", "elementwise_softplus", "headwise_softplus"] | None = None,
         attention_dropout: float | int = 0.0,
         kv_lora_rank: int | None = None,
         q_lora_rank: int | None = None,
@@ -943,7 +947,7 @@ class ZooConfig(PreTrainedConfig):
             qk_norm: The norm on queries and keys. None: no norm.
             qk_norm_config: How the norm on queries and keys is done, with a qk_norm.
             attention_sinks: One learned logit per head takes part in the softmax and has no value, in the layers of this type.
-            attn_output_gate: A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate.
+            attn_output_gate: A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise); the words with softplus have it in place of the sigmoid. None: no gate.
             attention_dropout: Rate of dropout on the weights of attention, in training.
             kv_lora_rank: Rank of the latent that keys and values are made of, which is what the cache holds. None: 4 · head_dim.
             q_lora_rank: Rank of the latent that queries are made of. None: one full projection.

@@ -40,7 +40,7 @@ QK_NORM_DEFAULTS = {
 }  # fmt: skip
 CLIP_POSITIONS = ("before_norm", "after_norm")
 ATTENTION_SINKS = ("all", FULL, SLIDING, CHUNKED)
-OUTPUT_GATES = ("query", "elementwise", "headwise")
+OUTPUT_GATES = ("query", "elementwise", "headwise", "elementwise_softplus", "headwise_softplus")
 
 
 @dataclass(kw_only=True, repr=False)
@@ -217,8 +217,9 @@ class AttentionFields:
         OUTPUT_GATES,
         needs="softmax",
         meaning="A sigmoid gate on the attention output before o_proj: per channel from a q_proj that is twice as "
-        "wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise). None: no gate.",
-        source="Qiu et al. 2025, arXiv 2505.06708",
+        "wide (query), or from a g_proj of its own, per channel (elementwise) or per head (headwise); the words with "
+        "softplus have it in place of the sigmoid. None: no gate.",
+        source="Qiu et al. 2025, arXiv 2505.06708; Laguna (Poolside 2026) with softplus",
     )
     attention_dropout: float | int = probability(
         needs="softmax",

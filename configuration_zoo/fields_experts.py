@@ -129,6 +129,11 @@ class ExpertFields:
             meaning="The router has a learned bias on its logits.",
             source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
         ),
+        logit_softcapping=positive(
+            needs="sparse layer",
+            meaning="The router's logits become cap · tanh(logit / cap). None: no cap.",
+            source="Laguna (Poolside 2026)",
+        ),
         input_norm=flag(
             None,
             needs="sparse layer",

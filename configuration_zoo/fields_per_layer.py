@@ -72,6 +72,7 @@ PER_LAYER_FIELDS = {
         "router.group_mask_value",
         "use_score_correction_bias", "router.bias", "precision.router", "precision.router_weights",
         "router.weight_on_input", "router.input_norm", "router.input_multiplier", "router.per_expert_scale",
+        "router.logit_softcapping",
         "router.jitter_noise", "n_shared_experts", "shared_expert_intermediate_size", "shared_expert_gate",
         "shared_expert_combination_strategy",
     ),

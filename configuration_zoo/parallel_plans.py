@@ -40,7 +40,7 @@ def latent_plan(config: PreTrainedConfig) -> dict[str, str]:
 def gate_and_sinks_plan(config: PreTrainedConfig, whole: bool = False) -> dict[str, str]:
     """What stands beside the heads, one row or number for each of them."""
     plan = {}
-    if config.attn_output_gate in ("elementwise", "headwise"):
+    if config.attn_output_gate not in (None, "query"):
         plan[f"{PREFIX}output_gate.g_proj"] = "colwise_gather_output" if whole else COLWISE
     if config.attention_sinks is not None and not whole:
         plan |= {f"{PREFIX}sinks": COLWISE, "layers.*.self_attn": "local_params"}

@@ -1,6 +1,7 @@
 """Gates on the output of attention, before the output projection (Qiu et al. 2025, arXiv 2505.06708)."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from configuration_zoo import ZooConfig
@@ -41,10 +42,26 @@ class HeadwiseGate(nn.Module):
         return attn_output * gate.unsqueeze(-1)
 
 
+class SoftplusGate(nn.Module):
+    """o · log(1 + exp(g_proj x)), one gate per channel `[B, T, H, v]` or per head `[B, T, H, 1]`, taken in float32
+    (Laguna)."""
+
+    def __init__(self, config: ZooConfig):
+        super().__init__()
+        of_head = 1 if config.attn_output_gate == "headwise_softplus" else config.value_width
+        self.g_proj = nn.Linear(config.hidden_size, config.num_attention_heads * of_head, bias=False)
+
+    def forward(self, attn_output: torch.Tensor, hidden_states: torch.Tensor, gate: None) -> torch.Tensor:
+        gate = F.softplus(self.g_proj(hidden_states).float()).to(attn_output.dtype)
+        return attn_output * gate.view(*attn_output.shape[:-1], -1)
+
+
 OUTPUT_GATES = {
     "query": QueryGate,
     "elementwise": ProjectedGate,
     "headwise": HeadwiseGate,
+    "elementwise_softplus": SoftplusGate,
+    "headwise_softplus": SoftplusGate,
 }
 
 

@@ -109,8 +109,8 @@ def heun_scale(weight: torch.Tensor, is_best: torch.Tensor) -> torch.Tensor:
 class Router(nn.Module):
     """x `[N, D]` → logits `[N, E]`, weights `[N, k]`, experts `[N, k]`; a subclass says how in `select`.
 
-    logits = W norm(x) + b, weights = select(logits) · routed_scaling_factor · per_expert_scale. E counts zero experts.
-    The first output is what `output_router_logits` records.
+    logits = cap(W norm(x) + b), weights = select(logits) · routed_scaling_factor · per_expert_scale. E counts zero
+    experts. The first output is what `output_router_logits` records.
     """
 
     has_matrices = True
@@ -119,12 +119,13 @@ class Router(nn.Module):
         super().__init__()
         self.num_experts, self.top_k = config.num_router_outputs, config.num_experts_per_tok
         self.router_dtype, self.weights_dtype = config.precision["router"], config.precision["router_weights"]
-        self.scaling = config.routed_scaling_factor
-        size = config.hidden_size
+        self.scaling, self.softcap = config.routed_scaling_factor, config.router["logit_softcapping"]
         dtype = torch.float32 if config.precision["router"] == "float32_weight" else None
-        self.weight = nn.Parameter(torch.empty(self.num_experts, size, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(self.num_experts, config.hidden_size, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(self.num_experts, dtype=dtype)) if config.router["bias"] else None
-        self.norm = RMSNorm(size, config.norm_eps, cast="cast_then_scale") if config.router["input_norm"] else None
+        self.norm = None
+        if config.router["input_norm"]:
+            self.norm = RMSNorm(config.hidden_size, config.norm_eps, cast="cast_then_scale")
         self.input_multiplier = config.router["input_multiplier"]
         self.per_expert_scale = (
             nn.Parameter(torch.ones(self.num_experts)) if config.router["per_expert_scale"] else None
@@ -147,6 +148,8 @@ class Router(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = self.project(hidden_states)
+        if self.softcap is not None:
+            logits = torch.tanh(logits.float() / self.softcap) * self.softcap
         weights, experts = self.select(logits if self.router_dtype == "activation" else logits.float())
         if self.scaling != 1:
             weights = weights * self.scaling

@@ -24,6 +24,7 @@ from .ops_attention_bands import AttentionMask
 UNIFORM = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "moe_intermediate_size")
 SEEN = {"full_attention", "sliding_attention"}
 SERVED_ATTENTIONS = {"grouped_query", "latent"}
+ROUTER_KEYS = ("weight_on_input", "input_norm", "norm_topk_min", "logit_softcapping")
 
 
 def unsupported_by_vllm(config: ZooConfig) -> list[str]:
@@ -98,11 +99,9 @@ def _of_experts(layer):
         "expert_bias": layer.expert_bias,
         "moe_latent_size": layer.moe_latent_size,
         "zero_expert_num": layer.zero_expert_num,
-        "router.weight_on_input": layer.router["weight_on_input"],
-        "router.input_norm": layer.router["input_norm"],
+        **{f"router.{key}": layer.router[key] for key in ROUTER_KEYS},
         "shared_expert_combination_strategy": layer.shared_expert_combination_strategy == "average",
         "scoring_func": layer.scoring_func not in ("softmax", "sigmoid"),
-        "router.norm_topk_min": layer.router["norm_topk_min"],
     })  # fmt: skip
 
 

@@ -222,6 +222,7 @@ CASES = {
     "precision.router": (EXPERTS, {"precision.router": "float32_weight"}),
     "precision.router_weights": (EXPERTS, {"precision.router_weights": "activation"}),
     "router.weight_on_input": (EXPERTS, {"router.weight_on_input": True}),
+    "router.logit_softcapping": (EXPERTS, {"router.logit_softcapping": 0.3}),
     "router.input_norm": (EXPERTS, {"router.input_norm": True}),
     "router.input_multiplier": ({**EXPERTS, "router.input_norm": True}, {"router.input_multiplier": 0.5}),
     "router.per_expert_scale": (EXPERTS, {"router.per_expert_scale": True}),

@@ -85,6 +85,8 @@ CASES = {
     "gate_beside_query_norm": RMS | {"attn_output_gate": "query", "attention_bias": True},
     "gate_elementwise": {"attn_output_gate": "elementwise"},
     "gate_headwise": {"attn_output_gate": "headwise"},
+    "gate_elementwise_softplus": {"attn_output_gate": "elementwise_softplus", "v_head_dim": 6},
+    "gate_headwise_softplus": {"attn_output_gate": "headwise_softplus"},
     "clip": {"clip_qkv": 0.6},
     "clip_beside_gate": {"clip_qkv": 0.6, "attn_output_gate": "query"},
     "clip_after_norm": RMS | {"clip_qkv": 0.6, "clip_qkv_position": "after_norm"},

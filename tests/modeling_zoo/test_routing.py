@@ -40,6 +40,7 @@ ROUTINGS = {
     "sparsemixer": {"scoring_func": "sparsemixer", "router.sparsemixer_jitter_eps": 0.4, "router.bias": True},
     "zero_experts": {"zero_expert_num": 5, **BIASED},
     "normed_input": {"router.input_norm": True, "router.input_multiplier": 1.7, "norm_eps": 1e-3},
+    "capped": {"router.logit_softcapping": 0.4, "scoring_func": "sigmoid", **BIASED},
     "per_expert_scale": {"router.per_expert_scale": True, "routed_scaling_factor": 0.5},
 }
 
@@ -266,6 +267,7 @@ def test_what_is_left_out_is_written_out_and_resolving_again_changes_nothing():
     assert config.shared_expert_intermediate_size == 2 * config.moe_intermediate_size
     left_out = [name for name in described(fields_experts.ExpertFields) if getattr(config, name) is None]
     unselected = {*fields_experts.SWIGLU_FIELDS, *fields_experts.GROUP_FIELDS, "n_group", "router.norm_topk_min"}
+    unselected |= {"router.logit_softcapping"}
     unselected |= {"moe_latent_size", "zero_expert_num", "zero_expert_type", "router.sparsemixer_jitter_eps"}
     assert set(left_out) == unselected | {"router.input_multiplier"}
     again = ZooConfig.from_dict(config.to_dict())

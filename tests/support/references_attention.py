@@ -137,7 +137,9 @@ def gated(parameters, output, x, gate, config):
         return output
     if gate is None:
         gate = parameters["output_gate.g_proj.weight"] @ x
-        gate = gate.view(-1, 1) if config.attn_output_gate == "headwise" else gate.view_as(output)
+        gate = gate.view(-1, 1) if config.attn_output_gate.startswith("headwise") else gate.view_as(output)
+        if config.attn_output_gate.endswith("softplus"):
+            return output * torch.log1p(torch.exp(gate))
     return output / (1 + torch.exp(-gate))
 
 

@@ -128,7 +128,9 @@ def router_logits(x, state, config):
             * state["gate.norm.weight"]
             * config.router["input_multiplier"]
         )
-    return (state["gate.weight"] @ x + state.get("gate.bias", 0.0)).tolist()
+    logits = state["gate.weight"] @ x + state.get("gate.bias", 0.0)
+    cap = config.router["logit_softcapping"]
+    return (logits if cap is None else cap * torch.tanh(logits / cap)).tolist()
 
 
 def sparse_token(x, router_x, state, config):
