@@ -237,7 +237,8 @@ def test_checkpointing_changes_no_gradient_or_is_refused(reentrant, name):
             model(tokens, labels=tokens).loss.backward()
         except ValueError as refusal:
             assert reentrant and checkpointing and "use_reentrant=False" in str(refusal)
-            assert any(field in str(refusal) and EVERY[name].get(field) for field in PASSED_ON)
+            mixed = "value_residual" in str(refusal) and "value_residual" in model.config.attentions
+            assert mixed or any(field in str(refusal) and EVERY[name].get(field) for field in PASSED_ON)
             return
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, wanted in gradients[0].items():
