@@ -49,7 +49,7 @@ FAMILY = Family(
     | {"moe_routed_scaling_factor": "routed_scaling_factor"},
     fixed={
         "qk_norm": "rms_norm", "scoring_func": "sigmoid", "use_score_correction_bias": True,
-        "router.norm_topk_eps": 0.0, "precision.router": "float32_scores",
+        "router.norm_topk_eps": 0.0, "precision.router": "float32_scores", "precision.router_weights": "activation",
     },
     derive=derive,
     restore=restore,
