@@ -208,7 +208,7 @@ def check_type(kind: Any, name: str, value: Any) -> None:
         Number: (int if getattr(kind, "whole", False) else (int, float), "a number"),
         Choice: (str, "a name"),
         Flag: (bool, "True or False"),
-    }[type(kind)]
+    }.get(type(kind), (dict, "a dict of numbers"))
     if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
         whole = "a whole number" if types is int else words
         names = f", one of {sorted(kind.names)}" if isinstance(kind, Choice) else ""

@@ -267,3 +267,16 @@ def test_a_folder_carries_a_part_of_the_config(name, most):
     assert len(text.splitlines()) <= most
     whole = code()["configuration_zoo.py"]
     assert len(text.splitlines()) < len(whole.splitlines()) / 3
+
+
+def test_a_dict_of_numbers_is_checked_in_a_folder(exported):
+    """A kind of value that few models have."""
+    config = ZooConfig(**SIZES, initializer={"by_name": {"o_proj": 0.01}})
+    theirs, given = exported(config), {**SIZES, "initializer": {"by_name": {"o_proj": 0.01}}}
+    assert theirs(**given).initializer["by_name"] == {"o_proj": 0.01}
+    for wrong, said in (
+        (3, "=3 must be a dict of numbers"),
+        ({"o_proj": -1}, r"\['o_proj'\]=-1 must be a finite number"),
+    ):
+        with pytest.raises(StrictDataclassError, match=f"initializer.by_name{said}"):
+            theirs(**given | {"initializer": {"by_name": wrong}})
