@@ -22,3 +22,12 @@ GPUS = {
     "rtx-4090": Gpu(165.2e12, 24e9, 1.008e12, "NVIDIA Ada architecture paper, float32 accumulation"),
     "mi300x": Gpu(1307.4e12, 192e9, 5.3e12, "AMD Instinct MI300X data sheet"),
 }
+
+
+def gpu_named(name: str) -> Gpu | None:
+    """The GPU of a device's name, as torch.cuda.get_device_name gives it ("NVIDIA H100 80GB HBM3"); None for one that
+    is not in the table, or that the maker sells slower under such a name (PCIe, NVL, Laptop)."""
+    words = name.lower().replace("-", " ").split()
+    if {"pcie", "nvl", "laptop"} & {*words}:
+        return None
+    return next((gpu for key, gpu in GPUS.items() if set(key.split("-")) <= {*words}), None)

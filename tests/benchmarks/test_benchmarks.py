@@ -159,7 +159,6 @@ def test_drafts_change_no_token_and_save_forwards(run):
 
 
 def test_fewer_bits_are_fewer_bytes(run):
-    pytest.importorskip("torchao")
     sizes = ["--layers", "1", "--hidden-size", "128", "--context", "5", "--new-tokens", "2"]
     found = json.loads(run("bits", "--rounds", "1", "--threads", "1", "--json", *sizes))
     rows = {one["name"]: one for one in found["results"]}

@@ -48,7 +48,6 @@ def by_groups(weight):
 )
 @torch.no_grad()
 def test_a_model_computes_with_the_nearest_numbers(word, distance, fields):
-    pytest.importorskip("torchao")
     model, plain, rounded = (build(**fields) for _ in range(3))
     names = [name for name, module in plain.named_modules() if isinstance(module, nn.Linear)]
     shapes = {name: plain.get_submodule(name).weight.shape for name in names}
@@ -73,7 +72,6 @@ def test_a_model_computes_with_the_nearest_numbers(word, distance, fields):
 
 @torch.no_grad()
 def test_tokens_come_one_by_one_as_at_once():
-    pytest.importorskip("torchao")
     model = build(**LATENT, num_attention_heads=6)
     in_few_bits(model, "int8")
     tokens = torch.randint(3, 112, (1, 9))
@@ -87,7 +85,6 @@ def test_tokens_come_one_by_one_as_at_once():
 
 @pytest.mark.parametrize("word", ["int8", "int4"])
 def test_the_command_line_tells_the_same_story(zoo, word):
-    pytest.importorskip("torchao")
     options = ("generate", STORIES, "--prompt", "Once upon a time", "--max-new-tokens", 12, "--temperature", 0)
     assert zoo(*options, "--quantize", word)[1] == zoo(*options)[1]
 
@@ -101,6 +98,5 @@ def test_what_cannot_be_is_one_sentence(zoo, monkeypatch):
 
 
 def test_a_model_of_odd_widths_has_nothing_in_four_bits():
-    pytest.importorskip("torchao")
     with pytest.raises(UserError, match="no linear map has a multiple of 32 inputs and of 16 outputs"):
         in_few_bits(build(hidden_size=60, intermediate_size=90, head_dim=12), "int4")

@@ -112,11 +112,17 @@ def test_the_sweep_goes_on_and_ends_with_what_every_run_alone_gives(said, tmp_pa
     # The table is of bfloat16, the folder of float32.
     assert second["variants"][1]["cache_bytes_per_token"] * 2 == measure(model.config)["cache_bytes_per_token"]
     assert len(AutoTokenizer.from_pretrained(output / "latent" / "seed-3" / "model")) == 300
-    # A run of another recipe is not overwritten, nor counted.
-    said["base"]["training"] = said["base"]["training"] | {"learning_rate": 1e-2}
+    # A run of another recipe is not overwritten, nor counted, nor drawn.
+    (output / "sweep.png").unlink()
+    usual = said["base"]["training"]
+    said["base"]["training"] = usual | {"learning_rate": 1e-2}
     third = sweep(said, shows=False)
     assert "training.learning_rate is 0.003 there and 0.01 now" in third["failed"]["llama, seed 3"]
     assert [row["runs"] for row in third["variants"]] == [0, 0, 0, 0] and len(begun) == 5
+    assert not (output / "sweep.png").exists()
+    # Asked for as it was, it is as it was: what another recipe failed at there is no failure of these runs.
+    said["base"]["training"] = usual
+    assert sweep(said, shows=False) == second and len(begun) == 5
 
 
 @pytest.mark.parametrize(

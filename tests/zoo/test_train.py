@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from description_zoo.gpus import GPUS, gpu_named
+from description_zoo.training_memory import training_memory
 from zoo.cli.main import app
 from zoo.training import RecipeError, read_recipe, train
 from zoo.training.packing import best_fit, concatenate, pack
@@ -301,9 +303,52 @@ def test_the_command_says_what_it_will_cost(recipe, tmp_path):
     done = CliRunner().invoke(app, ["train", str(path), "--dry-run", "--json", "--set", "max_steps=1000"])
     cost = json.loads(done.stdout)
     assert cost["tokens"] == 1000 * 4 * 32 and cost["parameters"] > 20_000 and cost["flops"] > 0
-    assert cost["memory_bytes"] > 16 * cost["parameters"] and cost["hours"] > 0
+    assert cost["hours"] == pytest.approx(cost["flops"] / (cost["utilization"] * cost["peak_flops"]) / 3600)
+    # What one device's rows take, as `zoo inspect` counts it; and what checkpointing leaves of it.
+    config = prepare(read_recipe(path), progress=False).config
+    memory = training_memory(type(config)(**config.to_diff_dict() | {"dtype": "float32"}), 32, 4)
+    assert (cost["memory_bytes"], cost["activation_bytes"]) == (memory["total"], memory["activations"])
+    options = ["--dry-run", "--json", "--set", "max_steps=1000", "--set", "gradient_checkpointing=true"]
+    less = json.loads(CliRunner().invoke(app, ["train", str(path), *options]).stdout)
+    assert less["activation_bytes"] == memory["activations_checkpointed"] and less["flops"] == cost["flops"]
     assert not (tmp_path / "output").exists()
     said = CliRunner().invoke(app, ["train", str(path), "--dry-run"]).stdout
     assert all(word in said for word in ("parameters", "FLOPs", "memory", "time"))
     missing = CliRunner().invoke(app, ["train", str(tmp_path / "none.yaml")])
     assert missing.exit_code and "none.yaml is not a file" in str(missing.exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("model: {hidden_size: 3, hidden_size: 4}", "is not YAML: 'hidden_size' twice"),
+        ("model: {a: 2026-13-45}", "is not YAML: month must be in 1..12"),
+        ("- model", "a recipe is a table of names and values, not list"),
+        ("model: {", "is not YAML: while parsing a flow node"),
+        ("[" * 5000, "is not YAML: "),
+        (b"model: {a: \xff}", "is not a text in UTF-8: invalid start byte at byte 11"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(tmp_path, text, sentence):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError) as refused:
+        read_recipe(path)
+    assert sentence in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_field_of_what_is_no_table_is_refused(recipe):
+    with pytest.raises(RecipeError, match="hidden_size.x: hidden_size is 32 and has no field 'x'"):
+        read_recipe(recipe, ["model.hidden_size.x=3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("NVIDIA L40S", "l40s"), ("AMD Instinct MI300X", "mi300x"),
+        ("NVIDIA H100 PCIe", None), ("NVIDIA L4", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)  # fmt: skip
+def test_a_device_is_known_by_its_name(name, key):
+    assert gpu_named(name) is (GPUS[key] if key else None)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..yaml_files import read_table
 from .merge_methods import METHODS
 from .operation import SurgeryError
 
@@ -73,20 +74,7 @@ class MergePlan:
 
 def read_yaml(plan: str | Path | dict[str, Any]) -> dict[str, Any]:
     """The file's content. Raises SurgeryError where it is no table."""
-    if isinstance(plan, dict):
-        return plan
-    import yaml
-
-    path = Path(plan)
-    if not path.is_file():
-        raise SurgeryError(f"{path} is no file of YAML.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SurgeryError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise SurgeryError(f"{path} says nothing: write merge_method and models, or slices.")
-    return content
+    return plan if isinstance(plan, dict) else read_table(plan, SurgeryError, "a plan")
 
 
 def refuse_others(given: Any, known: set[str], where: str) -> None:

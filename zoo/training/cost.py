@@ -10,24 +10,20 @@ if TYPE_CHECKING:
 
     from .recipe import Recipe
 
-# Dense FLOPs a second in bfloat16, as the makers print them.
-GPU_PEAKS = {
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-    "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12,
-}  # fmt: skip
-# Of a machine's peak that a first estimate of the hours reckons with.
-USUAL_SHARE = 0.35
-
 
 def estimate(config: "ZooConfig", recipe: "Recipe", steps: int, tokens_per_step: int, peak: float) -> dict[str, Any]:
-    """The dry run: a dict with every number `zoo train --dry-run --json` prints."""
-    from description_zoo.measure import measure
+    """The dry run: a dict with every number `zoo train --dry-run --json` prints.
 
-    report = measure(config)
-    checkpoints = bool(recipe.training.get("gradient_checkpointing"))
-    per_token = flops_per_token(config, report, recipe.data.length)
-    on_device = recipe.training["per_device_train_batch_size"] * recipe.data.length
-    activations = activation_bytes(config, on_device, checkpoints)
+    FLOPs and memory are counted as by `zoo inspect`: weights, gradients, AdamW's moments and what the forward of one
+    device's rows leaves for the backward, all in float32. Hours are at the share UTILIZATION of `peak`."""
+    from description_zoo.costs import UTILIZATION
+    from description_zoo.measure import measure
+    from description_zoo.training_memory import training_memory
+
+    report, length = measure(config), recipe.data.length
+    memory = training_memory(in_float32(config), length, recipe.training["per_device_train_batch_size"])
+    ending = "_checkpointed" if recipe.training.get("gradient_checkpointing") else ""
+    per_token = flops_per_token(config, length)
     tokens = steps * tokens_per_step
     return {
         "parameters": report["parameters"],
@@ -37,33 +33,26 @@ def estimate(config: "ZooConfig", recipe: "Recipe", steps: int, tokens_per_step:
         "tokens": tokens,
         "flops_per_token": per_token,
         "flops": per_token * tokens,
-        "memory_bytes": 16 * report["parameters"] + activations,
-        "activation_bytes": activations,
+        "memory_bytes": memory[f"total{ending}"],
+        "activation_bytes": memory[f"activations{ending}"],
         "peak_flops": peak,
-        "hours": per_token * tokens / (peak * USUAL_SHARE) / 3600 if peak else None,
+        "utilization": UTILIZATION,
+        "hours": per_token * tokens / (peak * UTILIZATION) / 3600 if peak else None,
     }
 
 
-def flops_per_token(config: "ZooConfig", report: dict[str, Any], length: int) -> float:
-    """6 N for the matrices a token passes, and 12 · heads · head size for each key that it sees in a layer of softmax
-    attention, half of them on average (PaLM, Chowdhery et al. 2022, appendix B)."""
-    tables = report["embedding_parameters"] - config.vocab_size * config.output_width
-    matrices = report["active_parameters"] - (0 if config.tie_word_embeddings else max(tables, 0))
-    scores = 0
-    for layer in report["layers"]:
-        words = layer["context"].split()
-        if words and words[0] != "state":
-            window = int(words[1]) if len(words) > 1 and words[1].isdigit() else length
-            scores += 12 * config.num_attention_heads * (config.head_dim or 0) * min(window, length / 2)
-    return 6 * matrices + scores
+def in_float32(config: "ZooConfig") -> "ZooConfig":
+    """The config of a model that holds its weights as `zoo train` does, whatever it is autocast to."""
+    return type(config)(**{**config.to_diff_dict(), "dtype": "float32"})
 
 
-def activation_bytes(config: "ZooConfig", tokens: int, checkpoints: bool) -> int:
-    """About what a forward in float32 leaves for the backward: in a layer 34 numbers for each channel of each token
-    (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2, whose bytes are of half the size), or its input alone; and the
-    logits, three times."""
-    layers = config.num_hidden_layers * config.hidden_size * (4 if checkpoints else 68)
-    return tokens * (layers + 12 * config.vocab_size)
+def flops_per_token(config: "ZooConfig", length: int) -> int:
+    """Of forward and backward on rows of `length` tokens; what checkpointing computes again is not counted, as in MFU
+    (PaLM, Chowdhery et al. 2022, appendix B)."""
+    from description_zoo.flops import flops
+    from description_zoo.measure import empty_model
+
+    return flops(empty_model(config), length)["train"]
 
 
 def machine_peak(given: float | None = None) -> float:
@@ -72,8 +61,10 @@ def machine_peak(given: float | None = None) -> float:
     if given is not None:
         return given
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        return next((peak for part, peak in GPU_PEAKS.items() if part in name), 0.0)
+        from description_zoo.gpus import gpu_named
+
+        gpu = gpu_named(torch.cuda.get_device_name())
+        return gpu.flops if gpu is not None else 0.0
     size = 1024
     matrix = torch.randn(size, size)
     matrix @ matrix
@@ -104,4 +95,4 @@ def in_words(cost: dict[str, Any]) -> str:
     if cost["hours"] is None:
         return "unknown: give run.peak_flops"
     said = f"{cost['hours']:.1f} hours" if cost["hours"] >= 1 else f"{60 * cost['hours']:.1f} minutes"
-    return f"{said} at {USUAL_SHARE:.0%} of {cost['peak_flops']:.3g} FLOPs a second"
+    return f"{said} at {cost['utilization']:.0%} of {cost['peak_flops']:.3g} FLOPs a second"

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from configuration_zoo.field_kinds import nearest
 
+from ..yaml_files import parse_yaml, read_table
+
 
 class RecipeError(ValueError):
     """A recipe says something that cannot be done; the message says what and how to put it right."""
@@ -131,43 +133,17 @@ def read_recipe(source: "str | Path | Mapping", overrides: Iterable[str] = ()) -
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds one table. Raises RecipeError for anything else."""
-    import yaml
-
-    if not Path(path).is_file():
-        raise RecipeError(f"{path} is not a file.")
-    try:
-        said = yaml.load(Path(path).read_text(), Loader=loader())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(said, dict | None):
-        raise RecipeError(f"{path}: a recipe is a table of sections, not {type(said).__name__}.")
-    return said or {}
-
-
-def loader() -> type:
-    """YAML's safe loader, for which 3e-4 is a number too, as people and TRL write it."""
-    import re
-
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    number = re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
-    return Loader
+    return read_table(path, RecipeError, "a recipe")
 
 
 def parse_override(text: str) -> tuple[str, Any]:
     """`name=value`, the value as YAML has it. Raises RecipeError without an =."""
-    import yaml
-
     name, equals, value = text.partition("=")
     if not equals:
         raise RecipeError(f"--set {text}: write it as section.field=value.")
     try:
-        return name.strip(), yaml.load(value, Loader=loader())
-    except yaml.YAMLError:
+        return name.strip(), parse_yaml(value)
+    except ValueError:
         return name.strip(), value
 
 
@@ -188,9 +164,11 @@ def place(name: str) -> tuple[str, str]:
 
 
 def put(section: dict[str, Any], name: str, value: Any) -> None:
-    """Sets `initializer.type` as a field of the table `initializer`."""
+    """Sets `initializer.type` as a field of the table `initializer`. Raises RecipeError where that is no table."""
     group, _, key = name.partition(".")
     if key:
+        if not isinstance(section.get(group), dict | None):
+            raise RecipeError(f"{name}: {group} is {section[group]!r} and has no field {key!r}.")
         section[group] = {**(section.get(group) or {}), key: value}
     else:
         section[group] = value
@@ -276,4 +254,6 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Puts it beside what it made, as YAML."""
     import yaml
 
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe.as_dict(), default=str)), sort_keys=False))
+    from modeling_zoo.export import replace_text
+
+    replace_text(path, yaml.safe_dump(json.loads(json.dumps(recipe.as_dict(), default=str)), sort_keys=False))

@@ -1,7 +1,6 @@
 """One training run, from a recipe to a model folder."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -243,6 +242,7 @@ def carry_out(prepared: Prepared, cost: dict[str, Any], resume: bool, shows: boo
 def finish(trainer: Any, metrics: dict[str, float], prepared: Prepared, say: Any) -> dict[str, Any]:
     """The model folder, the log and the picture; the push."""
     from description_zoo.card import write_plain_card
+    from modeling_zoo.export import replace_text
 
     from .plots import curves_of, draw
 
@@ -260,7 +260,7 @@ def finish(trainer: Any, metrics: dict[str, float], prepared: Prepared, say: Any
         "bits_per_byte": metrics.get("eval_bits_per_byte"),
         "tokens_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
     }
-    write_whole(output / LOG, json.dumps({"result": result, "history": history}, indent=1))
+    replace_text(output / LOG, json.dumps({"result": result, "history": history}, indent=1))
     if run.loss_picture and not draw({output.name: curves_of(history)}, output / PICTURE):
         say("no loss.png: the picture needs matplotlib (pip install matplotlib)")
     say(f"held out    {result['loss']:.4f} nats per token, {result['bits_per_byte']:.4f} bits per byte")
@@ -270,10 +270,3 @@ def finish(trainer: Any, metrics: dict[str, float], prepared: Prepared, say: Any
 
         push(output / MODEL, run.push, private=run.push_private, revision="main", message="Trained with zoo")
     return result
-
-
-def write_whole(path: Path, text: str) -> None:
-    """All of a file, or what it was before."""
-    beside = path.with_suffix(".part")
-    beside.write_text(text)
-    os.replace(beside, path)

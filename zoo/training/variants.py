@@ -69,6 +69,65 @@ class Variant:
 
 
 @dataclass
+class Run:
+    """One variant with one seed, in its folder."""
+
+    variant: Variant
+    seed: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.variant.name}, seed {self.seed}"
+
+    @property
+    def recipe(self) -> Recipe:
+        one = deepcopy(self.variant.recipe)
+        one.training |= {"seed": self.seed, "output_dir": str(self.folder)}
+        return one
+
+    def difference(self) -> str | None:
+        """The first field in which the run in the folder is of another recipe; None for the same, and where there is
+        none."""
+        if not (self.folder / RECIPE).exists():
+            return None
+        wanted = json.loads(json.dumps(self.recipe.as_dict(), default=str))
+        held = read_yaml(self.folder / RECIPE)
+        for section in {**held, **wanted}:
+            here, there = held.get(section) or {}, wanted.get(section) or {}
+            for name in {**here, **there}:
+                if here.get(name) != there.get(name):
+                    return f"{section}.{name} is {here.get(name)!r} there and {there.get(name)!r} now"
+        return None
+
+    def finished(self) -> dict[str, Any] | None:
+        """{"result", "history"} of this run, if it came to its end; never those of another recipe."""
+        if not (self.folder / LOG).exists() or self.difference() is not None:
+            return None
+        return json.loads((self.folder / LOG).read_text())
+
+    def failure(self) -> str | None:
+        """Why it came to no end when it was tried last."""
+        path = self.folder / FAILURE
+        return path.read_text().partition("\n")[0] if path.exists() and self.finished() is None else None
+
+    def carry_out(self, shows: bool) -> str | None:
+        """Trains it, or goes on with it; -> None, or why it came to no end, which is then in its folder, too."""
+        try:
+            if (difference := self.difference()) is not None:
+                raise RecipeError(
+                    f"{self.folder} holds a run of another recipe: {difference}. Remove it, or choose another "
+                    "output_dir."
+                )
+            (self.folder / FAILURE).unlink(missing_ok=True)
+            train(self.recipe, resume=(self.folder / RECIPE).exists(), shows=shows)
+        except Exception as error:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / FAILURE).write_text(f"{sentence(error)}\n\n{traceback.format_exc()}")
+            return sentence(error)
+        return None
+
+
+@dataclass
 class Sweep:
     """A sweep that has been read and sized."""
 
@@ -76,11 +135,15 @@ class Sweep:
     output: Path
     variants: list[Variant]
 
+    def runs_of(self, variant: Variant) -> list[Run]:
+        """One for each seed; none of a variant that cannot be run."""
+        seeds = self.said.seeds if variant.error is None else ()
+        return [Run(variant, seed, self.output / variant.name / f"seed-{seed}") for seed in seeds]
+
     @property
-    def runs(self) -> list[tuple[Variant, int, Path]]:
-        """(variant, seed, folder) of everything that can be run."""
-        able = [variant for variant in self.variants if variant.error is None]
-        return [(one, seed, self.output / one.name / f"seed-{seed}") for one in able for seed in self.said.seeds]
+    def runs(self) -> list[Run]:
+        """Everything that can be run."""
+        return [run for variant in self.variants for run in self.runs_of(variant)]
 
 
 def sweep(
@@ -105,13 +168,12 @@ def sweep(
             return report(plan(source, overrides, Path(nowhere)))
     planned = plan(source, overrides)
     runs = planned.runs
-    for number, (variant, seed, folder) in enumerate(runs, 1):
-        if (folder / LOG).exists() and differs(variant.recipe, seed, folder) is None:
-            continue
-        say(f"run {number} of {len(runs)}: {variant.name}, seed {seed}")
-        if (failure := run_one(variant, seed, folder, shows)) is not None:
-            say(f"{variant.name}, seed {seed}: {failure}")
-        write_report(planned)
+    for number, run in enumerate(runs, 1):
+        if run.finished() is None:
+            say(f"run {number} of {len(runs)}: {run}")
+            if (failure := run.carry_out(shows)) is not None:
+                say(f"{run}: {failure}")
+            write_report(planned)
     return write_report(planned)
 
 
@@ -279,7 +341,7 @@ def cost_of(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> dict[str, A
         raise RecipeError("training.max_steps: variants are compared after a number of steps; give one.")
     found, length = measure(config), recipe.data.length
     rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    per_token, tokens = flops_per_token(config, found, length), arguments.max_steps * rows * length
+    per_token, tokens = flops_per_token(config, length), arguments.max_steps * rows * length
     kept = ("parameters", "active_parameters", "cache_bytes_per_token", "state_bytes")
     cost = {name: found[name] for name in kept}
     return cost | {
@@ -312,43 +374,3 @@ def fit_width(variant: Variant, tokenizer: "PreTrainedTokenizerBase", wanted: in
             f"{best * said.match_step} it has {found(best):,}. Change its flags, match_field, match_step or tolerance."
         )
     put(variant.recipe.model, said.match_field, best * said.match_step)
-
-
-# -- the runs --------------------------------------------------------------------------------------------------------
-
-
-def with_seed(recipe: Recipe, seed: int, folder: Path) -> Recipe:
-    """The recipe of one run."""
-    one = deepcopy(recipe)
-    one.training |= {"seed": seed, "output_dir": str(folder)}
-    return one
-
-
-def differs(recipe: Recipe, seed: int, folder: Path) -> str | None:
-    """The first field in which the run in a folder is of another recipe; None for the same, and where there is none."""
-    if not (folder / RECIPE).exists():
-        return None
-    wanted = json.loads(json.dumps(with_seed(recipe, seed, folder).as_dict(), default=str))
-    held = read_yaml(folder / RECIPE)
-    for section in {**held, **wanted}:
-        here, there = held.get(section) or {}, wanted.get(section) or {}
-        for name in {**here, **there}:
-            if here.get(name) != there.get(name):
-                return f"{section}.{name} is {here.get(name)!r} there and {there.get(name)!r} now"
-    return None
-
-
-def run_one(variant: Variant, seed: int, folder: Path, shows: bool) -> str | None:
-    """Trains one, or goes on with it; -> None, or why it came to no end, which is then in its folder, too."""
-    try:
-        if (difference := differs(variant.recipe, seed, folder)) is not None:
-            raise RecipeError(
-                f"{folder} holds a run of another recipe: {difference}. Remove it, or choose another output_dir."
-            )
-        (folder / FAILURE).unlink(missing_ok=True)
-        train(with_seed(variant.recipe, seed, folder), resume=(folder / RECIPE).exists(), shows=shows)
-    except Exception as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FAILURE).write_text(f"{sentence(error)}\n\n{traceback.format_exc()}")
-        return sentence(error)
-    return None

@@ -4,12 +4,11 @@ import json
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from modeling_zoo.export import replace_text
+
 from .plots import Curves, curves_of, draw
-from .run import LOG, write_whole
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .variants import Sweep, Variant
 
 TABLE, NUMBERS, PICTURE = "sweep.md", "sweep.json", "sweep.png"
@@ -21,17 +20,11 @@ COLUMNS = (
 
 def report(sweep: "Sweep") -> dict[str, Any]:
     """{"variants": [a row for each], "failed": {run or variant: sentence}} of what is finished so far."""
-    from .variants import FAILURE, differs
-
     rows, failed = [], {one.name: one.error for one in sweep.variants if one.error is not None}
     for variant in sweep.variants:
-        results = []
-        for seed in sweep.said.seeds if variant.error is None else ():
-            folder = sweep.output / variant.name / f"seed-{seed}"
-            if (folder / FAILURE).exists():
-                failed[f"{variant.name}, seed {seed}"] = (folder / FAILURE).read_text().partition("\n")[0]
-            elif (folder / LOG).exists() and differs(variant.recipe, seed, folder) is None:
-                results.append(json.loads((folder / LOG).read_text())["result"])
+        runs = sweep.runs_of(variant)
+        failed |= {str(run): why for run in runs if (why := run.failure()) is not None}
+        results = [log["result"] for run in runs if (log := run.finished()) is not None]
         rows.append({"variant": variant.name, **variant.cost, **summary(results), "runs": len(results)})
     return {"output": str(sweep.output), "seeds": sweep.said.seeds, "variants": rows, "failed": failed}
 
@@ -49,11 +42,11 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 def write_report(sweep: "Sweep") -> dict[str, Any]:
     """The same, in the three files of the output folder."""
     found = report(sweep)
-    write_whole(sweep.output / NUMBERS, json.dumps(found, indent=1))
+    replace_text(sweep.output / NUMBERS, json.dumps(found, indent=1))
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(row) for row in found["variants"])]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     text += "".join(f"\n\n{name}: {why}" for name, why in found["failed"].items())
-    write_whole(sweep.output / TABLE, text + "\n")
+    replace_text(sweep.output / TABLE, text + "\n")
     by_cost = sweep.said.match == "flops"
     curves = {one.name: mean_curves(one, sweep, by_cost) for one in sweep.variants if one.error is None}
     if any(one["held_out"] for one in curves.values()):
@@ -79,8 +72,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def mean_curves(variant: "Variant", sweep: "Sweep", by_cost: bool) -> Curves:
     """The losses of a variant over its finished seeds, at the steps that all of them have."""
-    folders: list[Path] = [sweep.output / variant.name / f"seed-{seed}" for seed in sweep.said.seeds]
-    found = [curves_of(json.loads((one / LOG).read_text())["history"]) for one in folders if (one / LOG).exists()]
+    found = [curves_of(log["history"]) for run in sweep.runs_of(variant) if (log := run.finished()) is not None]
     factor = variant.cost["flops"] / variant.cost["steps"] if by_cost else 1
     means = {}
     for kind in ("train", "held_out"):
