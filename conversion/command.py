@@ -1,6 +1,7 @@
 """The command line of a conversion: `python -m conversion SOURCE TARGET`, which `zoo convert` is too."""
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,9 @@ from description_zoo.foreign_text import printable
 
 from .errors import report
 
+# At their import, whoever imports them, torchao and bitsandbytes tell which kernels they do without, and torch what it
+# thinks of an enumeration of torchao's.
+TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
 MODEL_HELP = "Folder with config.json and safetensors, a GGUF file, or a Hub id owner/name[@revision]."
 SOURCE_HELP = "When converting back: the original checkpoint, for tensors that zoo does not use and the folder lacks."
 PICKLE_HELP = "Open weights that are pickles (*.bin, *.pth), for tensors alone. Off by default: a pickle can run code."
@@ -85,6 +89,8 @@ def quiet() -> None:
 
 def run(app: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
     """Run a command line; -> the exit code. 0: done; 1: failed; 2: wrong usage; a failure is one sentence on stderr."""
+    for library in TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         return app(arguments, prog_name=program, standalone_mode=False) or 0
     except Exception as error:

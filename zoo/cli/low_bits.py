@@ -1,6 +1,5 @@
 """Weights of eight or four bits while a model runs, by torchao: nothing is stored so."""
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
@@ -21,14 +20,10 @@ def check_quantize(word: str | None) -> None:
         return
     if word not in MAKERS:
         raise UserError(f"--quantize {word} is not one of {', '.join(MAKERS)}.")
-    # Remarks about kernels of its own that it does without, and about torch's own next version.
-    logging.disable(logging.WARNING)
     try:
         import torchao.quantization  # noqa: F401
     except ImportError as error:
         raise UserError("--quantize needs torchao: pip install torchao") from error
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def in_few_bits(model: "nn.Module", word: str) -> int:

@@ -44,14 +44,12 @@ def train(
 
 def silence(shows: bool) -> None:
     """No remarks of libraries between lines of ours; without `shows` no bars either."""
-    import logging
     import os
     import warnings
 
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not shows:
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()

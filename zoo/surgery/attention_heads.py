@@ -29,6 +29,7 @@ from .operation import (
     Statistics,
     SurgeryError,
     for_layers,
+    has_own,
 )
 
 READS = "self_attn.o_proj"
@@ -51,7 +52,7 @@ class AttentionHeads(Operation):
         )
 
     def layers(self, config: ZooConfig, fields: dict[str, Any]) -> list[int]:
-        if config.is_heterogeneous and {HEADS, GROUPS, "head_dim"} & set(config.per_layer_attributes or ()):
+        if has_own(config, HEADS, GROUPS, "head_dim"):
             return []
         return [index for index, name in enumerate(config.attention_mixers) if name == "grouped_query"]
 

@@ -33,6 +33,7 @@ from .operation import (
     Request,
     Statistics,
     SurgeryError,
+    has_own,
 )
 
 MLP = "model.layers.{i}.mlp."
@@ -56,7 +57,7 @@ class Experts(Operation):
         return isinstance(fields.get("num_experts"), int) and config.num_experts is None
 
     def layers(self, config: ZooConfig, fields: dict[str, Any]) -> list[int]:
-        if config.is_heterogeneous and {"intermediate_size", "mlp_bias"} & set(config.per_layer_attributes or ()):
+        if has_own(config, "intermediate_size", "mlp_bias"):
             return []
         named = fields.get("mlp_layer_types")
         return [

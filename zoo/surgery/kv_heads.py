@@ -40,6 +40,7 @@ from .operation import (
     Statistics,
     SurgeryError,
     for_layers,
+    has_own,
     in_layers,
 )
 from .rotations import pair_moments, query_energies, to_complex, to_rows
@@ -69,8 +70,7 @@ class KeyValueHeads(Operation):
         return isinstance(fields.get("num_key_value_heads"), int)
 
     def layers(self, config: ZooConfig, fields: dict[str, Any]) -> list[int]:
-        differing = set(config.per_layer_attributes or ()) if config.is_heterogeneous else set()
-        if differing & {"num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "attention_bias"}:
+        if has_own(config, "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "attention_bias"):
             return []
         return [index for index, name in enumerate(config.attention_mixers) if name == "grouped_query"]
 

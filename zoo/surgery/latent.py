@@ -27,6 +27,7 @@ from .operation import (
     Request,
     Statistics,
     SurgeryError,
+    has_own,
 )
 
 # What latent attention has no place for; (field, what it may say all the same).
@@ -61,7 +62,7 @@ class Latent(Operation):
 
     def layers(self, config: ZooConfig, fields: dict[str, Any]) -> list[int]:
         types = fields.get("attention_type")
-        if config.is_heterogeneous and set(config.per_layer_attributes or ()) & set(ONE_FOR_ALL):
+        if has_own(config, *ONE_FOR_ALL):
             return []  # the sizes of latent attention are one for all layers here
         named = set(range(config.num_hidden_layers))
         if isinstance(types, list):

@@ -33,6 +33,7 @@ from .operation import (
     Statistics,
     SurgeryError,
     for_layers,
+    has_own,
 )
 
 MLP = "model.layers.{i}.mlp."
@@ -55,7 +56,7 @@ class MlpWidth(Operation):
         return [index for index, (kind, block) in enumerate(kinds) if kind == "dense" and block != "mixer_only"]
 
     def examples(self, config: ZooConfig) -> list[Example]:
-        if not self.layers(config, {}) or self.has_own_widths(config):
+        if not self.layers(config, {}) or has_own(config, "intermediate_size"):
             return []
         width = config.intermediate_size
         more, fewer = ({"intermediate_size": size} for size in (width + width // 2, max(1, width * 3 // 4)))
@@ -64,12 +65,9 @@ class MlpWidth(Operation):
             Example(fewer, Exactness(APPROXIMATE), "fewer parameters: calibrate, then heal"),
         ]
 
-    def has_own_widths(self, config: ZooConfig) -> bool:
-        return config.is_heterogeneous and "intermediate_size" in (config.per_layer_attributes or ())
-
     def check(self, config: ZooConfig, request: Request) -> None:
         """Raises SurgeryError where layers have widths of their own, or others share them."""
-        if self.has_own_widths(config):
+        if has_own(config, "intermediate_size"):
             raise SurgeryError("per_layer_config gives layers an intermediate_size of their own: change one at a time.")
         if request.fields["intermediate_size"] < 1:
             raise SurgeryError(f"intermediate_size={request.fields['intermediate_size']} must be at least 1.")

@@ -17,7 +17,7 @@ from conversion.engine.zoo_side import expected_tensors
 from .depth import LAST_NORMS, LAYER, is_last
 from .latent_full import ATTENTION
 from .norm_offset import offsets
-from .operation import ARITHMETIC, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError
+from .operation import ARITHMETIC, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError, has_own
 
 FIELDS = ("residual_multiplier", "embedding_multiplier", "attention_multiplier", "logits_scaling")
 PLAIN = {"residual_multiplier": 1.0, "embedding_multiplier": 1.0, "attention_multiplier": None, "logits_scaling": 1.0}
@@ -34,7 +34,7 @@ class Multipliers(Operation):
     def examples(self, config: ZooConfig) -> list[Example]:
         fields = {name: plain for name, plain in PLAIN.items() if getattr(config, name) != plain}
         if "attention_multiplier" in fields:
-            own = config.is_heterogeneous and "head_dim" in (config.per_layer_attributes or ())
+            own = has_own(config, "head_dim")
             fields["attention_multiplier"] = 1.0 if own else config.head_dim**-0.5
         return [Example(fields, Exactness(ARITHMETIC), "as families without factors")] if fields else []
 

@@ -7,7 +7,7 @@ from conversion.engine.rules import PermuteRope, Reverse, Rule
 from conversion.engine.zoo_side import expected_tensors
 
 from .latent_full import ATTENTION
-from .operation import ARITHMETIC, Exactness, Example, Operation, Request, Statistics, SurgeryError
+from .operation import ARITHMETIC, Exactness, Example, Operation, Request, Statistics, SurgeryError, has_own
 
 FIELD = "rope_interleave"
 
@@ -33,7 +33,7 @@ class RotationLayout(Operation):
             )
         if config.attn_output_gate == "query":
             raise SurgeryError(f"{FIELD}: a gate stands between the heads of q_proj.")
-        if config.is_heterogeneous and "head_dim" in (config.per_layer_attributes or ()):
+        if has_own(config, "head_dim"):
             raise SurgeryError(f"{FIELD}: layers have a head_dim of their own.")
         if "shared_block" in config.block_types:
             raise SurgeryError(f"{FIELD}: shared blocks rotate heads of their own.")
