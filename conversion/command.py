@@ -13,8 +13,8 @@ from description_zoo.foreign_text import printable
 
 from .errors import report
 
-# At their import, whoever imports them, torchao and bitsandbytes tell which kernels they do without, and torch what it
-# thinks of an enumeration of torchao's.
+# What torchao and bitsandbytes print while they are imported, by whatever module: which kernels they do without, and
+# torch's remark about an enumeration of torchao's.
 TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
 MODEL_HELP = "Folder with config.json and safetensors, a GGUF file, or a Hub id owner/name[@revision]."
 SOURCE_HELP = "When converting back: the original checkpoint, for tensors that zoo does not use and the folder lacks."
