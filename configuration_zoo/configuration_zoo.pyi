@@ -722,9 +722,10 @@ class ZooConfig(PreTrainedConfig):
     shared_expert_gate: bool | None
     """A sigmoid gate, one number per token, on the output of the shared experts. Needs n_shared_experts. Source:
     Qwen1.5-MoE (Qwen 2024)."""
-    shared_expert_combination_strategy: Literal["sum", "average"] | None
-    """The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum. Needs
-    n_shared_experts. Source: DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)."""
+    shared_expert_combination_strategy: Literal["sum", "average", "normed_sum"] | None
+    """The output of the shared experts is added to that of the routed ones, averaged with it, or added and normed
+    (normed_sum). None: sum. Needs n_shared_experts. Source: DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum);
+    Cohere (average); A.X K1 (normed_sum)."""
     gated_mlp: bool
     """An MLP is down(act(gate x) · up x) instead of down(act(up x)). Needs a layer with an MLP, which
     block_type='mixer_only' lacks. Source: Shazeer 2020, arXiv 2002.05202."""
@@ -884,7 +885,7 @@ class ZooConfig(PreTrainedConfig):
         n_shared_experts: int | None = None,
         shared_expert_intermediate_size: int | None = None,
         shared_expert_gate: bool | None = None,
-        shared_expert_combination_strategy: Literal["sum", "average"] | None = None,
+        shared_expert_combination_strategy: Literal["sum", "average", "normed_sum"] | None = None,
         gated_mlp: bool = True,
         hidden_act: Literal["elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu"] = 'silu',
         intermediate_size: int | None = None,
@@ -1016,7 +1017,7 @@ class ZooConfig(PreTrainedConfig):
             n_shared_experts: How many experts every token visits, computed as one MLP. None: 0, or 1 with a shared_expert_intermediate_size.
             shared_expert_intermediate_size: Inner width of that MLP. None: n_shared_experts · moe_intermediate_size.
             shared_expert_gate: A sigmoid gate, one number per token, on the output of the shared experts.
-            shared_expert_combination_strategy: The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum.
+            shared_expert_combination_strategy: The output of the shared experts is added to that of the routed ones, averaged with it, or added and normed (normed_sum). None: sum.
             gated_mlp: An MLP is down(act(gate x) · up x) instead of down(act(up x)).
             hidden_act: Activation of an MLP; "linear" with a gate is the bilinear unit, "sigmoid" the first gated one.
             intermediate_size: Inner width of an MLP. None: 4 · hidden_size, or with a gate 8/3 · hidden_size rounded up to 64, which has as many parameters.

@@ -10,7 +10,7 @@ SCORING_FUNCS = ("softmax", "sigmoid", "sqrtsoftplus", "sparsemixer")
 GROUP_SCORES = ("top2_sum", "max")
 GROUP_MASK_VALUES = ("-inf", "zero")
 ZERO_EXPERT_TYPES = ("identity", "zero")
-SHARED_EXPERT_COMBINATIONS = ("sum", "average")
+SHARED_EXPERT_COMBINATIONS = ("sum", "average", "normed_sum")
 GROUP_FIELDS = ("topk_group", "router.group_score", "router.group_mask_value")
 SHARED_FIELDS = ("shared_expert_intermediate_size", "shared_expert_gate", "shared_expert_combination_strategy")
 SWIGLU_FIELDS = ("swiglu_limit", "swiglu_alpha", "swiglu_up_offset")
@@ -219,8 +219,9 @@ class ExpertFields:
     shared_expert_combination_strategy: str | None = choice(
         SHARED_EXPERT_COMBINATIONS,
         needs="n_shared_experts",
-        meaning="The output of the shared experts is added to that of the routed ones, or averaged with it. None: sum.",
-        source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average)",
+        meaning="The output of the shared experts is added to that of the routed ones, averaged with it, or added and "
+        "normed (normed_sum). None: sum.",
+        source="DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066 (sum); Cohere (average); A.X K1 (normed_sum)",
     )
 
     def resolve_experts(self) -> None:

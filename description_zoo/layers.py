@@ -34,6 +34,7 @@ POSITIONS = {
     "alibi": "ALiBi", "learned": "learned", "none": "NoPE", "relative": "relative", "sinusoidal": "sinusoidal",
     "transformer_xl": "Transformer-XL",
 }  # fmt: skip
+COMBINED = {"average": "averaged with shared", "normed_sum": "norm behind the sum with shared"}
 GATES = {
     "query": "gate from q_proj", "elementwise": "gate per channel", "headwise": "gate per head",
     "elementwise_softplus": "softplus gate per channel", "headwise_softplus": "softplus gate per head",
@@ -266,6 +267,7 @@ def describe_mlp(config: ZooConfig, index: int) -> str:
         f"{config.topk_group} of {config.n_group} groups" if (config.n_group or 1) > 1 else "",
         "bias for balance" if config.use_score_correction_bias else "",
         "gate of shared" if config.shared_expert_gate else "",
+        COMBINED.get(config.shared_expert_combination_strategy, ""),
         f"beside a dense {config.intermediate_size}" if dense else "",
     ]
     return ", ".join(word for word in words if word) + bias

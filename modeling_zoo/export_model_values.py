@@ -53,7 +53,7 @@ def is_literal(node: ast.expr | None) -> bool:
         called = isinstance(node.func, ast.Name) and node.func.id in ("frozenset", "set", "tuple", "dict")
         return called and all(is_literal(argument) for argument in node.args) and not node.keywords
     if isinstance(node, ast.Dict):
-        keys = all(isinstance(key, ast.Constant) for key in node.keys)
+        keys = all(key is not None and is_literal(key) for key in node.keys)
         return keys and all(isinstance(value, ast.Name) or is_literal(value) for value in node.values)
     if isinstance(node, ast.Tuple | ast.List | ast.Set):
         return all(is_literal(entry) for entry in node.elts)

@@ -8,6 +8,7 @@ from configuration_zoo import ZooConfig
 from .mlp_dense import GatedMLP, PlainMLP
 from .mlp_experts import EXPERTS, gate_and_clamp, make_expert_activation
 from .mlp_routers import ROUTERS
+from .norms import make_norm
 from .ops_experts import run_slots
 
 
@@ -36,14 +37,16 @@ def average(routed: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     return (routed + shared) / 2
 
 
-COMBINATIONS = {"sum": add, "average": average}
+# The sum of the last is normed behind it.
+COMBINATIONS = {"sum": add, "average": average, "normed_sum": add}
 
 
 class SparseMLP(nn.Module):
     """x `[B, T, D]` → Σ_k weight_k · expert_k(x) + shared(x), `[B, T, D]`, the k experts with the best router scores.
 
     router → top k → experts → combine (Shazeer et al. 2017; Dai et al. 2024, DeepSeekMoE). With `moe_latent_size` the
-    routed experts work between two projections, in fewer channels (Nemotron 3).
+    routed experts work between two projections, in fewer channels (Nemotron 3); with "normed_sum" a norm stands behind
+    the sum (A.X K1).
     """
 
     def __init__(self, config: ZooConfig, layer_idx: int | None = None):
@@ -64,6 +67,8 @@ class SparseMLP(nn.Module):
             self.shared_experts = SHARED_EXPERTS[config.gated_mlp](config, layer_idx, width)
             self.shared_expert_gate = nn.Linear(size, 1, bias=False) if config.shared_expert_gate else None
             self.combine = COMBINATIONS[config.shared_expert_combination_strategy]
+        normed = config.shared_expert_combination_strategy == "normed_sum"
+        self.output_norm = make_norm(config, size) if normed else None
 
     def forward(self, hidden_states: torch.Tensor, router_input: torch.Tensor | None = None) -> torch.Tensor:
         """`router_input` `[B, T, D]` is what the router reads, where that is not `hidden_states`."""
@@ -74,6 +79,8 @@ class SparseMLP(nn.Module):
         output = self.run_routed(jittered, weights, experts)
         if self.shared_experts is not None:
             output = self.combine(output, self.run_shared(tokens))
+        if self.output_norm is not None:
+            output = self.output_norm(output)
         return output.view(hidden_states.shape)
 
     def jitter(self, tokens: torch.Tensor) -> torch.Tensor:

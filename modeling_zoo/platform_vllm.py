@@ -100,7 +100,7 @@ def _of_experts(layer):
         "moe_latent_size": layer.moe_latent_size,
         "zero_expert_num": layer.zero_expert_num,
         **{f"router.{key}": layer.router[key] for key in ROUTER_KEYS},
-        "shared_expert_combination_strategy": layer.shared_expert_combination_strategy == "average",
+        "shared_expert_combination_strategy": layer.shared_expert_combination_strategy not in (None, "sum"),
         "scoring_func": layer.scoring_func not in ("softmax", "sigmoid"),
     })  # fmt: skip
 

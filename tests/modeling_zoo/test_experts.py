@@ -205,6 +205,11 @@ LAYERS = {
         **{"n_shared_experts": 2, "shared_expert_gate": True},
     },
     "clamped": {"swiglu_limit": 0.4, "n_shared_experts": 1},
+    "normed_sum": {"shared_expert_intermediate_size": SHARED, "shared_expert_combination_strategy": "normed_sum"},
+    "normed_sum_gate_latent": {
+        **{"n_shared_experts": 2, "shared_expert_gate": True, "moe_latent_size": 20, "norm_eps": 1e-3},
+        **{"shared_expert_combination_strategy": "normed_sum", "zero_expert_num": 5},
+    },
     "clamped_alpha_offset": {
         **{"swiglu_limit": 0.6, "swiglu_alpha": 1.7, "swiglu_up_offset": 0.5, "expert_bias": True},
         **{"shared_expert_intermediate_size": SHARED, "shared_expert_combination_strategy": "average"},

@@ -255,6 +255,7 @@ ROWS = {
          "swiglu_limit": 3.0, "swiglu_alpha": 1.7, "swiglu_up_offset": 1.0, "expert_bias": True, "router.bias": True},
         {**EXPERTS, "scoring_func": "sparsemixer", "router.sparsemixer_jitter_eps": 0.05, "router.jitter_noise": 0.1},
         {**EXPERTS, "zero_expert_num": 2, "zero_expert_type": "identity", "norm_topk_prob": False},
+        {**EXPERTS, "n_shared_experts": 1, "shared_expert_combination_strategy": "normed_sum"},
         {**EXPERTS, "router.input_norm": True, "router.input_multiplier": 0.5, "router.per_expert_scale": True,
          "router.logit_softcapping": 0.7, "n_shared_experts": 2, "shared_expert_intermediate_size": 30,
          "shared_expert_combination_strategy": "average", "output_router_logits": True},

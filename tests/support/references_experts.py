@@ -153,6 +153,8 @@ def sparse_token(x, router_x, state, config):
     if config.moe_latent_size:
         routed = state["fc2_latent_proj.weight"] @ routed + state.get("fc2_latent_proj.bias", 0.0)
     output = routed + kept + shared_experts(x, state, config)
+    if config.shared_expert_combination_strategy == "normed_sum":
+        return output / torch.sqrt((output * output).mean() + config.norm_eps) * state["output_norm.weight"]
     return output / 2 if config.n_shared_experts and config.shared_expert_combination_strategy == "average" else output
 
 
