@@ -5,27 +5,24 @@
     python examples/finetune_lora.py --kind dora
 
 The storyteller of the demo is converted, loaded by the code in its folder and taught Shakespeare with PEFT and
-transformers' Trainer. What comes out, in --output: the adapter, and the merged model, which is a folder like any other
-(learned tokens in front of a prompt cannot be merged).
+transformers' Trainer. What comes out, in --output: the adapter, the merged model, which is a folder like any other, and
+the same as a checkpoint of the family (learned tokens in front of a prompt cannot be merged).
 """
 
 import argparse
 from pathlib import Path
 
-import torch
+from fine_tuning import HELD_OUT, converted, hand_back, parser, positive, run, save_adapter
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     DataCollatorForLanguageModeling,
     PrinterCallback,
     Trainer,
     TrainingArguments,
 )
-from transformers.utils import logging
 
-EXAMPLES = Path(__file__).resolve().parent
-LENGTH, HELD_OUT = 128, 24
+LENGTH = 128
 IN_FRONT = {"prompt": PromptTuningConfig, "prefix": PrefixTuningConfig}
 
 
@@ -61,8 +58,6 @@ def make_trainer(model, tokenizer, rows: list[dict], options: argparse.Namespace
         learning_rate=options.rate, lr_scheduler_type="cosine", warmup_steps=options.steps // 20, save_strategy="no",
         report_to="none", disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
-    # This tokenizer has no token for padding; all rows are equally long.
-    tokenizer.pad_token = tokenizer.eos_token
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     trainer = Trainer(
         model=model, args=arguments, train_dataset=rows[HELD_OUT:], eval_dataset=rows[:HELD_OUT], data_collator=collator
@@ -72,26 +67,12 @@ def make_trainer(model, tokenizer, rows: list[dict], options: argparse.Namespace
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, default=EXAMPLES / "stories260K", help="a checkpoint zoo converts")
-    parser.add_argument("--corpus", type=Path, default=EXAMPLES / "corpora" / "shakespeare.txt")
-    parser.add_argument("--output", type=Path, default=Path("output/finetune_lora"))
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--kind", choices=("lora", "dora", "ia3", *IN_FRONT), default="lora")
-    parser.add_argument("--rank", type=int, default=8, help="of LoRA and DoRA; the number of learned tokens")
-    parser.add_argument("--rate", type=float, default=5e-3)
-    options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
-
-    base = options.output / "base"
-    if not base.is_dir():
-        # Once; from here on the folder is all that is needed.
-        from conversion import convert
-
-        convert(options.source, base)
-    model, tokenizer = load(base), AutoTokenizer.from_pretrained(base, trust_remote_code=True)
+    made = parser(__doc__, "finetune_lora", steps=150, rate=5e-3)
+    made.add_argument("--kind", choices=("lora", "dora", "ia3", *IN_FRONT), default="lora")
+    made.add_argument("--rank", type=positive, default=8, help="of LoRA and DoRA; the number of learned tokens")
+    options = made.parse_args()
+    base, tokenizer = converted(options)
+    model = load(base)
     rows = blocks(tokenizer, options.corpus.read_text())
 
     targets = model.lora_targets()
@@ -104,16 +85,14 @@ def main() -> None:
     learned, total = adapted.get_nb_trainable_parameters()
     print(f"{learned:,} of {total:,} parameters, {options.steps} steps: held-out loss {before:.3f} -> {after:.3f}")
 
-    adapted.save_pretrained(options.output / "adapter")
-    trained = PeftModel.from_pretrained(load(base), options.output / "adapter")
+    trained = PeftModel.from_pretrained(load(base), save_adapter(adapted, options))
     if options.kind not in IN_FRONT:
         trained = trained.merge_and_unload()
-        trained.save_pretrained(options.output / "merged")
-        tokenizer.save_pretrained(options.output / "merged")
+        hand_back(trained, tokenizer, options)
     prompt = tokenizer("ROMEO:\n", return_tensors="pt")
     text = trained.generate(**prompt, max_new_tokens=80, do_sample=True, top_p=0.9)
     print(tokenizer.decode(text[0], skip_special_tokens=True))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -393,7 +393,7 @@ OWN_PHRASES = {
     r"(?:layer|transformers)(?:'s?)? words?\b|words? (?:of|for) (?:a |its |the )?layers?\b": "layer type",
 }
 # The words of a text, not of the program.
-PHRASES_ALLOWED = {"examples/finetune_sft.py": {"layer type"}}
+PHRASES_ALLOWED = {"examples/fine_tuning.py": {"layer type"}, "examples/finetune_reward.py": {"layer type"}}
 PROSE = [
     ROOT / name
     for name in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()

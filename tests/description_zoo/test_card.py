@@ -1,6 +1,9 @@
 """The card of a folder: its numbers are the model's own, its picture is a picture, its licence the original's."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -9,15 +12,18 @@ import pytest
 import torch
 from combinations import EXPERTS, ROWS, SIZES
 from huggingface_hub import ModelCard
-from places import STORIES
+from places import ROOT, STORIES
+from safetensors.torch import load_file
 from samples import only
 from transformers import DynamicCache
 
 from conversion import convert
 from description_zoo.card import replace_empty_card, write_plain_card
+from description_zoo.card_adapter import is_blank_card
 from description_zoo.card_origin import carried_over, front_matter, read_front_matter
 from description_zoo.measure import repetitions
 from modeling_zoo import ZooConfig, ZooForCausalLM
+from zoo.training import write_card
 
 FLOAT = {"dtype": "float32"}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 4}
@@ -120,3 +126,83 @@ def test_the_lines_of_a_card_run_as_they_stand(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trainable params" in done.stdout and "transformers_modules.zoo." in done.stdout
     assert "y/N" not in done.stdout + done.stderr
+
+
+# -- adapters ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA on a converted folder, as PEFT leaves it."""
+    peft = pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("adapters")
+    convert(STORIES, folder / "zoo", progress=False)
+    model = ZooForCausalLM.from_pretrained(folder / "zoo")
+    settings = peft.LoraConfig(r=3, lora_alpha=6, task_type="CAUSAL_LM", **model.lora_targets())
+    peft.get_peft_model(model, settings).save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def test_an_adapter_gets_a_card_in_place_of_the_template(adapter):
+    assert is_blank_card((adapter / "README.md").read_text())
+    write_card(adapter)
+    text = (adapter / "README.md").read_text()
+    assert not is_blank_card(text) and str(adapter.parent) not in text
+    stored = sum(tensor.numel() for tensor in load_file(adapter / "adapter_model.safetensors").values())
+    assert f"| {stored:,} in F32 |" in text and "| rank | 3 |" in text and "zoo convert merged back --to llama" in text
+    data = ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag, data.tags) == (
+        "peft",
+        "text-generation",
+        ["zoo", "custom_code", "lora"],
+    )
+
+
+def test_an_adapter_on_a_repository_names_it(adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "owner/name", "peft_type": "IA3", "target_modules": ["<b>|x`"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    write_card(tmp_path / "adapter")
+    text = (tmp_path / "adapter" / "README.md").read_text()
+    data = ModelCard(text).data
+    assert (data.base_model, data.base_model_relation, data.tags) == ("owner/name", "adapter", ["ia3"])
+    assert "# An IA3 for `owner/name`" in text and 'from_pretrained("owner/name"' in text and "<b>" not in text
+
+
+@pytest.mark.long
+def test_the_lines_of_an_adapter_s_card_run_as_they_stand(adapter):
+    """Loading, merging and the way back, by a reader who pastes them."""
+    write_card(adapter)
+    load, merge = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(), flags=re.DOTALL)
+    code = load.replace("path/to/this/folder", "adapter").replace("path/to/the/base", "zoo") + merge
+    run_in(adapter.parent, sys.executable, "-c", code)
+    run_in(adapter.parent, sys.executable, "-m", "zoo", "convert", "merged", "back", "--to", "llama")
+    original, back = (load_file(folder / "model.safetensors") for folder in (STORIES, adapter.parent / "back"))
+    # An adapter that has learned nothing yet adds zeros.
+    assert original.keys() == back.keys() and all(torch.equal(original[name], back[name]) for name in original)
+
+
+def run_in(folder, *command):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"has no config.json or adapter_config.json: there is no model or adapter to describe."),
+        ({"config.json": '{"model_type": "llama"}'}, r"has no zoo model: convert it first \(zoo convert\)."),
+        ({"adapter_config.json": "{}"}, "has no adapter_model.safetensors: save the adapter there with PEFT's"),
+        (
+            {"adapter_config.json": "[", "adapter_model.safetensors": ""},
+            "is not a JSON object: save the adapter",
+        ),
+    ],
+)
+def test_a_folder_with_neither_is_refused(files, message, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        write_card(tmp_path)

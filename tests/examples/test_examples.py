@@ -3,14 +3,15 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 import torch
-from places import ROOT
+from places import ROOT, STORIES
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 STORY = "Once upon a time, there was a little girl named Lily."
 
@@ -93,8 +94,76 @@ def test_fine_tuning_by_the_code_in_the_folder(script, options, improved, conver
     assert "transformers_modules." in shown
     before, after = (float(number) for number in re.search(improved, shown).groups())
     assert after < before - 0.2
-    assert (converted / "merged" / "modeling_zoo.py").is_file()
-    assert AutoModelForCausalLM.from_pretrained(converted / "merged", trust_remote_code=True).num_parameters() == 260032
+    same_both_ways(converted)
+
+
+def same_both_ways(folder, auto=AutoModelForCausalLM, parameters=260032):
+    """The merged folder, by the code in it, and transformers' own class on the checkpoint that was made of it."""
+    assert (folder / "merged" / "modeling_zoo.py").is_file()
+    card = (folder / "merged" / "README.md").read_text()
+    assert "# A zoo model" in card and "It has the architecture of a `llama` checkpoint." in card
+    ours = auto.from_pretrained(folder / "merged", trust_remote_code=True).eval()
+    theirs = auto.from_pretrained(folder / "back").eval()
+    assert type(theirs).__module__ == "transformers.models.llama.modeling_llama"
+    assert ours.num_parameters() == theirs.num_parameters() == parameters
+    tokens = torch.randint(3, 500, (2, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, rtol=2e-5, atol=2e-5)
+
+
+def run_here(script, monkeypatch, capsys, *options):
+    """A script of examples/ in this process, which has imported torch already; -> what it prints."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    return capsys.readouterr().out
+
+
+# Script, options, what got better and how much, class of the model, parameters.
+FINE_TUNING = {
+    "packed": (["--steps", "3"], "held-out loss", 0.3, AutoModelForCausalLM, 260032),
+    "qlora": (["--steps", "8", "--rank", "4"], "held-out loss", 0.3, AutoModelForCausalLM, 260160),
+    "reward": (["--steps", "20"], "held-out loss", 0.05, AutoModelForSequenceClassification, 260096),
+    "grpo": (["--steps", "6"], "words from five in a sentence", 0.0, AutoModelForCausalLM, 260032),
+    "distill": (["--steps", "10"], "held-out divergence", 0.1, AutoModelForCausalLM, 169152),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n != "packed")) for n in FINE_TUNING])
+def test_fine_tuning_and_the_way_back_to_the_family(name, tmp_path, monkeypatch, capsys):
+    for library in ("peft", "accelerate", "trl", "datasets", "bitsandbytes"):
+        pytest.importorskip(library)
+    options, what, least, auto, parameters = FINE_TUNING[name]
+    shown = run_here(f"finetune_{name}.py", monkeypatch, capsys, *options, "--output", tmp_path)
+    before, after = (float(number) for number in re.search(rf"{what} (\S+) -> (\S+)", shown).groups())
+    assert after < before - least
+    same_both_ways(tmp_path, auto, parameters)
+    if name == "packed":
+        padded, packed = re.findall(r"loss (\S+) over (\S+)", shown)[:2]
+        assert padded[0] == packed[0] and int(packed[1].replace(",", "")) < 0.8 * int(padded[1].replace(",", ""))
+    if name in ("qlora", "grpo"):
+        card = (tmp_path / "adapter" / "README.md").read_text()
+        assert "# A LoRA for a zoo model converted from a `llama` checkpoint" in card
+        assert str(tmp_path) not in card and "More Information Needed" not in card
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "sentence"),
+    [
+        ("finetune_packed.py", ["--source", "nowhere"], r"error: .*nowhere"),
+        ("finetune_packed.py", ["--corpus", "nothing.txt"], r"error: .*No such file.*nothing.txt"),
+        ("finetune_packed.py", ["--corpus", str(STORIES / "config.json")], r"error: The corpus has 0 speeches"),
+        ("finetune_packed.py", ["--steps", "0"], "'0' is not a whole number above 0"),
+        ("finetune_distill.py", ["--layers", "9"], r"error: --layers 9: the teacher has 5 layers; give fewer."),
+    ],
+)
+def test_wrong_input_to_a_fine_tuning_example_is_a_sentence(script, options, sentence, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("trl")
+    with pytest.raises(SystemExit) as stopped:
+        run_here(script, monkeypatch, capsys, *options, "--output", tmp_path)
+    # argparse has printed its own.
+    said = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err
+    assert re.search(sentence, said) and "Traceback" not in said
 
 
 @pytest.mark.long

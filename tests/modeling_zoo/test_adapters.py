@@ -369,3 +369,40 @@ def test_eight_bits_under_an_adapter(folder):
         cache = adapted(input_ids=inputs[:, :-1], use_cache=True).past_key_values
         step = adapted(input_ids=inputs[:, -1:], past_key_values=cache, use_cache=True).logits
     torch.testing.assert_close(step[:, -1], whole[:, -1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.sampled(2)
+def test_four_bits_under_an_adapter(folder):
+    """QLoRA by bitsandbytes on a CPU: every linear map but head and routers in NF4, a LoRA and new rows of the token
+    table on top; the quantized model is the plain one with rounded weights, and its adapter merges into that one."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    plain = remote(folder)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    quantized = type(plain).from_pretrained(folder, config=plain.config, quantization_config=settings)
+    # Packed anew for evaluation on some CPUs, in sizes of multiples of 32 alone: nothing here is random in training.
+    quantized.train()
+    rounded = {n: m for n, m in quantized.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
+    for name, module in rounded.items():
+        weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        plain.get_submodule(name).weight.data.copy_(weight)
+    modules = [n for n, m in plain.named_modules() if type(m) is torch.nn.Linear and "lm_head" not in n]
+    assert {n for n in modules if not n.endswith("_gate")} <= rounded.keys()
+    inputs = tokens()
+    for model in (plain, quantized):
+        model.resize_token_embeddings(103, mean_resizing=False)
+    quantized.get_input_embeddings().weight.data.copy_(plain.get_input_embeddings().weight.data)
+    if not plain.config.tie_word_embeddings:
+        quantized.get_output_embeddings().weight.data.copy_(plain.get_output_embeddings().weight.data)
+    torch.testing.assert_close(quantized(inputs).logits, plain.train()(inputs).logits, rtol=1e-4, atol=1e-4)
+    config = LoraConfig(r=3, trainable_token_indices=[101, 102], **lora_targets(quantized))
+    adapted = get_peft_model(peft.prepare_model_for_kbit_training(quantized, use_gradient_checkpointing=False), config)
+    inputs[:, 3:5] = torch.tensor([101, 102])
+    stir(adapted)
+    losses = train(adapted, steps=4)
+    assert losses[-1] < losses[0]
+    expected = adapted(input_ids=inputs).logits
+    same = get_peft_model(plain, config)
+    same.load_state_dict({k: v for k, v in adapted.state_dict().items() if "lora_" in k or "delta" in k}, strict=False)
+    torch.testing.assert_close(same.merge_and_unload()(inputs).logits, expected, rtol=1e-3, atol=1e-3)

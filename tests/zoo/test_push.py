@@ -152,7 +152,7 @@ def test_a_config_alone(hub, tmp_path):
     assert config.num_key_value_heads == 2 and config.hidden_size == 24
 
 
-def test_an_adapter_finds_its_base_on_the_hub(hub, monkeypatch):
+def test_an_adapter_finds_its_base_on_the_hub(hub, zoo, tmp_path):
     peft = pytest.importorskip("peft")
     make_model().push_to_hub("user/base")
     base = ZooForCausalLM.from_pretrained("user/base")
@@ -167,6 +167,10 @@ def test_an_adapter_finds_its_base_on_the_hub(hub, monkeypatch):
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {*hub.files("user/adapter")}
     again = peft.AutoPeftModelForCausalLM.from_pretrained("user/adapter").eval()
     torch.testing.assert_close(again(tokens).logits, expected)
+    # PEFT's template goes through its own way; `zoo push` writes what there is to say.
+    model.save_pretrained(tmp_path / "adapter")
+    assert zoo("push", tmp_path / "adapter", "user/described")[0] == 0
+    assert "# A LoRA for `user/base`" in hub.files("user/described")["README.md"].decode()
 
 
 def test_a_private_model_needs_its_owners_token(hub, monkeypatch, tmp_path):

@@ -65,14 +65,19 @@ def check_weights(folder: Path) -> None:
 
 
 def write_card(folder: Path, target: Path) -> dict[str, Path]:
-    """The card of a folder that has none, and its picture, written into `target`; -> {name in the repository: path}."""
+    """The card of a folder that has none or an empty one, and its picture, written into `target`; -> {name in the
+    repository: path}."""
     from conversion.command import quiet
     from description_zoo.card import write_plain_card
+    from description_zoo.card_adapter import write_adapter_card
 
     from ..inspection import config_of
 
     quiet()
-    write_plain_card(target, config_of(str(folder)))
+    if (folder / CONFIG).is_file():
+        write_plain_card(target, config_of(str(folder)))
+    else:
+        write_adapter_card(folder, target)
     return {path.name: path for path in target.iterdir() if path.name == CARD or not (folder / path.name).exists()}
 
 

@@ -88,7 +88,12 @@ def missing_weights(folder: Path) -> str | None:
 
 
 def wants_card(folder: Path) -> bool:
-    """Whether a card can be written: a zoo model without one."""
+    """Whether a card can be written: for a zoo model without one, or an adapter with none or with PEFT's template."""
+    from description_zoo.card_adapter import is_blank_card
+
+    if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
+        card = folder / CARD
+        return not card.is_file() or is_blank_card(card.read_text(encoding="utf-8", errors="replace"))
     config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else None
     return not (folder / CARD).is_file() and (config or {}).get("model_type") == "zoo"
 

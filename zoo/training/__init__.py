@@ -4,6 +4,7 @@
     zoo.training.sweep("sweep.yaml")                         # what `zoo sweep` does
     zoo.training.parameter_groups(model, learning_rate=3e-3) # decay, Muon's matrices, widths of muP
     zoo.training.ExpertBalance()                             # a TrainerCallback: expert load, balancing by a bias
+    zoo.training.write_card("adapter")                       # the card of a trained folder or adapter
 
 Importing this package loads neither torch nor transformers; the first use of a name does.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What editors follow.
     from .balance import ExpertBalance
+    from .cards import write_card
     from .groups import parameter_groups
     from .muon import MuonAdamW
     from .recipe import RecipeError, read_recipe
@@ -30,10 +32,11 @@ _HOME = {
     "scale_width": "widths",
     "sweep": "variants",
     "train": "run",
+    "write_card": "cards",
 }
 __all__ = [
     "ExpertBalance", "MuonAdamW", "RecipeError", "mup_config", "parameter_groups", "read_recipe", "scale_width",
-    "sweep", "train",
+    "sweep", "train", "write_card",
 ]  # fmt: skip
 
 
