@@ -1,4 +1,5 @@
-# make demo | make test | make test-long | make test-serving | make test-versions | make lint | make format | make clean
+# make demo | make test | make test-long | make test-serving | make test-versions | make docs | make test-docs | make lint |
+# make format | make clean
 # Everything runs in an own .venv that is set up once, from any Python 3.11 or newer on PATH (or PYTHON=...).
 
 VENV := .venv
@@ -18,12 +19,12 @@ export TOKENIZERS_PARALLELISM ?= false
 # Where it is set, every process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long test-serving test-versions lint format clean install
+.PHONY: demo test test-long test-serving test-versions docs test-docs lint format clean install
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "zoo needs Python 3.11 or newer on PATH, or as PYTHON=/path/to/python3" >&2; exit 1; }
@@ -44,7 +45,7 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	@$(BIN)/python tests/support/fetch_transformers_tests.py
-	@$(PYTEST) -m "long and not serving"
+	@$(PYTEST) -m "long and not serving and not docs"
 
 # An environment of its own: vLLM brings transformers 5.19. torch first, so that no CUDA build comes; what vLLM's install
 # pulls in for pictures and sound clashes with that torch.
@@ -77,6 +78,19 @@ test-versions: $(INSTALLED) $(SERVING)/.installed .cache/transformers-$(OLDEST)/
 	@ZOO_COMBINATIONS=3 $(PYTEST:$(BIN)%=$(SERVING)/bin%) $(ANYTIME)
 	@$(BIN)/python -m pytest -q -m "long or not long" tests/modeling_zoo/test_versions.py tests/zoo/test_push.py -k "version"
 
+# The site, into site/. Its generator goes into the same .venv: pages are computed from the code.
+$(VENV)/.installed-docs: $(INSTALLED)
+	@$(PIP) -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.installed-docs
+	@$(BIN)/python -m zoo.site.build
+	@echo "site/index.html opens in a browser; $(BIN)/python -m http.server -d site serves it"
+
+# With Chromium, from a package of the system (Debian: chromium) or CHROMIUM=/path/to/it.
+test-docs: $(VENV)/.installed-docs
+	@$(BIN)/python -m pytest -q -m docs tests/zoo/test_site.py tests/zoo/test_explorer.py
+
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -87,5 +101,5 @@ format: $(INSTALLED)
 	@$(BIN)/python -m description_zoo.stub
 
 clean:
-	rm -rf $(VENV) $(SERVING) .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(SERVING) .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

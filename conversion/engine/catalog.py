@@ -55,7 +55,7 @@ def facts(name: str) -> dict[str, Any]:
 def concepts(name: str) -> dict[str, Any]:
     """{flag: value} of what a family's default model sets otherwise than ZooConfig does; a list as its different
     entries."""
-    ours = architecture(_usual(name))
+    ours = architecture(usual_config(name))
     default = architecture(ZooConfig(num_hidden_layers=ours["num_hidden_layers"]))
     found = {}
     for flag, value in ours.items():
@@ -68,7 +68,7 @@ def _is_plain_list(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str | int | float | None) for entry in value)
 
 
-def _usual(name: str) -> ZooConfig:
+def usual_config(name: str) -> ZooConfig:
     """The model that their configuration class describes by default; where that is none, the smallest of the tests."""
     family, model_type = family_of(name), model_type_of(name)
     whole, inner = {"model_type": model_type}, {"model_type": family.reads or model_type}

@@ -18,6 +18,7 @@ from .inspect import inspect
 from .merge import merge
 from .presets import presets
 from .push import push
+from .site import site
 from .surgery import surgery
 from .sweep import sweep
 from .train import train
@@ -62,6 +63,7 @@ COMMANDS = (
     verify,
     presets,
     push,
+    site,
     surgery,
     sweep,
     train,

@@ -1,1 +1,2 @@
-"""The pages that are computed: guides of concepts. From a checkout, since they show the references of its tests."""
+"""Pages that are computed. The gallery of `zoo site` is part of an installation; guides and the site of `make docs` are
+written from a checkout, since they show the references of its tests."""
