@@ -1,0 +1,195 @@
+"""The explorer reckons, refuses and computes in JavaScript what zoo does in Python."""
+
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from random_configs import draw_config, draw_fields
+from tiny_models import VARIANTS, tiny_config
+
+from configuration_zoo import ZooConfig
+from configuration_zoo.fields_per_layer import ALL
+from configuration_zoo.presets import presets
+from description_zoo.flops import flops
+from description_zoo.measure import empty_model, measure
+from zoo.site.explorer import STATIC
+from zoo.site.explorer.rules import rules
+
+DRIVER = Path(__file__).parents[1] / "support" / "explorer.mjs"
+CONTEXTS = (257, 1_000_003)
+TOTALS = (
+    "dtype", "parameters", "active_parameters", "least_active_parameters", "embedding_parameters",
+    "prediction_parameters", "cache_bytes_per_token", "window_bytes", "state_bytes", "workspace_bytes",
+    "cache_bytes_at_full_length",
+)  # fmt: skip
+OF_LAYERS = (
+    "parameters", "inactive_parameters", "cache_bytes_per_token", "state_bytes", "workspace_bytes", "window",
+)  # fmt: skip
+WORDS = (
+    "mixer", "context", "positions", "features", "block", "residual", "mlp", "widths", "experts", "kind", "differs",
+)  # fmt: skip
+# Of keys that are written whatever they are, those that transformers sets; nothing in the page reads them.
+THEIRS = {"transformers_version", "id2label", "label2id", "output_attentions", "_name_or_path", "dtype"}
+SAMPLE = [
+    "bamba", "deepseek_v32", "falcon_mamba", "gemma4_text", "longcat_flash", "qwen3_next", "zamba2", "laguna", "jamba",
+    "minimax", "recurrent_gemma", "apertus", "opt", "llama4_text", "gpt_oss",
+]  # fmt: skip
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory):
+    """The explorer's JavaScript without its tables of models."""
+    folder = tmp_path_factory.mktemp("explorer")
+    shutil.copytree(STATIC, folder, dirs_exist_ok=True)
+    for name, source in rules().items():
+        (folder / name).write_text(source, encoding="utf-8")
+    (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
+    return folder
+
+
+def plain(value):
+    """A value as JSON has it."""
+    return json.loads(json.dumps(value, default=lambda one: str(one).removeprefix("torch.")))
+
+
+def ask(folder, questions):
+    """What the explorer answers to each of them."""
+    command = ["node", str(DRIVER), str(folder)]
+    done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def config_json(config):
+    config.source_config = config.source_extras = config.surgery = None
+    return plain({name: value for name, value in config.to_diff_dict().items() if name not in THEIRS - {"dtype"}})
+
+
+def compare(folder, configs):
+    """Every number and every word of every config."""
+    wants = ["whole", "written", "tensors", "sizes", "words"]
+    questions = [{"config": config_json(one), "contexts": CONTEXTS, "wants": wants} for one in configs.values()]
+    for (name, config), answer in zip(configs.items(), ask(folder, questions), strict=True):
+        assert "refused" not in answer, (name, answer)
+        model = empty_model(config)
+        report = measure(config, model)
+        shapes = {key: list(weight.shape) for key, weight in model.named_parameters()}
+        assert answer["tensors"] == shapes, name
+        sizes = answer["sizes"]
+        assert {key: sizes[key] for key in TOTALS} == {key: report[key] for key in TOTALS}, name
+        for mine, layer in zip(sizes["layers"], report["layers"], strict=True):
+            assert mine == {key: layer[key] for key in OF_LAYERS}, (name, layer["layer"])
+        for context in CONTEXTS:
+            count = flops(model, context)
+            count["checkpointed"] = count.pop("train_checkpointed")
+            assert sizes["flops"][str(context)] == count, (name, context)
+        whole = {key: value for key, value in plain(config.to_dict()).items() if key not in THEIRS}
+        assert {key: value for key, value in answer["whole"].items() if key not in THEIRS} == whole, name
+        written = {key: value for key, value in config_json(config).items() if key not in THEIRS}
+        assert {key: value for key, value in answer["written"].items() if key not in THEIRS} == written, name
+        for mine, layer in zip(answer["words"], report["layers"], strict=True):
+            assert mine == {key: plain(layer[key]) for key in WORDS}, (name, layer["layer"])
+
+
+@needs_node
+def test_sizes_and_words_are_those_of_measure(scripts):
+    tiny = {name: tiny_config((name, 0)) for name in SAMPLE}
+    compare(scripts, tiny | {name: ZooConfig.preset(name) for name in ("gpt2", "gemma-3-4b", "mixtral-8x7b")})
+
+
+@needs_node
+@pytest.mark.long
+def test_sizes_of_every_preset(scripts):
+    compare(scripts, {name: ZooConfig.preset(name) for name in presets()})
+
+
+@needs_node
+@pytest.mark.long
+def test_sizes_of_every_family(scripts):
+    from conversion import known_families
+    from conversion.engine.catalog import usual_config
+
+    compare(scripts, {f"{name} {index}": tiny_config((name, index)) for name, index in VARIANTS})
+    compare(scripts, {name: usual_config(name) for name in known_families()})
+
+
+@needs_node
+@pytest.mark.parametrize("count", [12, pytest.param(300, marks=pytest.mark.long)])
+def test_sizes_of_random_configs(scripts, count):
+    """Combinations that no published model has."""
+    rng = random.Random(19)
+    drawn = [draw_config(rng, ALL)[1] for _ in range(count)]
+    compare(scripts, {f"random {index}": config for index, config in enumerate(drawn) if config is not None})
+
+
+def outcome(values):
+    """How ZooConfig refuses some fields, None where it takes them."""
+    try:
+        ZooConfig(**json.loads(json.dumps(values)))
+    except (StrictDataclassError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+CONTRADICTIONS = [
+    {"num_attention_heads": 5, "hidden_size": 64},
+    {"num_attention_heads": 6, "num_key_value_heads": 4, "hidden_size": 96},
+    {"layer_types": "3*linear_attention, full_attention", "num_hidden_layers": 8},
+    {"layer_types": ["full_attention"], "num_hidden_layers": 2},
+    {"layer_types": ["sliding"], "num_hidden_layers": 1},
+    {"layer_types": "sliding_attention"},
+    {"attention_type": "mla"},
+    {"attention_type": "latent", "kv_lora_rank": 4, "qk_rope_head_dim": 3},
+    {"qk_norm": True},
+    {"num_experts": 8},
+    {"num_experts": 8, "num_experts_per_tok": 9},
+    {"num_experts": 8, "num_experts_per_tok": 2, "n_group": 3},
+    {"linear_attention_type": "mamba2"},
+    {"linear_attention_type": "gdn", "layer_types": "linear_attention"},
+    {"kv_lora_rank": 64},
+    {"hidden_size": 2.5},
+    {"hidden_size": 0},
+    {"hidden_size": "wide"},
+    {"norm_type": "rmsnorm"},
+    {"num_exprts": 4},
+    {"d_ff": 4},
+    {"n_layers": 4},
+    {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+    {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}},
+    {"rope_parameters": {"rope_theta": -1}},
+    {"position_embedding_type": "alibi", "rope_parameters": {"rope_theta": 1e4}},
+    {"per_layer_config": {"1": {"num_key_value_heads": 3}}, "num_attention_heads": 4, "hidden_size": 64},
+    {"per_layer_config": {"9": {"head_dim": 3}}, "num_hidden_layers": 4},
+    {"num_kv_shared_layers": 40},
+    {"block_type": "parallel", "mlp_layer_types": ["sparse"] * 2, "num_hidden_layers": 2},
+    {"qk_norm": "rms_norm", "qk_norm_config": {"scop": "head"}},
+    {"precision": {"norm": "fast"}},
+    {"sliding_window": 0},
+    {"no_rope_layers": [0, 1], "num_hidden_layers": 2, "position_embedding_type": "learned"},
+]
+
+
+@needs_node
+def test_refusals_are_those_of_zoo_config(scripts):
+    expected = [outcome(values) for values in CONTRADICTIONS]
+    assert sum(one is None for one in expected) < 4
+    answers = ask(scripts, [{"config": values, "wants": []} for values in CONTRADICTIONS])
+    assert [answer.get("refused") for answer in answers] == expected
+
+
+@needs_node
+@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.long)])
+def test_refusals_of_random_fields(scripts, count):
+    rng = random.Random(4)
+    drawn = [plain(draw_fields(rng)) for _ in range(count)]
+    expected = [outcome(values) for values in drawn]
+    assert sum(one is not None for one in expected) > count / 2
+    answers = ask(scripts, [{"config": values, "wants": []} for values in drawn])
+    for values, answer, refused in zip(drawn, answers, expected, strict=True):
+        assert answer.get("refused") == refused, values
