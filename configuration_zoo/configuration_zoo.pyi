@@ -424,12 +424,12 @@ class ZooConfig(PreTrainedConfig):
     """How this model was made from another by `zoo surgery`, `zoo heal` and `zoo merge`: the `source`, and the
     `operations` in their order with values, exactness, calibration, healing and what was measured. Source: own to
     zoo."""
-    attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent"] | None]
+    attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent"] | None]
     """The mechanism of softmax attention, one name for all layers or one for each (None for a layer without). Needs
     a layer of layer_types with softmax attention. Source: grouped_query: Ainslie et al. 2023, arXiv 2305.13245;
     differential: Ye et al. 2024, arXiv 2410.05258; forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking:
-    Tan et al. 2024, arXiv 2410.17980; value_residual: Zhou et al. 2024, arXiv 2410.17897; latent: DeepSeek-V2,
-    arXiv 2405.04434."""
+    Tan et al. 2024, arXiv 2410.17980; path: Yang et al. 2025, arXiv 2505.16381; value_residual: Zhou et al. 2024,
+    arXiv 2410.17897; latent: DeepSeek-V2, arXiv 2405.04434."""
     num_attention_heads: int
     """Heads of the queries. Source: Vaswani et al. 2017, §3.2.2."""
     num_key_value_heads: int | None
@@ -792,7 +792,7 @@ class ZooConfig(PreTrainedConfig):
         source_config: dict[str, Any] | None = None,
         source_extras: dict[str, Any] | None = None,
         surgery: dict[str, Any] | None = None,
-        attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent"] | None] | str = 'grouped_query',
+        attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent"] | None] | str = 'grouped_query',
         num_attention_heads: int = 32,
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,

@@ -55,6 +55,7 @@ class AttentionFields:
         "without).",
         source="grouped_query: Ainslie et al. 2023, arXiv 2305.13245; differential: Ye et al. 2024, arXiv 2410.05258; "
         "forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking: Tan et al. 2024, arXiv 2410.17980; "
+        "path: Yang et al. 2025, arXiv 2505.16381; "
         "value_residual: Zhou et al. 2024, arXiv 2410.17897; latent: DeepSeek-V2, arXiv 2405.04434",
     )
     num_attention_heads: int = size(
@@ -351,7 +352,7 @@ class AttentionFields:
     def _validate_order(self):
         ordered = [name for name in ORDERED_ATTENTIONS if name in self.attentions]
         refused = ["use_bidirectional_attention"]
-        refused += ["sparse_attention_pattern"] if "forgetting" in ordered else []
+        refused += ["sparse_attention_pattern"] if {"forgetting", "path"} & {*ordered} else []
         refused += ["attention_sinks"] if "stick_breaking" in ordered else []
         for field in refused if ordered else ():
             if getattr(self, field):

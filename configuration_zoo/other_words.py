@@ -31,6 +31,7 @@ VALUE_WORDS = {
     "diff_transformer": (called("differential"),),
     "fox": (called("forgetting"),),
     "stickbreaking": (called("stick_breaking"),),
+    "path_attn": (called("path"),),
     "resformer": (called("value_residual"),),
     "gqa": (("grouped_query", f"{GROUPED_IS}, and num_key_value_heads says how many"),),
     "mha": (("grouped_query", f"{GROUPED_IS}, here with num_key_value_heads = num_attention_heads"),),

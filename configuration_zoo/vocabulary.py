@@ -30,11 +30,13 @@ WINDOW_FIELDS = {SLIDING: "sliding_window", HYBRID_SLIDING: "sliding_window", CH
 
 # -- attention_type, linear_attention_type: by which mechanism -----------------------------------------------------
 
-ATTENTION_TYPES = ("grouped_query", "differential", "forgetting", "stick_breaking", "value_residual", "latent")
+ATTENTION_TYPES = (
+    "grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent",
+)  # fmt: skip
 # Those with keys and values per head.
-PER_HEAD_ATTENTIONS = ("grouped_query", "differential", "forgetting", "stick_breaking", "value_residual")
+PER_HEAD_ATTENTIONS = ("grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual")
 # Those whose scores depend on the keys between a key and its query.
-ORDERED_ATTENTIONS = ("forgetting", "stick_breaking")
+ORDERED_ATTENTIONS = ("forgetting", "stick_breaking", "path")
 RECURRENCES = (
     "gated_delta_net",
     "kimi_delta_attention",

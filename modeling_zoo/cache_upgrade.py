@@ -196,8 +196,9 @@ def attention_of(config: ZooConfig, layer_idx: int) -> str | None:
 def layer_class_of(theirs: type, attention: str | None, quantized: bool) -> type | None:
     """The class for attention of this mechanism in place of one of transformers', None where there is none."""
     ours = OTHER_LAYERS.get(attention, {}).get(theirs) or PLAIN_LAYERS.get(theirs)
-    # The keys of "forgetting" have channels that eight bits beside the others would round away.
-    return QUANTIZED_LAYERS.get(ours, ours) if quantized and attention != "forgetting" else ours
+    # These keys have channels that eight bits beside the others would round away.
+    whole = attention in ("forgetting", "path")
+    return QUANTIZED_LAYERS.get(ours, ours) if quantized and not whole else ours
 
 
 def _upgrade_replicated(cache, config, quantized):

@@ -271,7 +271,7 @@ def compact_mask(
 def supports_banded_masks(config: ZooConfig) -> bool:
     """Whether scores are causal and have no bias of their own, which would be as large as the mask that is saved."""
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
-    ordered = config.attentions & {"forgetting", "stick_breaking"}
+    ordered = config.attentions & {"forgetting", "stick_breaking", "path"}
     return getattr(config, "is_causal", True) and not biased and not ordered
 
 

@@ -20,7 +20,7 @@ def attention_backends(config: ZooConfig) -> tuple[tuple[str, ...], str] | None:
     """(backends that compute this config rightly, "field=value" of what limits them); None where all do."""
     biased = config.position_embedding_type in ("alibi", "relative", "transformer_xl")
     found = {"position_bias": f"position_embedding_type={config.position_embedding_type!r}"} if biased else {}
-    if config.attentions & {"forgetting", "stick_breaking"}:
+    if config.attentions & {"forgetting", "stick_breaking", "path"}:
         found["attention_type"] = f"attention_type={config.attention_type!r}"
     for layer in config.per_layer_config if config.is_heterogeneous else [config]:
         for field in SCORE_NEEDS.keys() - {"position_bias", "attention_type"}:

@@ -12,6 +12,7 @@ from .attention_differential import DifferentialAttention
 from .attention_forgetting import ForgettingAttention
 from .attention_kv_sharing import SharedKeyValueAttention
 from .attention_latent import LatentAttention
+from .attention_path import PathAttention
 from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
 from .attention_stick_breaking import StickBreakingAttention
@@ -29,6 +30,7 @@ MIXERS = {
     "differential": DifferentialAttention,
     "forgetting": ForgettingAttention,
     "stick_breaking": StickBreakingAttention,
+    "path": PathAttention,
     "value_residual": ValueResidualAttention,
     "latent": LatentAttention,
     "indexed": IndexedAttention,

@@ -124,6 +124,14 @@ CASES = {
         "attention_type": "forgetting", "attention_sinks": "all", "attn_output_gate": "query", "v_head_dim": 6,
         "attn_logit_softcapping": 2.0, "attention_bias": True,
     },
+    "path": NO_ROPE | {"attention_type": "path", "position_embedding_type": "none"},
+    "path_chunks": CHUNKED | {"attention_type": "path", "num_key_value_heads": 6},
+    "path_alibi": NO_ROPE | SLIDING | {"attention_type": "path", "position_embedding_type": "alibi"},
+    "path_everything": SLIDING | RMS
+    | {
+        "attention_type": "path", "attention_sinks": "all", "attn_output_gate": "query", "v_head_dim": 6,
+        "attn_logit_softcapping": 2.0, "attention_bias": True, "precision.attention_upcast": True,
+    },
     "stick_breaking": NO_ROPE | {"attention_type": "stick_breaking", "position_embedding_type": "none"},
     "stick_breaking_strided": sparse("strided") | {"attention_type": "stick_breaking"},
     "stick_breaking_everything": SLIDING | RMS

@@ -1,5 +1,5 @@
-"""Attentions whose weights are no plain softmax of scores, in every way a model is run: differential, forgetting and
-stick-breaking attention. Their numbers are compared with slow references in test_attention.py."""
+"""Attentions whose weights are no plain softmax of scores, in every way a model is run: differential, forgetting,
+stick-breaking and path attention. Their numbers are compared with slow references in test_attention.py."""
 
 import pytest
 import torch
@@ -18,9 +18,11 @@ from modeling_zoo.cache_growing import GrowingLayer
 from modeling_zoo.cache_quantized import QuantizedGrowingLayer
 from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.ops_attention_order import plain_stick_breaking, stick_breaking_weights
+from modeling_zoo.ops_attention_path import path_scores
 from modeling_zoo.platform_vllm import unsupported_by_vllm
 
-KINDS = ("differential", "forgetting", "stick_breaking")
+KINDS = ("differential", "forgetting", "stick_breaking", "path")
+ADDED = {"forgetting": {"f_proj"}, "path": {"w_proj", "bt_proj"}}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "chunked_attention"], "sliding_window": 4,
            "attention_chunk_size": 5}  # fmt: skip
 
@@ -31,7 +33,7 @@ def build(kind, **fields):
     return model.eval()
 
 
-ALL_AT_ONCE = ["stick_breaking", "forgetting", "differential"]
+ALL_AT_ONCE = ["stick_breaking", "path", "differential"]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,38 @@ def test_a_stick_is_broken_alike_in_blocks(monkeypatch):
     assert (weights.sum(-1) < 1).all()
 
 
+def products_of_reflections(query, key, reflections):
+    """q_iᵀ H_i ... H_(j+1) k_j by matrices, `[B, H, T, S]`; zero for the keys behind a query."""
+    groups, length = query.shape[1] // key.shape[1], key.shape[2]
+    key, reflections = (states.repeat_interleave(groups, dim=1) for states in (key, reflections))
+    turns = torch.eye(key.shape[-1]) - reflections[..., :, None] * reflections[..., None, :]
+    scores = torch.zeros(*query.shape[:3], length)
+    for i in range(query.shape[2]):
+        left = query[:, :, i]
+        for j in range(i + length - query.shape[2], -1, -1):
+            scores[:, :, i, j] = (left * key[:, :, j]).sum(-1)
+            left = (left[..., None, :] @ turns[:, :, j])[..., 0, :]
+    return scores
+
+
+@pytest.mark.parametrize("queries", [11, 3, 1])
+def test_a_path_is_walked_alike_in_blocks_and_from_slots_in_any_order(queries, monkeypatch):
+    monkeypatch.setattr("modeling_zoo.ops_attention_path.PATH_BLOCK", 4)
+    sizes = (2, 6, queries, 5), (2, 3, 11, 5), (2, 3, 11, 5)
+    states = [torch.randn(size, dtype=torch.float64).float().requires_grad_() for size in sizes]
+    visible = torch.ones(11, 11, dtype=torch.bool).tril()[None, None, 11 - queries :]
+    wanted, found = products_of_reflections(*states), path_scores(*states, visible).masked_fill(~visible, 0.0)
+    upstream = torch.randn_like(wanted)
+    pairs = [(found, wanted), *zip(*(torch.autograd.grad(s, states, upstream) for s in (found, wanted)), strict=True)]
+    for one, other in pairs:
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+    order = torch.randperm(11)
+    places = order.argsort()
+    moved = (states[0], *(x[:, :, places] for x in states[1:]))
+    turned = path_scores(*moved, visible[..., places], order)
+    torch.testing.assert_close(turned.masked_fill(~visible[..., places], 0.0), found[..., places])
+
+
 def test_tools_know_them():
     for kind in KINDS:
         model = build(kind)
@@ -72,15 +106,17 @@ def test_tools_know_them():
         assert not [name for name in model.config.base_model_tp_plan if "self_attn" in name]
         adapted = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **model.lora_targets(["attention"])))
         named = {name.split(".self_attn.")[1].split(".")[0] for name in adapted.state_dict() if "lora_A" in name}
-        assert named == {"q_proj", "k_proj", "v_proj", "o_proj"} | ({"f_proj"} if kind == "forgetting" else set())
+        assert named == {"q_proj", "k_proj", "v_proj", "o_proj"} | ADDED.get(kind, set())
 
 
 def test_gates_are_cached_beside_keys_and_never_in_eight_bits():
-    forgetting, differential = (build(kind).config for kind in ("forgetting", "differential"))
-    sizes = [measure(config)["layers"][0]["cache_bytes_per_token"] for config in (forgetting, differential)]
-    # Two bytes for keys and values of two heads, and for a gate of each of six.
-    assert sizes == [2 * (2 * 24 + 6), 2 * 2 * 24]
-    for config, layer_class in ((forgetting, GrowingLayer), (differential, QuantizedGrowingLayer)):
+    kinds = forgetting, path, differential = [build(kind).config for kind in ("forgetting", "path", "differential")]
+    sizes = [measure(config)["layers"][0]["cache_bytes_per_token"] for config in kinds]
+    # Two bytes for keys and values of two heads, and for a gate of each of six, or a reflection of each of two.
+    assert sizes == [2 * (2 * 24 + 6), 2 * 2 * 36, 2 * 2 * 24]
+    for config, layer_class in (
+        (forgetting, GrowingLayer), (path, GrowingLayer), (differential, QuantizedGrowingLayer),
+    ):  # fmt: skip
         cache = upgrade_cache(DynamicCache(config=config), config, quantized=True)
         assert {type(layer) for layer in cache.layers} == {layer_class}
 
@@ -90,6 +126,10 @@ def test_gates_are_cached_beside_keys_and_never_in_eight_bits():
     [
         ({"attention_type": "differential", "num_key_value_heads": 3}, "even num_key_value_heads, got 3"),
         ({"attention_type": "forgetting", "use_bidirectional_attention": True}, "use_bidirectional_attention=True can"),
+        (
+            {"attention_type": "path", "sparse_attention_pattern": "strided", "sparse_attention_stride": 3},
+            r"cannot be combined with attention_type='path'",
+        ),
         ({"attention_type": "stick_breaking", "attention_sinks": "all"}, "attention_sinks='all' cannot be combined"),
         (
             {"attention_type": "forgetting", "sparse_attention_pattern": "banded", "sparse_attention_stride": 3},

@@ -139,6 +139,8 @@ ROWS = {
         {"sparse_attention_pattern": "banded", "sparse_attention_stride": 3},
         {"use_bidirectional_attention": True},
         {"attention_type": ["forgetting", "differential", "stick_breaking"], "sliding_window": 4},
+        {"attention_type": "path", "attn_logit_softcapping": 3.0, "qk_norm": "rms_norm"},
+        {"attention_type": ["path", "forgetting", "path"], "sliding_window": 4, "position_embedding_type": "none"},
         {"attention_type": "value_residual"},
         {"attention_type": ["value_residual", "grouped_query", "value_residual"], "value_residual": [0.7, 0.4],
          "sliding_window": 4},

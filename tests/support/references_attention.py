@@ -148,6 +148,16 @@ def forget_gate(parameters, x, head):
     return -math.log(1 + math.exp(-float(linear(parameters, "f_proj", x)[head])))
 
 
+def along_the_path(parameters, query, key, between, kv_head):
+    """A query, reflected by each of the tokens `between` it and a key, from the newest on, times the key."""
+    for x in between:
+        direction = (parameters["w_proj.weight"] @ x).view(-1, len(key))[kv_head]
+        direction = direction / math.sqrt(float(direction @ direction))
+        strength = 2 / (1 + math.exp(-float(linear(parameters, "bt_proj", x)[kv_head])))
+        query = query - strength * float(query @ direction) * direction
+    return float(query @ key)
+
+
 def softmax(scores, sink):
     """{key: score} -> {key: weight}"""
     total = sum(math.exp(score) for score in scores.values()) + (0.0 if sink is None else math.exp(sink))
@@ -210,12 +220,13 @@ def attention_row(parameters, x, config, layer, first=0, table=None):
             for k, (_, keys, _, _) in enumerate(tokens):
                 if not sees(config, layer, q, k, first):
                     continue
-                score = float(query[head] @ keys[head // shared]) * scale
+                between = [x[token] for token in range(q, max(k + 1, first) - 1, -1)]
+                path = between if config.attention_type == "path" else []
+                score = along_the_path(parameters, query[head], keys[head // shared], path, head // shared) * scale
                 score = cap * math.tanh(score / cap) if cap is not None else score
                 scores[k] = score + position_bias(config, table, head, q, k)
                 if config.attention_type == "forgetting":
-                    between = range(max(k + 1, first), q + 1)
-                    scores[k] += sum(forget_gate(parameters, x[token], head) for token in between)
+                    scores[k] += sum(forget_gate(parameters, token, head) for token in between)
             sink = None if sinks is None else float(sinks[head])
             weights = stick_breaking(scores, q) if config.attention_type == "stick_breaking" else softmax(scores, sink)
             heads.append(mixed(weights, tokens, head, config, shared))

@@ -185,19 +185,25 @@ ATTENTION = (
     ),
     Concept(
         "other-softmaxes",
-        "Differential, forgetting and stick-breaking attention",
+        "Differential, forgetting, stick-breaking and path attention",
         ("attention_type",),
         (
             "modeling_zoo/attention_differential.py:DifferentialAttention",
             "modeling_zoo/attention_forgetting.py:ForgettingAttention",
             "modeling_zoo/attention_stick_breaking.py:StickBreakingAttention",
+            "modeling_zoo/attention_path.py:PathAttention",
         ),
-        ("references_attention.py:differences", "references_attention.py:stick_breaking"),
+        (
+            "references_attention.py:differences",
+            "references_attention.py:stick_breaking",
+            "references_attention.py:along_the_path",
+        ),
         {"attention_type": "forgetting"},
         (
             "Ye et al. 2024, Differential Transformer, arXiv 2410.05258",
             "Lin et al. 2025, Forgetting Transformer, arXiv 2503.02130",
             "Tan et al. 2024, Stick-breaking Attention, arXiv 2410.17980",
+            "Yang et al. 2025, PaTH Attention, arXiv 2505.16381",
         ),
         ("forgetting", "softmax"),
         picture="masks",
