@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SOURCE_HELP = f"Folder of the model to change, {HUB_HELP}."
 TARGET_HELP = "Folder to write; written completely or not at all. Default: list what can be changed."
 SET_HELP = "What the new model's config is to say; may be given several times. Lists and dicts in JSON."
+APPLY_HELP = "Instead of --set, an operation that changes no field, such as stream_rotation."
 LAYERS_HELP = "Layers to change: 0,2-4, or all (default)."
 CALIBRATE_HELP = "Text (.txt, .jsonl) whose statistics an approximate change is fitted to. Default: random tokens."
 EVALUATE_HELP = "Text to measure perplexity with, before and after; its last rows are never learnt from."
@@ -31,6 +32,7 @@ def surgery(
     source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     target: Annotated[Path | None, typer.Argument(help=TARGET_HELP)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
+    apply: Annotated[str | None, typer.Option(metavar="NAME", help=APPLY_HELP)] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help=PLAN_HELP)] = None,
     method: Annotated[str | None, typer.Option(help="Another way of the same change, where there are several.")] = None,
     layers: Annotated[str | None, typer.Option(help=LAYERS_HELP)] = None,
@@ -55,11 +57,17 @@ def surgery(
     from zoo.surgery import Healing, operate, possible
 
     quiet()
-    if target is None and not settings and plan is None:
+    if target is None and not settings and plan is None and apply is None:
         show_possible(possible(source), as_json)
         return
     refuse_no_target(target, dry_run)
-    options: dict[str, Any] = {"method": method, "layers": layers, "calibrate": calibrate, "evaluate": evaluate}
+    options: dict[str, Any] = {
+        "apply": apply,
+        "method": method,
+        "layers": layers,
+        "calibrate": calibrate,
+        "evaluate": evaluate,
+    }
     options |= {"heal": heal, "healing": Healing(steps, train, learning_rate, layerwise, seed), "at_most": at_most}
     options |= {"to": to, "dtype": dtype, "max_shard_size": max_shard_size, "seed": seed, "overwrite": overwrite}
     options |= {"dry_run": dry_run, "progress": progress and sys.stderr.isatty()}
@@ -74,8 +82,8 @@ def of_plan(plan: Path, settings: list[str] | None, options: dict[str, Any]) -> 
     UserError where both say what to change."""
     from zoo.surgery.plan_file import read_plan
 
-    if settings or options["method"] or options["layers"]:
-        raise UserError("--plan says what to change: leave out --set, --method and --layers.")
+    if settings or options["apply"] or options["method"] or options["layers"]:
+        raise UserError("--plan says what to change: leave out --set, --apply, --method and --layers.")
     found = read_plan(plan)
     return found.changes, options | found.options
 
@@ -109,6 +117,7 @@ def show_possible(rows: "list[Possible]", as_json: bool) -> None:
     cells = []
     for row in rows:
         asked = " ".join(f"--set {name}={as_text(value)}" for name, value in row.fields.items())
+        asked += f"--apply {row.apply}" if row.apply else ""
         asked += f" --method {row.method}" if row.method else ""
         numbers = f"{row.parameters:,}", f"{row.cache_bytes_per_token:,}"
         cells.append((asked, row.exactness, *numbers, row.note))

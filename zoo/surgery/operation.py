@@ -97,8 +97,8 @@ class Make(Op):
 class Operation:
     """Base of the operations: data, and pure functions of configs and tensors.
 
-    `leads` are the fields a change of which is this operation, `takes` further ones it may set; `methods` are ways of
-    the same change, the first of which is the default.
+    `leads` are the fields a change of which is this operation, `takes` further ones it may set; `applied` is the name
+    of an operation that changes no field. `methods` are ways of the same change, the first of which is the default.
     """
 
     name: str = ""
@@ -109,6 +109,7 @@ class Operation:
     fitting_steps: int = 0  # of training on outputs, before the cost of a change says anything
     renumbers: bool = False  # whether layers change their numbers
     invents: bool = False  # whether the new model has parameters that say nothing yet
+    applied: str = ""
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
         """Whether these wanted values are this operation's."""

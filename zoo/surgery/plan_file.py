@@ -6,6 +6,8 @@ operations:
     method: rotated
     layers: all                     # 0,2-4 | auto:2
   - set: {num_experts: 8, num_experts_per_tok: 2}
+  - apply: stream_rotation          # an operation that changes no field
+    method: hadamard
 calibrate: text.txt
 heal: {text: text.txt, steps: 150, train: all, learning_rate: 1.0e-3, layerwise: 80}
 evaluate: text.txt
@@ -30,6 +32,7 @@ class Change:
     fields: dict[str, Any]
     method: str | None = None
     layers: Any = None
+    apply: str | None = None  # instead of fields, an operation that changes none
 
 
 @dataclass
@@ -47,10 +50,12 @@ def read_plan(plan: str | Path | dict[str, Any]) -> SurgeryPlan:
     refuse_others(content, KEYS, "the plan")
     changes = []
     for one in content.get("operations") or []:
-        refuse_others(one, {"set", "method", "layers"}, "an operation")
-        if not isinstance(one.get("set"), dict) or not one["set"]:
+        refuse_others(one, {"set", "apply", "method", "layers"}, "an operation")
+        if ("apply" in one) == ("set" in one):
+            raise SurgeryError(f"{one!r}: an operation says either set or apply.")
+        if "set" in one and not (isinstance(one["set"], dict) and one["set"]):
             raise SurgeryError(f"{one!r} sets nothing.")
-        changes.append(Change(one["set"], one.get("method"), one.get("layers")))
+        changes.append(Change(one.get("set", {}), one.get("method"), one.get("layers"), one.get("apply")))
     if not changes:
         raise SurgeryError("the plan has no operations.")
     options = {name: content[name] for name in ("at_most", "to", "dtype", "seed") if name in content}

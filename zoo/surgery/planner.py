@@ -19,6 +19,14 @@ def refuse_unknown(fields: dict[str, Any]) -> None:
             raise SurgeryError(f"{name} is not a field of a config.{nearest(name, known)}")
 
 
+def applied_operation(name: str) -> Operation:
+    """The operation that changes no field and is called so. Raises SurgeryError for any other name."""
+    known = {operation.applied: operation for operation in OPERATIONS if operation.applied}
+    if name not in known:
+        raise SurgeryError(f"apply={name!r} is none of {sorted(known)}.")
+    return known[name]
+
+
 def chosen_layers(config: ZooConfig, operation: Operation, fields: dict[str, Any], wanted: Any) -> list[int]:
     """`wanted`: None or "all", or numbers; raises SurgeryError for a layer that the operation cannot change."""
     possible = operation.layers(config, fields)

@@ -21,6 +21,7 @@ class Possible:
 
     name: str
     fields: dict[str, Any]
+    apply: str | None
     method: str | None
     exactness: str
     parameters: int
@@ -60,6 +61,7 @@ def row_of(config: ZooConfig, operation: Operation, example: Example) -> Possibl
     return Possible(
         operation.name,
         example.fields,
+        operation.applied or None,
         example.method,
         str(example.exactness),
         found["parameters"],

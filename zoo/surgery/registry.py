@@ -12,19 +12,27 @@ from .mlp_width import MlpWidth
 from .model_width import ModelWidth
 from .multipliers import Multipliers
 from .no_rotation import NoRotation
+from .norm_folding import NormFolding
+from .norm_kind import NormKind
 from .norm_offset import NormOffset
 from .output_gate import OutputGate
 from .recurrence import Recurrence
 from .rotation_layout import RotationLayout
 from .sinks import Sinks
+from .stream_rotation import StreamRotation
 from .tied_head import UntiedHead
+from .value_biases import ValueBiases
 from .vocabulary_size import VocabularySize
 from .zero_biases import ZeroBiases
 
 OPERATIONS = (
     UntiedHead(),
     ZeroBiases(),
+    NormKind(),
     NormOffset(),
+    NormFolding(),
+    ValueBiases(),
+    StreamRotation(),
     Multipliers(),
     RotationLayout(),
     ModelWidth(),

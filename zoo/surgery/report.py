@@ -93,7 +93,7 @@ class Report:
         from .planner import ranges
 
         asked = ", ".join(f"{name}={value}" for name, value in done.fields.items())
-        text = f"{done.name} ({asked}), {ranges(done.layers)}: {done.exactness}"
+        text = f"{done.name}{f' ({asked})' if asked else ''}, {ranges(done.layers)}: {done.exactness}"
         if done.calibration is not None:
             text += f", calibrated on {done.calibration['tokens']:,} tokens of {done.calibration['text']}"
         if done.largest_difference is not None:
