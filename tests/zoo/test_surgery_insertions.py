@@ -1,6 +1,7 @@
 """Gates and sinks, tokens, a longer context, and several changes from one file."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -126,3 +127,26 @@ def test_a_plan_that_says_nothing_is_refused(plan, says):
 def test_what_cannot_be_done_is_refused(family, fields, says):
     with pytest.raises(SurgeryError, match=says):
         operate(random_model(family_config(family, 0)), None, fields)
+
+
+@torch.no_grad()
+def test_a_longer_context_is_measured_against_the_position():
+    model, text = stories()
+    rows = text.ids[-12:].flatten()[: 5 * 1100].view(5, 1100)
+    report = operate(STORIES, None, {LENGTH: 1100}, method="ntk", evaluate=rows)
+    spans = [(one["first"], one["last"]) for one in report.positions]
+    assert spans == [(0, 255), (256, 511), (512, 767), (768, 1023), (1024, 1099)]
+    # So few rows are all measured with.
+    for name, one in (("before", model), ("after", report.model)):
+        losses = [[] for _ in spans]
+        for row in rows[:3]:
+            scores = one(row[None], use_cache=False).logits[0].log_softmax(-1)
+            for place in range(1, 1100):
+                number = next(n for n, (first, last) in enumerate(spans) if first <= place <= last)
+                losses[number].append(-scores[place - 1, row[place]].item())
+        for span, values in zip(report.positions, losses, strict=True):
+            assert span[name] == pytest.approx(math.exp(sum(values) / len(values)), rel=1e-4)
+    assert sum("perplexity, tokens 1,024 to 1,099" in line for line in report.lines()) == 1
+    assert type(report).of_record(report.record()).positions == report.positions
+    # A text that does not go beyond what the context was has nothing to compare.
+    assert not operate(STORIES, None, {LENGTH: 1100}, method="ntk", evaluate=text.ids[-8:]).positions

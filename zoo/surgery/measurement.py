@@ -30,6 +30,28 @@ def perplexity(model: PreTrainedModel, ids: Tensor, progress: bool = False) -> f
 
 
 @torch.no_grad()
+def perplexity_by_position(
+    model: PreTrainedModel, ids: Tensor, edges: list[int], progress: bool = False
+) -> list[float]:
+    """exp of the mean loss of the tokens from one edge to the next, `edges` [0, ..., T], over rows `[n, T]`."""
+    model.eval()
+    total = torch.zeros(ids.shape[1] - 1, dtype=torch.float64)
+    for rows in tqdm(list(batches(ids)), desc="Measuring by position", disable=not progress):
+        logits = model(rows.to(model.device), use_cache=False).logits[:, :-1].float()
+        loss = F.cross_entropy(logits.transpose(1, 2), rows[:, 1:].to(logits.device), reduction="none")
+        total += loss.double().sum(0).cpu()
+    # The first token of a row is predicted by none.
+    spans = [total[max(0, first - 1) : last - 1] / len(ids) for first, last in zip(edges, edges[1:], strict=False)]
+    return [math.exp(min(span.mean().item(), 700.0)) for span in spans]
+
+
+def position_edges(trained: int, length: int) -> list[int]:
+    """Halves of the trained context, wholes where the new one is more than four times as long; the last is shorter."""
+    step = max(2, trained // 2 if length <= 4 * trained else trained)
+    return [*range(0, length, step), length]
+
+
+@torch.no_grad()
 def divergence(teacher: PreTrainedModel, student: PreTrainedModel, ids: Tensor) -> float:
     """Mean of KL(teacher ‖ student) over the tokens of rows `[n, T]`, in nats."""
     teacher.eval(), student.eval()

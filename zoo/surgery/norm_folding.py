@@ -30,7 +30,11 @@ class NormFolding(Operation):
 
     def examples(self, config: ZooConfig) -> list[Example]:
         if config.norm_elementwise_affine:
-            return [Example({FIELD: False}, Exactness(ARITHMETIC), "norms that commute with rotations of the stream")]
+            return [
+                Example(
+                    {FIELD: False}, Exactness(ARITHMETIC), "norms that commute with rotations of the residual stream"
+                )
+            ]
         exact = self.exactness(config, Request({FIELD: True}, []))
         return [Example({FIELD: True}, exact, "weights of one that can learn")]
 

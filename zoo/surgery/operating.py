@@ -102,6 +102,7 @@ def operate(
         return report
     texts = Texts(opened, heal if evaluate is None else evaluate, heal)
     measure(report, opened, state, texts.measured)
+    measure_positions(report, opened, state, heal if evaluate is None else evaluate, texts.measured)
     in_folder = None not in (heal, target, opened.folder) and to in (None, OWN_TYPE) and at_most is None
     if heal is not None and not in_folder:
         heal_in_memory(report, opened, state, texts, healing or Healing(seed=seed))
@@ -304,6 +305,29 @@ def measure(report: Report, opened: Source, state: State, text: Text | None) -> 
     report.before.perplexity = measurement.perplexity(before, rows, state.progress)
     report.after.perplexity = measurement.perplexity(after, rows, state.progress)
     report.after.divergence = measurement.divergence(before, after, rows)
+
+
+def measure_positions(report: Report, opened: Source, state: State, given: Any, known: Text | None) -> None:
+    """Perplexity before and after against the place in the context, where that has grown and the text, `known` in short
+    rows, goes beyond what it was."""
+    trained = opened.config.max_position_embeddings
+    length = 0 if known is None else min(state.config.max_position_embeddings, known.ids.numel())
+    if length <= trained:
+        return
+    text = read_text(given, opened.folder, state.config, length)
+    rows = text.to_measure(max(measurement.EVALUATION_TOKENS, length))
+    if rows.shape[1] <= trained:
+        return
+    edges = measurement.position_edges(trained, rows.shape[1])
+    models = {"before": (opened.config, opened.tensors), "after": (state.config, state.tensors)}
+    found = {
+        name: measurement.perplexity_by_position(runnable(*model), rows, edges, state.progress)
+        for name, model in models.items()
+    }
+    report.positions = [
+        {"first": first, "last": last - 1, **{name: values[number] for name, values in found.items()}}
+        for number, (first, last) in enumerate(zip(edges, edges[1:], strict=False))
+    ]
 
 
 def heal_in_memory(report: Report, opened: Source, state: State, texts: Texts, how: Healing) -> None:

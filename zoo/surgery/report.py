@@ -42,6 +42,7 @@ class Report:
     healed: Stage | None = None
     healing: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
+    positions: list[dict[str, Any]] = field(default_factory=list)  # perplexity by position, where a context grew
     changed: list[str] = field(default_factory=list)  # "3.mixer": what healing fits to the source's outputs
     files: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -61,6 +62,7 @@ class Report:
             "changed": self.changed,
             "healing": self.healing,
             "evaluation": self.evaluation,
+            **({"positions": self.positions} if self.positions else {}),
             "dtype": self.dtype,
             **{name: asdict(stage) for name, stage in stages.items() if stage is not None},
         }
@@ -71,7 +73,7 @@ class Report:
         stages = {name: Stage(**record[name]) for name in ("before", "after", "healed") if record.get(name)}
         operations = [Done(**done) for done in record["operations"]]
         kept = {name: record[name] for name in ("changed", "healing", "evaluation", "dtype")}
-        return cls(record["source"], None, operations, **stages, **kept)
+        return cls(record["source"], None, operations, **stages, **kept, positions=record.get("positions", []))
 
     def lines(self) -> list[str]:
         """The table that is printed."""
@@ -85,6 +87,9 @@ class Report:
             tokens = f"perplexity, {self.evaluation['tokens']:,} tokens"
             rows.append((tokens, *(_number(stage.perplexity) for stage in stages)))
             rows.append(("KL to the source, nats", *(_number(stage.divergence) for stage in stages)))
+        for span in self.positions:
+            named = f"perplexity, tokens {span['first']:,} to {span['last']:,}"
+            rows.append((named, *(_number(span.get(head)) for head in heads)))
         width = max(len(row[0]) for row in rows)
         table = [row[0].ljust(width) + "".join(cell.rjust(14) for cell in row[1:]) for row in rows]
         return [*(self._line(done) for done in self.operations), *map(healing_line, self.healing), *table]
