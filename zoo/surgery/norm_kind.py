@@ -1,5 +1,5 @@
-"""Layer norm → RMS norm. On a stream whose mean is zero both are the same, and the mean can be taken off by whoever
-writes to it:
+"""Layer norm → RMS norm. On a residual stream whose mean is zero both are the same, and what writes to it can take the
+mean off:
 
     C = I - 11ᵀ / D       every writer W → C W, its bias → C b, rows of tables → C e
     norm's bias b         readers V get the bias V b
@@ -35,7 +35,7 @@ class NormKind(Operation):
         return [Example({FIELD: "rms_norm"}, Exactness(ARITHMETIC), "as most families and kernels have it")]
 
     def check(self, config: ZooConfig, request: Request) -> None:
-        """Raises SurgeryError where the mean of the stream is not its writers' alone, or other norms would change."""
+        """Raises SurgeryError where the mean cannot be taken off by what writes, or other norms would change."""
         if config.qk_norm == "layer_norm":
             raise SurgeryError(f"{FIELD}: qk_norm='layer_norm' takes off means that no weight of this model can.")
         stream = stream_of(config, FIELD)

@@ -1,6 +1,6 @@
 """The residual stream of a model: which matrices read it, behind which norm, and which tensors write to it.
 
-A change of the stream's coordinates, x → x A, is free where every writer W becomes Aᵀ W and every reader V becomes
+A change of its coordinates, x → x A, is free where every writer W becomes Aᵀ W and every reader V becomes
 V A⁻ᵀ (Ashkboos et al. 2024, SliceGPT, arXiv 2401.15024). Readers are found by running the model without numbers: a
 module that is given a norm's output reads it.
 """
@@ -17,7 +17,7 @@ from conversion.engine.zoo_side import expected_tensors
 from .depth import LAYER, is_last
 from .operation import SurgeryError
 
-# Blocks in which the stream is read behind norms, written by sums, and touched by nothing else.
+# Blocks in which the residual stream is read behind norms, written by sums, and touched by nothing else.
 PLAIN_BLOCKS = ("pre_norm", "parallel", "parallel_two_norms", "mixer_only", "mlp_only")
 SLOTS = ("attn_norm", "mlp_norm")
 FINAL = "model.norm"
@@ -26,8 +26,8 @@ EMBEDDING, POSITIONS, HEAD = "model.embed_tokens.weight", "model.embed_positions
 
 @dataclass
 class Stream:
-    """`readers`: norm → the matrices `[..., D]` that read its output; `writers`: tensor → the dimension of it that is
-    the stream's."""
+    """`readers`: norm → the matrices `[..., D]` that read its output; `writers`: tensor → which of its
+    dimensions is D."""
 
     readers: dict[str, list[str]] = field(default_factory=dict)
     writers: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def stream_of(config: ZooConfig, field: str) -> Stream:
         found.writers[POSITIONS] = 1
     for name, tensor in tensors.items():
         if name.startswith(LAYER) and is_last(name.removeprefix(LAYER).partition(".")[2]):
-            # Experts have a dimension in front; a bias has the stream's alone.
+            # Experts have a dimension in front; a bias has D alone.
             vector = name.endswith("bias")
             found.writers[name] = tensor.ndim - 1 if vector else tensor.ndim - 2
     return found
@@ -109,7 +109,7 @@ def readers_of(config: ZooConfig, field: str) -> dict[str, list[str]]:
 
 
 def is_down(name: str) -> bool:
-    """Whether a tensor of experts writes: its last dimension may be as wide as the stream by chance."""
+    """Whether a tensor of experts writes: its last dimension may be D by chance."""
     return name.startswith("down_proj")
 
 

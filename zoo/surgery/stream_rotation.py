@@ -4,7 +4,7 @@
                 (Ashkboos et al. 2024, QuaRot, arXiv 2404.00456; the part of it that is in weights)
     random      drawn from all rotations (Haar), by the seed
 
-Nothing changes but the numbers of the stream: before it is quantised, and to see that no result hangs on its axes.
+Nothing changes but the numbers between layers: for quantising, and to see that no result hangs on their axes.
 """
 
 import math
