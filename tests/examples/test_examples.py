@@ -26,9 +26,13 @@ def run(command, folder):
 
 
 def test_the_lines_of_the_front_page_tell_the_story(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    mix, five = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    assert run([sys.executable, "-c", code], tmp_path).startswith(STORY)
+    shown = f"{mix}\nprint(sorted(set(config.layer_types)), config.num_experts)"
+    assert run([sys.executable, "-c", shown], tmp_path) == "['full_attention', 'linear_attention'] 64\n"
+    # Twice: what is there already is replaced.
+    for _ in range(2):
+        assert run([sys.executable, "-c", five], tmp_path).startswith(STORY)
 
 
 @pytest.mark.long

@@ -9,7 +9,8 @@ from benchmarks.ablations import SEEDS, key_of, models_of, results
 from configuration_zoo import ZooConfig
 from description_zoo.flags import flags
 from zoo.site.concepts import CONCEPTS, NO_CONCEPT, flags_of
-from zoo.site.guides import PAGES, ROOT, code, index, page, picture_files, text_of, with_table
+from zoo.site.front import families_table, mixed, mixed_picture
+from zoo.site.guides import FRONT, PAGES, ROOT, code, index, page, picture_files, readme_table, text_of, with_part
 from zoo.site.uses import concepts_of_families, uses_table
 from zoo.site.worked import WORKED
 
@@ -54,11 +55,14 @@ def test_the_families_on_the_pages_set_the_flags():
     families = concepts_of_families()
     for slug, concept in CONCEPTS.items():
         assert uses_table(concept, flags(), families) in (PAGES / f"{slug}.md").read_text(encoding="utf-8"), slug
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_part(readme, "families", families_table()) == readme
 
 
 def test_the_lists_of_guides_are_current():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme) == readme and readme.count("docs/concepts/") > len(CONCEPTS)
+    assert with_part(readme, "concepts", readme_table()) == readme and readme.count("docs/concepts/") > len(CONCEPTS)
+    assert with_part(readme, "mixed", mixed()) == readme and FRONT.read_text(encoding="utf-8") == mixed_picture()
     assert (PAGES / "index.md").read_text(encoding="utf-8") == index()
 
 

@@ -2,14 +2,17 @@
 
 import json
 import re
+from os import environ
 from pathlib import Path
 
 import pytest
+from browser import SIZES, dead_links, look, opened, served
 from typer.testing import CliRunner
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.presets import presets
-from description_zoo.difference import flags_that_differ
+from conversion.engine.registry import known_families
+from description_zoo.difference import difference, flags_that_differ
 from description_zoo.flags import flags
 from zoo.cli.main import app
 from zoo.inspection import reported
@@ -140,3 +143,135 @@ def leaves(entries):
         else:
             for value in entry.values():
                 yield from leaves(value if isinstance(value, list) else [value])
+
+
+# -- in a browser: `make test-docs` ------------------------------------------------------------------------------------
+
+IMPORTANT = (
+    "index", "quick-start", "concepts/index", "concepts/latent-attention", "gallery/index",
+    "gallery/presets/qwen3-next-80b-a3b", "gallery/families/deepseek_v3", "flags", "training", "gpu", "api/zoo",
+)  # fmt: skip
+PAIRS = (
+    ("presets/llama3-8b", "presets/qwen3-8b"),
+    ("presets/gemma-3-27b", "presets/deepseek-v3"),
+    ("presets/qwen3-next-80b-a3b", "presets/gpt2"),
+    ("presets/gpt2", "presets/gpt2"),
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; `ZOO_SITE` names one that is there already."""
+    if folder := environ.get("ZOO_SITE"):
+        return Path(folder).resolve()
+    from zoo.site.build import build
+
+    folder = tmp_path_factory.mktemp("site")
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    with served(site) as base:
+        yield base
+
+
+def html(site):
+    return sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("size", SIZES)
+def test_every_page_keeps_its_promises(site, address, size):
+    with opened(size) as page:
+        pages = {f"{address}/{path}": look(page, f"{address}/{path}") for path in html(site)}
+        problems = page.problems
+    assert len(pages) > 250 and problems == []
+    assert dead_links(pages, address, site) == []
+    assert all(facts["title"] for facts in pages.values())
+
+
+@pytest.mark.docs
+def test_pictures_of_the_important_pages(site, address):
+    """For eyes: build/screenshots."""
+    folder = ROOT / "build" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    for size in SIZES:
+        for dark in (False, True):
+            with opened(size, dark) as page:
+                for name in IMPORTANT:
+                    look(page, f"{address}/{name}.html")
+                    file = f"{name.replace('/', '-')}-{size}-{'dark' if dark else 'light'}.png"
+                    page.screenshot(path=folder / file)
+                assert page.problems == []
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("one, other", PAIRS)
+def test_the_page_compares_as_the_command_does(address, one, other):
+    configs = tuple(ZooConfig.preset(name.split("/")[1]) for name in (one, other))
+    expected = difference(tuple(reported(config, context=1024) for config in configs), configs)
+    with opened() as page:
+        look(page, f"{address}/gallery/index.html#one={one}&other={other}")
+        found = page.evaluate("([one, other]) => window.zooDifference(one, other)", [one, other])
+        shown = page.locator("#zoo-diff .zoo-result").inner_text()
+        assert page.problems == []
+    rows = [{"layers": row["layers"]} | {name: pair for name, *pair in row["rows"]} for row in found["layers"]]
+    assert rows == json.loads(json.dumps(expected["layers"]))
+    assert {name: pair for name, *pair in found["flags"]} == json.loads(json.dumps(expected["flags"]))
+    totals = {name: pair for name, *pair in found["totals"]}
+    for name in ("layers", "parameters", "active_parameters", "hidden_size", "bytes"):
+        assert totals.get(name) == expected["totals"].get(name)
+    assert ("differ in nothing" in shown) == (one == other)
+
+
+@pytest.mark.docs
+def test_the_gallery_finds_sorts_and_compares(address):
+    with opened() as page:
+        look(page, f"{address}/gallery/index.html")
+        count = page.locator(".zoo-card").count()
+        assert count == len(presets()) + len(known_families())
+        page.get_by_label("Find").fill("deepseek")
+        names = page.locator(".zoo-card:visible b").all_inner_texts()
+        assert names and all("deepseek" in name for name in names if name.islower()) and len(names) < count
+        page.get_by_label("Find").fill("")
+        page.get_by_role("button", name="latent attention").click()
+        page.get_by_label("Show").select_option("presets")
+        page.get_by_label("Sort by").select_option("parameters")
+        sizes = [int(card.get_attribute("data-parameters")) for card in page.locator(".zoo-card:visible").all()]
+        assert len(sizes) >= 4 and sizes == sorted(sizes)
+        for card in page.locator(".zoo-card:visible").all()[:2]:
+            card.get_by_role("button", name="compare").click()
+        assert page.locator(".zoo-result table tr").count() > 10
+        assert page.locator(".zoo-drawings img").count() == 2
+        page.locator(".zoo-card:visible a").first.click()
+        page.wait_for_url("**/gallery/presets/*.html")
+        page.get_by_role("link", name="compare with another").click()
+        page.wait_for_url("**/gallery/index.html#one=presets/*")
+        assert page.get_by_label("One").input_value().startswith("presets/")
+        assert page.problems == []
+
+
+@pytest.mark.docs
+def test_search_and_colours(address):
+    with opened() as page:
+        look(page, f"{address}/index.html")
+        scheme = page.locator("body").get_attribute("data-md-color-scheme")
+        page.locator("label[for='__palette_1']:visible, label[for='__palette_2']:visible").first.click()
+        page.locator(".md-search__input").first.fill("kv_lora_rank")
+        page.locator(".md-search-result__link").first.wait_for(timeout=20000)
+        assert "kv_lora_rank" in page.locator(".md-search-result__item").first.inner_text()
+        assert scheme in ("default", "slate") and page.problems == []
+
+
+@pytest.mark.docs
+def test_the_gallery_opens_from_a_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "presets", lambda: {name: presets()[name] for name in A_FEW})
+    monkeypatch.setattr(models, "known_families", lambda: ["gpt2"])
+    data.write_site(tmp_path / "out")
+    with opened(dark=True) as page:
+        look(page, f"{(tmp_path / 'out' / 'index.html').as_uri()}#one=presets/gpt2&other=presets/gemma-3-1b")
+        assert page.locator(".zoo-card").count() == 4 and page.locator(".zoo-result tr").count() > 10
+        page.screenshot(path=tmp_path / "gallery.png")
+        assert page.problems == []

@@ -14,6 +14,7 @@ from .api_pages import PACKAGES, api_page
 from .computed_pages import flags_page, gallery_page, gpu_page, model_page
 from .concepts import CONCEPTS
 from .data import EXPLORER, STATIC, without_notes, write_explorer, write_models
+from .front import mixed
 from .links import ROOT, Stage
 from .models import shown_models
 
@@ -59,6 +60,8 @@ def stage(folder: Path) -> None:
     pages = Stage(folder)
     shutil.copytree(OWN, folder)
     shutil.copy(STATIC / "site.css", folder)
+    home = (OWN / "index.md").read_text(encoding="utf-8").replace("{{mixed}}", mixed())
+    pages.write("index.md", pages.translated(home, "README.md"))
     for path in PAGES:
         pages.page(path)
     for path in sorted((ROOT / "docs" / "concepts").glob("*.md")):

@@ -5,12 +5,11 @@ from typing import Any
 
 from benchmarks.gpu.page import readme_part
 from description_zoo.flags import flags
-from description_zoo.numbers import short, short_bytes
+from description_zoo.numbers import short_bytes
 from zoo.cli.inspect import COLUMNS, cells
 
 from .concepts import CONCEPTS, flags_of
-from .data import badges_of, gallery
-from .models import KINDS
+from .data import badges_of, gallery, in_flops
 
 ASIDE = "\n\n"
 FLAGS = """
@@ -18,6 +17,7 @@ The {count} fields of `ZooConfig`, by concept, as `zoo flags` has them. A field 
 select stays `null`; one that contradicts another is refused when the config is made. A name with a dot is a key
 of a table: `precision.norm` is set by `precision={{"norm": ...}}`.
 """.strip()
+OF_A_FAMILY = "Sizes here are the defaults of its configuration class in transformers."
 GALLERY = """
 ---
 hide:
@@ -81,23 +81,23 @@ def guides_of_flags() -> dict[str, str]:
 
 
 def flag_entry(facts: dict[str, Any], guide: str | None) -> str:
-    """One field: a heading to link to, a sentence, a line of facts."""
+    """One field: a heading to link to, what it means, what it takes, where it is from."""
     allowed = ", ".join(f"`{one}`" for one in facts["allowed"] or ())
     default = "derived, or off" if facts["default"] is None else f"`{json.dumps(facts['default'])}`"
-    lines = {
-        "takes": f"{facts['takes']}: {allowed}" if allowed else facts["takes"],
-        "default": default,
-        "needs": facts["needs"],
-        "by layer": facts["by_layer"],
-        "source": facts["source"],
-        "file": f"[{facts['file']}](source/{facts['file']}.md)",
-        "guide": f"[{CONCEPTS[guide].title}](concepts/{guide}.md)" if guide else None,
+    taken = {
+        "Takes": f"{facts['takes']}: {allowed}" if allowed else facts["takes"],
+        "Default": default,
+        "Needs": facts["needs"],
+        "By layer": facts["by_layer"],
     }
-    return f"### `{facts['name']}` {{ #{facts['name']} }}\n\n{facts['meaning']}\n\n{definition(lines)}"
-
-
-def definition(lines: dict[str, str | None]) -> str:
-    return "\n".join(f"- *{word}*: {said}" for word, said in lines.items() if said)
+    origin = {
+        "Source": facts["source"],
+        "File": f"[{facts['file']}](source/{facts['file']}.md)",
+        "Guide": f"[{CONCEPTS[guide].title}](concepts/{guide}.md)" if guide else None,
+    }
+    lines = [". ".join(f"{word}: {said}" for word, said in found.items() if said) for found in (taken, origin)]
+    heading = f"### `{facts['name']}` {{ #{facts['name']} }}"
+    return f"{heading}\n\n{facts['meaning']}\n\n{lines[0]}.\n{{ .zoo-facts }}\n\n{lines[1]}\n{{ .zoo-facts }}"
 
 
 def gallery_page(entries: list[dict[str, Any]]) -> str:
@@ -114,9 +114,10 @@ def model_page(entry: dict[str, Any], report: dict[str, Any], card: str = "") ->
     badges = " · ".join(f"**{said}** {what}" for said, what in badges_of(entry))
     command = f"zoo inspect {name}" if entry["kind"] == "presets" else f"zoo families {name}"
     parts = [
+        "---\nhide:\n  - navigation\n---",
         f"# {name}",
-        f"{KINDS[entry['kind']].capitalize()}. {entry['about']}",
-        f'`{command}` — <a href="../index.html#one={key}">compare with another</a>',
+        f"{entry['about']} {OF_A_FAMILY if entry['kind'] == 'families' else ''}".strip(),
+        f'`{command}`, <a href="../index.html#one={key}">compare with another</a>',
         badges,
         card,
         "## Drawing",
@@ -150,7 +151,7 @@ def numbers_table(entry: dict[str, Any]) -> str:
     for length, held in entry["cache"].items():
         count = entry["flops"][length]
         ways = {"a decoded token": "decode", "of a prompt": "prompt", "of training": "train"}
-        said = ", ".join(f"{short(count[way])}FLOP {words}" for words, way in ways.items())
+        said = ", ".join(f"{in_flops(count[way])} {words}" for words, way in ways.items())
         said = f"{short_bytes(held)} of cache; {said}"
         rows.append((f"at {int(length):,} tokens", said))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {said} |" for name, said in rows)])

@@ -149,6 +149,11 @@ def flops_at(entry: dict[str, Any]) -> tuple[int, dict[str, int]]:
     return length, entry["flops"][str(length)]
 
 
+def in_flops(count: float) -> str:
+    """8_810_000_000 -> "8.81 GFLOP"."""
+    return short(count, units=(" ", " K", " M", " G", " T")) + "FLOP"
+
+
 def badges_of(entry: dict[str, Any]) -> list[tuple[str, str]]:
     """(number, what it is) of parameters, cache and operations."""
     totals, (length, count) = entry["totals"], flops_at(entry)
@@ -161,5 +166,5 @@ def badges_of(entry: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (size, "parameters"),
         (f"KV {' + '.join(parts) or 'none'}", f"cache of one sequence in {totals['dtype']}"),
-        (f"{short(count['decode'])}FLOP", f"operations of a decoded token at {length:,} tokens of context"),
+        (in_flops(count["decode"]), f"operations of a decoded token at {length:,} tokens of context"),
     ]

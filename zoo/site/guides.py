@@ -17,6 +17,7 @@ from description_zoo.flags import flags
 from .concept import Concept
 from .concepts import CONCEPTS, flags_of
 from .costs import ablation, cost_table, decode_curve, decode_picture, shape
+from .front import families_table, mixed, mixed_picture
 from .pictures import pictures_of
 from .uses import concepts_of_families, uses_table
 from .worked import WORKED
@@ -24,7 +25,7 @@ from .worked import WORKED
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS, PAGES = Path(__file__).with_name("text"), ROOT / "docs" / "concepts"
 REFERENCES, DECODING = "tests/support/", "milliseconds of a decoded token against the context"
-BEGIN, END = "<!-- begin concepts: python -m zoo.site.guides -->", "<!-- end concepts -->"
+FRONT = ROOT / "docs" / "pictures" / "mixed.svg"
 
 
 def main() -> None:
@@ -40,7 +41,11 @@ def main() -> None:
         print(slug)
     (PAGES / "index.md").write_text(index(), encoding="utf-8")
     readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    text = with_part(readme.read_text(encoding="utf-8"), "families", families_table())
+    text = with_part(with_part(text, "mixed", mixed()), "concepts", readme_table())
+    readme.write_text(text, encoding="utf-8")
+    FRONT.parent.mkdir(exist_ok=True)
+    FRONT.write_text(mixed_picture(), encoding="utf-8")
 
 
 def page(concept: Concept, families: dict[str, dict[str, Any]]) -> str:
@@ -182,10 +187,11 @@ def readme_table() -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str) -> str:
-    """README.md with the table as it is now."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{readme_table()}\n{END}{rest.split(END)[1]}"
+def with_part(text: str, name: str, part: str) -> str:
+    """README.md with the part of this name as it is now."""
+    begin, end = f"<!-- begin {name}: python -m zoo.site.guides -->", f"<!-- end {name} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{part}\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":

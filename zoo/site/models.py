@@ -20,7 +20,7 @@ from ..inspection import config_of
 
 # Tokens of context at which caches and operations are counted, where a model can have so many.
 CONTEXTS = (1024, 8192, 131072)
-KINDS = {"presets": "published model", "families": "family, as its configuration class has it", "yours": "yours"}
+KINDS = {"yours": "yours", "presets": "published models", "families": "families"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def entry_of(shown: Shown) -> tuple[dict[str, Any], dict[str, Any]]:
         "flags": {name: value for name, value in folded(config).items() if value is not None},
         "stated": stated(config),
     }
-    return json.loads(json.dumps(entry, sort_keys=True)), report
+    return json.loads(json.dumps(entry)), report
 
 
 def stated(config: ZooConfig) -> list[str]:

@@ -12,7 +12,10 @@
   // Of a layer, in the order of the table of `zoo inspect`.
   const OF_A_LAYER = ["mixer", "context", "positions", "features", "residual", "mlp", "differs", "parameters",
     "cache_bytes_per_token", "state_bytes"];
-  const same = (one, other) => JSON.stringify(one ?? null) === JSON.stringify(other ?? null);
+  // Tables are the same in whatever order their keys stand.
+  const ordered = (key, value) => (value && typeof value === "object" && !Array.isArray(value)
+    ? Object.fromEntries(Object.entries(value).sort(([one], [other]) => (one < other ? -1 : 1))) : value);
+  const same = (one, other) => JSON.stringify(one ?? null, ordered) === JSON.stringify(other ?? null, ordered);
   const differing = (one, other, names) =>
     names.filter((name) => !same(one[name], other[name])).map((name) => [name, one[name] ?? null, other[name] ?? null]);
   const mechanism = (layer) => layer.mixer.split(" ")[0];
@@ -47,7 +50,7 @@
 
   function numbersOf(model) {
     const found = { layers: model.pattern, ...model.totals };
-    for (const [length, held] of Object.entries(model.cache)) found[`cache at ${Number(length).toLocaleString("en")} tokens, bytes`] = held;
+    for (const [length, held] of Object.entries(model.cache)) found[`cache at ${Number(length).toLocaleString("en")} tokens`] = held;
     for (const [length, count] of Object.entries(model.flops)) {
       for (const [way, value] of Object.entries(count)) found[`operations, ${way.replace("_", " ")}, at ${Number(length).toLocaleString("en")} tokens`] = value;
     }
@@ -63,6 +66,8 @@
     };
   }
 
+  const NAMES = { bytes: "weights", dtype: "stored in", window_bytes: "cache of windows", state_bytes: "cache of states",
+    cache_bytes_per_token: "cache per token", max_position_embeddings: "longest context", hidden_size: "width", vocab_size: "vocabulary" };
   const EXACT = ["vocab_size", "hidden_size", "max_position_embeddings"];
   function said(name, value) {
     if (value === null || value === "" || (Array.isArray(value) && !value.length)) return "–";
@@ -70,7 +75,8 @@
     if (typeof value === "object") return Object.entries(value).map(([key, entry]) => `${key} ${JSON.stringify(entry)}`).join(", ") || "–";
     if (typeof value !== "number") return String(value);
     if (EXACT.includes(name)) return value.toLocaleString("en");
-    return name.includes("bytes") ? bytes(value) : short(value);
+    if (name.startsWith("operations")) return units(value, 1000, [" ", " K", " M", " G", " T"]) + "FLOP";
+    return name.includes("bytes") || name.startsWith("cache") ? bytes(value) : short(value);
   }
   const asSet = (name, value) => (value === null ? "–" : typeof value === "string" ? value : JSON.stringify(value));
 
@@ -92,7 +98,7 @@
       line.append(cell);
       rows.forEach(([name, here, there]) => {
         const row = body.insertRow();
-        [name.replaceAll("_", " "), words(name, here), words(name, there)].forEach((text) => row.append(element("td", text)));
+        [words === said ? NAMES[name] ?? name.replaceAll("_", " ") : name, words(name, here), words(name, there)].forEach((text) => row.append(element("td", text)));
       });
     };
     if (found.totals.length) room("whole model", found.totals, said);
