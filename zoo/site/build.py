@@ -60,8 +60,8 @@ def stage(folder: Path) -> None:
     pages = Stage(folder)
     shutil.copytree(OWN, folder)
     shutil.copy(STATIC / "site.css", folder)
-    home = (OWN / "index.md").read_text(encoding="utf-8").replace("{{mixed}}", mixed())
-    pages.write("index.md", pages.translated(home, "README.md"))
+    front = pages.translated(mixed(), "README.md")
+    pages.write("index.md", (OWN / "index.md").read_text(encoding="utf-8").replace("{{mixed}}", front))
     for path in PAGES:
         pages.page(path)
     for path in sorted((ROOT / "docs" / "concepts").glob("*.md")):
