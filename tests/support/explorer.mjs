@@ -5,8 +5,8 @@ import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
 const load = (name) => import(pathToFileURL(`${process.argv[2]}/${name}`));
-const [py, { configOf, factsOf }, { modelTensors }, { sizes }, { kinds_of, layer_words }] = await Promise.all(
-  ["python.js", "facts.js", "tensors.js", "sizes.js", "words.js"].map(load));
+const [py, { configOf, factsOf }, { modelTensors }, { layerCache, sizes }, { kinds_of, layer_words }, { place }, { sees }] =
+  await Promise.all(["python.js", "facts.js", "tensors.js", "sizes.js", "words.js", "placement.js", "masks.js"].map(load));
 
 function words(config) {
   const [kinds, differs] = py.call(kinds_of, config);
@@ -23,7 +23,17 @@ process.on("uncaughtException", (error) => {
   process.exit(1);
 });
 
-const answers = py.parseJson(readFileSync(0, "utf8")).map(({ config: values, contexts, dtype, wants = ["whole", "sizes", "tensors"] }) => {
+function placed(config, facts, ranks) {
+  const caches = facts.layers.map((layer) => layerCache(layer, ranks.dtype));
+  try {
+    return place(config, facts, caches, ranks);
+  } catch (error) {
+    if (!(error instanceof py.Instance)) throw error;
+    return py.text(error);
+  }
+}
+
+const answers = py.parseJson(readFileSync(0, "utf8")).map(({ config: values, contexts, dtype, ranks, tokens, wants }) => {
   let config;
   try {
     config = configOf(values);
@@ -37,6 +47,11 @@ const answers = py.parseJson(readFileSync(0, "utf8")).map(({ config: values, con
   if (wants.includes("tensors")) answer.tensors = Object.fromEntries(modelTensors(facts).map(({ name, shape }) => [name, shape]));
   if (wants.includes("sizes")) answer.sizes = sizes(facts, { contexts, dtype });
   if (wants.includes("words")) answer.words = words(config);
+  if (ranks) answer.placed = ranks.map((one) => placed(config, facts, one));
+  if (tokens) {
+    const places = Array.from({ length: tokens }, (_, place) => place);
+    answer.masks = facts.layers.map((layer) => places.map((query) => places.map((key) => sees(layer, query, key))));
+  }
   return answer;
 });
 process.stdout.write(JSON.stringify(answers));

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from random_configs import draw_config, draw_fields
+from references_attention import sees
 from tiny_models import VARIANTS, tiny_config
 
 from configuration_zoo import ZooConfig
@@ -16,6 +17,8 @@ from configuration_zoo.fields_per_layer import ALL
 from configuration_zoo.presets import presets
 from description_zoo.flops import flops
 from description_zoo.measure import empty_model, measure
+from zoo.cli.errors import UserError
+from zoo.cli.placement import place
 from zoo.site.explorer import STATIC
 from zoo.site.explorer.rules import rules
 
@@ -193,3 +196,56 @@ def test_refusals_of_random_fields(scripts, count):
     answers = ask(scripts, [{"config": values, "wants": []} for values in drawn])
     for values, answer, refused in zip(drawn, answers, expected, strict=True):
         assert answer.get("refused") == refused, values
+
+
+RANKS = [(2, 1), (4, 1), (3, 1), (1, 2), (2, 4), (8, 4), (1, 8)]
+
+
+def placement(config, tp, ep):
+    try:
+        placed = place(config, tp, ep, 5000, 3)
+    except UserError as error:
+        return str(error)
+    return {name: value for name, value in placed.items() if name in KEPT}
+
+
+KEPT = (
+    "ranks", "fsdp", "bytes", "bytes_per_rank", "dense_bytes_per_rank", "expert_bytes_per_rank", "gathered_bytes",
+    "cache_bytes_per_rank",
+)  # fmt: skip
+
+
+@needs_node
+@pytest.mark.parametrize(
+    "names",
+    [["deepseek_v32", "gpt_oss", "qwen3_next"], pytest.param([name for name, _ in VARIANTS], marks=pytest.mark.long)],
+)
+def test_ranks_hold_what_zoo_inspect_says(scripts, names):
+    configs = [tiny_config((name, 0)) for name in dict.fromkeys(names)]
+    questions = []
+    for config in configs:
+        dtype = str(config.dtype).removeprefix("torch.")
+        ranks = [{"tp": tp, "ep": ep, "context": 5000, "batch": 3, "dtype": dtype} for tp, ep in RANKS]
+        questions.append({"config": config_json(config), "wants": [], "ranks": ranks})
+    for config, name, answer in zip(configs, dict.fromkeys(names), ask(scripts, questions), strict=True):
+        for ranks, mine in zip(RANKS, answer["placed"], strict=True):
+            assert mine == placement(config, *ranks), (name, ranks)
+
+
+MASKS = [
+    {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 3},
+    {"layer_types": ["full_attention", "chunked_attention"], "attention_chunk_size": 5},
+    {"sparse_attention_pattern": ["strided", "fixed"], "sparse_attention_stride": 3},
+    {"sparse_attention_pattern": ["banded", "none"], "sparse_attention_stride": 4},
+    {"use_bidirectional_attention": True},
+]
+
+
+@needs_node
+def test_masks_are_those_of_the_reference(scripts):
+    configs = [ZooConfig(num_hidden_layers=2, **given) for given in MASKS]
+    questions = [{"config": config_json(config), "wants": [], "tokens": 17} for config in configs]
+    for config, answer in zip(configs, ask(scripts, questions), strict=True):
+        for layer in range(2):
+            expected = [[sees(config, layer, query, key, 0) for key in range(17)] for query in range(17)]
+            assert answer["masks"][layer] == expected, config.layer_types[layer]

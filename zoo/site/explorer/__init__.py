@@ -5,20 +5,35 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 STATIC = Path(__file__).with_name("static")
+# The script of each page, and what they are opened with.
+PAGES = ("index.js",)
+SHOWN = ("*.html", "*.css")
+TABLES = ("models", "fields", "parts", "guides", "topologies", "gpus")
 
 
-def write(out: Path) -> None:
-    """Writes the explorer into a folder, which is made where there is none."""
+def write(out: Path, guides: str | None = None) -> None:
+    """Writes the explorer into a folder, which is made where there is none; `guides`: where the pages of the guides
+    stand from there, `../concepts/`."""
     from . import data
+    from .bundle import bundle
     from .rules import rules
 
     out = Path(out)
-    shutil.copytree(STATIC, out, dirs_exist_ok=True)
-    for name, source in rules().items():
-        (out / name).write_text(source, encoding="utf-8")
-    tables = ("models", "fields", "parts", "guides", "topologies", "gpus")
-    lines = [f"export const {name} = {json.dumps(getattr(data, name)(), ensure_ascii=False)};" for name in tables]
-    (out / "data.js").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        shutil.copytree(STATIC, folder, dirs_exist_ok=True)
+        for name, source in rules().items():
+            (folder / name).write_text(source, encoding="utf-8")
+        tables = {name: getattr(data, name)() for name in TABLES} | {"guidePages": guides}
+        lines = [f"export const {name} = {json.dumps(table, ensure_ascii=False)};" for name, table in tables.items()]
+        (folder / "data.js").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for page in PAGES:
+            (out / page).write_text(bundle(folder, page), encoding="utf-8")
+        for pattern in SHOWN:
+            for path in folder.glob(pattern):
+                shutil.copy(path, out / path.name)

@@ -30,12 +30,12 @@ def models() -> dict[str, dict[str, Any]]:
     return found
 
 
-def config_json(config: Any) -> dict[str, Any]:
-    """What config.json says of a config, without where it came from."""
+def config_json(config: Any) -> str:
+    """The text of config.json without where the model came from; as text, since 1.0 is no 1 there."""
     for name in ("source_config", "source_extras", "surgery"):
         setattr(config, name, None)
     said = json.loads(config.to_json_string(use_diff=True))
-    return {name: value for name, value in said.items() if name not in NOT_SHOWN}
+    return json.dumps({name: value for name, value in said.items() if name not in NOT_SHOWN})
 
 
 def fields() -> dict[str, dict[str, Any]]:

@@ -19,6 +19,8 @@ MODULES = (
     "parallel_plans", "rope_keys", "version", "config_file", "configuration_zoo",
 )  # fmt: skip
 WORDS = ("layers", "kinds")
+# Of zoo/cli/placement.py what asks nothing of torch.
+PLACEMENT = ("SPLIT", "SPLITS_BIAS", "check_sizes", "splits_heads", "rule_of", "share")
 
 
 def outside() -> set[str]:
@@ -31,14 +33,18 @@ def outside() -> set[str]:
 
 
 def rules() -> dict[str, str]:
-    """{file: JavaScript}: `rules.js`, the config itself, and `words.js`, what `zoo inspect` says of a layer."""
+    """{file: JavaScript}: `rules.js`, the config itself, `words.js`, what `zoo inspect` says of a layer, and `plans.js`,
+    how a model is split over ranks."""
     from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
 
     config = [inspect.getsource(RotaryEmbeddingConfigMixin), "adopt(PreTrainedConfig, RotaryEmbeddingConfigMixin)"]
     config += [(PACKAGES / f"configuration_zoo/{name}.py").read_text("utf-8") for name in MODULES]
     words = [(PACKAGES / f"description_zoo/{name}.py").read_text("utf-8") for name in WORDS]
+    placement = ast.parse((PACKAGES / "zoo/cli/placement.py").read_text("utf-8")).body
+    plans = [ast.unparse(node) for node in placement if bound_names([node]) & {*PLACEMENT}]
     names = {name for source in config for name in bound_names(ast.parse(source).body)}
     return {
         "rules.js": translated(config, {"library.js": outside()}),
         "words.js": translated(words, {"library.js": outside(), "rules.js": names}),
+        "plans.js": translated(plans, {"library.js": outside()}),
     }

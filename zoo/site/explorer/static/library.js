@@ -94,6 +94,7 @@ Match.own.set("__getitem__", (self, number) => self.dict.get("groups")[number]);
 export const re = {
   fullmatch: (pattern, text) => matched(text.match(new RegExp(`^(?:${pattern})$`, "u".repeat(0)))),
   search: (pattern, text) => matched(text.match(new RegExp(pattern))),
+  sub: (pattern, by, text) => text.replace(new RegExp(pattern, "g"), by),
   findall: (pattern, text) => [...text.matchAll(new RegExp(pattern, "g"))].map((one) => one[1] ?? one[0]),
 };
 
@@ -313,6 +314,8 @@ export function adopt(cls, mixin) {
   return null;
 }
 export const register_layer_types = () => null;
+// A sentence of a command of zoo.
+export const UserError = new py.PyClass("UserError", [py.Exception_]);
 export const os = {};
 export const sys = { modules: new Map() };
 export const __name__ = "configuration_zoo";

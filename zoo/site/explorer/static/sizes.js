@@ -62,7 +62,7 @@ export function layerCache(layer, dtype) {
   const cache = { perToken: keptChannels(layer) * width, state: 0, workspace: 0, window };
   if (layer.recurrence === null) return cache;
   const { numbers, channels } = stateOf(layer), { settings } = layer;
-  cache.state = numbers * STATE_WIDTH + channels * (settings.conv_kernel_dim ?? 0) * (settings.float32_parameters ? width : width);
+  cache.state = numbers * STATE_WIDTH + channels * (settings.conv_kernel_dim ?? 0) * width;
   if (layer.recurrence === "mamba2" || (MATRIX.includes(layer.recurrence) && !PRODUCTS.includes(layer.recurrence))) {
     const reads = DELTA.includes(layer.recurrence) ? 2 : 1;
     const { num_value_heads: heads, key_head_dim: keys, value_head_dim: values } = settings;

@@ -1,12 +1,13 @@
 // The weights of a model by name and shape, from the facts of its config: what the classes of modeling_zoo make.
 //
 // A tensor is {name, shape} and at most one `kind`: "norm", "table" (rows are looked up), "experts" (a token goes to
-// some of them). A product with any other matrix costs two operations for each of its numbers.
+// some of them). A product with any other matrix costs two operations for each of its numbers. `wide`: float32 always.
 
 const tensor = (name, shape, kind = null) => ({ name, shape, kind });
 export const numel = ({ shape }) => shape.reduce((count, size) => count * size, 1);
 export const count = (tensors) => tensors.reduce((sum, one) => sum + numel(one), 0);
 
+const wide = (tensors) => tensors.map((one) => ({ ...one, wide: true }));
 const within = (prefix, tensors) => tensors.map((one) => ({ ...one, name: `${prefix}.${one.name}` }));
 const linear = (name, inputs, outputs, bias = false) => [
   tensor(`${name}.weight`, [outputs, inputs]), ...(bias ? [tensor(`${name}.bias`, [outputs])] : []),
@@ -115,9 +116,10 @@ const ATTENTIONS = {
 
 // -- recurrences ---------------------------------------------------------------------------------------------------
 
-const convolution = ({ conv_kernel_dim: taps, conv_bias: bias }, channels) => taps ? [
-  tensor("conv1d.weight", [channels, 1, taps]), ...(bias ? [tensor("conv1d.bias", [channels])] : []),
-] : [];
+const inFloat32 = (settings, tensors) => settings.float32_parameters ? wide(tensors) : tensors;
+const convolution = (settings, channels) => settings.conv_kernel_dim ? inFloat32(settings, [
+  tensor("conv1d.weight", [channels, 1, settings.conv_kernel_dim]), ...(settings.conv_bias ? [tensor("conv1d.bias", [channels])] : []),
+]) : [];
 
 function outputNorm(settings) {
   const inner = settings.num_value_heads * settings.value_head_dim;
@@ -131,8 +133,7 @@ function matrixState(settings, hidden, { beta = false, writes = 1 } = {}) {
   const width = heads * (settings.decay_granularity === "channel" ? settings.key_head_dim : 1);
   const decays = decay === null || decay === "constant" ? [] : [
     ...throughRank("a_proj", hidden, width, settings.decay_rank),
-    tensor("dt_bias", [width]),
-    ...(decay === "log_sigmoid" ? [] : [tensor("A_log", [heads])]),
+    ...inFloat32(settings, [tensor("dt_bias", [width]), ...(decay === "log_sigmoid" ? [] : [tensor("A_log", [heads])])]),
   ];
   return [
     ...linear("q_proj", hidden, keys, settings.bias),
@@ -221,9 +222,9 @@ function dense(layer, inner = layer.intermediate_size, placed = true) {
 
 function router(layer) {
   const outputs = layer.num_experts + (layer.zero_expert_num ?? 0), how = layer.router;
+  const matrix = [tensor("gate.weight", [outputs, layer.hidden_size]), ...(how.bias ? [tensor("gate.bias", [outputs])] : [])];
   return [
-    tensor("gate.weight", [outputs, layer.hidden_size]),
-    ...(how.bias ? [tensor("gate.bias", [outputs])] : []),
+    ...(layer.precision.router === "float32_weight" ? wide(matrix) : matrix),
     ...(how.input_norm ? [tensor("gate.norm.weight", [layer.hidden_size], "norm")] : []),
     ...(how.per_expert_scale ? [tensor("gate.per_expert_scale", [outputs])] : []),
   ];
@@ -262,7 +263,7 @@ const NORMS = {
 
 function hyperConnection(layer, parts) {
   const outputs = parts.reduce((sum, part) => sum + part, 0);
-  return [tensor("fn", [outputs, layer.hc_mult * layer.hidden_size]), tensor("base", [outputs]), tensor("scale", [parts.length])];
+  return wide([tensor("fn", [outputs, layer.hc_mult * layer.hidden_size]), tensor("base", [outputs]), tensor("scale", [parts.length])]);
 }
 
 function adapters(layer) {
