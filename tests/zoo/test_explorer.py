@@ -15,6 +15,7 @@ from tiny_models import VARIANTS, tiny_config
 from configuration_zoo import ZooConfig
 from configuration_zoo.fields_per_layer import ALL
 from configuration_zoo.presets import presets
+from configuration_zoo.vocabulary import ATTENTION_TYPES, BLOCK_TYPES, POSITION_EMBEDDINGS, RECURRENCES
 from description_zoo.flops import flops
 from description_zoo.measure import empty_model, measure
 from zoo.cli.errors import UserError
@@ -104,6 +105,23 @@ def compare(folder, configs):
 def test_sizes_and_words_are_those_of_measure(scripts):
     tiny = {name: tiny_config((name, 0)) for name in SAMPLE}
     compare(scripts, tiny | {name: ZooConfig.preset(name) for name in ("gpt2", "gemma-3-4b", "mixtral-8x7b")})
+
+
+@needs_node
+def test_sizes_of_every_mechanism(scripts):
+    """A new attention or recurrence has to be reckoned too."""
+    sizes = {
+        "vocab_size": 41,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 20,
+    }
+    kinds = {name: {"attention_type": name, "num_key_value_heads": 2} for name in ATTENTION_TYPES}
+    kinds |= {name: {"layer_types": "linear_attention", "linear_attention_type": name} for name in RECURRENCES}
+    kinds |= {name: {"block_type": [name] * 2} for name in BLOCK_TYPES if name not in ("mlp_only", "shared_block")}
+    kinds |= {name: {"position_embedding_type": name} for name in POSITION_EMBEDDINGS}
+    compare(scripts, {name: ZooConfig(**sizes, **given) for name, given in kinds.items()})
 
 
 @needs_node

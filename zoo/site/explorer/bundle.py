@@ -18,7 +18,7 @@ def bundle(folder: Path, entry: str) -> str:
 
 
 def add(folder: Path, name: str, parts: list[str], open_ones: list[str], done: set[str]) -> None:
-    """Appends a module behind those that it imports."""
+    """Appends a module behind those that it imports; raises ValueError for one that imports itself in the end."""
     if name in open_ones:
         raise ValueError(f"{' imports '.join([*open_ones, name])}: modules cannot import each other.")
     if name in done:

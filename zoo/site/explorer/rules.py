@@ -33,8 +33,8 @@ def outside() -> set[str]:
 
 
 def rules() -> dict[str, str]:
-    """{file: JavaScript}: `rules.js`, the config itself, `words.js`, what `zoo inspect` says of a layer, and `plans.js`,
-    how a model is split over ranks."""
+    """{file: JavaScript}: `rules.js`, the config itself, `words.js`, what `zoo inspect` says of a layer, `plans.js`, how
+    ranks share a model."""
     from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
 
     config = [inspect.getsource(RotaryEmbeddingConfigMixin), "adopt(PreTrainedConfig, RotaryEmbeddingConfigMixin)"]

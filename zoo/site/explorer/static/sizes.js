@@ -36,8 +36,9 @@ export function parameters(facts) {
 function keptChannels(layer) {
   if (!layer.softmax || layer.shares) return 0;
   if (layer.mechanism === "latent") return layer.kv_lora_rank + layer.qk_rope_head_dim + (layer.indexes ? layer.index_head_dim : 0);
-  const gates = layer.mechanism === "forgetting" ? layer.num_attention_heads : 0;
-  return layer.num_key_value_heads * (layer.head_dim + layer.value_width) + gates;
+  // Beside keys and values: a gate of each query head, or the direction in which a token reflects.
+  const beside = { forgetting: layer.num_attention_heads, path: layer.num_key_value_heads * layer.head_dim }[layer.mechanism] ?? 0;
+  return layer.num_key_value_heads * (layer.head_dim + layer.value_width) + beside;
 }
 
 const MATRIX = ["linear_attention", "lightning_attention", "gated_linear_attention", "delta_net", "gated_delta_net",

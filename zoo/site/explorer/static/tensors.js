@@ -108,6 +108,8 @@ const ATTENTIONS = {
     ...["lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"].map((name) => tensor(name, [layer.head_dim]))],
   forgetting: (layer) => [...groupedQuery(layer), ...linear("f_proj", layer.hidden_size, layer.num_attention_heads, true)],
   stick_breaking: groupedQuery,
+  path: (layer) => [...groupedQuery(layer), ...linear("w_proj", layer.hidden_size, layer.num_key_value_heads * layer.head_dim),
+    ...linear("bt_proj", layer.hidden_size, layer.num_key_value_heads, true)],
   value_residual: (layer) => [...groupedQuery(layer), ...(layer.mixes && layer.value_residual === null ? [tensor("value_weights", [2])] : [])],
   latent,
   indexed: (layer) => [...latent(layer), ...(layer.indexes ? indexer(layer) : [])],
