@@ -33,8 +33,8 @@ def outside() -> set[str]:
 
 
 def rules() -> dict[str, str]:
-    """{file: JavaScript}: `rules.js`, the config itself, `words.js`, what `zoo inspect` says of a layer, `plans.js`, how
-    ranks share a model."""
+    """{file: JavaScript}: the config itself in `rules.js`, what `zoo inspect` says of a layer in `words.js`, how ranks
+    share a model in `plans.js`."""
     from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
 
     config = [inspect.getsource(RotaryEmbeddingConfigMixin), "adopt(PreTrainedConfig, RotaryEmbeddingConfigMixin)"]
