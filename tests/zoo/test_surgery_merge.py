@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from copy import deepcopy
+from itertools import permutations
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ import yaml
 from surgery_models import STORIES, family_config, logits, random_model, stories, tokens
 
 from zoo.surgery import merge, operate
+from zoo.surgery.assignment import best_assignment
+from zoo.surgery.merge_heads import layers_without_order
 from zoo.surgery.merge_methods import METHODS, Part, Settings
 from zoo.surgery.merge_plan import value_at
 from zoo.surgery.operation import SurgeryError
@@ -242,3 +246,63 @@ def test_other_vocabularies_are_refused(tmp_path):
     random_model(family_config("llama", 0)).save_pretrained(tmp_path / "small")
     with pytest.raises(SurgeryError, match="vocab_size differs"):
         merge({"merge_method": "linear", "models": [{"model": S}, {"model": str(tmp_path / "small")}]})
+
+
+def test_a_pairing_has_the_largest_sum():
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        count = seed % 5 + 1
+        drawn = torch.randn(count, count, generator=generator)
+        scores = drawn if seed % 3 else drawn.round()
+        found = best_assignment(scores)
+        best = max(sum(scores[row, one[row]].item() for row in range(count)) for one in permutations(range(count)))
+        assert sorted(found) == list(range(count))
+        assert sum(scores[row, found[row]].item() for row in range(count)) == pytest.approx(best)
+    with pytest.raises(ValueError, match=r"\(2, 3\) must be square"):
+        best_assignment(torch.zeros(2, 3))
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize(("family", "number"), [("llama", 0), ("qwen2", 0), ("gpt2", 0), ("qwen3", 0), ("phi", 0)])
+@torch.no_grad()
+def test_heads_in_another_order_merge_as_in_one(family, number, tmp_path):
+    model = random_model(family_config(family, number))
+    near, config = deepcopy(model), model.config
+    generator = torch.Generator().manual_seed(number)
+    for parameter in near.parameters():
+        parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    other = deepcopy(near)
+    groups = config.num_key_value_heads
+    heads = torch.arange(config.num_attention_heads).view(groups, -1)
+    for layer in other.model.layers:
+        order = heads[torch.randperm(groups, generator=generator)]
+        order = torch.stack([one[torch.randperm(len(one), generator=generator)] for one in order])
+        attention = layer.self_attn
+        of_groups = order[:, 0] // len(order[0])
+        for name, places in (("q", order.flatten()), ("k", of_groups), ("v", of_groups)):
+            projection = getattr(attention, f"{name}_proj")
+            for parameter in projection.parameters():
+                parameter.copy_(parameter.unflatten(0, (len(places), -1))[places].flatten(0, 1))
+        weight = attention.o_proj.weight
+        weight.copy_(weight.unflatten(1, (order.numel(), -1))[:, order.flatten()].flatten(1))
+    ids = tokens(config)
+    assert (logits(other, ids) - logits(near, ids)).abs().max() <= 2e-5 * logits(near, ids).abs().max()
+    for name, one in (("a", model), ("near", near), ("other", other)):
+        one.save_pretrained(tmp_path / name)
+
+    def half(name):
+        models = [{"model": str(tmp_path / one), "parameters": {"weight": 0.5}} for one in ("a", name)]
+        return merge({"merge_method": "linear", "models": models})
+
+    found, wanted = half("other"), half("near")
+    assert "heads in the order of the first model" in found.operations[0].name
+    assert not any("heads" in done.name for done in wanted.operations)
+    for name, tensor in wanted.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_heads_with_an_order_of_their_own_stay():
+    for family in ("bloom", "gpt_oss", "qwen3_next"):
+        config = family_config(family, 0)
+        mixers = config.attention_mixers
+        assert len(layers_without_order(config)) == 0 and "grouped_query" in mixers

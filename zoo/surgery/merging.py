@@ -20,10 +20,11 @@ from conversion.engine.zoo_side import expected_tensors
 from . import measurement
 from .common_flags import bring_to, one_way
 from .depth import LAYER, per_layer_fields
+from .merge_heads import match_heads
 from .merge_methods import METHODS, Part, Settings
 from .merge_plan import MergePlan, MergeSlice, MergeSource, parse_plan, read_yaml, value_at
 from .operating import State, changed_config, perform, stage
-from .operation import SurgeryError, own_fields
+from .operation import ARITHMETIC, SurgeryError, own_fields
 from .planner import differing
 from .report import Done, Report
 from .streaming import runnable
@@ -110,6 +111,11 @@ def open_all(names: list[str], progress: bool = False) -> dict[str, State]:
         if state is not first:
             same_vocabulary(first.source, state.source)
             bring_to(state, first.config, name)
+    for state in states.values():
+        if state is not first and state.config.num_hidden_layers == first.config.num_hidden_layers:
+            state.tensors, layers = match_heads(state.tensors, first.tensors, first.config)
+            if layers:
+                state.done.append(Done("heads in the order of the first model", {}, {}, layers, str(ARITHMETIC)))
     return states
 
 
