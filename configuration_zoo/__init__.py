@@ -14,6 +14,7 @@ HOOKS = {
     "advice": "description_zoo.advice:advice",
     "as_table": "description_zoo.notebook:as_table",
     "export_code": "modeling_zoo.export:export_code",
+    "fit_to_ranks": "zoo.training.ranks:fit_to_ranks",
     "help_text": "description_zoo.flags:help_text",
     "preset": "configuration_zoo.presets:preset",
     "replace_empty_card": "description_zoo.card:replace_empty_card",

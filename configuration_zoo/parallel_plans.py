@@ -4,12 +4,16 @@ A plan names modules by pattern, `*` for a layer's number, and says how each is 
 named. What stands in no plan is the same on every rank.
 """
 
+from types import SimpleNamespace
+
 from transformers import PreTrainedConfig
 
 from .vocabulary import POSITION_BIASES
 
 COLWISE, ROWWISE = "colwise", "rowwise"
-PREFIX = "layers.*.self_attn."
+# The same weights on each rank, but activations whole: for what sees all heads.
+GATHERED, FROM_WHOLE = "colwise_gather_output", "rowwise_rep"
+PREFIX, RECURRENT = "layers.*.self_attn.", "layers.*.linear_attn."
 # Blocks without an MLP that can be split: that other layers use as well, or with a norm over all its inner channels.
 WITHOUT_SPLIT_MLP = ("mixer_only", "shared_block", "sub_norm")
 
@@ -20,7 +24,7 @@ def grouped_query_plan(config: PreTrainedConfig) -> dict[str, str]:
     whole = config.qk_norm is not None and (
         config.qk_norm_config["scope"] == "full" or config.qk_norm_config["weight"] == "per_head"
     )
-    projection, output = ("colwise_gather_output", "rowwise_split_input") if whole else (COLWISE, ROWWISE)
+    projection, output = (GATHERED, FROM_WHOLE) if whole else (COLWISE, ROWWISE)
     plan = {f"{PREFIX}{name}_proj": projection for name in "qkv"} | {f"{PREFIX}o_proj": output}
     if config.qk_norm is not None and config.qk_norm_config["weight"] == "shared" and not whole:
         plan |= {f"{PREFIX}{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
@@ -41,14 +45,61 @@ def gate_and_sinks_plan(config: PreTrainedConfig, whole: bool = False) -> dict[s
     """What stands beside the heads, one row or number for each of them."""
     plan = {}
     if config.attn_output_gate not in (None, "query"):
-        plan[f"{PREFIX}output_gate.g_proj"] = "colwise_gather_output" if whole else COLWISE
+        plan[f"{PREFIX}output_gate.g_proj"] = GATHERED if whole else COLWISE
     if config.attention_sinks is not None and not whole:
         plan |= {f"{PREFIX}sinks": COLWISE, "layers.*.self_attn": "local_params"}
     return plan
 
 
+def linear_heads_plan(config: PreTrainedConfig, settings: SimpleNamespace) -> dict[str, str]:
+    """Heads of keys and the heads of values that read them go together; what stands beside them (convolution, decay,
+    norm, maps through a rank) is whole, and each rank uses its part of it."""
+    plan = {f"{RECURRENT}{name}_proj": COLWISE for name in "qkv"} | {f"{RECURRENT}o_proj": ROWWISE}
+    if settings.allow_neg_eigval is not None:
+        # A delta rule, which has a strength of each write.
+        plan[f"{RECURRENT}b_proj"] = COLWISE
+    if settings.decay not in (None, "constant") and settings.decay_rank is None:
+        plan[f"{RECURRENT}a_proj"] = COLWISE
+    whole = settings.output_norm == "full"
+    if settings.output_gate != "none" and settings.gate_rank is None:
+        plan[f"{RECURRENT}g_proj"] = GATHERED if whole else COLWISE
+    return plan | ({f"{RECURRENT}o_proj": FROM_WHOLE} if whole else {})
+
+
+def gated_unit_plan(config: PreTrainedConfig, settings: SimpleNamespace) -> dict[str, str]:
+    """Blocks of channels split over ranks."""
+    names = ("in_proj", "g_proj") if settings.output_gate != "none" else ("in_proj",)
+    if settings.output_norm == "full":
+        return fused_plan(config, settings) | ({f"{RECURRENT}g_proj": GATHERED} if "g_proj" in names else {})
+    return {f"{RECURRENT}{name}": COLWISE for name in names} | {f"{RECURRENT}o_proj": ROWWISE}
+
+
+def fused_plan(config: PreTrainedConfig, settings: SimpleNamespace) -> dict[str, str]:
+    """Several sections in one projection: its rows are split and its outputs gathered, every rank computes the whole
+    recurrence."""
+    return {f"{RECURRENT}in_proj": GATHERED, f"{RECURRENT}o_proj": FROM_WHOLE}
+
+
+# By mechanism; one that is not here is whole on every rank.
+RECURRENT_PLANS = {
+    **dict.fromkeys(("gated_delta_net", "kimi_delta_attention", "delta_net"), linear_heads_plan),
+    **dict.fromkeys(("linear_attention", "gated_linear_attention", "lightning_attention"), linear_heads_plan),
+    "rg_lru": gated_unit_plan,
+    **dict.fromkeys(("mamba2", "mamba", "short_conv"), fused_plan),
+}
+
+
+def recurrent_plan(config: PreTrainedConfig) -> dict[str, str]:
+    """The recurrences of all layers that have one, `linear_attn`; nothing where they are not of one plan."""
+    named, plans = config.linear_attention_type, []
+    for index in config.recurrent_layers():
+        plan = RECURRENT_PLANS.get(named[index] if isinstance(named, list) else named)
+        plans.append({} if plan is None else plan(config, config.linear_settings(index)))
+    return same_in_all(plans) if plans else {}
+
+
 # Attentions whose heads can be split, and how; a pattern means the same in every layer, so all layers with attention
-# are of one row. Recurrences are `linear_attn`, which no pattern here names: they are whole on every rank.
+# are of one row. Recurrences are `linear_attn`, which no pattern here names.
 HEAD_PLANS = {("grouped_query", "shared_key_value"): grouped_query_plan, ("latent", "indexed"): latent_plan}
 
 
@@ -94,7 +145,7 @@ class ParallelPlans:
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
         """Tensor parallel (Shoeybi et al. 2019, Megatron-LM, §3)."""
-        plan = {"embed_tokens": "embedding_rowwise"} | attention_plan(self)
+        plan = {"embed_tokens": "embedding_rowwise"} | attention_plan(self) | recurrent_plan(self)
         layers = {"dense": [], "sparse": []}
         for kind, block, layer in zip(self.mlp_layer_types, self.block_types, self.per_layer_config, strict=True):
             if block not in WITHOUT_SPLIT_MLP:

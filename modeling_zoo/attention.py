@@ -22,6 +22,7 @@ from .mixer import TokenMixer
 from .norms import RMSNorm, make_qk_norm, make_sub_norm
 from .ops_attention import attention
 from .ops_attention_bands import AttentionMask
+from .ops_own_part import own_part
 from .ops_rotary import apply_rotary
 
 
@@ -109,6 +110,9 @@ class GroupedQueryAttention(SoftmaxAttention):
     long as a small operation. (Vaswani et al. 2017; Shazeer 2019; Ainslie et al. 2023; Llama, Qwen3.)
     """
 
+    # Over more ranks than heads of keys each head is there as often, and a rank keeps the one it reads.
+    key_copies = 1
+
     def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         heads, hidden = config.num_attention_heads, config.hidden_size
@@ -194,7 +198,10 @@ class GroupedQueryAttention(SoftmaxAttention):
         if self.value_scale is not None:
             value = value * self.value_scale
         key = self.norm_and_rotate(key, self.k_norm, position_embeddings)
-        return key.transpose(1, 2), value.transpose(1, 2)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        if self.key_copies > 1:
+            key, value = (own_part(x.repeat_interleave(self.key_copies, 1), self.q_proj, 1) for x in (key, value))
+        return key, value
 
     def norm_and_rotate(
         self, states: torch.Tensor, norm: nn.Module | None, position_embeddings: tuple[torch.Tensor, ...] | None

@@ -74,6 +74,12 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         refuse_left_out(config)
         super().__init__(config, *args, **kwargs)
 
+    @classmethod
+    def maybe_distribute_model(cls, model: nn.Module, distributed_config: Any, mesh_manager: Any) -> nn.Module:
+        if mesh_manager is not None and (fit_to_ranks := model.config._installed("fit_to_ranks")) is not None:
+            fit_to_ranks(model, distributed_config.tp_size)
+        return super().maybe_distribute_model(model, distributed_config, mesh_manager)
+
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use; raises ValueError for one that would silently drop what the config asks for."""
         if attention_backends(self.config) is not None:

@@ -1,5 +1,6 @@
 """The short convolution in front of a recurrence, whose last inputs a cache keeps."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
@@ -9,13 +10,15 @@ from transformers import initialization as init
 from .cache_recurrent_view import RecurrentCacheView
 from .mlp_dense import activation_named
 from .ops_convolution import causal_convolution, convolve_window
+from .ops_own_part import own_channels
 from .recurrent_rows import TokenRows
 
 
 class ShortConvolution(nn.Conv1d):
     """act(Σ_j weight_j ∘ x_(t - K + 1 + j) + bias), `[B, T, C]` -> `[B, T, C]` (H3, Fu et al. 2022; Mamba).
 
-    The sum is rounded to the dtype of the weight before the activation, the result to that of the input.
+    The sum is rounded to the dtype of the weight before the activation, the result to that of the input. The inputs are
+    what the linear maps `sources` give; where a rank has some of their rows, it convolves those.
     """
 
     def __init__(
@@ -35,14 +38,17 @@ class ShortConvolution(nn.Conv1d):
         if self.bias is not None:
             init.zeros_(self.bias)
 
-    def forward(self, inputs: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
-        taps, weight = self.kernel_size[0], self.weight.squeeze(1)
+    def forward(
+        self, inputs: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows, sources: Sequence[nn.Module] = ()
+    ) -> torch.Tensor:
+        taps, weight = self.kernel_size[0], own_channels(self.weight.squeeze(1), sources)
+        bias = own_channels(self.bias, sources)
         window = cache.update_conv_window(inputs, taps) if rows.valid is None else None
         if window is not None:
-            output = convolve_window(window, weight, self.bias)
+            output = convolve_window(window, weight, bias)
         else:
             inputs = rows.mask_padding(inputs)
-            output = causal_convolution(inputs, weight, self.bias, cache.conv_window(taps), rows.packed)
+            output = causal_convolution(inputs, weight, bias, cache.conv_window(taps), rows.packed)
             cache.store_conv_inputs(inputs, taps, rows)
         output = output.to(self.weight.dtype)
         if self.activation is not None:
@@ -57,7 +63,9 @@ class NoConvolution(nn.Module):
         super().__init__()
         self.activation = None if activation in (None, "none") else activation_named(activation)
 
-    def forward(self, inputs: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
+    def forward(
+        self, inputs: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows, sources: Sequence[nn.Module] = ()
+    ) -> torch.Tensor:
         return inputs if self.activation is None else self.activation(inputs)
 
 

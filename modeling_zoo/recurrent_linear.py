@@ -12,13 +12,14 @@ from transformers import initialization as init
 from configuration_zoo import ZooConfig
 
 from .cache_recurrent_view import RecurrentCacheView
+from .ops_own_part import all_parts, own_part, split_ways
 from .ops_packing import PackedSequences
 from .ops_recurrence import delta_rule, linear_attention
 from .ops_recurrence_decode import RecurrentState
 from .recurrent_convolution import make_convolution
 from .recurrent_decays import DECAYS, constant_slopes
 from .recurrent_gated_norm import make_output_norm
-from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps, make_projection
+from .recurrent_mixer import RecurrentMixer, initialize_rates, initialize_time_steps, make_projection, own_output
 from .recurrent_rows import TokenRows
 
 
@@ -33,7 +34,8 @@ FEATURE_MAPS = {"elu_plus_one": elu_plus_one, "relu": F.relu, "none": nn.Identit
 class LinearAttention(RecurrentMixer):
     """S <- Diag(e**g) S + k vᵀ, o = Sᵀq: linear, lightning and gated linear attention, by the decay of the settings.
 
-    q, k of `num_key_heads` heads of `key_head_dim`, v of `num_value_heads` heads of `value_head_dim`.
+    q, k of `num_key_heads` heads of `key_head_dim`, v of `num_value_heads` heads of `value_head_dim`. Where a rank has
+    some rows of q_proj, k_proj and v_proj, it computes their heads alone.
     """
 
     # Keys and values that a token writes.
@@ -97,13 +99,14 @@ class LinearAttention(RecurrentMixer):
     def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """g `[B, T, H]` or `[B, T, H, K]`, float32; None for no decay."""
         if self.settings.decay == "constant":
-            return -self.slopes.expand(*hidden_states.shape[:2], self.heads)
+            return -own_part(self.slopes, self.v_proj).expand(*hidden_states.shape[:2], -1)
         if self.decay is None:
             return None
-        projected, bias = self.a_proj(hidden_states).float(), self.dt_bias.float()
-        rate = None if self.A_log is None else self.A_log.float()
+        projected = own_output(self.a_proj(hidden_states), self.a_proj, self.v_proj).float()
+        bias = own_part(self.dt_bias, self.v_proj).float()
+        rate = None if self.A_log is None else own_part(self.A_log, self.v_proj).float()
         if self.decay_width is not None:
-            projected, bias = (x.unflatten(-1, (self.heads, self.decay_width)) for x in (projected, bias))
+            projected, bias = (x.unflatten(-1, (-1, self.decay_width)) for x in (projected, bias))
             rate = None if rate is None else rate.unsqueeze(-1)
         log_decay = self.decay(projected, rate, bias, self.settings)
         return log_decay.to(hidden_states.dtype) if self.settings.decay_dtype == "activation" else log_decay
@@ -112,7 +115,7 @@ class LinearAttention(RecurrentMixer):
         """The strength of a write, `[B, T, H]`, 0 where there is no token; None for 1."""
         if rows.valid is None:
             return None
-        return rows.valid.unsqueeze(-1).expand(-1, -1, self.heads).float()
+        return rows.valid.unsqueeze(-1).expand(-1, -1, self.heads // split_ways(self.v_proj)).float()
 
     def recurrence(
         self,
@@ -129,22 +132,30 @@ class LinearAttention(RecurrentMixer):
 
     def split(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """`[B, T, C]` → q and k together `[B, T, 2, H', K]`, None, v `[B, T, H, V]`."""
-        settings = self.settings
-        pair, value = mixed.split([2 * self.key_dim, self.value_dim], dim=-1)
+        settings, ways = self.settings, split_ways(self.v_proj)
+        pair, value = mixed.split([2 * self.key_dim // ways, self.value_dim // ways], dim=-1)
         pair = self.feature_map(pair.view(*pair.shape[:2], 2, -1, settings.key_head_dim))
-        return pair, None, value.view(*value.shape[:2], self.heads, settings.value_head_dim)
+        return pair, None, value.view(*value.shape[:2], -1, settings.value_head_dim)
 
     def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
-        settings = self.settings
-        projected = [proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        mixed = self.conv1d(torch.cat(projected, dim=-1), cache, rows)
+        sources = self.q_proj, self.k_proj, self.v_proj
+        mixed = self.conv1d(torch.cat([source(hidden_states) for source in sources], dim=-1), cache, rows, sources)
         query, key, value = self.split(mixed)
         log_decay = self.log_decay(hidden_states)
         log_decay = None if log_decay is None else rows.mask_padding(log_decay)
         beta = self.beta(hidden_states, rows)
         output = cache.recur(self.recurrence, (query, key, value, beta, log_decay), rows.packed, self.can_defer)
-        gate = self.g_proj(hidden_states) if settings.output_gate != "none" else None
-        return self.o_proj(self.o_norm(output.flatten(-2).to(hidden_states.dtype), gate))
+        return self.output(output.flatten(-2).to(hidden_states.dtype), hidden_states)
+
+    def output(self, output: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Norm, gate and output projection, `[B, T, H · V]` → `[B, T, D]`; a norm over all heads sees those of all
+        ranks."""
+        whole = self.settings.output_norm == "full"
+        gate = self.g_proj(hidden_states) if self.settings.output_gate != "none" else None
+        if whole:
+            return self.o_proj(self.o_norm(all_parts(output, self.v_proj), gate))
+        gate = None if gate is None else own_output(gate, self.g_proj, self.v_proj)
+        return self.o_proj(self.o_norm(output, gate, self.v_proj))
 
 
 class DeltaAttention(LinearAttention):

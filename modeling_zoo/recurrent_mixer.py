@@ -13,6 +13,7 @@ from configuration_zoo import ZooConfig
 
 from .cache_recurrent_view import RecurrentCacheView
 from .mixer import TokenMixer
+from .ops_own_part import own_part
 from .ops_packing import PackedSequences
 from .recurrent_rows import PaddedRows, TokenRows, unpad
 
@@ -58,6 +59,12 @@ def make_projection(inputs: int, outputs: int, rank: int | None = None, bias: bo
     if rank is None:
         return nn.Linear(inputs, outputs, bias=bias)
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias))
+
+
+def own_output(projected: torch.Tensor, projection: nn.Module, source: nn.Module) -> torch.Tensor:
+    """Of what `make_projection` has made, `[B, T, outputs]`, the part that goes with the rows of `source` on this rank:
+    a plain map is split like that one and has given it, one through a `rank` is whole."""
+    return own_part(projected, source, -1) if isinstance(projection, nn.Sequential) else projected
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from configuration_zoo import ZooConfig
 
 from .cache_recurrent_view import RecurrentCacheView
 from .norms import RMSNorm
+from .ops_own_part import own_part
 from .ops_packing import PackedSequences
 from .ops_recurrence_decode import RecurrentState
 from .ops_state_space import gated_linear_unit, grouped_selective_scan, state_space_duality
@@ -206,9 +207,11 @@ class BlockDiagonalLinear(nn.Module):
         init.normal_(self.weight, mean=0.0, std=self.weight.shape[1] ** -0.5)
         init.zeros_(self.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        heads = x.unflatten(-1, self.bias.shape)
-        return (torch.einsum("...hw,hwv->...hv", heads, self.weight) + self.bias).flatten(-2)
+    def forward(self, x: torch.Tensor, source: nn.Module) -> torch.Tensor:
+        """`x` is what `source` gives, of which a rank may have some heads."""
+        weight, bias = own_part(self.weight, source), own_part(self.bias, source)
+        heads = x.unflatten(-1, bias.shape)
+        return (torch.einsum("...hw,hwv->...hv", heads, weight) + bias).flatten(-2)
 
 
 class GatedLinearUnit(RecurrentMixer):
@@ -252,14 +255,15 @@ class GatedLinearUnit(RecurrentMixer):
         return gated_linear_unit(inputs, log_decay, state, first, valid, packed)
 
     def mix(self, hidden_states: torch.Tensor, cache: RecurrentCacheView, rows: TokenRows) -> torch.Tensor:
-        inputs = self.conv1d(self.in_proj(hidden_states), cache, rows)
-        openness = torch.sigmoid(self.recurrence_gate(inputs))
-        log_decay = -self.decay_scale * openness * F.softplus(self.recurrent_param)
-        gated = inputs * torch.sigmoid(self.input_gate(inputs))
+        source = self.in_proj
+        inputs = self.conv1d(source(hidden_states), cache, rows, (source,))
+        openness = torch.sigmoid(self.recurrence_gate(inputs, source))
+        log_decay = -self.decay_scale * openness * F.softplus(own_part(self.recurrent_param, source))
+        gated = inputs * torch.sigmoid(self.input_gate(inputs, source))
         first = rows.first(inputs, cache.has_history)
         output = cache.recur(self.recurrence, (gated, log_decay, first, rows.valid), rows.packed)
         gate = None if self.g_proj is None else self.g_proj(hidden_states)
-        return self.o_proj(self.o_norm(output.to(hidden_states.dtype), gate))
+        return self.o_proj(self.o_norm(output.to(hidden_states.dtype), gate, source))
 
 
 class ShortConvolutionMixer(RecurrentMixer):

@@ -19,13 +19,22 @@ def whole_tensor(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def cached_numbers(cache):
+    """How many numbers each layer of a cache holds."""
+    kept = ("keys", "values", "conv_states", "recurrent_states")
+    parts = [[getattr(layer, name, None) for name in kept] for layer in cache.layers]
+    parts = [[part for some in layer for part in (some if isinstance(some, list) else [some])] for layer in parts]
+    return [sum(part.numel() for part in layer if isinstance(part, torch.Tensor)) for layer in parts]
+
+
 def main(folder, plan):
     logging.set_verbosity_error()
     torch.manual_seed(0)
     model = ZooForCausalLM.from_pretrained(folder, **PLANS[plan]()).eval()
     tokens = torch.load(f"{folder}/tokens.pt")
     with torch.no_grad():
-        logits = model(tokens).logits
+        outputs = model(tokens, use_cache=True)
+        logits = outputs.logits
     # Layers that predict further tokens learn in training alone.
     model.train(model.config.num_mtp_layers > 0)(tokens, labels=tokens).loss.backward()
     model.eval()
@@ -39,6 +48,7 @@ def main(folder, plan):
     model.save_pretrained(f"{folder}/saved")
     if dist.get_rank() == 0:
         found = {"logits": logits, "sequence": sequence, "whole": whole, "held": held, "gradients": gradients}
+        found["cached"] = cached_numbers(outputs.past_key_values)
         torch.save(found, f"{folder}/found.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -110,6 +110,24 @@ def test_every_flag_is_placed_on_one_rank_whole_and_on_two_in_part(group):
             assert alone["bytes"] / 2 <= two["bytes_per_rank"] < alone["bytes"]
 
 
+def test_a_hybrid_of_27_billion_parameters_over_eight_ranks():
+    """Qwen3.5's shape: recurrences and attention are divided, four heads of keys are one for each of eight ranks."""
+    words = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 16
+    config = ZooConfig(
+        vocab_size=248320, hidden_size=5120, intermediate_size=17408, num_hidden_layers=64, num_attention_heads=24,
+        num_key_value_heads=4, head_dim=256, layer_types=words, linear_attention_type="gated_delta_net",
+        linear_num_key_heads=16, linear_num_value_heads=48, linear_key_head_dim=128, linear_value_head_dim=128,
+        attn_output_gate="query", qk_norm="rms_norm", max_position_embeddings=262144, dtype="bfloat16",
+    )  # fmt: skip
+    alone, eight = place(config, 1, 1), place(config, 8, 1)
+    assert 53e9 < alone["bytes_per_rank"] < 54e9 and alone["bytes_per_rank"] / 8 < eight["bytes_per_rank"] < 7e9
+    assert eight["cache_bytes_per_token_per_rank"] == alone["cache_bytes_per_token_per_rank"] // 4
+    states = 48 * (48 * 128 * 128 * 4 + 4 * (2 * 16 + 48) * 128 * 2)
+    grown = 262144 * alone["cache_bytes_per_token_per_rank"]
+    assert alone["cache_bytes_per_rank"] == states + grown
+    assert eight["cache_bytes_per_rank"] == states // 8 + grown // 4
+
+
 def test_the_command_says_what_a_rank_holds(monkeypatch, capsys, tmp_path):
     config = ZooConfig(**{**EVEN, **SPARSE})
     config.to_json_file(tmp_path / "config.json")

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
     from configuration_zoo import ZooConfig
 
+    # Of experts apart, of tensor parallelism: {pattern of names: style}.
+    Plans = tuple[dict[str, str], dict[str, str]]
+
 # Style of a rule -> the dimension of a weight it splits, from the back; biases and sinks have one dimension.
 SPLIT = {
     "colwise": -2, "colwise_gather_output": -2, "packed_colwise": -2, "embedding_rowwise": -2,
-    "rowwise": -1, "rowwise_split_input": -1, "grouped_gemm": 0,
+    "rowwise": -1, "rowwise_rep": -1, "grouped_gemm": 0,
 }  # fmt: skip
 SPLITS_BIAS = ("colwise", "colwise_gather_output", "packed_colwise")
 
@@ -31,14 +34,16 @@ def place(config: "ZooConfig", tp: int, ep: int, context: int | None = None, bat
     check_sizes(config, tp, ep)
     model, groups = empty_model(config), max(1, ep // tp)
     layers = measure(config, model)["layers"]
-    parts = [tp if splits_heads(config, index) else 1 for index in range(len(layers))]
+    plan = config.base_model_tp_plan
+    parts = [cache_parts(config, plan, index, tp) for index in range(len(layers))]
     length = context or config.max_position_embeddings
+    plans = plans_of(config, ep)
     kinds = {"dense": 0, "experts": 0}
     whole = dict(kinds)
     for name, weight in model.named_parameters():
         kind = "experts" if ".mlp.experts." in name else "dense"
         whole[kind] += weight.nbytes
-        kinds[kind] += share(config, name, weight, tp, ep, groups) * weight.dtype.itemsize
+        kinds[kind] += share(plans, name, weight, tp, ep, groups) * weight.dtype.itemsize
     return {
         "tp": tp,
         "ep": ep,
@@ -48,14 +53,17 @@ def place(config: "ZooConfig", tp: int, ep: int, context: int | None = None, bat
         "bytes_per_rank": sum(kinds.values()),
         "dense_bytes_per_rank": kinds["dense"],
         "expert_bytes_per_rank": kinds["experts"],
-        "gathered_bytes": gathered(config, model, tp, ep) if groups > 1 else 0,
+        "gathered_bytes": gathered(plans, model, tp, ep) if groups > 1 else 0,
         "cache_bytes_per_token_per_rank": sum(
-            layer["cache_bytes_per_token"] // part
-            for layer, part in zip(layers, parts, strict=True)
+            layer["cache_bytes_per_token"] // keys
+            for layer, (keys, _) in zip(layers, parts, strict=True)
             if layer["window"] is None
         ),
         "cache_bytes_per_rank": batch
-        * sum(cached_bytes(layer, length) // part for layer, part in zip(layers, parts, strict=True)),
+        * sum(
+            (cached_bytes(layer, length) - layer["state_bytes"]) // keys + layer["state_bytes"] // states
+            for layer, (keys, states) in zip(layers, parts, strict=True)
+        ),
         "context": length,
         "batch": batch,
     }
@@ -63,31 +71,40 @@ def place(config: "ZooConfig", tp: int, ep: int, context: int | None = None, bat
 
 def check_sizes(config: "ZooConfig", tp: int, ep: int) -> None:
     """Raises UserError for what transformers, or a tensor, would refuse later and less clearly."""
+    from ..training.ranks import heads_to_split
+
     if ep > 1 and "sparse" not in config.mlp_layer_types:
         raise UserError(f"--ep {ep} splits experts, and this model has none.")
     if ep > 1 and ep % tp:
         raise UserError(f"--ep {ep} is not a multiple of --tp {tp}: ranks that share a layer share their experts too.")
+    plan = config.base_model_tp_plan
     for index, layer in enumerate(config.per_layer_config):
         if ep > 1 and config.mlp_layer_types[index] == "sparse" and layer.num_experts % ep:
             raise UserError(f"--ep {ep} does not divide num_experts={layer.num_experts} of layer {index}.")
-        names = ("num_attention_heads", "num_key_value_heads")
-        for name in names if splits_heads(config, index, of="o_proj") else ():
-            if getattr(layer, name) % tp:
-                raise UserError(f"--tp {tp} does not divide {name}={getattr(layer, name)} of layer {index}.")
+        for name, heads in heads_to_split(config, plan, index, layer).items():
+            if heads % tp and (name != "num_key_value_heads" or tp % heads):
+                raise UserError(f"--tp {tp} does not divide {name}={heads} of layer {index}.")
 
 
-def splits_heads(config: "ZooConfig", index: int, of: str = "k_proj") -> bool:
-    """Whether the plan gives each rank some heads of this layer: of its keys, or of its output."""
-    rule = config.base_model_tp_plan.get(f"layers.*.self_attn.{of}", "")
-    return rule in ("colwise", "rowwise") and config.attention_mixers[index] is not None
+def cache_parts(config: "ZooConfig", plan: dict[str, str], index: int, tp: int) -> tuple[int, int]:
+    """Into how many parts the keys and values of a layer are divided, and its recurrent state."""
+    from ..training.ranks import heads_to_split
+
+    split = heads_to_split(config, plan, index, config.per_layer_config[index])
+    states = tp if {"linear_num_key_heads", "linear_num_value_heads"} & split.keys() else 1
+    return min(tp, split.get("num_key_value_heads", 1)), states
 
 
-def rule_of(config: "ZooConfig", name: str, ep: int) -> tuple[str, bool]:
+def plans_of(config: "ZooConfig", ep: int) -> "Plans":
+    """The rules for experts apart and those of tensor parallelism."""
+    experts = (config.base_model_ep_plan or {}) if ep > 1 else {}
+    return experts, config.base_model_tp_plan | {"lm_head": "colwise_gather_output"}
+
+
+def rule_of(plans: "Plans", name: str) -> tuple[str, bool]:
     """(the style that splits this parameter or "", whether its rule is one of expert parallelism)."""
     path = name.removeprefix("model.")
-    experts = (config.base_model_ep_plan or {}) if ep > 1 else {}
-    head = {"lm_head": "colwise_gather_output"}
-    for plan, by_experts in ((experts, True), (config.base_model_tp_plan | head, False)):
+    for plan, by_experts in zip(plans, (True, False), strict=True):
         for place_in_model in (path, path.rpartition(".")[0]):
             pattern = re.sub(r"\.\d+(?=\.|$)", ".*", place_in_model)
             if plan.get(pattern) in SPLIT:
@@ -95,9 +112,9 @@ def rule_of(config: "ZooConfig", name: str, ep: int) -> tuple[str, bool]:
     return "", False
 
 
-def share(config: "ZooConfig", name: str, weight: "torch.Tensor", tp: int, ep: int, groups: int = 1) -> int:
+def share(plans: "Plans", name: str, weight: "torch.Tensor", tp: int, ep: int, groups: int = 1) -> int:
     """Elements of a parameter on the rank that holds the most of it."""
-    style, by_experts = rule_of(config, name, ep)
+    style, by_experts = rule_of(plans, name)
     shape = list(weight.shape)
     if style and (len(shape) > 1 or style in SPLITS_BIAS or by_experts):
         dim = max(SPLIT[style], -len(shape)) % len(shape)
@@ -111,7 +128,7 @@ def share(config: "ZooConfig", name: str, weight: "torch.Tensor", tp: int, ep: i
     return count
 
 
-def gathered(config: "ZooConfig", model: "PreTrainedModel", tp: int, ep: int) -> int:
+def gathered(plans: "Plans", model: "PreTrainedModel", tp: int, ep: int) -> int:
     """Bytes held on top while FSDP computes: the largest layer or the embedding, without experts, and head and norm."""
     from description_zoo.measure import body_of
 
@@ -122,7 +139,7 @@ def gathered(config: "ZooConfig", model: "PreTrainedModel", tp: int, ep: int) ->
 
     def size(prefix, unit):
         parts = [(name, weight) for name, weight in unit.named_parameters() if ".experts." not in f".{name}"]
-        return sum(share(config, prefix + name, weight, tp, ep) * weight.dtype.itemsize for name, weight in parts)
+        return sum(share(plans, prefix + name, weight, tp, ep) * weight.dtype.itemsize for name, weight in parts)
 
     return max(size(*unit) for unit in units) + sum(size(*unit) for unit in kept)
 

@@ -1,0 +1,61 @@
+"""Tensor parallelism over a number of ranks: what the plan of a model cannot know, or why it does not fit."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from configuration_zoo import ZooConfig
+
+
+def fit_to_ranks(model: "nn.Module", ways: int) -> None:
+    """Keys and values of fewer heads than ranks are made on all of them, and each rank keeps the head it reads.
+
+    Called where transformers distributes a model (`HOOKS` of configuration_zoo), if zoo is installed. Raises ValueError
+    for heads that do not divide.
+    """
+    if ways == 1:
+        return
+    plan = dict(model.tp_plan)
+    prefix = next((rule.partition("layers.")[0] for rule in plan if "layers." in rule), "")
+    attention = f"{prefix}layers.*.self_attn."
+    check_heads(model.config, {rule.removeprefix(prefix): how for rule, how in plan.items()}, ways)
+    few = {layer.num_key_value_heads for layer in model.config.per_layer_config if layer.num_key_value_heads < ways}
+    if not few or plan.get(f"{attention}k_proj") != "colwise":
+        return
+    plan |= {rule: "colwise_gather_output" for rule in (f"{attention}k_proj", f"{attention}v_proj") if rule in plan}
+    # It sees all heads now, and so its gradient is whole.
+    plan.pop(f"{attention}k_norm", None)
+    model.tp_plan = plan
+    for module in model.modules():
+        if hasattr(module, "num_key_value_groups") and hasattr(module, "k_proj"):
+            heads = module.q_proj.out_features // sum(module.query_parts)
+            module.key_copies = ways * module.num_key_value_groups // heads
+            module.num_key_value_groups = heads // ways
+
+
+def check_heads(config: "ZooConfig", plan: dict[str, str], ways: int) -> None:
+    """Raises ValueError where `ways` ranks do not divide heads that `plan` splits, with the field and the layer."""
+    for index, layer in enumerate(config.per_layer_config):
+        for field, heads in heads_to_split(config, plan, index, layer).items():
+            if heads % ways and (field != "num_key_value_heads" or ways % heads):
+                raise ValueError(
+                    f"Tensor parallelism over {ways} ranks splits heads, and {field}={heads} of layer {index} does not "
+                    f"divide into {ways}: choose tp_size so that it does."
+                )
+
+
+def heads_to_split(config: "ZooConfig", plan: dict[str, str], index: int, layer: "ZooConfig") -> dict[str, int]:
+    """{field: number} of the heads of a layer that `plan` spreads over ranks."""
+    fields = {}
+    if config.attention_mixers[index] is not None and plan.get("layers.*.self_attn.o_proj") == "rowwise":
+        fields["num_attention_heads"] = layer.num_attention_heads
+        if plan.get("layers.*.self_attn.k_proj") == "colwise":
+            fields["num_key_value_heads"] = layer.num_key_value_heads
+    if config.linear_attention_type is not None and index in config.recurrent_layers():
+        settings = config.linear_settings(index)
+        if plan.get("layers.*.linear_attn.q_proj") == "colwise":
+            fields |= {"linear_num_key_heads": settings.num_key_heads}
+        elif plan.get("layers.*.linear_attn.in_proj") == "colwise":
+            fields |= {"linear_num_value_heads": settings.num_value_heads}
+    return fields
