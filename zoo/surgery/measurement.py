@@ -1,6 +1,7 @@
 """What a change costs: perplexity on held-out rows, and the divergence from the source."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,26 @@ def position_edges(trained: int, length: int) -> list[int]:
     """Halves of the trained context, wholes where the new one is more than four times as long; the last is shorter."""
     step = max(2, trained // 2 if length <= 4 * trained else trained)
     return [*range(0, length, step), length]
+
+
+class OfTokens:
+    """A model as if it had some of its tokens alone: their numbers are 0 to n - 1, and its logits are theirs."""
+
+    def __init__(self, model: PreTrainedModel, tokens: list[int]):
+        self.model, self.tokens, self.device = model, torch.tensor(tokens, device=model.device), model.device
+
+    def numbers(self, ids: Tensor) -> Tensor:
+        """Numbers here of tokens that are there, `[n, T]`."""
+        return torch.searchsorted(self.tokens.to(ids.device), ids)
+
+    def eval(self) -> "OfTokens":
+        self.model.eval()
+        return self
+
+    def __call__(self, ids: Tensor, **options: Any) -> Any:
+        output = self.model(self.tokens[ids], **options)
+        output.logits = output.logits[..., self.tokens]
+        return output
 
 
 @torch.no_grad()

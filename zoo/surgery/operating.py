@@ -20,19 +20,17 @@ from . import calibration, measurement, planner
 from .choosing import cheapest_layers, number_of
 from .healing import Healing, distillation, fill_healed, record
 from .healing import heal as heal_folder
-from .operation import ARITHMETIC, BITS, TOLERANCE, Operation, Request, SurgeryError, alike_layers
+from .operation import ARITHMETIC, BITS, Operation, Request, SurgeryError, alike_layers
 from .plan_file import Change
 from .report import Done, Report, Stage
 from .streaming import runnable
 from .tensors import InMemory, Source, Tensors, build, open_source, operated
 from .texts import ROW, Text, random_text, read_text
-from .vocabularies import refuse_lost_tokens
+from .verification import verified
+from .vocabularies import refuse_lost_tokens, tokens_to_keep
 from .writing import Place, write_folder
 
 CALIBRATION_TOKENS = 6144
-VERIFIED_TOKENS = 48
-# How much more than one rounding of each weight an exact operation may move the logits.
-ROUNDINGS = 8
 
 
 @dataclass
@@ -47,6 +45,7 @@ class State:
     warnings: list[str] = field(default_factory=list)
     seed: int = 0
     progress: bool = False
+    kept_tokens: list[int] | None = None  # numbers in the source of the tokens that are left, where some are not
 
     def model(self) -> PreTrainedModel:
         return build(self.config, self.tensors)
@@ -94,7 +93,10 @@ def operate(
             perform_applied(state, change, text)
         else:
             perform(state, change.fields, change.method, change.layers, text)
-    refuse_lost_tokens(opened, state.config)
+    if state.kept_tokens is None:
+        refuse_lost_tokens(opened, state.config)
+    elif heal is not None:
+        raise SurgeryError("vocab_size, --method used: heal the model first, then leave tokens out.")
     report = Report(opened.name, None, state.done, stage(opened.config), stage(state.config), warnings=state.warnings)
     report.changed = state.changed
     report.dtype = str(opened.config.dtype or torch.float32).removeprefix("torch.")
@@ -109,7 +111,7 @@ def operate(
     refuse_worse(report, at_most)
     if target is None:
         state.config.surgery = report.record()
-        report.model = state.model()
+        report.model, report.kept_tokens = state.model(), state.kept_tokens
         return report
     report = write_folder(Place(Path(target), max_shard_size, overwrite, to), state, report)
     return (
@@ -174,6 +176,8 @@ def advance(
     if (count := number_of(layers, operation, state.config, own)) is not None:
         layers = cheapest_layers(state, operation, own, method, count, text)
     request = planner.requested(state.config, operation, own, layers, method, state.seed)
+    if operation.keeps(state.config, request):
+        request.tokens = tokens_to_keep(state, request, text)
     step(state, operation, request, text)
     return own
 
@@ -186,8 +190,9 @@ def step(state: State, operation: Operation, request: Request, text: Text | None
     done = Done(operation.name, request.fields, before, request.layers, str(exactness), request.method)
     done.calibration = calibration_record
     if exactness.word in (BITS, ARITHMETIC):
-        done.largest_difference = verified(state, new, tensors, exactness.word)
+        done.largest_difference = verified(state, new, tensors, exactness.word, request.tokens)
     state.config, state.tensors = new, tensors
+    state.kept_tokens = request.tokens or state.kept_tokens
     state.done.append(done)
     # Parts that were changed before layers were renumbered have no counterpart by number any more.
     state.changed = [] if operation.renumbers else [*state.changed, *operation.changed(old, request)]
@@ -236,58 +241,6 @@ def changed_config(config: ZooConfig, changes: dict[str, Any]) -> ZooConfig:
     return new
 
 
-@torch.no_grad()
-def verified(state: State, new: ZooConfig, tensors: Tensors, word: str) -> float:
-    """The largest difference of the logits, relative to the largest of them, on random tokens. Raises SurgeryError
-    where it is more than an exact operation may have."""
-    generator = torch.Generator().manual_seed(state.seed)
-    tokens = min(VERIFIED_TOKENS, new.max_position_embeddings, state.config.max_position_embeddings)
-    ids = torch.randint(min(new.vocab_size, state.config.vocab_size), (2, tokens), generator=generator)
-    shared = min(new.vocab_size, state.config.vocab_size)
-
-    def logits(config: ZooConfig, tensors: Tensors) -> Tensor:
-        model = runnable(config, tensors)
-        # A fused kernel sums in an order that hangs on the width of heads and on the processor.
-        model.set_attn_implementation("eager")
-        return model(ids, use_cache=False).logits[..., :shared]
-
-    first, second = logits(state.config, state.tensors), logits(new, tensors)
-    if not second.isfinite().all():
-        raise SurgeryError(f"the new model's logits are no finite numbers in {first.dtype}: choose another --dtype.")
-    difference = relative_difference(first, second)
-    limit = 0.0 if word == BITS else TOLERANCE if first.dtype == torch.float32 else 0.1
-    if difference > limit > 0:
-        # Some models, recurrences above all, make more of a rounding than others.
-        limit = max(limit, ROUNDINGS * relative_difference(first, logits(state.config, Rounded(state.tensors))))
-    if difference > limit:
-        raise SurgeryError(
-            f"the new model differs from the source by {difference:.1e} of its largest logit, where {word!r} allows "
-            f"{limit:.0e}: nothing was written; please report this model's config."
-        )
-    return difference
-
-
-class Rounded:
-    """A model's tensors with each number moved by one rounding, up or down."""
-
-    def __init__(self, tensors: Tensors):
-        self.headers, self._tensors = tensors.headers, tensors
-
-    def read(self, name: str) -> Tensor:
-        tensor = self._tensors.read(name)
-        if not tensor.is_floating_point():
-            return tensor
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(2, tensor.shape, generator=generator) * 2 - 1
-        return (tensor.double() * (1 + signs * torch.finfo(tensor.dtype).eps / 2)).to(tensor.dtype)
-
-
-def relative_difference(first: Tensor, second: Tensor) -> float:
-    """max |a - b| / max |a|, logits of suppressed tokens left out of the scale."""
-    spoken = first > torch.finfo(first.dtype).min / 2
-    return ((first - second).abs().max() / first[spoken].abs().max().clamp(min=1e-30)).item()
-
-
 def stage(config: ZooConfig) -> Stage:
     return Stage(**measurement.sizes(config))
 
@@ -305,9 +258,17 @@ def measure(report: Report, opened: Source, state: State, text: Text | None) -> 
     if text is None:
         return
     rows = text.to_measure(measurement.EVALUATION_TOKENS)
+    if state.kept_tokens is not None:
+        rows = rows[torch.isin(rows, torch.tensor(state.kept_tokens)).all(1)]
+        if not len(rows):
+            state.warnings.append("every row of the text has a token that was left out: nothing was measured.")
+            return
     report.evaluation = {"text": text.name, "sha256": text.sha256, "tokens": rows.numel()}
     before, after = runnable(opened.config, opened.tensors), runnable(state.config, state.tensors)
     report.before.perplexity = measurement.perplexity(before, rows, state.progress)
+    if state.kept_tokens is not None:
+        before = measurement.OfTokens(before, state.kept_tokens)
+        rows = before.numbers(rows)
     report.after.perplexity = measurement.perplexity(after, rows, state.progress)
     report.after.divergence = measurement.divergence(before, after, rows)
 

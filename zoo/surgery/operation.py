@@ -43,6 +43,7 @@ class Request:
     method: str | None = None
     every: bool = True  # whether `layers` are all that the operation could change
     seed: int = 0
+    tokens: list[int] | None = None  # the numbers of those that stay, where an operation chooses tokens
 
     def get(self, name: str, default: Any = None) -> Any:
         value = self.fields.get(name)
@@ -71,6 +72,7 @@ class Example:
     exactness: Exactness
     note: str = ""
     method: str | None = None
+    needs_text: bool = False  # to be done at all
 
 
 class Make(Op):
@@ -136,6 +138,10 @@ class Operation:
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
         raise NotImplementedError
+
+    def keeps(self, config: ZooConfig, request: Request) -> bool:
+        """Whether tokens are to be chosen for `request.tokens`."""
+        return False
 
     def needs(self, config: ZooConfig, request: Request) -> list[Need]:
         """Statistics of a calibration."""

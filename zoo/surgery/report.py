@@ -48,6 +48,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     dtype: str = "float32"
     model: Any = field(default=None, repr=False)  # the new model, where no target was named
+    kept_tokens: list[int] | None = field(default=None, repr=False)  # and the old numbers of its tokens, if some went
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: everything but the model."""

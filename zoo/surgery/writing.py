@@ -19,6 +19,7 @@ from conversion.layouts.known import write_tokenizer
 from .card import write_surgery_card
 from .report import Report
 from .tensors import Tensors
+from .tokenizer_trimming import write_trimmed
 
 
 @dataclass
@@ -56,6 +57,8 @@ def write_model(folder: Path, state: Any, report: Report, max_bytes: int) -> lis
     """A zoo folder; → the names of its files of tensors."""
     files = write_tensors(folder, state.tensors, max_bytes, state.progress)
     write_beside(folder, state.config, state.source.folder, report)
+    if getattr(state, "kept_tokens", None) is not None:
+        write_trimmed(folder, state.kept_tokens)
     return files
 
 
