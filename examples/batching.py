@@ -1,22 +1,28 @@
 """Continuous batching: requests of any length share one paged cache. batching.py FOLDER PROMPT [PROMPT ...]"""
 
-import sys
-
+from command_line import model, parser, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
 from transformers.utils import logging
 
 from modeling_zoo import ZooForCausalLM  # noqa: F401  (the installed classes run the folder)
 
 
-def main(folder, *prompts):
+def main():
+    options = parser(__doc__)
+    options.add_argument("folder", type=model)
+    options.add_argument("prompts", nargs="+")
+    answer(**vars(options.parse_args()))
+
+
+def answer(folder, prompts):
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
-    greedy = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=model.config.eos_token_id)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+    greedy = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=loaded.config.eos_token_id)
     # Without a number of pages it takes nine tenths of the machine's memory.
     pages = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=128)
     inputs = [tokenizer(prompt).input_ids for prompt in prompts]
-    found = model.generate_batch(inputs, generation_config=greedy, continuous_batching_config=pages)
+    found = loaded.generate_batch(inputs, generation_config=greedy, continuous_batching_config=pages)
     found = dict(sorted(found.items()))
     for answer in found.values():
         # Together: a tokenizer may drop the space before the first word of what it is given.
@@ -24,4 +30,4 @@ def main(folder, *prompts):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)

@@ -5,9 +5,10 @@ The command line says the same with `lm_eval --model hf --model_args pretrained=
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
+
+from command_line import model, parser, run
 
 QUESTIONS = [
     ("Once upon a time, there was a little", [" girl named Lily.", " quarterly report.", " 17 percent."], 0),
@@ -21,7 +22,7 @@ def write_task(folder: Path) -> dict:
     """The questions as a file, and the task that reads it."""
     rows = [{"prompt": prompt, "choices": choices, "answer": right} for prompt, choices, right in QUESTIONS]
     path = folder / "questions.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return {
         "task": "story_endings",
         "dataset_path": "json",
@@ -36,17 +37,25 @@ def write_task(folder: Path) -> dict:
     }
 
 
-def main(folder: str) -> None:
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("folder", type=model)
+    evaluate(options.parse_args().folder)
+
+
+def evaluate(folder: str) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    model = HFLM(pretrained=folder, trust_remote_code=True, device="cpu", dtype="float32", batch_size=2)
+    evaluated = HFLM(pretrained=folder, trust_remote_code=True, device="cpu", dtype="float32", batch_size=2)
     with tempfile.TemporaryDirectory() as written:
-        results = simple_evaluate(model=model, tasks=[write_task(Path(written))], bootstrap_iters=0, log_samples=True)
+        results = simple_evaluate(
+            model=evaluated, tasks=[write_task(Path(written))], bootstrap_iters=0, log_samples=True
+        )
     samples = results["samples"]["story_endings"]
     likelihoods = [[answer[0][0] for answer in sample["resps"]] for sample in samples]
     print(json.dumps({"acc": results["results"]["story_endings"]["acc,none"], "log_likelihoods": likelihoods}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run(main)

@@ -57,4 +57,6 @@ def main(folder, prompt, new_tokens, answer_file, revision=None) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (5, 6):
+        sys.exit(f"usage: {Path(sys.argv[0]).name} FOLDER PROMPT NEW_TOKENS ANSWER.json [REVISION]")
     main(*sys.argv[1:])

@@ -3,22 +3,28 @@
 `zoo push FOLDER OWNER/NAME` does the first in one commit, with all that lies in the folder. HF_TOKEN says who asks.
 """
 
-import sys
-
+from command_line import model, parser, run
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 
-def main(folder: str, name: str) -> None:
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("folder", type=model)
+    options.add_argument("name", metavar="OWNER/NAME")
+    publish(**vars(options.parse_args()))
+
+
+def publish(folder: str, name: str) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).push_to_hub(name)
     AutoTokenizer.from_pretrained(folder, trust_remote_code=True).push_to_hub(name)
 
     # By its name from here on, so that the adapter knows where its base is.
-    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **model.lora_targets()))
+    base = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+    adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, **base.lora_targets()))
     adapted.push_to_hub(f"{name}-lora")
 
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
@@ -29,4 +35,4 @@ def main(folder: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)

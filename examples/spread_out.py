@@ -9,10 +9,9 @@ FOLDER is any converted one; of --tp, --ep, --fsdp and --pp there is one, or --t
     python examples/spread_out.py FOLDER --disk 3                               # the last three layers on disk
 """
 
-import argparse
-
 import torch
 import torch.distributed as dist
+from command_line import model, parser, run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging
@@ -42,30 +41,30 @@ def held_bytes(model) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
+    made = parser(__doc__)
+    made.add_argument("folder", type=model)
     for name in SIZES:
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--disk", type=int, default=0, help="this many layers go to disk")
-    parser.add_argument("--offload", default="output/offload", help="where on disk")
-    parser.add_argument("--prompt", default="Once upon a time")
-    parser.add_argument("--save", help="write the whole model there")
-    options = parser.parse_args()
+        made.add_argument(f"--{name}", type=int)
+    made.add_argument("--disk", type=int, default=0, help="this many layers go to disk")
+    made.add_argument("--offload", default="output/offload", help="where on disk")
+    made.add_argument("--prompt", default="Once upon a time")
+    made.add_argument("--save", help="write the whole model there")
+    options = made.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
-    model, tokenizer = load(options).eval(), AutoTokenizer.from_pretrained(options.folder, trust_remote_code=True)
+    spread, tokenizer = load(options).eval(), AutoTokenizer.from_pretrained(options.folder, trust_remote_code=True)
     rank = dist.get_rank() if dist.is_initialized() else 0
-    print(f"rank {rank} holds {held_bytes(model):,} bytes", flush=True)
-    tokens = model.generate(**tokenizer(options.prompt, return_tensors="pt"), max_new_tokens=24, do_sample=False)
+    print(f"rank {rank} holds {held_bytes(spread):,} bytes", flush=True)
+    tokens = spread.generate(**tokenizer(options.prompt, return_tensors="pt"), max_new_tokens=24, do_sample=False)
     if rank == 0:
         print(tokenizer.decode(tokens[0], skip_special_tokens=True), flush=True)
     if options.save:
-        model.save_pretrained(options.save)
+        spread.save_pretrained(options.save)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from command_line import run
 from torch.utils.data import DataLoader
 
 from modeling_zoo import ZooConfig, ZooForCausalLM
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

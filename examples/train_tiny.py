@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from command_line import run
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
@@ -168,10 +169,10 @@ def main() -> None:
             flush=True,
         )
         model.save_pretrained(options.output / name.split(":")[0].strip().replace(" ", "-").lower())
-    (options.output / "losses.json").write_text(json.dumps(curves, indent=1))
+    (options.output / "losses.json").write_text(json.dumps(curves, indent=1), encoding="utf-8")
     draw(curves, options.output / "loss.png", f"{options.corpus.name}, {options.batch} x {options.length} bytes a step")
     print(f"curve in {options.output / 'loss.png'}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

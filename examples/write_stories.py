@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from command_line import run
 from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -45,9 +46,9 @@ def main() -> None:
             size = min(options.batch, options.count - len(stories))
             stories += write(model, tokenizer, size, options.tokens)
             bar.update(len(stories) - bar.n)
-    options.output.write_text("\n<|endoftext|>\n".join(stories) + "\n")
+    options.output.write_text("\n<|endoftext|>\n".join(stories) + "\n", encoding="utf-8")
     print(f"{len(stories):,} stories, {options.output.stat().st_size:,} bytes in {options.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -42,6 +42,28 @@ def test_the_demo_does_the_main_job():
         assert promise in shown
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "command, says",
+    [
+        ("batching.py no/such/folder hello", "'no/such/folder' is neither the folder of a model"),
+        ("evaluate.py .", "'.' is neither the folder of a model"),
+        ("export_graph.py", "the following arguments are required: folder, target"),
+        ("spread_out.py ../nowhere", "'../nowhere' is neither the folder of a model"),
+        ("publish.py . name", "'.' is neither the folder of a model"),
+        ("load_remote.py", "usage: load_remote.py FOLDER"),
+        ("train_tiny.py --set num_exprts=8", "num_exprts=8 is not a field of ZooConfig. Did you mean 'num_experts'?"),
+        ("train_tiny.py --corpus none.txt", "No such file or directory: 'none.txt'"),
+    ],
+)
+def test_a_wrong_input_ends_in_a_sentence(command, says, tmp_path):
+    script, *arguments = command.split()
+    command = [sys.executable, str(ROOT / "examples" / script), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode and says in done.stderr and "Traceback" not in done.stderr
+
+
 # -- training ------------------------------------------------------------------------------------------------------
 
 
