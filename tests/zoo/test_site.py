@@ -71,6 +71,8 @@ def test_the_command_writes_models_of_ones_own(tmp_path, monkeypatch):
     ZooConfig.preset("gpt2", num_hidden_layers=3).save_pretrained(config.parent)
     monkeypatch.setattr(models, "presets", lambda: {"gpt2": presets()["gpt2"]})
     monkeypatch.setattr(models, "known_families", lambda: ["gpt2"])
+    # Its own tests write the explorer.
+    monkeypatch.setattr(data, "EXPLORER", tmp_path)
     done = CliRunner().invoke(app, ["site", str(tmp_path / "out"), str(config)])
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out" / "models.json").read_text(encoding="utf-8"))
@@ -269,6 +271,7 @@ def test_search_and_colours(address):
 def test_the_gallery_opens_from_a_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "presets", lambda: {name: presets()[name] for name in A_FEW})
     monkeypatch.setattr(models, "known_families", lambda: ["gpt2"])
+    monkeypatch.setattr(data, "EXPLORER", tmp_path)
     data.write_site(tmp_path / "out")
     with opened(dark=True) as page:
         look(page, f"{(tmp_path / 'out' / 'index.html').as_uri()}#one=presets/gpt2&other=presets/gemma-3-1b")
