@@ -7,10 +7,11 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 STATIC = Path(__file__).with_name("static")
 # The script of each page, and what they are opened with.
-PAGES = ("index.js",)
+PAGES = ("index.js", "run.js")
 SHOWN = ("*.html", "*.css")
 TABLES = ("models", "fields", "parts", "guides", "topologies", "gpus")
 
@@ -30,10 +31,15 @@ def write(out: Path, guides: str | None = None) -> None:
         for name, source in rules().items():
             (folder / name).write_text(source, encoding="utf-8")
         tables = {name: getattr(data, name)() for name in TABLES} | {"guidePages": guides}
-        lines = [f"export const {name} = {json.dumps(table, ensure_ascii=False)};" for name, table in tables.items()]
-        (folder / "data.js").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "data.js").write_text(exported(tables), encoding="utf-8")
+        (folder / "stories.js").write_text(exported(data.stories()), encoding="utf-8")
         for page in PAGES:
             (out / page).write_text(bundle(folder, page), encoding="utf-8")
         for pattern in SHOWN:
             for path in folder.glob(pattern):
                 shutil.copy(path, out / path.name)
+
+
+def exported(tables: dict[str, Any]) -> str:
+    """A module of JavaScript that exports some values."""
+    return "".join(f"export const {name} = {json.dumps(table, ensure_ascii=False)};\n" for name, table in tables.items())

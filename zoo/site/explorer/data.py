@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,9 @@ def gpus() -> dict[str, dict[str, Any]]:
     from description_zoo.gpus import GPUS
 
     return {name: vars(gpu) for name, gpu in GPUS.items()}
+
+
+def stories() -> dict[str, Any]:
+    """The bundled model: its config, its tokenizer, and its weights as the file of them, in base64."""
+    read = {name: json.loads((STORIES / f"{name}.json").read_text("utf-8")) for name in ("config", "tokenizer")}
+    return read | {"weights": b64encode((STORIES / "model.safetensors").read_bytes()).decode()}
