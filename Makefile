@@ -89,7 +89,7 @@ docs: $(VENV)/.installed-docs
 
 # With Chromium, from a package of the system (Debian: chromium) or CHROMIUM=/path/to/it.
 test-docs: $(VENV)/.installed-docs
-	@$(BIN)/python -m pytest -q -m docs tests/zoo/test_site.py tests/zoo/test_explorer.py
+	@$(BIN)/python -m pytest -q -m docs tests/zoo/test_site.py tests/zoo/test_explorer_pages.py
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

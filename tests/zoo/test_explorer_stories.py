@@ -21,8 +21,9 @@ SENTENCES = [
     "a",
 ]
 ODD = [
-    "", " ", "  ", "   leading", "trailing  ", "\n", "two\nlines\n\n", "\ttab\u00a0space\u3000wide", "<s>", "</s> and <unk>",
-    "a<s>b </s>", "<s", "don't!?…", "日本語とमराठी", "e\u0301 é", "\u200b\ufeff", "▁ ▁▁", "1234567890", "AAAAaaaa", "🇩🇪👩‍👩‍👧",
+    "", " ", "  ", "   leading", "trailing  ", "\n", "two\nlines\n\n", "\ttab\u00a0space\u3000wide", "<s>",
+    "</s> and <unk>", "a<s>b </s>", "<s", "don't!?…", "日本語とमराठी", "e\u0301 é", "\u200b\ufeff", "▁ ▁▁",
+    "1234567890", "AAAAaaaa", "🇩🇪👩‍👩‍👧",
     "\x00\x01\x7f", "\\n \"quoted\" 'single'", "the the the", "Lily and Tom went to the park. They were very happy.",
 ]  # fmt: skip
 
@@ -47,6 +48,10 @@ def ask(folder, texts=(), spelled=(), ids=(), greedy=("Once", 0)):
     return json.loads(done.stdout)
 
 
+def close(mine, expected, tolerance):
+    torch.testing.assert_close(torch.tensor(mine, dtype=torch.float32), expected, rtol=0, atol=tolerance)
+
+
 def random_texts(count):
     rng = random.Random(7)
     letters = [*"abcdehilmnorstu THEL.,!?'\n  ", "▁", "é", "ß", "☃", "🐻", "<s>", "</s>", "Lily", " the ", "\u0301"]
@@ -63,15 +68,19 @@ def test_logits_are_those_of_pytorch(folder):
         assert mine["ids"] == inputs.input_ids[0].tolist(), text
         with torch.no_grad():
             output = model(**inputs, output_attentions=True, output_hidden_states=True)
-        torch.testing.assert_close(torch.tensor(mine["logits"], dtype=torch.float32), output.logits[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            torch.tensor(mine["logits"], dtype=torch.float32), output.logits[0], rtol=0, atol=1e-4
+        )
         for place, layers in enumerate(mine["attention"]):
             expected = torch.stack([weights[0, :, place, : place + 1] for weights in output.attentions])
-            torch.testing.assert_close(torch.tensor(layers, dtype=torch.float32), expected, rtol=0, atol=1e-5)
+            close(layers, expected, 1e-5)
         # The last of transformers' hidden states is behind the norm.
         for depth, stream in enumerate(output.hidden_states[:-1]):
             with torch.no_grad():
                 lens = model.lm_head(model.model.norm(stream))[0]
-            torch.testing.assert_close(torch.tensor([one[depth] for one in mine["lens"]], dtype=torch.float32), lens, rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                torch.tensor([one[depth] for one in mine["lens"]], dtype=torch.float32), lens, rtol=0, atol=1e-4
+            )
     inputs = tokenizer(SENTENCES[0], return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs.input_ids.shape[1] :]
     assert answer["written"] == ids.tolist()

@@ -75,7 +75,7 @@ def stage(folder: Path) -> None:
     for package in PACKAGES:
         pages.write(f"api/{package}.md", api_page(package))
     stage_gallery(pages)
-    if not write_explorer(folder / "explorer"):
+    if not write_explorer(folder / "explorer", "../concepts/"):
         shutil.rmtree(folder / "explorer", ignore_errors=True)
     pages.write_code()
 

@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,13 +68,13 @@ def write_models(
     return entries
 
 
-def write_explorer(out: Path) -> bool:
-    """The explorer's page and its data; whether there is one."""
+def write_explorer(out: Path, guides: str | None = None) -> bool:
+    """The explorer's pages and their data; whether there is one. `guides`: where the guides stand from there."""
     if not (EXPLORER / "static").is_dir():
         return False
-    shutil.copytree(EXPLORER / "static", out, dirs_exist_ok=True)
-    if find_spec("zoo.site.explorer") and hasattr(module := import_module("zoo.site.explorer"), "write"):
-        module.write(out)
+    from .explorer import write
+
+    write(out, guides)
     return True
 
 

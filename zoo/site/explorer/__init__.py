@@ -42,4 +42,6 @@ def write(out: Path, guides: str | None = None) -> None:
 
 def exported(tables: dict[str, Any]) -> str:
     """A module of JavaScript that exports some values."""
-    return "".join(f"export const {name} = {json.dumps(table, ensure_ascii=False)};\n" for name, table in tables.items())
+    return "".join(
+        f"export const {name} = {json.dumps(table, ensure_ascii=False)};\n" for name, table in tables.items()
+    )

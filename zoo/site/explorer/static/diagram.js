@@ -78,7 +78,7 @@ export function diagram(facts, layer, words, around, chosen, choose) {
     plus(back);
     y = back + 10;
   }
-  function together({ branches, one_norm: single }) {
+  function together({ together: branches, one_norm: single }) {
     y += 10;
     const middles = [], start = y;
     for (const { part } of branches) {

@@ -7,7 +7,13 @@ export function short(number, base = 1000, units = ["", "K", "M", "B", "T"]) {
     left /= base;
     index += 1;
   }
-  return `${index === 0 || left >= 100 ? left.toFixed(0) : Number(left.toPrecision(3))}${units[index]}`;
+  return `${Number(significant(left, left >= 100 || index === 0 ? Math.max(String(Math.trunc(left)).length, 1) : 3))}${units[index]}`;
+}
+// So many digits; from the middle between two numbers to the even one, as Python rounds.
+function significant(value, digits) {
+  const near = value.toPrecision(digits), below = (value * (1 - 1e-9)).toPrecision(digits);
+  const isTie = near !== below && Number(near) + Number(below) === 2 * value;
+  return isTie && /[02468]$/.test(below.replace(".", "")) ? below : near;
 }
 export const shortBytes = (number) => short(number, 1024, [" B", " KiB", " MiB", " GiB", " TiB"]);
 export const whole = (number) => number.toLocaleString("en-US");
