@@ -91,10 +91,10 @@ RECURRENT_PLANS = {
 
 def recurrent_plan(config: PreTrainedConfig) -> dict[str, str]:
     """The recurrences of all layers that have one, `linear_attn`; nothing where they are not of one plan."""
-    named, plans = config.linear_attention_type, []
+    named, plans, layers = config.linear_attention_type, [], config.per_layer_config
     for index in config.recurrent_layers():
         plan = RECURRENT_PLANS.get(named[index] if isinstance(named, list) else named)
-        plans.append({} if plan is None else plan(config, config.linear_settings(index)))
+        plans.append({} if plan is None else plan(layers[index], layers[index].linear_settings(index)))
     return same_in_all(plans) if plans else {}
 
 

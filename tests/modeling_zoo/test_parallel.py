@@ -18,7 +18,7 @@ from transformers.distributed import DistributedConfig
 
 from configuration_zoo.fields_linear import LINEAR_MECHANISMS
 from modeling_zoo import ZooConfig, ZooForCausalLM
-from zoo.training.ranks import fit_to_ranks
+from zoo.training.ranks import check_heads, fit_to_ranks
 
 EVEN = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 101}
 EXPERTS = {**EXPERTS, "num_experts": 4}
@@ -220,3 +220,12 @@ def test_an_indexer_cannot_learn_from_some_of_the_heads():
             model(tokens, labels=tokens)
     finally:
         dist.destroy_process_group()
+
+
+def test_recurrences_that_differ_in_numbers_have_a_plan():
+    """What a recurrence is comes from its own layer where `per_layer_config` makes layers differ."""
+    flags = {"layer_types": ["linear_attention"] * 2, "linear_attention_type": "gated_delta_net"}
+    config = ZooConfig(num_hidden_layers=2, **flags, per_layer_config={1: {"linear_attn_config.output_norm": "none"}})
+    assert config.is_heterogeneous and any("linear_attn" in rule for rule in config.base_model_tp_plan)
+    with pytest.raises(ValueError, match="linear_num_key_heads=32 of layer 0"):
+        check_heads(config, config.base_model_tp_plan, 3)

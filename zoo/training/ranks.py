@@ -53,7 +53,7 @@ def heads_to_split(config: "ZooConfig", plan: dict[str, str], index: int, layer:
         if plan.get("layers.*.self_attn.k_proj") == "colwise":
             fields["num_key_value_heads"] = layer.num_key_value_heads
     if config.linear_attention_type is not None and index in config.recurrent_layers():
-        settings = config.linear_settings(index)
+        settings = layer.linear_settings(index)
         if plan.get("layers.*.linear_attn.q_proj") == "colwise":
             fields |= {"linear_num_key_heads": settings.num_key_heads}
         elif plan.get("layers.*.linear_attn.in_proj") == "colwise":

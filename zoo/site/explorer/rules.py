@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from .names import bound_names
@@ -19,8 +20,13 @@ MODULES = (
     "parallel_plans", "rope_keys", "version", "config_file", "configuration_zoo",
 )  # fmt: skip
 WORDS = ("layers", "kinds")
-# Of zoo/cli/placement.py what asks nothing of torch.
-PLACEMENT = ("SPLIT", "SPLITS_BIAS", "check_sizes", "splits_heads", "rule_of", "share")
+# What asks nothing of torch about ranks.
+PLACEMENT = {
+    "zoo/training/ranks.py": ("heads_to_split",),
+    "zoo/cli/placement.py": (
+        "SPLIT", "SPLITS_BIAS", "check_sizes", "cache_parts", "plans_of", "rule_of", "share",
+    ),
+}  # fmt: skip
 
 
 def outside() -> set[str]:
@@ -40,11 +46,15 @@ def rules() -> dict[str, str]:
     config = [inspect.getsource(RotaryEmbeddingConfigMixin), "adopt(PreTrainedConfig, RotaryEmbeddingConfigMixin)"]
     config += [(PACKAGES / f"configuration_zoo/{name}.py").read_text("utf-8") for name in MODULES]
     words = [(PACKAGES / f"description_zoo/{name}.py").read_text("utf-8") for name in WORDS]
-    placement = ast.parse((PACKAGES / "zoo/cli/placement.py").read_text("utf-8")).body
-    plans = [ast.unparse(node) for node in placement if bound_names([node]) & {*PLACEMENT}]
+    plans = [chosen((PACKAGES / path).read_text("utf-8"), names) for path, names in PLACEMENT.items()]
     names = {name for source in config for name in bound_names(ast.parse(source).body)}
     return {
         "rules.js": translated(config, {"library.js": outside()}),
         "words.js": translated(words, {"library.js": outside(), "rules.js": names}),
         "plans.js": translated(plans, {"library.js": outside()}),
     }
+
+
+def chosen(source: str, names: Iterable[str]) -> str:
+    """The statements of a module that bind some names, without the imports inside of functions."""
+    return "\n".join(ast.unparse(node) for node in ast.parse(source).body if bound_names([node]) & {*names})

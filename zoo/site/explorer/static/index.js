@@ -127,12 +127,12 @@ function showMemory(chosen, caches) {
     return;
   }
   const workspace = chosen.batch * caches.reduce((sum, one) => sum + one.workspace, 0);
-  const stateBytes = chosen.batch * caches.reduce((sum, one) => sum + one.state, 0);
+  const stateBytes = placed.state_bytes_per_rank;
   const { svg, legend, used } = memoryBar([
     { name: "weights", bytes: placed.bytes_per_rank, colour: "--weights" },
     { name: "gathered layers", bytes: placed.gathered_bytes, colour: "--beside" },
-    { name: "cache", bytes: Math.max(placed.cache_bytes_per_rank - stateBytes, 0), colour: "--cache" },
-    { name: "state", bytes: Math.min(stateBytes, placed.cache_bytes_per_rank), colour: "--state" },
+    { name: "cache", bytes: placed.cache_bytes_per_rank - stateBytes, colour: "--cache" },
+    { name: "state", bytes: stateBytes, colour: "--state" },
   ].filter(({ bytes }) => bytes > 0), gpu.memory, shortBytes);
   const fits = used <= gpu.memory, name = byId("gpu").value;
   const each = placed.ranks > 1 ? `each of ${placed.ranks} ranks holds ${shortBytes(used)}` : `it holds ${shortBytes(used)}`;

@@ -252,6 +252,7 @@ function sparse(layer) {
     ...(width ? [...linear("fc1_latent_proj", hidden, width, bias), ...linear("fc2_latent_proj", width, hidden, bias)] : []),
     ...within("shared_experts", shared),
     ...(layer.n_shared_experts && layer.shared_expert_gate ? linear("shared_expert_gate", hidden, 1) : []),
+    ...(layer.shared_expert_combination_strategy === "normed_sum" ? norm("output_norm", layer, hidden) : []),
   ];
 }
 
