@@ -25,6 +25,16 @@ PAGES = (
     "docs/architecture.md", "examples/surgery.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
 )  # fmt: skip
 
+EXPLORER_CARD = """
+-   :material-compass: **<a href="explorer/index.html">Explorer</a>**
+
+    Change a flag and see what it costs; masks, memory of ranks, and the bundled model running in the page.
+"""
+
+
+def has_explorer() -> bool:
+    return (EXPLORER / "static" / "index.html").is_file()
+
 
 def main() -> None:
     """Stages the pages and builds them into the folder that is named, or `site`."""
@@ -42,7 +52,8 @@ def build(site: Path) -> None:
 
     logging.getLogger("mkdocs").addHandler(logging.StreamHandler())
     logging.getLogger("mkdocs").setLevel(logging.WARNING)
-    stage(STAGED)
+    with without_notes():
+        stage(STAGED)
     config = load_config(
         str(ROOT / "mkdocs.yml"), docs_dir=str(STAGED), site_dir=str(site), nav=navigation(), strict=True
     )
@@ -61,7 +72,8 @@ def stage(folder: Path) -> None:
     shutil.copytree(OWN, folder)
     shutil.copy(STATIC / "site.css", folder)
     front = pages.translated(mixed(), "README.md")
-    pages.write("index.md", (OWN / "index.md").read_text(encoding="utf-8").replace("{{mixed}}", front))
+    home = (OWN / "index.md").read_text(encoding="utf-8").replace("{{mixed}}", front)
+    pages.write("index.md", home.replace("{{explorer}}\n", EXPLORER_CARD if has_explorer() else ""))
     for path in PAGES:
         pages.page(path)
     for path in sorted((ROOT / "docs" / "concepts").glob("*.md")):
@@ -85,8 +97,7 @@ def stage_gallery(pages: Stage) -> None:
     found: list[tuple[dict[str, Any], dict[str, Any]]] = []
     folder = pages.folder / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
-    with without_notes():
-        entries = write_models(folder, shown_models(), keep=found)
+    entries = write_models(folder, shown_models(), keep=found)
     pages.write("gallery/index.md", gallery_page(entries))
     for entry, report in found:
         card = ""
@@ -128,7 +139,7 @@ def navigation() -> list[dict[str, Any]]:
             ]
         },
     ]
-    if (EXPLORER / "static" / "index.html").is_file():
+    if has_explorer():
         found.insert(4, {"Explorer": "explorer/index.html"})
     return found
 
