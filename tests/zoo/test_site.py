@@ -114,6 +114,16 @@ def test_links_lead_somewhere_and_pictures_are_described(path):
     assert all("alt=" in image for image in re.findall(r"<img[^>]*>", text))
 
 
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_places_that_links_name_are_headings_of_the_site(path):
+    """README.md is no page of the site: what stands there alone cannot be led to."""
+    for link, place in re.findall(r"\]\(((?!https?:)[^)#\s]+\.md)#([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        target = path.parent / link
+        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        places = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert place in places and target.resolve() != ROOT / "README.md"
+
+
 def test_links_are_led_to_where_pages_stand(tmp_path):
     stage = Stage(tmp_path)
     text = "[a](../serving.md#x) [b](../../modeling_zoo/norms.py) [c](https://x.y) [d](#e)\n```\n[f](g.md)\n```"
