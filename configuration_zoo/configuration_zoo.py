@@ -19,6 +19,7 @@ from .field_words import repeat_patterns, takes_words
 from .fields_attention import AttentionFields
 from .fields_checks import check_lengths, for_each_layer
 from .fields_experts import ExpertFields
+from .fields_gated_norm import GatedNormFields
 from .fields_hyper_connections import HyperConnectionFields
 from .fields_kv_sharing import KeyValueSharingFields
 from .fields_latent import LatentFields
@@ -91,6 +92,7 @@ class ZooConfig(
     SharedBlockFields,
     PositionFields,
     NormFields,
+    GatedNormFields,
     HyperConnectionFields,
     KeyValueSharingFields,
     ValueResidualFields,
@@ -266,6 +268,7 @@ class ZooConfig(
         self.resolve_position()
         self.resolve_norm()
         self.resolve_hyper_connections()
+        self.resolve_gated_norm()
         self.resolve_per_layer_input()
         self.resolve_mlp()
         self.resolve_experts()  # as wide as a dense MLP

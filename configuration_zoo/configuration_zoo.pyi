@@ -335,6 +335,9 @@ class MlaConfig(TypedDict, total=False):
     query_bias: bool | None
     """The last projection to the queries has a bias. None: no. Needs attention_type='latent'. Source: own to zoo,
     for models whose queries have one (Qwen2, arXiv 2407.10671)."""
+    raw_query_latent: bool | None
+    """Queries, and a gate beside them, are projected from their latent behind its norm and in front of it, one next
+    to the other. None: no. Needs attention_type='latent'. Source: A.X K2 (SK Telecom 2026)."""
     rope_heads: int | None
     """Heads of the rotated key: its qk_rope_head_dim channels, and those of a query that read them, are rotated and
     normalised (qk_norm) in so many groups, each as a head of its own. None: 1. Needs attention_type='latent'.
@@ -626,7 +629,7 @@ class ZooConfig(PreTrainedConfig):
     norm_unit_offset: bool
     """The stored weight is an offset from one: y = x̂ · (1 + w). Source: Gemma, arXiv 2403.08295; Nemotron-4, arXiv
     2402.16819."""
-    block_type: Literal["pre_norm", "sub_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "sub_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]]
+    block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]]
     """Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
     Source: Xiong et al. 2020, arXiv 2002.04745; Wang & Komatsuzaki 2021 (parallel)."""
     residual_multiplier: float | int
@@ -638,6 +641,9 @@ class ZooConfig(PreTrainedConfig):
     """The embeddings are normalised. Source: BLOOM, arXiv 2211.05100, §3.2."""
     final_norm: bool
     """There is a norm before the head. Source: Radford et al. 2019 (GPT-2), §2.3."""
+    gated_norm_rank: int | None
+    """Channels of the two maps that make the gate behind a norm, with a block_type that has such gates. None: 16.
+    Needs a block_type of ['gated_norm', 'gated_attn_norm']. Source: A.X K2 (SK Telecom 2026)."""
     hc_mult: int | None
     """How many residual streams there are. None: 4. Needs block_type='hyper_connection'. Source: Zhu et al. 2024,
     arXiv 2409.19606."""
@@ -853,11 +859,12 @@ class ZooConfig(PreTrainedConfig):
         norm_elementwise_affine: bool = True,
         norm_bias: bool | None = None,
         norm_unit_offset: bool = False,
-        block_type: Literal["pre_norm", "sub_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "sub_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]] | str = 'pre_norm',
+        block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]] | str = 'pre_norm',
         residual_multiplier: float | int = 1.0,
         residual_factors: ResidualFactors | None = None,
         embedding_norm: bool = False,
         final_norm: bool = True,
+        gated_norm_rank: int | None = None,
         hc_mult: int | None = None,
         hc_sinkhorn_iters: int | None = None,
         hc_eps: float | int | None = None,
@@ -990,6 +997,7 @@ class ZooConfig(PreTrainedConfig):
             residual_factors: The α and β of the sums α · residual + β · output, where the residual comes out of a norm.
             embedding_norm: The embeddings are normalised.
             final_norm: There is a norm before the head.
+            gated_norm_rank: Channels of the two maps that make the gate behind a norm, with a block_type that has such gates. None: 16.
             hc_mult: How many residual streams there are. None: 4.
             hc_sinkhorn_iters: Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.
             hc_eps: Added to weights and sums so that nothing is divided by zero. None: 1e-6.

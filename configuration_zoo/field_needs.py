@@ -14,6 +14,7 @@ from .field_settings import described
 from .vocabulary import (
     ATTENDING_LAYERS,
     CHUNKED,
+    GATED_NORM_BLOCKS,
     HYBRID_LAYERS,
     HYBRID_SLIDING,
     SLIDING,
@@ -111,6 +112,7 @@ GROUP_NEEDS = {
     "chunked layer": f"a layer of layer_types that is one of {[CHUNKED]}",
     "sparse pattern": "a sparse_attention_pattern",
     "hyper-connections": "block_type='hyper_connection'",
+    "gated norm": f"a block_type of {list(GATED_NORM_BLOCKS)}",
     "prediction layers": "num_mtp_layers",
     "auto start": "initializer.type='auto'",
     "per-layer input": "hidden_size_per_layer_input",

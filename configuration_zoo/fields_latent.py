@@ -19,6 +19,7 @@ LATENT_FIELDS = (
     "mla_config.scale_by_mscale",
     "mla_config.norm",
     "mla_config.query_bias",
+    "mla_config.raw_query_latent",
     "mla_config.rope_heads",
 )
 INDEX_FIELDS = (
@@ -101,6 +102,13 @@ class LatentFields:
             meaning="The last projection to the queries has a bias. None: no.",
             source="own to zoo, for models whose queries have one (Qwen2, arXiv 2407.10671)",
         ),
+        raw_query_latent=flag(
+            None,
+            needs="latent",
+            meaning="Queries, and a gate beside them, are projected from their latent behind its norm and in front of "
+            "it, one next to the other. None: no.",
+            source="A.X K2 (SK Telecom 2026)",
+        ),
         rope_heads=size(
             needs="latent",
             meaning="Heads of the rotated key: its qk_rope_head_dim channels, and those of a query that read them, are "
@@ -176,6 +184,7 @@ class LatentFields:
             ("mla_config.scale_by_mscale", rotates),
             ("mla_config.norm", True),
             ("mla_config.query_bias", False),
+            ("mla_config.raw_query_latent", False),
             ("mla_config.rope_heads", 1),
         ):
             if getattr(self, field) is None:
@@ -240,6 +249,8 @@ class LatentFields:
             )
         if self.mla_config["scale_q_lora"] and self.q_lora_rank is None:
             raise ValueError("mla_config.scale_q_lora=True needs q_lora_rank, which is not set.")
+        if self.mla_config["raw_query_latent"] and (self.q_lora_rank is None or not self.mla_config["norm"]):
+            raise ValueError("mla_config.raw_query_latent=True needs q_lora_rank and mla_config.norm=True.")
         if self.mla_config["scale_by_mscale"] and not rotates:
             raise ValueError(
                 "mla_config.scale_by_mscale=True needs position_embedding_type='rope', got "

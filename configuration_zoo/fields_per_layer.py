@@ -46,7 +46,7 @@ PER_LAYER_FIELDS = {
     "a layer with latent attention": (
         "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_config.norm_eps",
         "mla_config.scale_q_lora", "mla_config.scale_kv_lora", "mla_config.scale_by_mscale", "mla_config.norm",
-        "mla_config.query_bias", "mla_config.rope_heads",
+        "mla_config.query_bias", "mla_config.rope_heads", "mla_config.raw_query_latent",
     ),
     "a layer with an indexer of its own": (
         "index_topk", "index_n_heads", "index_head_dim", "indexer.rope_interleave",

@@ -72,6 +72,8 @@ PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name not in ("elu", "x
 BLOCK_TYPES = (
     "pre_norm",
     "sub_norm",
+    "gated_norm",
+    "gated_attn_norm",
     "post_norm",
     "output_norm",
     "sandwich_norm",
@@ -87,10 +89,12 @@ BLOCK_TYPES = (
 )
 # Blocks whose residual is a norm's output, not the bare stream.
 WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
+GATED_NORM_BLOCKS = ("gated_norm", "gated_attn_norm")
 PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
 # Blocks whose mixers and MLPs read the residual stream through a norm alone.
 PRE_NORM_BLOCKS = (
-    "pre_norm", "sub_norm", "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only", "shared_block", "shortcut",
+    "pre_norm", "sub_norm", *GATED_NORM_BLOCKS, "sandwich_norm", *PARALLEL_BLOCKS, "mixer_only", "mlp_only",
+    "shared_block", "shortcut",
 )  # fmt: skip
 
 # -- mtp.projection: whose norms and projection stand around the layers that predict further tokens ------------------

@@ -238,6 +238,8 @@ def residual_of(config: ZooConfig, index: int) -> str:
         words.append(f"outputs x {config.residual_multiplier:g}")
     if block == "sub_norm":
         words.append("norms in front of output projections")
+    if block in ("gated_norm", "gated_attn_norm"):
+        words.append(f"gates of {config.gated_norm_rank} channels on the norm" + "s" * (block == "gated_norm"))
     if block == "hyper_connection":
         words.append(f"{config.hc_mult} streams, {config.hc_sinkhorn_iters} rounds of balance")
     factors = [value for pair in config.residual_factors_of(index) for value in pair]

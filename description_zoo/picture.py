@@ -41,6 +41,8 @@ PRE = (Branch("mixer"), Branch("mlp"))
 TOPOLOGIES = {
     "pre_norm": PRE,
     "sub_norm": PRE,
+    "gated_norm": PRE,
+    "gated_attn_norm": PRE,
     "shortcut": PRE,
     "hyper_connection": PRE,
     "output_norm": (Branch("mixer", False, True), Branch("mlp", False, True)),

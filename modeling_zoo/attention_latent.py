@@ -89,10 +89,12 @@ class LatentAttention(SoftmaxAttention):
     def build_queries(self, config: ZooConfig, width: int) -> None:
         """One projection to the queries, or two with a norm between them."""
         self.ranked, self.q_a_layernorm = config.q_lora_rank is not None, None
+        self.reads_raw = config.mla_config["raw_query_latent"]
         if self.ranked:
             self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=config.attention_bias)
             self.q_a_layernorm = make_latent_norm(config, config.q_lora_rank)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, width, bias=config.mla_config["query_bias"])
+            given = 2 * config.q_lora_rank if self.reads_raw else config.q_lora_rank
+            self.q_b_proj = nn.Linear(given, width, bias=config.mla_config["query_bias"])
         else:
             self.q_proj = nn.Linear(config.hidden_size, width, bias=config.mla_config["query_bias"])
 
@@ -164,7 +166,8 @@ class LatentAttention(SoftmaxAttention):
         """q_a's output, `[B, T, D]` in a layer without → queries `[B, T, H, n]` and `[B, T, H, r]`, gate `[B, T, H, v]`
         or None, what they were projected from."""
         source = low_rank if self.q_a_layernorm is None else self.q_a_layernorm(low_rank)
-        query = self.q_b_proj(source) if self.ranked else self.q_proj(source)
+        given = torch.cat((source, low_rank), dim=-1) if self.reads_raw else source
+        query = self.q_b_proj(given) if self.ranked else self.q_proj(given)
         query = query.view(*query.shape[:-1], -1, sum(self.query_parts))
         nope, rope, gate = query.split(self.query_parts, dim=-1)
         if self.query_scale is not None:

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from configuration_zoo import ZooConfig
 
 from .attention_sparse_indexer import SharedIndices
+from .block_gated_norm import GatedAttnNormLayer, GatedNormLayer
 from .block_hyper_connections import HyperConnection
 from .block_layer import NORM_SLOTS, ZooDecoderLayer
 from .block_shared import Adapters, SharedBlock
@@ -247,6 +248,8 @@ class HyperConnectionLayer(ZooDecoderLayer):
 BLOCKS = {
     "pre_norm": ZooDecoderLayer,
     "sub_norm": SubNormLayer,
+    "gated_norm": GatedNormLayer,
+    "gated_attn_norm": GatedAttnNormLayer,
     "output_norm": OutputNormLayer,
     "sandwich_norm": SandwichNormLayer,
     "scaled_sandwich_norm": ScaledSandwichLayer,

@@ -44,7 +44,7 @@ def fields_of_model(config: ZooConfig) -> list[str]:
     blocks = [config.block_type] if isinstance(config.block_type, str) else config.block_type
     return _names_of_set({
         "layer_types": set(config.layer_types) - SEEN,
-        "block_type": {"mixer_only", "mlp_only", "shortcut", "sub_norm"} & set(blocks),
+        "block_type": {"mixer_only", "mlp_only", "shortcut", "sub_norm", "gated_norm", "gated_attn_norm"} & set(blocks),
         "position_embedding_type": config.position_embedding_type in ("alibi", "relative", "transformer_xl"),
         "use_bidirectional_attention": config.use_bidirectional_attention,
         "sparse_attention_pattern": config.sparse_attention_pattern,

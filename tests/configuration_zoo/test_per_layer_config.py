@@ -113,6 +113,7 @@ CASES = {
     ),
     "mla_config.norm": (LATENT, {"mla_config.norm": False}),
     "mla_config.query_bias": (LATENT, {"mla_config.query_bias": True}),
+    "mla_config.raw_query_latent": (LATENT, {"mla_config.raw_query_latent": True}),
     "mla_config.rope_heads": (LATENT, {"mla_config.rope_heads": 3}),
     "index_topk": (INDEXER, {"index_topk": 2}),
     "index_n_heads": (INDEXER, {"index_n_heads": 3}),

@@ -10,6 +10,7 @@ from configuration_zoo import ZooConfig
 from configuration_zoo.vocabulary import BLOCK_TYPES
 from description_zoo.measure import body_of, empty_model, measure
 from description_zoo.picture import TOPOLOGIES, architecture_svg
+from modeling_zoo.block_gated_norm import GatedNorm
 from modeling_zoo.norms import Norm
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -36,7 +37,7 @@ def test_a_picture_has_the_norms_of_the_model(block):
     config = ZooConfig(**{**SIZES, **flags})
     picture, _ = drawn(config)
     layer = body_of(empty_model(config)).layers[0]
-    norms = [name for name, module in layer.named_children() if isinstance(module, Norm)]
+    norms = [name for name, module in layer.named_children() if isinstance(module, Norm | GatedNorm)]
     # Two equal layers are drawn once; the last norm is the model's.
     assert len(of_kind(picture, "norm")) == len(norms) + 1
     has = {"mixer": block != "mlp_only", "mlp": block not in ("mixer_only", "shared_block")}

@@ -75,6 +75,8 @@ ROWS = {
         {"block_type": "post_norm"},
         {"block_type": "output_norm", "residual_multiplier": 0.7},
         {"block_type": "sub_norm"},
+        {"block_type": "gated_norm", "norm_type": "layer_norm"},
+        {"block_type": ["gated_attn_norm", "gated_norm", "pre_norm"], "gated_norm_rank": 5},
         {"block_type": "sandwich_norm"},
         {"block_type": "scaled_sandwich_norm", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
          "mlp_layer_types": ["dense", "sparse", "sparse"]},
@@ -148,6 +150,7 @@ ROWS = {
         {**LATENT, "q_lora_rank": 18, "mla_config.scale_q_lora": True, "mla_config.scale_kv_lora": True,
          "mla_config.norm_eps": 1e-5},
         {**LATENT, "q_lora_rank": 18, "mla_config": {"norm": False, "query_bias": True, "rope_heads": 3}},
+        {**LATENT, "q_lora_rank": 18, "mla_config.raw_query_latent": True, "attn_output_gate": "query"},
         {**LATENT, "layer_types": [SLIDING, FULL, FULL], "sliding_window": 4, "mla_config.scale_by_mscale": False},
         {**LATENT, **INDEXER, "q_lora_rank": 18, "layer_types": [FULL, INDEXED, INDEXED]},
         {

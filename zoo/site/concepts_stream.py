@@ -32,11 +32,12 @@ STREAM = (
     Concept(
         "norm-placement",
         "Pre-norm, post-norm, double norm",
-        ("block_type", "residual_multiplier", "residual_factors.", "precision.residual_in_fp32"),
+        ("block_type", "gated_norm_rank", "residual_multiplier", "residual_factors.", "precision.residual_in_fp32"),
         (
             "modeling_zoo/block_layer.py:ZooDecoderLayer",
             "modeling_zoo/block_topologies.py:SandwichNormLayer",
             "modeling_zoo/block_topologies.py:PostNormLayer",
+            "modeling_zoo/block_gated_norm.py:GatedNorm",
         ),
         (),
         {"block_type": "sandwich_norm"},
