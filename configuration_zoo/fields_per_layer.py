@@ -194,7 +194,9 @@ class PerLayerFields:
         own = spread(own, settings_of(type(self)))
         # A dict of settings of its own says again what the model's says of the keys that all layers share.
         for name in [name for name in own if "." in name]:
-            if own[name] is None or (name not in ALL and own[name] == getattr(self, name, None)):
+            of_model = getattr(self, name, None)
+            # None, of a key in which layers can differ, is what follows in the layer, whatever the model says.
+            if own[name] in (None, of_model) if name not in ALL else own[name] is of_model is None:
                 del own[name]
         known = {field.name for field in fields(self)} | {*described(type(self))}
         for name, value in own.items():

@@ -231,6 +231,10 @@ def filled_cache(model: "PreTrainedModel", length: int, indices: Iterable[int]) 
     from modeling_zoo.ops_cross_layer import SharedKeyValues
 
     cache = DynamicCache(config=model.config)
+    for held in cache.layers:
+        # A window that drops its second token would hide what a token adds.
+        if getattr(held, "sliding_window", None):
+            held.sliding_window = max(held.sliding_window, length + 1)
     with torch.device("meta"), torch.no_grad():
         hidden_states = torch.empty(1, length, model.config.hidden_size, dtype=model.dtype)
         context = {"past_key_values": cache, "position_ids": torch.arange(length)[None], "attention_mask": None}

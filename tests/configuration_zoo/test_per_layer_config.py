@@ -1,5 +1,6 @@
 """Layers that differ in a number: every field that may differ works and is exact, every other one is refused."""
 
+import json
 from copy import deepcopy
 
 import pytest
@@ -415,3 +416,12 @@ def test_layers_that_differ_in_a_field_are_two_rows_with_two_texts(field):
     assert len(rows) == 2
     texts = [{name: row[name] for name in TEXTS} for row in rows]
     assert texts[0] != texts[1] and rows[0]["kind"] != rows[1]["kind"]
+
+
+def test_what_the_model_says_and_a_layer_does_not_read_is_none_there_and_comes_back():
+    fields = {**SIZES, **EXPERTS, "norm_topk_prob": True, "router": {"norm_topk_eps": 1e-3, "bias": True}}
+    config = ZooConfig(**fields, per_layer_config={1: {"norm_topk_prob": False, "router": {"norm_topk_eps": None}}})
+    again = ZooConfig(**json.loads(json.dumps(config.to_diff_dict())))
+    for one in (config, again):
+        eps = [layer.router["norm_topk_eps"] for layer in one.per_layer_config]
+        assert eps == [1e-3, None] and one.per_layer_config[1].router["bias"]

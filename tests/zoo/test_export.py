@@ -138,6 +138,9 @@ def test_the_code_of_a_folder_is_the_model_of_the_package(name, tmp_path):
     ours.save_pretrained(tmp_path / "zoo")
     copy = remote(tmp_path / "zoo")
     assert list(copy.state_dict()) == list(ours.state_dict())
+    # Tensors of a mapped file lie anywhere in memory, where a product may be summed in another order.
+    for parameter in copy.parameters():
+        parameter.data = parameter.data.clone()
     tokens = torch.randint(1, 60, (2, 9))
     with torch.no_grad():
         assert torch.equal(copy(tokens).logits, ours(tokens).logits)

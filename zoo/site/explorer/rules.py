@@ -14,8 +14,9 @@ PACKAGES = Path(__file__).resolve().parents[3]
 MODULES = (
     "vocabulary", "other_words", "field_kinds", "field_settings", "field_needs", "fields_checks", "linear_needs",
     "field_words", "fields_model", "fields_attention", "fields_latent", "fields_linear", "first_layers",
-    "fields_per_layer", "fields_shared_blocks", "fields_position", "fields_norm", "fields_hyper_connections",
-    "fields_kv_sharing", "fields_value_residual", "fields_per_layer_input", "fields_experts", "fields_mlp",
+    "fields_per_layer", "fields_shared_blocks", "fields_position", "fields_norm", "fields_gated_norm",
+    "fields_hyper_connections", "fields_kv_sharing", "fields_value_residual", "fields_per_layer_input",
+    "fields_experts", "fields_mlp",
     "fields_multi_token", "fields_multipliers", "fields_precision", "fields_training", "layer_mixers",
     "parallel_plans", "rope_keys", "version", "config_file", "configuration_zoo",
 )  # fmt: skip

@@ -68,7 +68,7 @@ function latent(layer) {
   const queries = layer.q_lora_rank === null ? linear("q_proj", hidden, width, how.query_bias) : [
     ...linear("q_a_proj", hidden, layer.q_lora_rank, layer.attention_bias),
     ...latentNorm("q_a_layernorm", layer.q_lora_rank),
-    ...linear("q_b_proj", layer.q_lora_rank, width, how.query_bias),
+    ...linear("q_b_proj", layer.q_lora_rank * (how.raw_query_latent ? 2 : 1), width, how.query_bias),
   ];
   return [
     ...aroundHeads(layer),
@@ -264,6 +264,14 @@ const NORMS = {
   parallel: ["attn_norm"], mixer_only: ["attn_norm"], shared_block: ["attn_norm"], mlp_only: ["mlp_norm"],
 };
 
+// Norms with a gate of their own.
+const GATED = { gated_norm: PRE, gated_attn_norm: ["attn_norm"] };
+
+function gatedNorm(layer) {
+  const { hidden_size: hidden, gated_norm_rank: rank } = layer;
+  return [...norm("norm", layer, hidden), ...linear("a_proj", hidden, rank), ...linear("b_proj", rank, hidden)];
+}
+
 function hyperConnection(layer, parts) {
   const outputs = parts.reduce((sum, part) => sum + part, 0);
   return wide([tensor("fn", [outputs, layer.hc_mult * layer.hidden_size]), tensor("base", [outputs]), tensor("scale", [parts.length])]);
@@ -299,7 +307,7 @@ export function layerTensors(layer) {
   const isSparse = layer.mlp === "sparse", beside = isSparse && (block === "scaled_sandwich_norm" || block === "shortcut");
   const hasMlp = !["mixer_only", "shared_block"].includes(block);
   return [
-    ...(NORMS[block] ?? PRE).flatMap((name) => norm(name, layer, hidden)),
+    ...(NORMS[block] ?? PRE).flatMap((name) => GATED[block]?.includes(name) ? within(name, gatedNorm(layer)) : norm(name, layer, hidden)),
     ...(block === "mlp_only" ? [] : mixers(layer)),
     ...(hasMlp ? within("mlp", isSparse && !beside ? sparse(layer) : dense(layer)) : []),
     ...(beside ? within("moe", sparse(layer)) : []),
