@@ -16,6 +16,7 @@ TEXT_HELP = "Text (.txt, .jsonl) to learn from, the model's own kind serves best
 TRAIN_HELP = "What learns: all, changed (modules alone), or lora. Default: all."
 RATE_HELP = "Largest learning rate. Default: 1e-3 for 64 channels, less for a wider model."
 LAYERWISE_HELP = "Steps in which changed modules fit the teacher's first. Default: about half of --steps, once."
+STREAMED_HELP = "One layer in memory, for steps on outputs alone (--steps 0). Default: where both models do not fit."
 
 
 def heal(
@@ -28,6 +29,7 @@ def heal(
     layerwise: Annotated[int | None, typer.Option(help=LAYERWISE_HELP)] = None,
     evaluate: Annotated[Path | None, typer.Option(metavar="TEXT", help="Text to measure with. Default: TEXT.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
+    streamed: Annotated[bool | None, typer.Option("--streamed/--whole", help=STREAMED_HELP)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the order of the text.")] = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars, where there is a terminal.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
@@ -39,5 +41,7 @@ def heal(
     quiet()
     options = {"steps": steps, "train": train, "learning_rate": learning_rate, "layerwise": layerwise, "seed": seed}
     shows = progress and not as_json and sys.stderr.isatty()
-    done = heal_folder(target, teacher, text, evaluate=evaluate, save_every=save_every, progress=shows, **options)
+    done = heal_folder(
+        target, teacher, text, evaluate=evaluate, save_every=save_every, streamed=streamed, progress=shows, **options
+    )
     show_report(done, as_json)

@@ -165,12 +165,7 @@ class Distillation:
         given = {place: read.to(rows.device) for place, (read, _) in wanted.items()}
         with tapped(self.student, self.places, given) as found:
             self.student.model(rows, use_cache=False)
-        losses = []
-        for place in self.places:
-            expected = wanted[place][1].to(rows.device).float()
-            losses.append(
-                (found[place][1].float() - expected).square().sum() / expected.square().sum().clamp(min=1e-12)
-            )
+        losses = [output_error(found[place][1], wanted[place][1].to(rows.device)) for place in self.places]
         return torch.stack(losses).mean()
 
     # -- what learns, and what is best ---------------------------------------------------------------------------------
@@ -232,6 +227,12 @@ class Distillation:
             self._resumed = None
 
 
+def output_error(found: Tensor, expected: Tensor) -> Tensor:
+    """‖ŷ - y‖² / ‖y‖²."""
+    expected = expected.float()
+    return (found.float() - expected).square().sum() / expected.square().sum().clamp(min=1e-12)
+
+
 def rate_at(step: int, steps: int) -> float:
     """Share of the learning rate: a linear warm-up, then half a cosine to a tenth."""
     if step < WARM_UP:
@@ -266,10 +267,13 @@ def parts_of(model: nn.Module, place: str) -> list[nn.Module]:
 
 @contextmanager
 def tapped(
-    model: PreTrainedModel, places: Sequence[str], given: dict[str, Tensor] | None = None
+    model: PreTrainedModel,
+    places: Sequence[str],
+    given: dict[str, Tensor] | None = None,
+    wrap: Callable[[str, Callable], Callable] | None = None,
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """While it is open, {place: (what the part read, what it gave)} of the last forward; with `given` it reads that
-    instead of what comes to it."""
+    instead of what comes to it, and with `wrap` it is called through `wrap(place, call)`."""
     found, undo = {}, []
 
     def around(place, call):
@@ -286,7 +290,8 @@ def tapped(
             number, part = split_place(place)
             layer = model.model.layers[number]
             owner, name = (layer, "mixer") if part == "mixer" else (layer.mlp, "forward")
-            setattr(owner, name, around(place, getattr(owner, name)))
+            call = getattr(owner, name)
+            setattr(owner, name, around(place, call if wrap is None else wrap(place, call)))
             undo.append((owner, name))
         yield found
     finally:

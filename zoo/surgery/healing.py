@@ -4,13 +4,15 @@ In a folder it can be stopped at any step, by a signal too: `TARGET/.healing` ke
 same command goes on to the same weights, and the folder's own weights are the best that were found so far.
 """
 
+import json
 import math
+import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,18 @@ from transformers import PreTrainedModel
 from configuration_zoo import ZooConfig
 from configuration_zoo.version import __version__
 from conversion.engine.registry import OWN_TYPE
+from conversion.engine.zoo_side import empty_model
 from conversion.files.sources import read_config
 
 from . import measurement
 from .card import write_surgery_card
-from .distillation import Distillation, HealingStage, plan_stages
+from .distillation import Distillation, HealingStage, Progress, has_part, plan_stages
 from .healing_folder import HealingFolder
+from .healing_streamed import heal_streamed
 from .operation import SurgeryError
 from .report import Report
-from .tensors import build, open_source
+from .streaming import runnable
+from .tensors import Source, build, open_source
 from .texts import Text, read_text
 
 # A learning rate of 1e-3 was measured to be right for a model of 64 channels; wider ones want smaller steps.
@@ -104,13 +109,15 @@ def heal(
     evaluate: str | Path | Sequence[str] | Tensor | None = None,
     save_every: int = 50,
     seed: int | None = None,
+    streamed: bool | None = None,
     progress: bool = False,
 ) -> Report:
     """Heals the model in the folder `target` with a teacher, the model it was made from where none is named.
 
     What is left out is as in the run that `target` still holds, else 1,000 steps of all parameters. The text is learnt
-    from but for its last rows, with which the table is measured, if `evaluate` is no other. Raises SurgeryError for a
-    folder that `zoo surgery` has not made, for other values than those of a run under way, and when a signal stops it.
+    from but for its last rows, with which the table is measured, if `evaluate` is no other. `streamed` heals by outputs
+    with one layer in memory; None: where both models are more than is free. Raises SurgeryError for a folder that
+    `zoo surgery` has not made, for other values than those of a run under way, and when a signal stops it.
     """
     folder = HealingFolder(Path(target))
     config, made = healed_config(folder.path)
@@ -133,15 +140,90 @@ def heal(
         how = Healing(how.steps, how.train, how.learning_rate, 0, how.seed)  # parts were fitted once
     source, own = open_source(plan["teacher"], torch.float32), open_source(folder.path, torch.float32)
     rows = read_text(text, folder.path, config)
+    in_layers = needs_streaming(own) if streamed is None else streamed
+    if in_layers:
+        refuse_logits(how, own)
     folder.begin(plan | {"sha256": rows.sha256})
     report = Report.of_record(made)
     measured = rows if evaluate is None else read_text(evaluate, folder.path, config)
+    if in_layers:
+        return heal_by_layer(folder, config, (source, own), (rows, measured), made, how, plan, report, progress)
     student = build(own.config, own.tensors)
     loop = distillation(build(source.config, source.tensors), student, rows, made.get("changed", []), how)
     run_in_folder(loop, folder, measured, report, save_every, progress)
     report.healing = [*(made.get("healing") or []), record(plan["teacher"], rows, loop)]
     finish(folder, config, loop, measured, report, progress)
     return report
+
+
+def heal_by_layer(
+    folder: HealingFolder,
+    config: ZooConfig,
+    models: tuple[Source, Source],
+    texts: tuple[Text, Text],
+    made: dict[str, Any],
+    how: Healing,
+    plan: dict[str, Any],
+    report: Report,
+    progress: bool,
+) -> Report:
+    """`heal` with one layer in memory. Raises SurgeryError where the teacher has no changed part."""
+    teacher, student = models
+    stages = how.stages(config, made.get("changed", []))
+    alike = [empty_model(model.config) for model in models]
+    places = [place for place in made.get("changed", []) if all(has_part(model, place) for model in alike)]
+    if not places:
+        raise SurgeryError("healing by outputs: the teacher has none of the changed parts; heal by logits.")
+    loop = Pair(runnable(teacher.config, teacher.tensors), runnable(student.config, student.tensors))
+    before = folder.kept / "before.json"
+    if before.is_file():
+        known = json.loads(before.read_text())
+        report.before, report.after = type(report.before)(**known["before"]), type(report.after)(**known["after"])
+    else:
+        fill(report, loop, texts[1], progress)
+        before.write_text(json.dumps({"before": asdict(report.before), "after": asdict(report.after)}))
+    heal_streamed(folder, teacher, student, places, texts[0].to_learn(), stages[0], how.seed, progress)
+    new = open_source(folder.path, torch.float32)
+    loop.student, loop.rows, loop.stages = runnable(new.config, new.tensors), texts[0].to_learn(), stages
+    fill_healed(report, loop, texts[1], progress)
+    loop.progress.best = report.healed.divergence
+    report.healing = [*(made.get("healing") or []), record(plan["teacher"], texts[0], loop)]
+    close(folder, config, report)
+    return report
+
+
+@dataclass
+class Pair:
+    """Teacher and student, and what is said of their healing, as a Distillation has them."""
+
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    rows: Tensor | None = None
+    stages: list[HealingStage] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+
+
+def refuse_logits(how: Healing, student: Source) -> None:
+    """Raises SurgeryError for steps on logits, which need all of both models in memory."""
+    if how.steps:
+        raise SurgeryError(
+            f"steps={how.steps}: healing on logits holds both models, {bytes_to_heal(student) / 2**30:,.1f} GiB; "
+            "--steps 0 --layerwise 80 heals a layer at a time, examples/finetune_distill.py on several GPUs."
+        )
+
+
+def bytes_to_heal(student: Source) -> int:
+    """Of a teacher as large, and of weights, gradients and two moments, in float32."""
+    return sum(5 * 4 * tensor.numel() for tensor in student.tensors.headers.values())
+
+
+def needs_streaming(student: Source) -> bool:
+    """Whether that is more than the memory that is free; False where the system does not say."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return False
+    return not torch.cuda.is_available() and bytes_to_heal(student) > free
 
 
 def healed_config(folder: Path) -> tuple[ZooConfig, dict[str, Any]]:
@@ -211,6 +293,11 @@ def finish(
     """The best weights, config and card; what was kept for going on is removed."""
     fill_healed(report, loop, measured, progress)
     folder.write_weights(loop.progress.weights)
+    close(folder, config, report)
+
+
+def close(folder: HealingFolder, config: ZooConfig, report: Report) -> None:
+    """What config and card say, and nothing of the run any more."""
     config.surgery = report.record()
     config.save_pretrained(folder.path)
     write_surgery_card(folder.path, config, None, report)
