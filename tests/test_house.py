@@ -647,10 +647,11 @@ README_PATH = re.compile(r"`([\w./-]+(?:/|\.(?:py|md|toml|txt|json)))`")
 
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-# Where a page may name a file without its folder, and what a page names that is in a model's or a training's folder.
+# Where a page may name a file without its folder, and what a page names that is in a folder of a model, a training or a
+# site.
 FOLDERS = ("", "modeling_zoo", "configuration_zoo", "conversion/engine", "tests/modeling_zoo")
 OF_A_MODEL = {"config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "source/"}
-OF_A_MODEL |= {"model/", "log.json", "sweep.md", "sweep.json"}
+OF_A_MODEL |= {"model/", "log.json", "sweep.md", "sweep.json", "site/"}
 
 
 def missing_paths(text):

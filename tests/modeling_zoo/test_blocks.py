@@ -40,15 +40,23 @@ def normalise(x, kind, eps):
 
 
 def norm(layer, name, config):
-    """The norm in slot `name`, token by token in float64."""
-    parameters = {key.split(".")[1]: value.double() for key, value in layer.state_dict().items() if f"{name}." in key}
+    """The norm in slot `name`, and its gate if it has one, token by token in float64."""
+    own = {
+        key.removeprefix(f"{name}."): value.double() for key, value in layer.state_dict().items() if f"{name}." in key
+    }
+    parameters = {key.removeprefix("norm."): value for key, value in own.items()}
 
     def apply(x):
         tokens = [normalise(token, config.norm_type, config.norm_eps) for token in x.double().flatten(0, -2)]
         y = torch.stack(tokens).view_as(x)
         if "weight" in parameters:
             y = y * (parameters["weight"] + (1 if config.norm_unit_offset else 0))
-        return y + parameters.get("bias", 0.0)
+        y = y + parameters.get("bias", 0.0)
+        if "a_proj.weight" not in parameters:
+            return y
+        inner = y @ parameters["a_proj.weight"].T
+        gate = (inner / (1 + torch.exp(-inner))) @ parameters["b_proj.weight"].T
+        return y / (1 + torch.exp(-gate))
 
     return apply
 
@@ -57,7 +65,7 @@ def slow_block(name, x, f, g, norms, m):
     """The stream after a layer of mixer f and MLP g; norms by slot, m on every branch."""
     a, ao, b, bo = (norms[slot] for slot in ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm"))
     # Without experts in it, what a shortcut leads around is a plain layer.
-    if name in ("pre_norm", "sub_norm", "shortcut"):
+    if name in ("pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "shortcut"):
         y = x + m * f(a(x))
         return y + m * g(b(y))
     if name == "output_norm":
