@@ -1,4 +1,4 @@
-# make demo | make test | make test-long | make test-serving | make test-versions | make docs | make test-docs | make lint |
+# make demo | make test | make test-long | make test-serving | make test-versions | make test-torchtitan | make docs | make test-docs | make lint |
 # make format | make clean
 # Everything runs in an own .venv that is set up once, from any Python 3.11 or newer on PATH (or PYTHON=...).
 
@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Where it is set, every process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long test-serving test-versions docs test-docs lint format clean install
+.PHONY: demo test test-long test-serving test-versions test-torchtitan docs test-docs lint format clean install
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -62,6 +62,21 @@ $(SERVING)/.installed: constraints.txt pyproject.toml
 test-serving: $(SERVING)/.installed
 	@$(SERVING)/bin/python -m pytest -q -m serving tests/modeling_zoo/test_vllm.py tests/examples/test_serving_examples.py
 
+# torchtitan wants an older datasets than the rest; triton it imports on a CPU too.
+TITAN := .venv-torchtitan
+$(TITAN)/.installed: constraints.txt pyproject.toml
+	@test -x $(TITAN)/bin/python || $(PYTHON) -m venv $(TITAN)
+	@$(TITAN)/bin/python -m pip install -qq "$(TORCH)"
+	@$(TITAN)/bin/python -m pip install -qq --no-deps torchtitan==0.3.0
+	@$(TITAN)/bin/python -m pip install -qq "$(TORCH)" torchdata torch_checkpointing tyro einops spmd_types==0.2.3 \
+		"datasets<4.8" tensorboard pillow typer rich pytest \
+		$(shell grep -E '^(transformers|safetensors|tokenizers|huggingface_hub|triton)==' constraints.txt | sed 's/;.*//')
+	@$(TITAN)/bin/python -m pip install -qq --no-deps -e .
+	@touch $@
+
+test-torchtitan: $(TITAN)/.installed
+	@$(TITAN)/bin/python -m pytest -q -m torchtitan tests/zoo/test_torchtitan.py
+
 # The oldest supported transformers, the one that vLLM brings, and the installed one: every test but those that compare
 # with today's classes of other families (older ones had mistakes) or are of today alone. Instead, every row of flags and
 # every family that the older version has must compute there what they compute here.
@@ -101,5 +116,5 @@ format: $(INSTALLED)
 	@$(BIN)/python -m description_zoo.stub
 
 clean:
-	rm -rf $(VENV) $(SERVING) .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
+	rm -rf $(VENV) $(SERVING) $(TITAN) .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -212,6 +212,64 @@ def test_a_loop_of_one_s_own(tmp_path):
     assert losses[0] == pytest.approx(5.6, abs=0.1) and losses[-1] < 5.0
 
 
+def train_distributed(folder, *options, processes=1):
+    command = [sys.executable, str(ROOT / "examples" / "train_distributed.py")]
+    if processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
+        command[1:1] = [*torchrun, "--rdzv-endpoint", "127.0.0.1:0"]
+    run([*command, "--batch", "4", "--length", "24", "--output", str(folder), *options], folder)
+
+
+@pytest.mark.long
+def test_the_table_of_a_large_mix_is_what_its_flags_cost(tmp_path):
+    shown = run([sys.executable, str(ROOT / "examples" / "mix_671b.py")], tmp_path)
+    lines = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len(lines) == 10 and "\n".join(lines) in (ROOT / "docs" / "scale.md").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        [("--fsdp", "2", "--ep", "2"), ("--tp", "2")],
+        [("--tp", "2"), ()],
+        [("--tp", "2", "--fsdp", "2", "--ep", "4"), ("--fsdp", "2")],
+    ],
+    ids=lambda layouts: " then ".join(" ".join(layout) or "one process" for layout in layouts),
+)
+def test_training_goes_on_in_another_layout(layouts, tmp_path):
+    """Three steps in one layout and three in another end where six of one process do."""
+    for name in ("one", "several"):
+        (tmp_path / name).mkdir()
+    train_distributed(tmp_path / "one", "--steps", "6")
+    for count, layout in enumerate(layouts):
+        processes = 4 if "4" in layout else 2 if layout else 1
+        more = ["--resume"] * count + ["--steps", str(3 * (count + 1))]
+        train_distributed(tmp_path / "several", *layout, *more, processes=processes)
+    one, several, start = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("one/model", "several/model", "one/start")
+    )
+    moved = max((one[name] - start[name]).abs().max() for name in one)
+    assert moved > 5e-3 and one.keys() == several.keys()
+    assert max((one[name] - several[name]).abs().max() for name in one) < 1e-4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--tp", "2"], "error: --tp 2 times --fsdp 1 is not the number of processes, 1."),
+        (["--resume"], "error: --resume: .* has no checkpoint; train without --resume first."),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_a_sentence(options, sentence, tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "train_distributed.py"), *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and re.search(sentence, done.stderr) and "Traceback" not in done.stderr
+
+
 # -- spreading out -----------------------------------------------------------------------------------------------------
 
 

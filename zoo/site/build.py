@@ -22,7 +22,7 @@ STAGED = ROOT / "build" / "docs"
 OWN = Path(__file__).with_name("pages")
 PAGES = (
     "docs/quick-start.md", "docs/training.md", "docs/serving.md", "docs/formats.md", "docs/placement.md",
-    "docs/architecture.md", "examples/surgery.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
+    "docs/scale.md", "docs/architecture.md", "examples/surgery.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
 )  # fmt: skip
 
 EXPLORER_CARD = """
@@ -128,6 +128,7 @@ def navigation() -> list[dict[str, Any]]:
                 {"Surgery": "surgery.md"},
                 {"Formats": "formats.md"},
                 {"Place a large model": "placement.md"},
+                {"Train at scale": "scale.md"},
                 {"On a GPU": "gpu.md"},
             ]
         },
