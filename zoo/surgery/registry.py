@@ -18,6 +18,7 @@ from .norm_offset import NormOffset
 from .output_gate import OutputGate
 from .recurrence import Recurrence
 from .rotation_layout import RotationLayout
+from .silent_recurrence import SilentRecurrence
 from .sinks import Sinks
 from .stream_rotation import StreamRotation
 from .tied_head import UntiedHead
@@ -44,6 +45,7 @@ OPERATIONS = (
     Context(),
     VocabularySize(),
     Recurrence(),
+    SilentRecurrence(),
     AttentionSpan(),
     NoRotation(),
     Experts(),
