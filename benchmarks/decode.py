@@ -5,6 +5,7 @@ from transformers import DynamicCache
 
 from modeling_zoo.cache_upgrade import upgrade_cache
 
+from .limit import limit
 from .measuring import alternate, difference, peak_memory, result
 from .models import pair, their_config
 
@@ -80,4 +81,6 @@ def decode(case: str, context: int, options) -> dict:
     sides = {side: lambda side=side: token(side) for side in models}
     times, logits = alternate(sides, options.rounds, options.device)
     memory = {side: peak_memory(work, options.device) for side, work in sides.items()}
-    return result("decode", case, context, times, difference(logits["zoo"], logits["transformers"]), memory)
+    error = difference(logits["zoo"], logits["transformers"])
+    least = limit(models["zoo"].config, context, times, options.device)
+    return result("decode", case, context, times, error, memory, limit=least)

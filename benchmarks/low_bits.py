@@ -20,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from conversion import load
 from zoo.cli.low_bits import in_few_bits
 
-from .measuring import alternate, seconds
+from .limit import read_speed
+from .measuring import alternate
 from .table import processor
 
 HEAD = 64
@@ -59,12 +60,6 @@ def decoding(model: nn.Module, options: argparse.Namespace) -> Callable:
         cache.crop(-options.new_tokens)
 
     return run
-
-
-def read_speed() -> float:
-    """Bytes a second that this process reads, from a sum over more than any cache holds."""
-    numbers = torch.ones(2**26)
-    return numbers.nbytes / min(seconds(numbers.sum)[0][0] for _ in range(5))
 
 
 def held(model: nn.Module) -> int:

@@ -117,5 +117,9 @@ def show(one: dict) -> str:
         lines.append(f"  {side:12s} median {in_words(times[side], 's')}, peak memory {held}")
     if one["difference"] is not None:
         lines.append(f"  largest relative difference of the {one.get('compared', 'logits')}: {one['difference']:.1e}")
+    if "limit" in one:
+        from .limit import in_words as limit_in_words
+
+        lines.append(f"  {limit_in_words(one['limit'])}")
     lines += [f"  {name}: {value}" for name, value in one.get("notes", {}).items()]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ import statistics
 import torch
 
 from .decode import tokens
+from .limit import limit
 from .measuring import Times, difference, peak_memory, result, seconds
 from .models import pair, their_config
 
@@ -57,5 +58,6 @@ def short(case: str, context: int, options) -> dict:
     by_processor = prefill.cpu["transformers"] / prefill.cpu["zoo"]
     said = f"ratio {ahead_ratio:.2f}, in processor time {by_processor:.2f}, zoo {prefill['zoo'] * 1e3:.2f} ms"
     error = difference(logits["zoo"], logits["transformers"])
-    more = {"notes": {"prefill": said}, "prefill": ahead_ratio, "prefill_cpu": by_processor}
+    more = {"limit": limit(models["zoo"].config, context + RUN // 2, times, options.device)}
+    more |= {"notes": {"prefill": said}, "prefill": ahead_ratio, "prefill_cpu": by_processor}
     return result("short", case, context, times, error, memory, **more)

@@ -52,6 +52,7 @@ def rows(found: list[dict]) -> list[str]:
         "transformers",
         "zoo",
         "ratio",
+        "of the limit",
         "memory transformers → zoo",
         "difference",
         "target",
@@ -79,7 +80,9 @@ def rows(found: list[dict]) -> list[str]:
             in_words(times["transformers"], "s"),
             in_words(times["zoo"], "s"),
         ]
-        lines.append("| " + " | ".join([*cells, ratio, held, f"{one['difference']:.1e}", bar]) + " |")
+        shares = one.get("limit", {}).get("share", {})
+        reached = " → ".join(f"{shares[side]:.0%}" for side in ("transformers", "zoo")) if shares else ""
+        lines.append("| " + " | ".join([*cells, ratio, reached, held, f"{one['difference']:.1e}", bar]) + " |")
     return lines
 
 
@@ -102,6 +105,9 @@ def write(arguments, options: cases.Options) -> str:
     lines = ["# zoo against transformers", "", f"`python -m benchmarks table --name {name}` on {machine(options)}.", ""]
     lines += ["Ratio: transformers' median over zoo's, alternately in one process, on the same converted weights."]
     lines += ["In brackets the same in processor time of all threads, which other work on the machine disturbs less."]
+    lines += [
+        "Of the limit: the time that moving a token's bytes takes at the measured read speed, over what was taken."
+    ]
     lines += ["Memory is the peak beyond what was held before: weights are not in it, a prompt's cache is."]
     lines += [
         "Hundredths of difference are tokens whose random router was undecided: rounding decides. A recurrent state "

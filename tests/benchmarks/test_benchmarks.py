@@ -47,6 +47,11 @@ def test_a_case_measures_both_and_compares_them(run, kind, name, context):
     assert min(found["seconds"].values()) > 0
     assert 0 <= found["difference"] < 1e-4
     assert (found["kind"], found["case"], found["context"]) == (kind, name, context)
+    if kind in ("decode", "short"):
+        # What moves is description_zoo's count, at one speed for both sides.
+        least = {side: found["limit"]["share"][side] * taken for side, taken in found["seconds"].items()}
+        assert least == pytest.approx(dict.fromkeys(least, found["limit"]["seconds"]))
+        assert found["limit"]["bytes"] > 1000
     if kind != "step":
         assert all(held is None or held >= 0 for held in found["memory"].values())
 
