@@ -13,7 +13,7 @@ export function diagram(facts, layer, words, around, chosen, choose) {
   const box = (one, x, top, width, height, lines, centred = false) => {
     all.push(one);
     const text = lines.map((line, index) => make("text", {
-      x: centred ? x + width / 2 : x + 10, y: top + (lines.length === 1 ? height / 2 + 4 : 19 + 17 * index), "text-anchor": centred ? "middle" : "start",
+      x: centred ? x + width / 2 : x + 10, y: top + (lines.length === 1 && !one.badges?.length ? height / 2 + 4 : 19 + 17 * index), "text-anchor": centred ? "middle" : "start",
       class: index === 0 && one.kind !== "badge" ? "bold" : "",
     }, line));
     const open = (event) => {
@@ -105,7 +105,7 @@ export function diagram(facts, layer, words, around, chosen, choose) {
   const title = `${around.title}`;
   parts.push(make("text", { x: LEFT, y: y + 8, class: "bold" }, title));
   parts.push(make("text", { x: LEFT, y: y + 25, class: "faint" }, around.costs));
-  y += 30;
+  y += 34;
   box(boxes.block, LEFT, y, Math.min(boxes.block.label.length * CHARACTER + 18, RIGHT - LEFT), 21, [clipped(boxes.block.label, RIGHT - LEFT)], true);
   y += 21;
   if (boxes.shared) {

@@ -44,7 +44,7 @@ function control(name) {
   }
   input.id = `flag-${name}`;
   input.title = fact.meaning;
-  return make("label", { class: changed ? "changed" : "", title: fact.meaning }, name, input);
+  return make("label", { class: changed ? "changed" : "", title: fact.meaning }, make("span", {}, breakable(name)), input);
 }
 function valueOfModel(model, name) {
   const [group, key] = name.split(".");
@@ -144,9 +144,14 @@ function showMemory(chosen, caches) {
 
 // -- layers --------------------------------------------------------------------------------------------------------
 
+function mixerName(layer) {
+  const attention = layer.block === "shared_block" ? "shared block" : layer.attention;
+  return [attention, layer.recurrence].filter((name) => name !== null).join(" + ");
+}
+
 function kindsShown() {
   const { facts, words } = state.now, names = facts.layers.map((layer, index) => {
-    const mixer = layer.block === "mlp_only" ? "MLP alone" : words[index].mixer.split(" ")[0] + (words[index].mixer.includes("+") ? " + recurrence" : "");
+    const mixer = layer.block === "mlp_only" ? "MLP alone" : mixerName(layer);
     const seen = layer.softmax && words[index].context !== "full" ? `, ${words[index].context}` : "";
     return mixer + seen + (words[index].positions === "NoPE" ? ", NoPE" : "");
   });
@@ -190,6 +195,14 @@ function showLayer() {
   showMask(layer);
 }
 
+// A docstring: paragraphs, and what is indented as it stands.
+function prose(text) {
+  return text.split(/\n\s*\n/).map((block) => block.split("\n").every((line) => line.startsWith("    "))
+    ? make("pre", { class: "code", tabindex: 0 }, block) : make("p", { class: "prose" }, block.replace(/\s*\n\s*/g, " ")));
+}
+// A name that may go on in another line behind each of its words.
+const breakable = (name) => name.split(/(?<=[._])/).flatMap((piece, index) => index ? [make("wbr"), piece] : [piece]);
+
 function showDetail(box, layer) {
   const { part, slugs, flags } = partOf(box), total = count(box.tensors);
   const rows = flags.map((name) => [name, valueIn(layer, name)]).filter(([, value]) => value !== null && value !== undefined);
@@ -197,11 +210,11 @@ function showDetail(box, layer) {
   fill("detail",
     make("h2", {}, box.label),
     make("p", {}, total ? make("b", {}, `${whole(total)} parameters`) : "No parameters of its own", box.says ? ` – ${box.says}` : ""),
-    part ? [make("p", { class: "faint" }, make("code", {}, part.name), " in ", make("code", {}, part.file)), make("pre", { class: "code", tabindex: 0 }, part.text)] : [],
+    part ? [make("p", { class: "faint" }, make("code", {}, part.name), " in ", make("code", {}, part.file)), ...prose(part.text)] : [],
     guidePages && slugs.length ? make("p", {}, "Guides: ", slugs.map((slug, index) => [index ? ", " : "", make("a", { href: `${guidePages}${slug}.html` }, guides[slug].title)]).flat()) : [],
-    rows.length ? [make("h3", {}, "Flags"), make("table", {}, rows.map(([name, value]) => make("tr", { title: fields[name].meaning }, make("td", {}, make("code", {}, name)), make("td", {}, make("code", {}, shown(value))))))] : [],
-    unset.length ? make("details", {}, make("summary", { class: "faint" }, `${unset.length} flags that it could have`), make("table", {}, unset.map((name) => make("tr", {}, make("td", {}, make("code", {}, name)), make("td", {}, fields[name].meaning))))) : [],
-    box.tensors.length ? make("details", { open: box.tensors.length < 9 }, make("summary", {}, `${box.tensors.length} tensors`), make("table", {}, box.tensors.map((one) => make("tr", {}, make("td", {}, make("code", {}, one.name)), make("td", {}, one.shape.join(" × ")), make("td", { class: "number" }, whole(numel(one))))))) : []);
+    rows.length ? [make("h3", {}, "Flags"), make("table", {}, rows.map(([name, value]) => make("tr", { title: fields[name].meaning }, make("td", {}, make("code", {}, breakable(name))), make("td", {}, make("code", {}, breakable(shown(value)))))))] : [],
+    unset.length ? make("details", {}, make("summary", { class: "faint" }, `${unset.length} flags that it could have`), make("table", {}, unset.map((name) => make("tr", {}, make("td", {}, make("code", {}, breakable(name))), make("td", {}, fields[name].meaning))))) : [],
+    box.tensors.length ? make("details", { open: box.tensors.length < 9 }, make("summary", {}, `${box.tensors.length} tensors`), make("table", {}, box.tensors.map((one) => make("tr", {}, make("td", {}, make("code", {}, breakable(one.name))), make("td", { class: "number" }, one.shape.join(" × ")), make("td", { class: "number" }, whole(numel(one))))))) : []);
 }
 
 function showMask(layer) {

@@ -52,11 +52,17 @@ export function boxesOf(facts, layer, words) {
   if (layer.block === "shared_block") {
     const owner = facts.model.shared_block_layers[layer.turn % facts.model.num_mem_blocks];
     found.shared = {
-      id: "shared_block", kind: "mixer", label: `shared block ${layer.turn % facts.model.num_mem_blocks}: attention and MLP`, part: ["other", "shared_block"],
+      id: "shared_block", kind: "mixer", label: `${words.mixer.split(", ")[0]}, and an MLP`, widths: widthsOf(words, false), part: ["other", "shared_block"],
       says: "its weights count once for all layers that use it", tensors: [...sharedBlockTensors(facts.layers[owner]), ...pick(tensors, /^adapters\./)],
     };
   }
   return found;
+}
+
+// Of a layer with attention beside a recurrence, the widths of either.
+function widthsOf({ widths }, ofState) {
+  const own = Object.entries(widths).filter(([name]) => name.endsWith(" of the state") === ofState);
+  return Object.fromEntries(own.map(([name, width]) => [name.replace(" of the state", ""), width]));
 }
 
 function mixerBoxes(layer, words, tensors) {
@@ -67,7 +73,7 @@ function mixerBoxes(layer, words, tensors) {
     const gate = layer.attn_output_gate;
     boxes.push({
       id: "self_attn", kind: "mixer", label: layer.recurrence === null ? words.mixer : words.mixer.split(" + ")[0], part: ["mixer", layer.attention],
-      widths: words.widths, tensors: pick(tensors, /^self_attn\./, beside),
+      widths: widthsOf(words, false), tensors: pick(tensors, /^self_attn\./, beside),
       badges: badges([
         { id: "position", label: words.positions, part: layer.position_embedding_type in parts.position ? ["position", layer.position_embedding_type] : undefined },
         { id: "window", label: words.context.replace(/^full$/, "sees all"), flags: "window" },
@@ -81,8 +87,8 @@ function mixerBoxes(layer, words, tensors) {
   }
   if (layer.recurrence !== null) {
     boxes.push({
-      id: "linear_attn", kind: "mixer", label: words.mixer.includes(" + ") ? words.mixer.split(" + ")[1] : words.mixer.split(", ").at(-1).includes(layer.recurrence) && words.mixer.startsWith("shared") ? words.mixer.replace(/^shared block \d+ \S+ x \S+, /, "") : words.mixer,
-      part: ["mixer", layer.recurrence], widths: layer.attention === null ? words.widths : {}, tensors: pick(tensors, /^linear_attn\./),
+      id: "linear_attn", kind: "mixer", label: words.mixer.replace(/^.* \+ |^shared block [^,]*, /, ""),
+      part: ["mixer", layer.recurrence], widths: layer.softmax ? widthsOf(words, true) : words.widths, tensors: pick(tensors, /^linear_attn\./),
       badges: badges([{ id: "window", label: "keeps a state", flags: "window" }]),
     });
   }
