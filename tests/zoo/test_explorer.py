@@ -18,7 +18,7 @@ from configuration_zoo.field_kinds import Choice, Flag, Items
 from configuration_zoo.field_settings import nested
 from configuration_zoo.fields_per_layer import ALL
 from configuration_zoo.presets import presets
-from configuration_zoo.vocabulary import ATTENTION_TYPES, RECURRENCES
+from configuration_zoo.vocabulary import ATTENTION_TYPES, BLOCK_TYPES, RECURRENCES
 from description_zoo.flops import flops
 from description_zoo.measure import empty_model, measure
 from zoo.cli.errors import UserError
@@ -144,10 +144,22 @@ def test_weights_of_every_word_of_every_field(scripts):
     """What a new word adds to a model has to be reckoned too."""
     configs = dict(every_word())
     assert len(configs) > 200
+    compare_weights(scripts, configs)
+
+
+def compare_weights(folder, configs):
     questions = [{"config": config_json(one), "wants": ["tensors"]} for one in configs.values()]
-    for (name, config), answer in zip(configs.items(), ask(scripts, questions), strict=True):
+    for (name, config), answer in zip(configs.items(), ask(folder, questions), strict=True):
         shapes = {key: list(weight.shape) for key, weight in empty_model(config).named_parameters()}
         assert answer.get("tensors", answer) == shapes, name
+
+
+@needs_node
+def test_weights_of_every_block(scripts):
+    words = {name: {"block_type": [name] * 2} for name in BLOCK_TYPES}
+    words["mlp_only"]["layer_types"] = ["moe"] * 2
+    words["shared_block"] |= {"layer_types": ["hybrid"] * 2, "linear_attention_type": "mamba2"}
+    compare_weights(scripts, {name: ZooConfig(**SMALL, **given) for name, given in words.items()})
 
 
 @needs_node

@@ -10,16 +10,8 @@ from .names import bound_names
 from .translate import translated
 
 PACKAGES = Path(__file__).resolve().parents[3]
-# In the order of their imports. Left out: presets, which are data, and what splits a model over devices or ships it.
-MODULES = (
-    "vocabulary", "other_words", "field_kinds", "field_settings", "field_needs", "fields_checks", "linear_needs",
-    "field_words", "fields_model", "fields_attention", "fields_latent", "fields_linear", "first_layers",
-    "fields_per_layer", "fields_shared_blocks", "fields_position", "fields_norm", "fields_gated_norm",
-    "fields_hyper_connections", "fields_kv_sharing", "fields_value_residual", "fields_per_layer_input",
-    "fields_experts", "fields_mlp",
-    "fields_multi_token", "fields_multipliers", "fields_precision", "fields_training", "layer_mixers",
-    "parallel_plans", "rope_keys", "version", "config_file", "configuration_zoo",
-)  # fmt: skip
+# library.js does what this does to transformers.
+LEFT_OUT = ("layer_type_names",)
 WORDS = ("layers", "kinds")
 # What asks nothing of torch about ranks.
 PLACEMENT = {
@@ -45,7 +37,7 @@ def rules() -> dict[str, str]:
     from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
 
     config = [inspect.getsource(RotaryEmbeddingConfigMixin), "adopt(PreTrainedConfig, RotaryEmbeddingConfigMixin)"]
-    config += [(PACKAGES / f"configuration_zoo/{name}.py").read_text("utf-8") for name in MODULES]
+    config += [(PACKAGES / f"configuration_zoo/{name}.py").read_text("utf-8") for name in modules("configuration_zoo")]
     words = [(PACKAGES / f"description_zoo/{name}.py").read_text("utf-8") for name in WORDS]
     plans = [chosen((PACKAGES / path).read_text("utf-8"), names) for path, names in PLACEMENT.items()]
     names = {name for source in config for name in bound_names(ast.parse(source).body)}
@@ -54,6 +46,16 @@ def rules() -> dict[str, str]:
         "words.js": translated(words, {"library.js": outside(), "rules.js": names}),
         "plans.js": translated(plans, {"library.js": outside()}),
     }
+
+
+def modules(name: str, open_ones: tuple[str, ...] = ()) -> list[str]:
+    """A module of configuration_zoo behind those that it imports, each once."""
+    tree = ast.parse((PACKAGES / f"configuration_zoo/{name}.py").read_text("utf-8"))
+    imported = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    found = [
+        other for one in imported if one not in (*open_ones, *LEFT_OUT) for other in modules(one, (*open_ones, name))
+    ]
+    return list(dict.fromkeys([*found, name]))
 
 
 def chosen(source: str, names: Iterable[str]) -> str:

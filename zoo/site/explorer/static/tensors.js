@@ -272,6 +272,14 @@ function gatedNorm(layer) {
   return [...norm("norm", layer, hidden), ...linear("a_proj", hidden, rank), ...linear("b_proj", rank, hidden)];
 }
 
+// Norms whose output goes through a gate of its own.
+const GATED_NORMS = { gated_norm: PRE, gated_attn_norm: ["attn_norm"] };
+function slotNorm(name, layer) {
+  const { hidden_size: hidden, gated_norm_rank: rank } = layer;
+  if (!GATED_NORMS[layer.block]?.includes(name)) return norm(name, layer, hidden);
+  return [...norm(`${name}.norm`, layer, hidden), ...linear(`${name}.a_proj`, hidden, rank), ...linear(`${name}.b_proj`, rank, hidden)];
+}
+
 function hyperConnection(layer, parts) {
   const outputs = parts.reduce((sum, part) => sum + part, 0);
   return wide([tensor("fn", [outputs, layer.hc_mult * layer.hidden_size]), tensor("base", [outputs]), tensor("scale", [parts.length])]);
