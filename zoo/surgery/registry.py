@@ -6,6 +6,7 @@ from .context import Context
 from .depth import Depth
 from .expert_pruning import ExpertPruning
 from .experts import Experts
+from .head_width import HeadWidth
 from .kv_heads import KeyValueHeads
 from .latent import Latent
 from .mlp_width import MlpWidth
@@ -39,6 +40,7 @@ OPERATIONS = (
     ModelWidth(),
     AttentionHeads(),
     KeyValueHeads(),
+    HeadWidth(),
     Latent(),
     OutputGate(),
     Sinks(),
