@@ -21,8 +21,8 @@ SAID = {
     "qk_norm_config.position", "qk_norm_config.scope", "qk_rope_head_dim", "residual_factors.full_attn_alpha",
     "residual_factors.full_attn_beta", "residual_factors.linear_attn_alpha", "residual_factors.linear_attn_beta",
     "residual_factors.mlp_alpha", "residual_factors.mlp_beta", "residual_multiplier", "rope_interleave",
-    "rope_parameters", "scale_attn_by_inverse_layer_idx", "scoring_func", "shared_expert_gate",
-    "shared_expert_intermediate_size", "sliding_window", "sparse_attention_stride", "topk_group",
+    "rope_parameters", "scale_attn_by_inverse_layer_idx", "scoring_func", "shared_expert_combination_strategy",
+    "shared_expert_gate", "shared_expert_intermediate_size", "sliding_window", "sparse_attention_stride", "topk_group",
     "use_score_correction_bias", "v_head_dim", "value_norm", "value_residual", "zero_expert_num",
 }  # fmt: skip
 # What only training or rounding reads: named where layers differ in it alone.
