@@ -17,9 +17,8 @@ from configuration_zoo import ZooConfig
 from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
-from .latent import LONGEST_SUM
 from .latent_full import ATTENTION
-from .operation import ARITHMETIC, BITS, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError, has_own
+from .operation import ARITHMETIC, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError, has_own
 
 WIDTH, VALUES = "head_dim", "v_head_dim"
 USUAL = (16, 32, 64, 128, 256)
@@ -41,22 +40,16 @@ class HeadWidth(Operation):
         wider = [width for width in USUAL if width > config.head_dim]
         if not wider or not self.layers(config, {}):
             return []
-        rows = []
-        for values, note in (
-            ({}, "channels of zeros, for kernels that want so"),
-            ({VALUES: config.value_width}, "keys alone"),
-        ):
-            request = Request({WIDTH: wider[0]} | values, self.layers(config, {}))
-            rows.append(Example(request.fields, self.exactness(config, request), note))
-        return rows
+        return [Example({WIDTH: wider[0]}, Exactness(ARITHMETIC), "channels of zeros, for kernels that want so")]
 
     def check(self, config: ZooConfig, request: Request) -> None:
         """Raises SurgeryError for narrower heads, and where zeros would count."""
         width, values = self.widths(config, request)
         if width < config.head_dim or values < config.value_width:
-            name, old = (WIDTH, config.head_dim) if width < config.head_dim else (VALUES, config.value_width)
+            narrow = width < config.head_dim
+            name, new, old = (WIDTH, width, config.head_dim) if narrow else (VALUES, values, config.value_width)
             raise SurgeryError(
-                f"{name}={min(width, values)} is less than {old}: heads only become wider; fewer of them, or a latent, "
+                f"{name}={new} is less than {old}: heads only become wider; fewer of them, or a latent, "
                 "make a cache smaller."
             )
         if not request.every:
@@ -89,10 +82,8 @@ class HeadWidth(Operation):
         return width, request.get(VALUES, width if same else config.value_width)
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
-        """The output projection adds up what heads give in another order where there are zeros in between."""
-        width, values = self.widths(config, request)
-        same = config.qk_norm is None and values == config.value_width and width <= LONGEST_SUM
-        return Exactness(BITS if same else ARITHMETIC)
+        """Zeros change no sum, but libraries that multiply matrices add up longer rows in another order."""
+        return Exactness(ARITHMETIC)
 
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:
         width, values = self.widths(config, request)

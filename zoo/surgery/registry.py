@@ -3,6 +3,7 @@
 from .attention_heads import AttentionHeads
 from .attention_span import AttentionSpan
 from .context import Context
+from .dense import Dense
 from .depth import Depth
 from .expert_pruning import ExpertPruning
 from .experts import Experts
@@ -52,6 +53,7 @@ OPERATIONS = (
     NoRotation(),
     Experts(),
     ExpertPruning(),
+    Dense(),
     MlpWidth(),
     Depth(),
 )
