@@ -38,7 +38,8 @@ def test_without_a_command_the_cases_are_listed(run):
     [
         ("decode", "gqa", 40), ("decode", "mla", 40), ("decode", "dsa", 7), ("decode", "sliding", 40),
         ("decode", "gdn", 70), ("prefill", "sliding", 300), ("prefill", "mla", 40), ("prefill", "dsa", 8),
-        ("short", "moe", 16), ("step", "mla", 20), ("step", "dsa", 5), ("attention", "sliding", 300),
+        ("short", "moe", 16), ("step", "mla", 20), ("step", "dsa", 5), ("train", "gdn", 40), ("train", "moe", 40),
+        ("attention", "sliding", 300),
     ],
 )  # fmt: skip
 def test_a_case_measures_both_and_compares_them(run, kind, name, context):
