@@ -86,6 +86,19 @@ def test_every_rule_names_a_parameter_or_module(mixer):
             assert any(re.fullmatch(pattern, name) for name in names), rule
 
 
+# What NeMo Automodel 0.7.0 translates (`translate_to_torch_parallel_style`); a plan without a rule for the embedding
+# gets `rowwise_rep` there.
+AUTOMODEL = {"colwise", "rowwise", "colwise_rep", "colwise_gather_output", "rowwise_rep", "sequence_parallel"}
+AUTOMODEL |= {"replicated_with_grad_allreduce"}
+
+
+@pytest.mark.parametrize("name", ["plain", "normed", "full norm", "gates", *RECURRENT, "recurrences beside attention"])
+def test_plans_without_latents_and_experts_are_of_words_that_another_engine_knows(name):
+    plan = ZooConfig(**{**EVEN, **MODELS[name][1]}).base_model_tp_plan
+    assert plan.pop("embed_tokens") == "embedding_rowwise"
+    assert plan and {*plan.values()} <= AUTOMODEL
+
+
 @pytest.mark.parametrize("word", ["full_attention", "hybrid"])
 @pytest.mark.parametrize("mechanism", LINEAR_MECHANISMS)
 def test_a_rule_for_attention_names_no_recurrence(mechanism, word):
