@@ -252,7 +252,7 @@ def test_the_gallery_finds_sorts_and_compares(address):
         page.get_by_label("Show").select_option("presets")
         page.get_by_label("Sort by").select_option("parameters")
         sizes = [int(card.get_attribute("data-parameters")) for card in page.locator(".zoo-card:visible").all()]
-        assert len(sizes) >= 4 and sizes == sorted(sizes)
+        assert len(sizes) >= 2 and sizes == sorted(sizes)
         for card in page.locator(".zoo-card:visible").all()[:2]:
             card.get_by_role("button", name="compare").click()
         assert page.locator(".zoo-result table tr").count() > 10

@@ -99,10 +99,9 @@ def stated(config: ZooConfig) -> list[str]:
 def words_of(config: ZooConfig, report: dict[str, Any]) -> list[str]:
     """What a model can be found by in the gallery."""
     layers = report["layers"]
-    mixers = [layer["mixer"].partition(" ")[0] for layer in layers]
     features = {said for layer in layers for said in layer["features"]}
     found = {
-        "latent attention": "latent" in mixers,
+        "latent attention": "latent" in config.attentions,
         "one key-value head": any("/1 x" in layer["mixer"].partition(",")[0] for layer in layers),
         "windows": any(layer["window"] for layer in layers),
         "recurrences": any(layer["context"] == "state" for layer in layers),
