@@ -154,7 +154,6 @@ class ZooConfig(
             # The name under which transformers' masks look for it; left unset where every model is causal.
             self.is_causal = False
         self._set_layers(layers, given)
-        self.warn_of_training()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ZooConfig | tuple[ZooConfig, dict]":

@@ -87,7 +87,8 @@ class NoLayer(nn.Module):
 def fake_model(config: ZooConfig, kept: list[int]) -> "PreTrainedModel":
     """The layers `kept` of the config's model in training, of fake tensors on a CPU: shapes that take the forms which
     real ones would."""
-    model = empty_model(config, attn_implementation=None).train()
+    # No model that learns: it needs no advice.
+    model = nn.Module.train(empty_model(config, attn_implementation=None))
     for index in range(config.num_hidden_layers):
         if index not in kept:
             body_of(model).layers[index] = NoLayer()

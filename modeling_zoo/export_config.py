@@ -7,6 +7,7 @@ package's own methods, folded (export_config_fold.py); what stands around them i
 import ast
 import builtins
 import importlib
+import logging
 import re
 import symtable
 import textwrap
@@ -29,6 +30,9 @@ from .export_join import import_lines, is_block, reading_order
 from .export_source import TARGETS, Binding, Piece, global_names, read_source, sources
 
 HERE = Path(__file__).parent
+# A config's own remarks, while its statements are tried.
+SILENT = logging.Logger("silent", level=logging.CRITICAL)
+SILENT.warning_once = SILENT.warning
 # What is taken from as text.
 FRONT, KINDS = HERE / "export_config_front.py", HERE / "export_config_kinds.py"
 # What transformers, PEFT and serving engines ask a config of any model.
@@ -177,10 +181,11 @@ class Configuration:
             indices = range(len(world.block_types)) if names in (["layer_idx"], ["index"]) else [None]
             for index in indices:
                 own = {"self": world, "__builtins__": builtins} | ({names[0]: index} if index is not None else {})
-                own["refuse_unless"] = self.refuse_unless
+                # Statements are tried, which says nothing to whoever exports.
+                own |= {"refuse_unless": self.refuse_unless, "logger": SILENT}
                 spaces.append({**space, **own})
         folder = Folder(text, function)
-        asked = not function.name.startswith(("resolve_", "validate_", "_")) and not is_setter(function)
+        asked = not function.name.startswith(("resolve_", "validate_", "warn_", "_")) and not is_setter(function)
         if asked and len(names) < 2 and not folder.is_reached(spaces):
             return None
         lines = folder.folded(spaces)

@@ -74,6 +74,12 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         refuse_left_out(config)
         super().__init__(config, *args, **kwargs)
 
+    def train(self, mode: bool = True) -> "ZooPreTrainedModel":
+        """As torch's; what would go wrong in training without a word is said when it begins."""
+        if mode:
+            self.config.warn_of_training()
+        return super().train(mode)
+
     @classmethod
     def maybe_distribute_model(cls, model: nn.Module, distributed_config: Any, mesh_manager: Any) -> nn.Module:
         if mesh_manager is not None and (fit_to_ranks := model.config._installed("fit_to_ranks")) is not None:
