@@ -181,7 +181,7 @@ class Configuration:
             indices = range(len(world.block_types)) if names in (["layer_idx"], ["index"]) else [None]
             for index in indices:
                 own = {"self": world, "__builtins__": builtins} | ({names[0]: index} if index is not None else {})
-                # Statements are tried, which says nothing to whoever exports.
+                # Statements are tried; what they would say is no remark about this config.
                 own |= {"refuse_unless": self.refuse_unless, "logger": SILENT}
                 spaces.append({**space, **own})
         folder = Folder(text, function)

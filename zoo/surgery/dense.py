@@ -32,6 +32,8 @@ from .operation import (
 )
 
 EXPERTS, BIAS = "num_experts", "mlp_bias"
+# What all sparse layers must have in common.
+OWN = (EXPERTS, "num_experts_per_tok", "moe_intermediate_size", BIAS, "n_shared_experts")
 # What fields say of themselves that only experts read.
 SPARSE = "sparse layer"
 # What a dense MLP has no place for; (field, what it may say all the same).
@@ -53,12 +55,14 @@ class Dense(Operation):
         return [index for index, kind in enumerate(config.mlp_layer_types) if kind == "sparse"]
 
     def examples(self, config: ZooConfig) -> list[Example]:
-        if not config.num_experts:
+        if has_own(config, *OWN) or not config.num_experts:
             return []
         return [Example({EXPERTS: None}, Exactness(ARITHMETIC), "one wide MLP, where the router tells nothing apart")]
 
     def check(self, config: ZooConfig, request: Request) -> None:
         """Raises SurgeryError where experts are chosen, or compute what a dense MLP cannot."""
+        if has_own(config, *OWN):
+            raise SurgeryError(f"{EXPERTS}: layers have experts of their own in per_layer_config.")
         if config.num_experts_per_tok < config.num_experts:
             raise SurgeryError(
                 f"num_experts_per_tok={config.num_experts_per_tok} of {config.num_experts}: a dense MLP cannot choose. "
@@ -78,8 +82,6 @@ class Dense(Operation):
             raise SurgeryError(f"{name}={getattr(config, name)!r}: experts with it do not become one MLP.")
         if not request.every:
             raise SurgeryError(f"{EXPERTS} is one number for all sparse layers: leave out --layers.")
-        if has_own(config, EXPERTS, "num_experts_per_tok", "moe_intermediate_size", BIAS, "n_shared_experts"):
-            raise SurgeryError(f"{EXPERTS}: layers have experts of their own in per_layer_config.")
         if config.expert_bias and not config.mlp_bias and "dense" in config.mlp_layer_types:
             raise SurgeryError("expert_bias=True beside dense layers without biases: set mlp_bias=True first.")
 
