@@ -12,6 +12,7 @@ from checkpoint_checks import (
     assert_same_config,
     assert_same_tensors,
     batch,
+    noise,
     tensors_of,
 )
 from layer_pairs import variants
@@ -112,7 +113,9 @@ def test_prefill_and_steps_are_theirs(variant, tmp_path):
         # RecurrentGemma returns none: its attention fills the one it was given, as Mamba's models do.
         cache, start = outputs.get("past_key_values", cache), start + size
         expected.append(outputs.logits)
-    assert_close(in_pieces(ours, tokens, (9, 1, 1, 1, 1)), torch.cat(expected, dim=1).float())
+    found, expected = in_pieces(ours, tokens, (9, 1, 1, 1, 1)), torch.cat(expected, dim=1).float()
+    if (found - expected).abs().max() > RELATIVE * expected.abs().max():
+        assert_close(found, expected, 4 * noise(theirs, tokens))
 
 
 # MiniMax rounds its decays and states, RecurrentGemma its gates: there zoo is the more exact one.

@@ -1,6 +1,7 @@
 """What a converted checkpoint is compared by: its tensors bit for bit, its config.json, its logits."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -15,6 +16,19 @@ LEAKS_PADDING = {("lfm2", 1), ("lfm2_moe", 1), ("lfm3", 1), ("recurrent_gemma", 
 }  # fmt: skip
 # Families whose own class loses more digits in float32 than the tolerance has (1 - a² near a = 1): theirs in float64.
 LOSES_DIGITS = {"recurrent_gemma"}
+
+
+@torch.no_grad()
+def noise(model, tokens):
+    """How far a model's logits move, relative to the largest, where each weight is moved by one rounding: some
+    recurrences make more of it than others, and no two orders of summation agree better."""
+    other = deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in other.parameters():
+        signs = torch.randint(2, parameter.shape, generator=generator) * 2 - 1
+        parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps / 2)
+    expected, found = (one(tokens, use_cache=False).logits for one in (model, other))
+    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def tensors_of(folder):
