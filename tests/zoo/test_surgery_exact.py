@@ -1,10 +1,10 @@
 """Every operation on every family that it accepts is as exact as it says: bits are bits, arithmetic is 2e-5."""
 
 from contextlib import suppress
-from copy import deepcopy
 
 import pytest
 import torch
+from checkpoint_checks import noise
 from surgery_models import family_config, family_variants, logits, random_model, tokens
 
 from zoo.surgery.operating import operate
@@ -35,16 +35,7 @@ def test_an_exact_operation_leaves_the_function(name, number):
                 if example.exactness.word == BITS:
                     assert torch.equal(after, before), where
                 difference = (after - before).abs().max() / before.abs().max()
-                assert difference <= TOLERANCE or difference <= 8 * noise(model, ids, before), where
-
-
-def noise(model, ids, before):
-    """How far the logits move where every weight is rounded once more."""
-    other = deepcopy(model)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(1 + (torch.randint(2, parameter.shape) * 2 - 1) * 2.0**-24)
-    return (logits(other, ids) - before).abs().max() / before.abs().max()
+                assert difference <= TOLERANCE or difference <= 8 * noise(model, ids), where
 
 
 def offered(operation, config):

@@ -6,6 +6,7 @@ and shared experts are further neurons. The weights never change with one expert
 the same; others say something about the token, which no dense MLP can.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from .operation import (
     Request,
     Statistics,
     SurgeryError,
+    for_layers,
     has_own,
-    own_fields,
 )
 
 EXPERTS, BIAS = "num_experts", "mlp_bias"
@@ -98,12 +99,8 @@ class Dense(Operation):
         changes: dict[str, Any] = dict.fromkeys((*ExpertFields.__dataclass_fields__, *read))
         changes["mlp_layer_types"] = ["dense"] * config.num_hidden_layers
         changes[BIAS] = bool(config.expert_bias or config.mlp_bias)
-        if "dense" not in config.mlp_layer_types:
-            return changes | {"intermediate_size": self.width(config)}
-        own = {str(layer): dict(values) for layer, values in own_fields(config).items()}
-        for layer in request.layers:
-            own[str(layer)] = own.get(str(layer), {}) | {"intermediate_size": self.width(config)}
-        return changes | {"per_layer_config": own}
+        wanted = replace(request, every="dense" not in config.mlp_layer_types)
+        return changes | for_layers(config, wanted, {"intermediate_size": self.width(config)})
 
     def rules(self, config: ZooConfig, new: ZooConfig, request: Request, statistics: Statistics) -> list[Rule]:
         before, after = expected_tensors(config).tensors, expected_tensors(new).tensors

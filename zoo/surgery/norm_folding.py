@@ -14,9 +14,10 @@ from configuration_zoo import ZooConfig
 from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
-from .norm_offset import offsets
+from .norm_offset import offsets, shifted
 from .operation import ARITHMETIC, BITS, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError
 from .stream import stream_of
+from .zero_biases import zeros_beside
 
 FIELD = "norm_elementwise_affine"
 
@@ -63,15 +64,13 @@ class NormFolding(Operation):
         if request.fields[FIELD]:
             return born(config, new)
         stream, shifts = stream_of(config, FIELD), offsets(config)
-        return (
-            [
-                rule
-                for norm, readers in stream.readers.items()
-                for rule in absorbing(norm, readers, config, new, shifts.get(f"{norm}.weight", 0.0), keeps_weight=False)
-            ]
-            + silent_biases(stream.readers, config, new)
-            + without_offset(stream.readers, config, new)
-        )
+        rules = shifted(config, new, stream.readers)  # those that stay, of queries and keys
+        if config.norm_bias:
+            filled = [bias_of(one) for names in stream.readers.values() for one in names]
+            rules += zeros_beside(config, new, filled)
+        for norm, readers in stream.readers.items():
+            rules += absorbing(norm, readers, config, new, shifts.get(f"{norm}.weight", 0.0), keeps_weight=False)
+        return rules
 
 
 def without_weights(config: ZooConfig) -> dict[str, Any]:
@@ -134,29 +133,6 @@ def absorbing(
         return []
     targets = [*readers, *takes]
     return [Rule(before, targets, Make(make, lambda ctx: [after[name].shape for name in targets]))]
-
-
-def without_offset(readers: dict[str, list[str]], config: ZooConfig, new: ZooConfig) -> list[Rule]:
-    """Norms that stay, of queries and keys, with weights as they are where they were offsets from one."""
-    before, rules = offsets(config), []
-    for name, offset in offsets(new).items():
-        if name.removesuffix(".weight") not in readers and (change := before[name] - offset):
-            rules.append(Rule(name, name, Make(lambda ctx, weight, change=change: [weight + change])))
-    return rules
-
-
-def silent_biases(readers: dict[str, list[str]], config: ZooConfig, new: ZooConfig) -> list[Rule]:
-    """Zeros for biases that came with the new fields, and that no norm fills."""
-    if not config.norm_bias:
-        return []
-    old, after = expected_tensors(config), expected_tensors(new).tensors
-    filled = {bias_of(one) for names in readers.values() for one in names}
-    rules = []
-    for name in after:
-        if name.endswith(".bias") and name not in old.tensors and name not in filled:
-            weight = f"{name.removesuffix('bias')}weight"
-            rules.append(Rule(weight, [weight, name], Make(lambda ctx, one: [one, one.new_zeros(len(one))])))
-    return rules
 
 
 def born(config: ZooConfig, new: ZooConfig) -> list[Rule]:

@@ -1,5 +1,6 @@
 """Weights of norms stored as they are, or as their offset from one."""
 
+from collections.abc import Collection
 from typing import Any
 
 from configuration_zoo import ZooConfig
@@ -30,11 +31,16 @@ class NormOffset(Operation):
         return request.fields
 
     def rules(self, config: ZooConfig, new: ZooConfig, request: Request, statistics: Statistics) -> list[Rule]:
-        before, rules = offsets(config), []
-        for name, offset in offsets(new).items():
-            if change := before[name] - offset:
-                rules.append(Rule(name, name, Make(lambda ctx, weight, change=change: [weight + change])))
-        return rules
+        return shifted(config, new)
+
+
+def shifted(config: ZooConfig, new: ZooConfig, without: Collection[str] = ()) -> list[Rule]:
+    """Weights of norms as the new config stores them, those of the norms `without` apart."""
+    before, rules = offsets(config), []
+    for name, offset in offsets(new).items():
+        if name.removesuffix(".weight") not in without and (change := before[name] - offset):
+            rules.append(Rule(name, name, Make(lambda ctx, weight, change=change: [weight + change])))
+    return rules
 
 
 def offsets(config: ZooConfig) -> dict[str, float]:

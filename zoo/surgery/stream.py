@@ -21,7 +21,7 @@ from .operation import SurgeryError
 PLAIN_BLOCKS = ("pre_norm", "parallel", "parallel_two_norms", "mixer_only", "mlp_only")
 SLOTS = ("attn_norm", "mlp_norm")
 FINAL = "model.norm"
-EMBEDDING, POSITIONS, HEAD = "model.embed_tokens.weight", "model.embed_positions.weight", "lm_head.weight"
+EMBEDDING, POSITIONS = "model.embed_tokens.weight", "model.embed_positions.weight"
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Biases of zero where there were none."""
 
+from collections.abc import Collection
 from typing import Any
 
 from configuration_zoo import ZooConfig
@@ -36,10 +37,19 @@ class ZeroBiases(Operation):
         return {"attention_out_bias": config.attention_out_bias} | request.fields
 
     def rules(self, config: ZooConfig, new: ZooConfig, request: Request, statistics: Statistics) -> list[Rule]:
-        old = expected_tensors(config)
-        names = [name for name in expected_tensors(new).tensors if name not in old.tensors and name.endswith(".bias")]
-        made = Make(lambda ctx, weight: [weight, weight.new_zeros(len(weight))])
-        return [Rule(weight, [weight, name], made) for name in names if (weight := weight_of(name, old.tied))]
+        return zeros_beside(config, new)
+
+
+def zeros_beside(config: ZooConfig, new: ZooConfig, without: Collection[str] = ()) -> list[Rule]:
+    """Zeros for the biases that the new config has and the old one has not, those `without` apart."""
+    old = expected_tensors(config)
+    names = [name for name in expected_tensors(new).tensors if name not in old.tensors and name.endswith(".bias")]
+    made = Make(lambda ctx, weight: [weight, weight.new_zeros(len(weight))])
+    return [
+        Rule(weight_of(name, old.tied), [weight_of(name, old.tied), name], made)
+        for name in names
+        if name not in without
+    ]
 
 
 def weight_of(bias: str, tied: dict[str, str]) -> str:

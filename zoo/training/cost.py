@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from configuration_zoo import ZooConfig
 
     from .recipe import Recipe
@@ -17,13 +19,14 @@ def estimate(config: "ZooConfig", recipe: "Recipe", steps: int, tokens_per_step:
     FLOPs and memory are counted as by `zoo inspect`: weights, gradients, AdamW's moments and what the forward of one
     device's rows leaves for the backward, all in float32. Hours are at the share UTILIZATION of `peak`."""
     from description_zoo.costs import UTILIZATION
-    from description_zoo.measure import measure
+    from description_zoo.measure import empty_model, measure
     from description_zoo.training_memory import training_memory
 
-    report, length = measure(config), recipe.data.length
+    model, length = empty_model(config), recipe.data.length
+    report = measure(config, model)
     memory = training_memory(in_float32(config), length, recipe.training["per_device_train_batch_size"])
     ending = "_checkpointed" if recipe.training.get("gradient_checkpointing") else ""
-    per_token = flops_per_token(config, length)
+    per_token = flops_per_token(model, length)
     tokens = steps * tokens_per_step
     return {
         "parameters": report["parameters"],
@@ -46,13 +49,12 @@ def in_float32(config: "ZooConfig") -> "ZooConfig":
     return type(config)(**{**config.to_diff_dict(), "dtype": "float32"})
 
 
-def flops_per_token(config: "ZooConfig", length: int) -> int:
+def flops_per_token(model: "PreTrainedModel", length: int) -> int:
     """Of forward and backward on rows of `length` tokens; what checkpointing computes again is not counted, as in MFU
     (PaLM, Chowdhery et al. 2022, appendix B)."""
     from description_zoo.flops import flops
-    from description_zoo.measure import empty_model
 
-    return flops(empty_model(config), length)["train"]
+    return flops(model, length)["train"]
 
 
 def machine_peak(given: float | None = None) -> float:

@@ -331,7 +331,7 @@ def tokenizer_of(recipe: Recipe) -> "PreTrainedTokenizerBase":
 
 def cost_of(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """Sizes, FLOPs and cache of a recipe's model, and its steps."""
-    from description_zoo.measure import measure
+    from description_zoo.measure import empty_model, measure
 
     from .cost import flops_per_token
     from .run import make_config, training_arguments
@@ -339,9 +339,10 @@ def cost_of(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> dict[str, A
     config, arguments = make_config(recipe, tokenizer), training_arguments(recipe, False)
     if arguments.max_steps <= 0:
         raise RecipeError("training.max_steps: variants are compared after a number of steps; give one.")
-    found, length = measure(config), recipe.data.length
+    model, length = empty_model(config), recipe.data.length
+    found = measure(config, model)
     rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    per_token, tokens = flops_per_token(config, length), arguments.max_steps * rows * length
+    per_token, tokens = flops_per_token(model, length), arguments.max_steps * rows * length
     kept = ("parameters", "active_parameters", "cache_bytes_per_token", "state_bytes")
     cost = {name: found[name] for name in kept}
     return cost | {
