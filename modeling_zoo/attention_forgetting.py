@@ -6,17 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 
 from configuration_zoo import ZooConfig
 
-from .attention import GroupedQueryAttention
+from .attention_ordered import OrderedAttention
 from .ops_attention_bands import AttentionMask
 from .ops_attention_order import forgetting_bias
-from .position_biases import slots_in_order
 
 
-class ForgettingAttention(GroupedQueryAttention):
+class ForgettingAttention(OrderedAttention):
     """softmax(q kᵀ · scale + D) v with D_ij = Σ_{l = j + 1 ... i} log f_l and f = σ(W_f x + b_f), one gate per head.
 
     log f is cached behind the channels of the keys, `[B, K, S, d + H / K]`. (Forgetting Transformer, Lin et al. 2025,
@@ -40,13 +38,6 @@ class ForgettingAttention(GroupedQueryAttention):
         log_forget = F.logsigmoid(self.f_proj(hidden_states).float()).to(key.dtype)
         log_forget = log_forget.view(*hidden_states.shape[:-1], -1, self.num_key_value_groups).transpose(1, 2)
         return torch.cat((key, log_forget), dim=-1), value
-
-    def forward(
-        self, hidden_states: torch.Tensor, *, past_key_values: Cache | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Asked before the token is written: a ring counts it in then.
-        order = slots_in_order(hidden_states, past_key_values, self.layer_idx)
-        return super().forward(hidden_states, past_key_values=past_key_values, slot_order=order, **kwargs)
 
     def attend(
         self,

@@ -6,18 +6,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.cache_utils import Cache
 
 from configuration_zoo import ZooConfig
 
-from .attention import GroupedQueryAttention
+from .attention_ordered import OrderedAttention
 from .ops_attention_bands import AttentionMask
 from .ops_attention_order import boolean_mask
 from .ops_attention_path import path_scores
-from .position_biases import slots_in_order
 
 
-class PathAttention(GroupedQueryAttention):
+class PathAttention(OrderedAttention):
     """softmax(q_iᵀ H_i H_(i-1) ... H_(j+1) k_j · scale) v_j with H_t = I - β_t w_t w_tᵀ, w_t = W_w x_t / |W_w x_t| and
     β_t = 2 σ(W_β x_t + b), one of each for a key-value head.
 
@@ -43,13 +41,6 @@ class PathAttention(GroupedQueryAttention):
         strength = torch.exp((F.logsigmoid(self.bt_proj(hidden_states).float()) + math.log(2.0)) / 2)
         reflections = F.normalize(direction, dim=-1) * strength.unsqueeze(-1)
         return torch.cat((key, reflections.transpose(1, 2).to(key.dtype)), dim=-1), value
-
-    def forward(
-        self, hidden_states: torch.Tensor, *, past_key_values: Cache | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Asked before the token is written: a ring counts it in then.
-        order = slots_in_order(hidden_states, past_key_values, self.layer_idx)
-        return super().forward(hidden_states, past_key_values=past_key_values, slot_order=order, **kwargs)
 
     def attend(
         self,

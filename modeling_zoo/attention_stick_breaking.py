@@ -4,27 +4,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
 
-from .attention import GroupedQueryAttention
+from .attention_ordered import OrderedAttention
 from .ops_attention import repeat_kv
 from .ops_attention_bands import AttentionMask
 from .ops_attention_order import boolean_mask, stick_breaking_weights
-from .position_biases import slots_in_order
 
 
-class StickBreakingAttention(GroupedQueryAttention):
+class StickBreakingAttention(OrderedAttention):
     """A v with A_ij = σ(z_ij) Π_{j < l < i} (1 - σ(z_il)), z = q kᵀ · scale: no softmax, a sum of weights up to one.
 
     A token reads the tokens before it, not itself. (Tan et al. 2024, arXiv 2410.17980, §2.)
     """
-
-    def forward(
-        self, hidden_states: torch.Tensor, *, past_key_values: Cache | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Asked before the token is written: a ring counts it in then.
-        order = slots_in_order(hidden_states, past_key_values, self.layer_idx)
-        return super().forward(hidden_states, past_key_values=past_key_values, slot_order=order, **kwargs)
 
     def attend(
         self,
