@@ -119,6 +119,23 @@ class Mtp(TypedDict, total=False):
     """Factor λ on the mean loss of these layers, in training. None: 0.3. Needs num_mtp_layers. Source: DeepSeek-V3,
     arXiv 2412.19437, §2.2 and §4.2 (0.3, later 0.1)."""
 
+class SwigluConfig(TypedDict, total=False):
+    alpha: float | None
+    """The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act. Needs a 'sparse' layer in
+    mlp_layer_types and gated_mlp=True. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
+    up_offset: float | None
+    """Added to the up projection of an expert, which the gate then multiplies. None: 0. Needs a 'sparse' layer in
+    mlp_layer_types and gated_mlp=True. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925 (1)."""
+    clamp_behind_activation: bool | None
+    """The gate is clamped to at most the limit behind its activation, not before it. Needs a swiglu_limit,
+    swiglu_config.shared_limit or swiglu_config.dense_limit. Source: Step 3.5 Flash (StepFun 2026)."""
+    dense_limit: float | None
+    """The limit of a dense MLP: its gate is clamped to at most this, the up projection to ± this. None: neither.
+    Needs a layer with a dense MLP of its own and gated_mlp=True. Source: Step 3.5 Flash (StepFun 2026)."""
+    shared_limit: float | None
+    """The limit of shared experts, 0 for none. None: swiglu_limit. Needs n_shared_experts and gated_mlp=True.
+    Source: Step 3.5 Flash (StepFun 2026)."""
+
 class Router(TypedDict, total=False):
     bias: bool | None
     """The router has a learned bias on its logits. Needs a 'sparse' layer in mlp_layer_types. Source: gpt-oss
@@ -689,12 +706,6 @@ class ZooConfig(PreTrainedConfig):
     swiglu_limit: float | int | None
     """In routed and shared experts the gate is clamped to at most this limit, the up projection to ± the limit.
     None: neither. Needs gated_mlp=True. Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
-    swiglu_alpha: float | int | None
-    """The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act. Needs gated_mlp=True.
-    Source: gpt-oss (OpenAI 2025), arXiv 2508.10925."""
-    swiglu_up_offset: float | int | None
-    """Added to the up projection of an expert, which the gate then multiplies. None: 0. Needs gated_mlp=True.
-    Source: gpt-oss (OpenAI 2025), arXiv 2508.10925 (1)."""
     scoring_func: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"] | None
     """Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. None:
     softmax. Needs a 'sparse' layer in mlp_layer_types. Source: Shazeer et al. 2017, arXiv 1701.06538;
@@ -745,6 +756,8 @@ class ZooConfig(PreTrainedConfig):
     mlp_bias: bool
     """The projections of an MLP have biases. Needs a layer with a dense MLP, shared experts or moe_latent_size.
     Source: transformers."""
+    swiglu_config: dict[str, Any]
+    """Details of gated MLPs, key by key; swiglu_limit is a field of its own, as transformers spells it."""
     mlp_layer_types: list[Literal["dense", "sparse"]] | None
     """For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with
     num_experts, else dense. Source: transformers."""
@@ -880,8 +893,6 @@ class ZooConfig(PreTrainedConfig):
         zero_expert_type: Literal["identity", "zero"] | None = None,
         expert_bias: bool | None = None,
         swiglu_limit: float | int | None = None,
-        swiglu_alpha: float | int | None = None,
-        swiglu_up_offset: float | int | None = None,
         scoring_func: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"] | None = None,
         norm_topk_prob: bool | None = None,
         routed_scaling_factor: float | int | None = None,
@@ -897,6 +908,7 @@ class ZooConfig(PreTrainedConfig):
         hidden_act: Literal["elu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu"] = 'silu',
         intermediate_size: int | None = None,
         mlp_bias: bool = False,
+        swiglu_config: SwigluConfig | None = None,
         mlp_layer_types: list[Literal["dense", "sparse"]] | None | str | int = None,
         num_mtp_layers: int = 0,
         mtp: Mtp | None = None,
@@ -1013,8 +1025,6 @@ class ZooConfig(PreTrainedConfig):
             zero_expert_type: A zero-computation expert returns its input, or zero. None: identity.
             expert_bias: The projections of the experts have biases. gated_mlp and hidden_act say what an expert computes, as for a dense layer.
             swiglu_limit: In routed and shared experts the gate is clamped to at most this limit, the up projection to ± the limit. None: neither.
-            swiglu_alpha: The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act.
-            swiglu_up_offset: Added to the up projection of an expert, which the gate then multiplies. None: 0.
             scoring_func: Score of an expert: softmax, sigmoid, sqrt(softplus), or the sampling and thresholds of sparsemixer. None: softmax.
             norm_topk_prob: Weights are divided by max(sum + eps, min) over the selected experts. None: yes, unless they sum to one as they are or scoring_func is sparsemixer.
             routed_scaling_factor: Factor on the weights of the experts, after their division. None: 1.
@@ -1030,6 +1040,7 @@ class ZooConfig(PreTrainedConfig):
             hidden_act: Activation of an MLP; "linear" with a gate is the bilinear unit, "sigmoid" the first gated one.
             intermediate_size: Inner width of an MLP. None: 4 · hidden_size, or with a gate 8/3 · hidden_size rounded up to 64, which has as many parameters.
             mlp_bias: The projections of an MLP have biases.
+            swiglu_config: Details of gated MLPs, key by key; swiglu_limit is a field of its own, as transformers spells it.
             mlp_layer_types: For each layer, a dense MLP or sparse experts. A number n: every n-th is sparse. None: sparse with num_experts, else dense.
             num_mtp_layers: How many layers behind the model predict one further token each.
             mtp: How the layers that predict further tokens are built and trained.
@@ -1143,6 +1154,8 @@ class ZooConfig(PreTrainedConfig):
     @property
     def num_router_outputs(self) -> int:
         """Ids the router chooses among: the experts and the zero experts after them."""
+    def has_dense_mlp(self, index: int) -> bool:
+        """Whether layer `index` has a dense MLP, be it beside experts."""
     def mtp_layer_config(self) -> PreTrainedConfig:
         """The config of one prediction layer, as of a model that has no other layer."""
     def warn_of_training(self) -> None:

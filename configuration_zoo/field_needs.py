@@ -68,6 +68,25 @@ def has_plain_mlp(layer: PreTrainedConfig, index: int) -> bool:
     return has_mlp(layer, index) and (not has_experts(layer, index) or bool(beside_experts))
 
 
+def has_gated_dense_mlp(layer: PreTrainedConfig, index: int) -> bool:
+    own = layer.has_dense_mlp(index) and layer.block_types[index] != "shared_block"
+    return layer.gated_mlp and own
+
+
+def has_gated_experts(layer: PreTrainedConfig, index: int) -> bool:
+    return layer.gated_mlp and has_experts(layer, index)
+
+
+def has_gated_shared_experts(layer: PreTrainedConfig, index: int) -> bool:
+    return has_gated_experts(layer, index) and bool(layer.n_shared_experts)
+
+
+def has_clamped_mlp(layer: PreTrainedConfig, index: int) -> bool:
+    own = layer.swiglu_config
+    of_experts = has_experts(layer, index) and (layer.swiglu_limit or own["shared_limit"])
+    return bool(of_experts or (own["dense_limit"] and has_gated_dense_mlp(layer, index)))
+
+
 def has_norm_weight(layer: PreTrainedConfig, index: int) -> bool:
     own = layer.qk_norm == layer.norm_type and layer.qk_norm_config["weight"] != "none"
     return layer.norm_elementwise_affine or own
@@ -90,6 +109,10 @@ NEEDS = {
     "value residual": (mixes_values, "a layer that mixes in the values of another (attention_type 'value_residual')"),
     "mlp": (has_mlp, "a layer with an MLP, which block_type='mixer_only' lacks"),
     "plain mlp": (has_plain_mlp, "a layer with a dense MLP, shared experts or moe_latent_size"),
+    "gated dense mlp": (has_gated_dense_mlp, "a layer with a dense MLP of its own and gated_mlp=True"),
+    "gated experts": (has_gated_experts, "a 'sparse' layer in mlp_layer_types and gated_mlp=True"),
+    "gated shared experts": (has_gated_shared_experts, "n_shared_experts and gated_mlp=True"),
+    "clamped mlp": (has_clamped_mlp, "a swiglu_limit, swiglu_config.shared_limit or swiglu_config.dense_limit"),
     "experts": (has_experts, "a 'sparse' layer in mlp_layer_types whose block_type has an MLP"),
     "norm weight": (has_norm_weight, "a norm with a weight (norm_elementwise_affine=True)"),
     "scaled embedding": (has_scaled_embedding, "an embedding_multiplier other than 1"),

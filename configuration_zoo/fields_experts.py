@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .field_kinds import choice, count, factor, flag, non_negative, number, positive, probability, settings, size
+from .field_kinds import choice, count, factor, flag, non_negative, positive, probability, settings, size
 from .field_settings import described
 from .fields_checks import for_each_layer, refuse_unless, require
 
@@ -13,7 +13,6 @@ ZERO_EXPERT_TYPES = ("identity", "zero")
 SHARED_EXPERT_COMBINATIONS = ("sum", "average", "normed_sum")
 GROUP_FIELDS = ("topk_group", "router.group_score", "router.group_mask_value")
 SHARED_FIELDS = ("shared_expert_intermediate_size", "shared_expert_gate", "shared_expert_combination_strategy")
-SWIGLU_FIELDS = ("swiglu_limit", "swiglu_alpha", "swiglu_up_offset")
 
 
 def _fill(config, field: str, value) -> None:
@@ -73,17 +72,6 @@ class ExpertFields:
         "limit. None: neither.",
         source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
     )
-    swiglu_alpha: float | int | None = positive(
-        needs="gated_mlp",
-        meaning="The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act.",
-        source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
-    )
-    swiglu_up_offset: float | int | None = number(
-        needs="gated_mlp",
-        meaning="Added to the up projection of an expert, which the gate then multiplies. None: 0.",
-        source="gpt-oss (OpenAI 2025), arXiv 2508.10925 (1)",
-    )
-
     scoring_func: str | None = choice(
         SCORING_FUNCS,
         needs="sparse layer",
@@ -290,9 +278,10 @@ class ExpertFields:
         return self.num_experts + (self.zero_expert_num or 0)
 
     def _validate_expert_activation(self):
-        refuse_unless(self, self.gated_mlp, "gated_mlp=True", SWIGLU_FIELDS)
-        if self.swiglu_alpha is not None and self.hidden_act != "silu":
-            raise ValueError(f"swiglu_alpha={self.swiglu_alpha} needs hidden_act='silu', got {self.hidden_act!r}.")
+        refuse_unless(self, self.gated_mlp, "gated_mlp=True", ("swiglu_limit",))
+        alpha = self.swiglu_config["alpha"]
+        if alpha is not None and self.hidden_act != "silu":
+            raise ValueError(f"swiglu_config.alpha={alpha} needs hidden_act='silu', got {self.hidden_act!r}.")
 
     def _validate_selection(self):
         if self.num_experts_per_tok > self.num_router_outputs:

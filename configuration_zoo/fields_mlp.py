@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .field_kinds import Choice, choice, flag, per_layer, size
+from .field_kinds import Choice, choice, flag, non_negative, number, per_layer, positive, settings, size
 from .fields_checks import for_each_layer
 from .vocabulary import ACTIVATIONS, MLP_LAYER_TYPES
 
@@ -36,6 +36,36 @@ class MlpFields:
         meaning="The projections of an MLP have biases.",
         source="transformers",
     )
+    swiglu_config: dict | None = settings(
+        "Details of gated MLPs, key by key; swiglu_limit is a field of its own, as transformers spells it.",
+        alpha=positive(
+            needs="gated experts",
+            meaning="The activation of the gate in experts is x · sigmoid(alpha · x). None: hidden_act.",
+            source="gpt-oss (OpenAI 2025), arXiv 2508.10925",
+        ),
+        up_offset=number(
+            needs="gated experts",
+            meaning="Added to the up projection of an expert, which the gate then multiplies. None: 0.",
+            source="gpt-oss (OpenAI 2025), arXiv 2508.10925 (1)",
+        ),
+        clamp_behind_activation=flag(
+            None,
+            needs="clamped mlp",
+            meaning="The gate is clamped to at most the limit behind its activation, not before it.",
+            source="Step 3.5 Flash (StepFun 2026)",
+        ),
+        dense_limit=positive(
+            needs="gated dense mlp",
+            meaning="The limit of a dense MLP: its gate is clamped to at most this, the up projection to ± this. None: "
+            "neither.",
+            source="Step 3.5 Flash (StepFun 2026)",
+        ),
+        shared_limit=non_negative(
+            needs="gated shared experts",
+            meaning="The limit of shared experts, 0 for none. None: swiglu_limit.",
+            source="Step 3.5 Flash (StepFun 2026)",
+        ),
+    )
     mlp_layer_types: list[str] | None = per_layer(
         Choice(MLP_LAYER_TYPES),
         period=("dense", "sparse"),
@@ -54,6 +84,11 @@ class MlpFields:
             plain = 4 * self.hidden_size
             matched = -(-(2 * plain) // (3 * WIDTH_MULTIPLE)) * WIDTH_MULTIPLE
             self.intermediate_size = matched if self.gated_mlp else plain
+
+    def has_dense_mlp(self, index: int) -> bool:
+        """Whether layer `index` has a dense MLP, be it beside experts."""
+        both = self.block_types[index] in ("scaled_sandwich_norm", "shortcut")
+        return self.block_types[index] != "mixer_only" and (both or self.mlp_layer_types[index] == "dense")
 
     @for_each_layer
     def validate_mlp(self) -> None:

@@ -62,11 +62,13 @@ PER_LAYER_FIELDS = {
     "a layer with a shared block": ("shared_attention_adapter_rank", "shared_mlp_adapter_rank"),
     "a layer with an MLP": (
         "gated_mlp", "hidden_act", "mlp_bias", "residual_factors.mlp_alpha", "residual_factors.mlp_beta",
+        "swiglu_config.clamp_behind_activation",
     ),
-    "a layer with a dense MLP": ("intermediate_size", "mup_multipliers.mlp"),
+    "a layer with a dense MLP": ("intermediate_size", "mup_multipliers.mlp", "swiglu_config.dense_limit"),
     "a 'sparse' layer": (
         "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size", "zero_expert_num",
-        "zero_expert_type", "expert_bias", "swiglu_limit", "swiglu_alpha", "swiglu_up_offset", "scoring_func",
+        "zero_expert_type", "expert_bias", "swiglu_limit", "swiglu_config.alpha",
+        "swiglu_config.up_offset", "swiglu_config.shared_limit", "scoring_func",
         "router.sparsemixer_jitter_eps", "router.score_after_topk", "norm_topk_prob", "router.norm_topk_eps",
         "router.norm_topk_min", "routed_scaling_factor", "n_group", "topk_group", "router.group_score",
         "router.group_mask_value",
@@ -102,8 +104,7 @@ def _sparse(config, index: int) -> bool:
 
 
 def _dense(config, index: int) -> bool:
-    both = config.block_types[index] in ("scaled_sandwich_norm", "shortcut")
-    return _has_mlp(config, index) and (both or config.mlp_layer_types[index] == "dense")
+    return config.has_dense_mlp(index)
 
 
 def _rotates(config, index: int) -> bool:

@@ -59,6 +59,24 @@ def make_activation(config: ZooConfig) -> nn.Module:
     return activation_named(config.hidden_act)
 
 
+def gate_and_clamp(
+    act_fn: nn.Module,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    limit: float | None,
+    offset: float | None = None,
+    behind: bool | None = None,
+) -> torch.Tensor:
+    """act(min(gate, limit)) · (clamp(up, ±limit) + offset), `[..., I]` each (gpt-oss, DeepSeek-V4); `behind` the
+    activation it is min(act(gate), limit) (Step 3.5)."""
+    if limit is not None:
+        up = up.clamp(min=-limit, max=limit)
+        gate = act_fn(gate).clamp(max=limit) if behind else act_fn(gate.clamp(max=limit))
+    else:
+        gate = act_fn(gate)
+    return gate * (up if offset is None else up + offset)
+
+
 class PlainMLP(nn.Module):
     """down(act(up x)), inner width `intermediate_size` (GPT-2, OPT, Nemotron)."""
 
@@ -88,21 +106,39 @@ class GatedMLP(nn.Module):
         self.multipliers = config.mup_multipliers["mlp"]
         self.sub_norm = make_sub_norm(config, layer_idx, inner)
 
+    def unit(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """act(gate) · up, `[..., I]`."""
+        return self.act_fn(gate) * up
+
     def combine(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """`[..., I]` twice → `[..., D]`."""
         if self.multipliers is None:
-            inner = self.act_fn(gate) * up
+            inner = self.unit(gate, up)
             return self.down_proj(inner if self.sub_norm is None else self.sub_norm(inner))
         of_gate, of_output = self.multipliers
-        inner = self.act_fn(gate * of_gate) * up
+        inner = self.unit(gate * of_gate, up)
         return self.down_proj(inner if self.sub_norm is None else self.sub_norm(inner)) * of_output
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.combine(self.gate_proj(x), self.up_proj(x))
 
 
+class ClampedMLP(GatedMLP):
+    """down(min(act(gate x), limit) · clamp(up x, ±limit)), or the gate clamped before its activation (Step 3.5)."""
+
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None):
+        super().__init__(config, layer_idx, intermediate_size)
+        self.limit = config.swiglu_config["dense_limit"]
+        self.clamp_behind = config.swiglu_config["clamp_behind_activation"]
+
+    def unit(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return gate_and_clamp(self.act_fn, gate, up, self.limit, behind=self.clamp_behind)
+
+
 def make_dense_mlp(config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None) -> nn.Module:
     """A gated or plain MLP as the config says, of its own width if one is given."""
+    if config.gated_mlp and config.swiglu_config["dense_limit"]:
+        return ClampedMLP(config, layer_idx, intermediate_size)
     if config.gated_mlp:
         return GatedMLP(config, layer_idx, intermediate_size)
     return PlainMLP(config, layer_idx, intermediate_size)

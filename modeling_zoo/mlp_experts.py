@@ -12,7 +12,7 @@ from transformers.integrations.moe import use_experts_implementation
 
 from configuration_zoo import ZooConfig
 
-from .mlp_dense import make_activation
+from .mlp_dense import gate_and_clamp, make_activation
 from .ops_experts import EXPERTS_FORMS
 from .ops_linear import linear
 
@@ -29,19 +29,9 @@ class ScaledSiLU(nn.Module):
 
 
 def make_expert_activation(config: ZooConfig) -> nn.Module:
-    """The activation of routed and shared experts: a dense layer's, or a SiLU with `swiglu_alpha` inside it."""
-    return make_activation(config) if config.swiglu_alpha is None else ScaledSiLU(config.swiglu_alpha)
-
-
-def gate_and_clamp(
-    act_fn: nn.Module, gate: torch.Tensor, up: torch.Tensor, limit: float | None, offset: float | None
-) -> torch.Tensor:
-    """act(min(gate, limit)) · (clamp(up, ±limit) + offset), `[..., I]` each (gpt-oss, DeepSeek-V4)."""
-    if limit is not None:
-        gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
-    if offset is not None:
-        up = up + offset
-    return act_fn(gate) * up
+    """The activation of routed and shared experts: a dense layer's, or a SiLU with `swiglu_config.alpha` inside it."""
+    alpha = config.swiglu_config["alpha"]
+    return make_activation(config) if alpha is None else ScaledSiLU(alpha)
 
 
 class Experts(nn.Module):
@@ -109,13 +99,14 @@ class GatedProjection(Experts):
 
     def __init__(self, config: ZooConfig, layer_idx: int | None = None):
         super().__init__(config, layer_idx)
-        self.limit, self.offset = config.swiglu_limit, config.swiglu_up_offset
+        self.limit, self.offset = config.swiglu_limit, config.swiglu_config["up_offset"]
+        self.clamp_behind = config.swiglu_config["clamp_behind_activation"]
         self.make_projections(2 * self.intermediate_dim, self.has_projection_bias)
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         """`[n, 2I]` → `[n, I]`, under the name that the interface looks for."""
         gate, up = gate_up.chunk(2, dim=-1)
-        return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset)
+        return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind)
 
     def activate(self, states: torch.Tensor) -> torch.Tensor:
         return self._apply_gate(states)

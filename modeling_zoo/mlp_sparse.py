@@ -5,8 +5,8 @@ from torch import nn
 
 from configuration_zoo import ZooConfig
 
-from .mlp_dense import GatedMLP, PlainMLP
-from .mlp_experts import EXPERTS, gate_and_clamp, make_expert_activation
+from .mlp_dense import GatedMLP, PlainMLP, gate_and_clamp
+from .mlp_experts import EXPERTS, make_expert_activation
 from .mlp_routers import ROUTERS
 from .norms import make_norm
 from .ops_experts import run_slots
@@ -18,10 +18,13 @@ class GatedSharedExperts(GatedMLP):
     def __init__(self, config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__(config, layer_idx, intermediate_size)
         self.act_fn = make_expert_activation(config)
-        self.limit, self.offset = config.swiglu_limit, config.swiglu_up_offset
+        own = config.swiglu_config
+        self.limit = config.swiglu_limit if own["shared_limit"] is None else own["shared_limit"] or None
+        self.offset, self.clamp_behind = own["up_offset"], own["clamp_behind_activation"]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(gate_and_clamp(self.act_fn, self.gate_proj(x), self.up_proj(x), self.limit, self.offset))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind))
 
 
 SHARED_EXPERTS = {True: GatedSharedExperts, False: PlainMLP}

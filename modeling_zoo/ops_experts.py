@@ -141,10 +141,11 @@ def fp32_loop(
 def sonicmoe_experts(experts: nn.Module, *args: torch.Tensor) -> torch.Tensor:
     """transformers' "sonicmoe"; raises ValueError for a config whose clamp, alpha or offset it would drop."""
     config = experts.config
-    if not (config.swiglu_limit is config.swiglu_alpha is config.swiglu_up_offset is None):
+    own = config.swiglu_config
+    if not (config.swiglu_limit is own["alpha"] is own["up_offset"] is None):
         raise ValueError(
-            "experts_implementation='sonicmoe' ignores swiglu_limit, swiglu_alpha and swiglu_up_offset, which this "
-            "config sets: use 'grouped_mm', 'batched_mm' or 'eager'."
+            "experts_implementation='sonicmoe' ignores swiglu_limit, swiglu_config.alpha and swiglu_config.up_offset, "
+            "which this config sets: use 'grouped_mm', 'batched_mm' or 'eager'."
         )
     return ALL_EXPERTS_FUNCTIONS["sonicmoe"](experts, *args)
 

@@ -274,7 +274,7 @@ FOREIGN = set(
 FOREIGN |= {re.match("[a-z]*", path.stem)[0] for path in FAMILIES}
 # Names of mechanisms, not of the model that brought them, and words with another meaning in code.
 MECHANISMS = {"kimi_delta_attention", "KimiDeltaAttention", "llama3", "mamba", "mamba2"}
-FOREIGN -= {"phi", "opt", "seed", "flex", "recurrent"}
+FOREIGN -= {"phi", "opt", "seed", "flex", "recurrent", "step"}
 
 
 def parts(word):

@@ -16,12 +16,12 @@ FAMILY = Family(
     fields={name: ours for name, ours in (MOE_FIELDS | AUX_LOSS).items() if name != "hidden_act"}
     | {
         "num_local_experts": "num_experts", "attention_bias": "attention_bias", "swiglu_limit": "swiglu_limit",
-        "swiglu_alpha": "swiglu_alpha",
+        "swiglu_alpha": "swiglu_config.alpha",
     },
     fixed={
         "precision.norm": "scale_then_cast", "attention_sinks": "all", "router.score_after_topk": True,
         "router.bias": True, "precision.router": "activation", "precision.router_weights": "activation",
-        "expert_bias": True, "swiglu_up_offset": 1.0,
+        "expert_bias": True, "swiglu_config.up_offset": 1.0,
     },
     derive=lambda theirs: {"rope_parameters": rope(theirs)} | window_fields(theirs),
     restore=lambda ours: {"rope_parameters": restore_rope(ours)} | restore_set_window(ours),

@@ -202,8 +202,13 @@ CASES = {
     "zero_expert_type": ({**EXPERTS, "zero_expert_num": 2}, {"zero_expert_type": "zero"}),
     "expert_bias": (EXPERTS, {"expert_bias": True}),
     "swiglu_limit": (EXPERTS, {"swiglu_limit": 0.3}),
-    "swiglu_alpha": (EXPERTS, {"swiglu_alpha": 1.7}),
-    "swiglu_up_offset": (EXPERTS, {"swiglu_up_offset": 1.0}),
+    "swiglu_config.shared_limit": ({**EXPERTS, "n_shared_experts": 1}, {"swiglu_config.shared_limit": 0.3}),
+    "swiglu_config.dense_limit": (PLAIN, {"swiglu_config.dense_limit": 0.3}),
+    "swiglu_config.clamp_behind_activation": (
+        {**PLAIN, "swiglu_config.dense_limit": 0.3}, {"swiglu_config.clamp_behind_activation": True},
+    ),
+    "swiglu_config.alpha": (EXPERTS, {"swiglu_config.alpha": 1.7}),
+    "swiglu_config.up_offset": (EXPERTS, {"swiglu_config.up_offset": 1.0}),
     "scoring_func": (EXPERTS, {"scoring_func": "sigmoid"}),
     "router.sparsemixer_jitter_eps": (
         {**EXPERTS, "scoring_func": "sparsemixer"}, {"router.sparsemixer_jitter_eps": 0.4},

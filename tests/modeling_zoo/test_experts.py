@@ -162,8 +162,8 @@ FLAGS_THAT_MATTER = [
     ("deepseek_v3", 0, {"router.group_score": "max"}),
     ("deepseek_v2", 0, {"router.group_score": "top2_sum"}),
     ("gpt_oss", 0, {"swiglu_limit": None}),
-    ("gpt_oss", 0, {"swiglu_alpha": None}),
-    ("gpt_oss", 0, {"swiglu_up_offset": None}),
+    ("gpt_oss", 0, {"swiglu_config.alpha": None}),
+    ("gpt_oss", 0, {"swiglu_config.up_offset": None}),
     ("gpt_oss", 0, {"router.score_after_topk": False, "norm_topk_prob": False}),
     ("deepseek_v4", 0, {"swiglu_limit": 0.6}),
     ("deepseek_v4", 0, {"scoring_func": "sigmoid"}),
@@ -205,16 +205,21 @@ LAYERS = {
         **{"n_shared_experts": 2, "shared_expert_gate": True},
     },
     "clamped": {"swiglu_limit": 0.4, "n_shared_experts": 1},
+    "clamped_behind": {
+        **{"swiglu_limit": 0.4, "n_shared_experts": 1, "hidden_act": "relu2"},
+        **{"swiglu_config.clamp_behind_activation": True, "swiglu_config.shared_limit": 0.2},
+    },
+    "shared_alone_unclamped": {"swiglu_limit": 0.4, "n_shared_experts": 1, "swiglu_config.shared_limit": 0},
     "normed_sum": {"shared_expert_intermediate_size": SHARED, "shared_expert_combination_strategy": "normed_sum"},
     "normed_sum_gate_latent": {
         **{"n_shared_experts": 2, "shared_expert_gate": True, "moe_latent_size": 20, "norm_eps": 1e-3},
         **{"shared_expert_combination_strategy": "normed_sum", "zero_expert_num": 5},
     },
     "clamped_alpha_offset": {
-        **{"swiglu_limit": 0.6, "swiglu_alpha": 1.7, "swiglu_up_offset": 0.5, "expert_bias": True},
+        **{"swiglu_limit": 0.6, "swiglu_config.alpha": 1.7, "swiglu_config.up_offset": 0.5, "expert_bias": True},
         **{"shared_expert_intermediate_size": SHARED, "shared_expert_combination_strategy": "average"},
     },
-    "alpha_alone": {"swiglu_alpha": 2.5, "hidden_act": "silu"},
+    "alpha_alone": {"swiglu_config.alpha": 2.5, "hidden_act": "silu"},
     "latent": {"moe_latent_size": 20, "mlp_bias": True, "router.input_norm": True, "router.bias": True},
     "latent_identity": {"moe_latent_size": 20, "zero_expert_num": 5, "n_shared_experts": 1},
     "zero": {"zero_expert_num": 5, "zero_expert_type": "zero", "use_score_correction_bias": True},
@@ -489,7 +494,7 @@ def test_initialize_reaches_every_tensor():
 
 def test_shared_experts_are_a_plain_mlp_without_the_experts_activation():
     """Their parameters carry the names of a dense MLP, whatever the activation."""
-    for flags in ({}, {"swiglu_alpha": 1.7, "swiglu_limit": 1.0}):
+    for flags in ({}, {"swiglu_config.alpha": 1.7, "swiglu_limit": 1.0}):
         shared = SparseMLP(zoo_config(n_shared_experts=2, **flags)).shared_experts
         names = {name for name, _ in shared.named_parameters()}
         assert names == {"gate_proj.weight", "up_proj.weight", "down_proj.weight"}

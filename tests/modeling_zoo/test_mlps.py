@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN, XIELUActivation
 from configuration_zoo import ZooConfig
 from configuration_zoo.vocabulary import ACTIVATIONS
 from modeling_zoo import ZooModel
-from modeling_zoo.mlp_dense import XIELU, GatedMLP, PlainMLP
+from modeling_zoo.mlp_dense import XIELU, make_dense_mlp
 
 SIZES = {
     "vocab_size": 11, "hidden_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 28,
@@ -83,13 +83,16 @@ def slow_mlp(config, mlp, x):
     act = activation_of(config, mlp)
     inner = linear(mlp.up_proj, x)
     gate = linear(mlp.gate_proj, x) if config.gated_mlp else inner
-    activated = torch.tensor([act(float(value)) for value in gate], dtype=torch.double)
+    limit, behind = config.swiglu_config["dense_limit"] or math.inf, config.swiglu_config["clamp_behind_activation"]
+    before, after = (math.inf, limit) if behind else (limit, math.inf)
+    activated = [min(act(min(float(value), before)), after) for value in gate]
+    activated, inner = torch.tensor(activated, dtype=torch.double), inner.clamp(-limit, limit)
     return linear(mlp.down_proj, activated * inner if config.gated_mlp else activated)
 
 
 def make(**changes):
     config = ZooConfig(**SIZES | changes)
-    mlp = (GatedMLP if config.gated_mlp else PlainMLP)(config)
+    mlp = make_dense_mlp(config)
     randomize(mlp)
     return config, mlp
 
@@ -104,6 +107,34 @@ def test_equals_the_formula(name, gated, bias):
     found = mlp(x).detach()
     expected = torch.stack([slow_mlp(config, mlp, token) for token in x.flatten(0, 1).double()]).view_as(found)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["silu", "relu", "gelu"])
+@pytest.mark.parametrize("behind", [None, True], ids=["before", "behind"])
+def test_a_clamped_unit_equals_the_formula(name, behind):
+    """The limit is reached on both sides of the up projection and by the gate."""
+    said = {"swiglu_config": {"dense_limit": 1.3, "clamp_behind_activation": behind}}
+    config, mlp = make(hidden_act=name, mlp_bias=True, **said)
+    x = torch.randn(2, 3, config.hidden_size) * 5
+    expected = torch.stack([slow_mlp(config, mlp, token) for token in x.flatten(0, 1).double()]).view_as(x)
+    assert (mlp(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    free = make_dense_mlp(ZooConfig(**SIZES | {"hidden_act": name, "mlp_bias": True}))
+    free.load_state_dict(mlp.state_dict())
+    assert (free(x) - expected).abs().max() > 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"swiglu_config": {"clamp_behind_activation": True}}, "a swiglu_limit, swiglu_config.shared_limit or"),
+        ({"swiglu_config": {"dense_limit": 2.0}, "gated_mlp": False}, "gated_mlp=True"),
+        ({"swiglu_config": {"shared_limit": 2.0}}, "n_shared_experts and gated_mlp=True"),
+        ({"swiglu_config": {"dense_limit": 0.0}}, "must be greater than 0"),
+    ],
+)
+def test_bounds_that_nothing_reads_are_refused(flags, says):
+    with pytest.raises(Exception, match=says):
+        ZooConfig(**SIZES | flags)
 
 
 def test_every_activation_of_transformers_is_allowed():

@@ -246,7 +246,10 @@ REFUSED = [
     ({**MOE, "zero_expert_num": 2, "router.weight_on_input": True}, "cannot be combined with zero_expert_num"),
     ({**MOE, "gated_mlp": False, "swiglu_limit": 7.0}, "swiglu_limit=7.0 only means something with gated_mlp=True"),
     ({**MOE, "swiglu_limit": -7.0}, "swiglu_limit=-7.0 must be greater than 0"),
-    ({**MOE, "hidden_act": "gelu", "swiglu_alpha": 1.7}, "swiglu_alpha=1.7 needs hidden_act='silu', got 'gelu'"),
+    (
+        {**MOE, "hidden_act": "gelu", "swiglu_config.alpha": 1.7},
+        "swiglu_config.alpha=1.7 needs hidden_act='silu', got 'gelu'",
+    ),
     ({**MOE, "shared_expert_gate": True}, "shared_expert_gate=True only means something with n_shared_experts"),
     ({**MOE, "n_shared_experts": -1}, "n_shared_experts=-1 must not be negative"),
     ({**MOE, "n_shared_experts": 1, "shared_expert_combination_strategy": "mean"}, "strategy='mean' is not one of"),

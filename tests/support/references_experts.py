@@ -80,22 +80,22 @@ def route(logits, bias, config):
     return dict(zip(experts, weights, strict=True))
 
 
-def expert_output(x, gate, up, down, biases, config):
+def expert_output(x, gate, up, down, biases, config, limit=None):
     """One MLP on one token: x `[D]`, gate `[I, D]` or None, up `[I, D]`, down `[D, I]`, biases per matrix or None."""
     act = ACTIVATIONS[config.hidden_act]
-    if config.swiglu_alpha is not None:
+    if (alpha := config.swiglu_config["alpha"]) is not None:
 
         def act(value):
-            return value * torch.sigmoid(config.swiglu_alpha * value)
+            return value * torch.sigmoid(alpha * value)
 
     up = up @ x + biases[1]
     if gate is None:
         return down @ act(up) + biases[2]
     gate = gate @ x + biases[0]
-    if config.swiglu_limit is not None:
-        gate = torch.minimum(gate, torch.tensor(float(config.swiglu_limit)))
-        up = torch.clamp(up, -config.swiglu_limit, config.swiglu_limit)
-    return down @ (act(gate) * (up + (config.swiglu_up_offset or 0.0))) + biases[2]
+    limit, behind = limit or float("inf"), config.swiglu_config["clamp_behind_activation"]
+    gate = torch.minimum(act(gate), torch.tensor(limit)) if behind else act(torch.minimum(gate, torch.tensor(limit)))
+    up = torch.maximum(torch.minimum(up, torch.tensor(limit)), torch.tensor(-limit))
+    return down @ (gate * (up + (config.swiglu_config["up_offset"] or 0.0))) + biases[2]
 
 
 def routed_expert(x, expert, state, config):
@@ -107,7 +107,7 @@ def routed_expert(x, expert, state, config):
     if not config.gated_mlp:
         return expert_output(x, None, into, down, (0.0, bias, down_bias), config)
     biases = (bias[:width], bias[width:], down_bias)
-    return expert_output(x, into[:width], into[width:], down, biases, config)
+    return expert_output(x, into[:width], into[width:], down, biases, config, config.swiglu_limit)
 
 
 def shared_experts(x, state, config):
@@ -116,7 +116,8 @@ def shared_experts(x, state, config):
     gate = state["shared_experts.gate_proj.weight"] if config.gated_mlp else None
     biases = [state.get(f"shared_experts.{name}_proj.bias", 0.0) for name in ("gate", "up", "down")]
     up, down = (state[f"shared_experts.{name}_proj.weight"] for name in ("up", "down"))
-    output = expert_output(x, gate, up, down, biases, config)
+    own = config.swiglu_config["shared_limit"]
+    output = expert_output(x, gate, up, down, biases, config, config.swiglu_limit if own is None else own)
     return torch.sigmoid(state["shared_expert_gate.weight"] @ x) * output if config.shared_expert_gate else output
 
 

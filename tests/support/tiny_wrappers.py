@@ -61,6 +61,17 @@ TEXT = {
     "ernie4_5_vl_moe_text": {
         "moe_num_experts": 10, "moe_k": 3, "moe_intermediate_size": [28, 20], "moe_num_shared_experts": 2,
     } | mrope(1, 1, 2),
+    "step3p5": ROUTED
+    | {
+        "head_dim": 12, "share_expert_dim": 36, "num_sliding_attention_heads": 4, "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "swiglu_limits": [0.0, 0.3, 0.0],
+        "swiglu_limits_shared": [0.4, 0.0, 0.6], "moe_router_scaling_factor": 1.7,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    },
     "granite4_vision_text": MULTIPLIERS, "granite_docling_text": MULTIPLIERS,
 }  # fmt: skip
 SPEECH = {"vision_start_token_id": 97, "audio_start_token_id": 96}

@@ -39,8 +39,9 @@ OWN = (EXPERTS, "num_experts_per_tok", "moe_intermediate_size", BIAS, "n_shared_
 SPARSE = "sparse layer"
 # What a dense MLP has no place for; (field, what it may say all the same).
 UNSAYABLE = {
-    "zero_expert_num": (None, 0), "moe_latent_size": (None,), "swiglu_limit": (None,), "swiglu_alpha": (None,),
-    "swiglu_up_offset": (None, 0, 0.0), "router.weight_on_input": (None, False), "router.norm_topk_min": (None,),
+    "zero_expert_num": (None, 0), "moe_latent_size": (None,), "swiglu_limit": (None,), "swiglu_config.alpha": (None,),
+    "swiglu_config.up_offset": (None, 0, 0.0), "router.weight_on_input": (None, False), "router.norm_topk_min": (None,),
+    "swiglu_config.shared_limit": (None, 0), "swiglu_config.dense_limit": (None,),
     "shared_expert_gate": (None, False), "shared_expert_combination_strategy": (None, "sum"),
 }  # fmt: skip
 

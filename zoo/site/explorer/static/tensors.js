@@ -239,7 +239,7 @@ function experts(layer) {
   return [
     tensor(`experts.${name}`, [count, outputs, width], "experts"), ...bias(name, outputs),
     tensor("experts.down_proj", [count, width, inner], "experts"), ...bias("down_proj", width),
-    ...within("experts", activation(layer).map((one) => layer.swiglu_alpha === null ? { ...one, kind: "experts" } : null).filter(Boolean)),
+    ...within("experts", activation(layer).map((one) => layer.swiglu_config["alpha"] === null ? { ...one, kind: "experts" } : null).filter(Boolean)),
   ];
 }
 
