@@ -16,6 +16,7 @@ TEXT_HELP = "Text (.txt, .jsonl) to learn from, the model's own kind serves best
 TRAIN_HELP = "What learns: all, changed (modules alone), or lora. Default: all."
 RATE_HELP = "Largest learning rate. Default: 1e-3 for 64 channels, less for a wider model."
 LAYERWISE_HELP = "Steps in which changed modules fit the teacher's first. Default: about half of --steps, once."
+INDEXER_HELP = "Steps in which new indexers follow dense attention first. Default: about half of --steps, once."
 STREAMED_HELP = "One layer in memory, for steps on outputs alone (--steps 0). Default: where both models do not fit."
 
 
@@ -27,6 +28,7 @@ def heal(
     train: Annotated[str | None, typer.Option(help=TRAIN_HELP)] = None,
     learning_rate: Annotated[float | None, typer.Option(help=RATE_HELP)] = None,
     layerwise: Annotated[int | None, typer.Option(help=LAYERWISE_HELP)] = None,
+    indexer: Annotated[int | None, typer.Option(help=INDEXER_HELP)] = None,
     evaluate: Annotated[Path | None, typer.Option(metavar="TEXT", help="Text to measure with. Default: TEXT.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
     streamed: Annotated[bool | None, typer.Option("--streamed/--whole", help=STREAMED_HELP)] = None,
@@ -39,7 +41,8 @@ def heal(
     from zoo.surgery import heal as heal_folder
 
     quiet()
-    options = {"steps": steps, "train": train, "learning_rate": learning_rate, "layerwise": layerwise, "seed": seed}
+    options = {"steps": steps, "train": train, "learning_rate": learning_rate, "layerwise": layerwise}
+    options |= {"indexer": indexer, "seed": seed}
     shows = progress and not as_json and sys.stderr.isatty()
     done = heal_folder(
         target, teacher, text, evaluate=evaluate, save_every=save_every, streamed=streamed, progress=shows, **options

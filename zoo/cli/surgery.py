@@ -19,7 +19,7 @@ SOURCE_HELP = f"Folder of the model to change, {HUB_HELP}."
 TARGET_HELP = "Folder to write; written completely or not at all. Default: list what can be changed."
 SET_HELP = "What the new model's config is to say; may be given several times. Lists and dicts in JSON."
 APPLY_HELP = "Instead of --set, an operation that changes no field, such as stream_rotation."
-LAYERS_HELP = "Layers to change: 0,2-4, or all (default)."
+LAYERS_HELP = "Layers to change: 0,2-4, auto:2 for those that cost least, or all (default)."
 CALIBRATE_HELP = "Text (.txt, .jsonl) whose statistics an approximate change is fitted to. Default: random tokens."
 EVALUATE_HELP = "Text to measure perplexity with, before and after; its last rows are never learnt from."
 
@@ -43,6 +43,7 @@ def surgery(
     train: Annotated[str, typer.Option(help="What learns in healing: all, changed, or lora.")] = "all",
     learning_rate: Annotated[float | None, typer.Option(help="Of healing. Default: follows from the width.")] = None,
     layerwise: Annotated[int | None, typer.Option(help="Steps on outputs first. Default: about half of these.")] = None,
+    indexer: Annotated[int | None, typer.Option(help="Steps of new indexers first. Default: as many.")] = None,
     at_most: Annotated[float | None, typer.Option(metavar="FACTOR", help=AT_MOST_HELP)] = None,
     to: Annotated[str | None, typer.Option(metavar="MODEL_TYPE", help="Family to write. Default: zoo.")] = None,
     dtype: Annotated[str | None, typer.Option(help=DTYPE_HELP)] = None,
@@ -68,7 +69,8 @@ def surgery(
         "calibrate": calibrate,
         "evaluate": evaluate,
     }
-    options |= {"heal": heal, "healing": Healing(steps, train, learning_rate, layerwise, seed), "at_most": at_most}
+    how = Healing(steps, train, learning_rate, layerwise, seed, indexer)
+    options |= {"heal": heal, "healing": how, "at_most": at_most}
     options |= {"to": to, "dtype": dtype, "max_shard_size": max_shard_size, "seed": seed, "overwrite": overwrite}
     options |= {"dry_run": dry_run, "progress": progress and sys.stderr.isatty()}
     wanted: Any = values_of(settings)

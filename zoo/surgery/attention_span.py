@@ -8,7 +8,7 @@ from typing import Any
 
 from configuration_zoo import ZooConfig
 
-from .operation import APPROXIMATE, WHEN, Exactness, Example, Operation, Request, SurgeryError
+from .operation import APPROXIMATE, Exactness, Example, Operation, Request, SurgeryError, up_to
 
 TYPES, WINDOW, CHUNK = "layer_types", "sliding_window", "attention_chunk_size"
 LIMITS = {"sliding_attention": WINDOW, "chunked_attention": CHUNK, "full_attention": None}
@@ -42,7 +42,7 @@ class AttentionSpan(Operation):
             return []
         window = max(2, config.max_position_embeddings // 4)
         fields = {TYPES: "sliding_attention", WINDOW: window}
-        return [Example(fields, Exactness(WHEN, f"length <= {window}"), "a bounded cache: --layers auto:n")]
+        return [Example(fields, up_to(window), "a bounded cache: --layers auto:n")]
 
     def check(self, config: ZooConfig, request: Request) -> None:
         """Raises SurgeryError where layers have no window to slide by, or another one."""
@@ -63,7 +63,7 @@ class AttentionSpan(Operation):
         for layer in request.layers:
             if old := LIMITS[config.layer_types[layer]]:
                 limits.append(getattr(config, old))
-        return Exactness(WHEN, f"length <= {min(limits)}") if limits else Exactness(APPROXIMATE)
+        return up_to(min(limits)) if limits else Exactness(APPROXIMATE)
 
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:
         (word,) = self.words(config, request.fields)

@@ -12,7 +12,7 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from . import planner
-from .distillation import OUTPUTS, Distillation, HealingStage
+from .distillation import INDEXER, OUTPUTS, Distillation, HealingStage
 from .healing import default_rate
 from .measurement import divergence
 from .operation import Operation, SurgeryError
@@ -59,7 +59,8 @@ def cheapest_layers(
 
 
 def fit_outputs(teacher: Any, student: Any, operation: Operation, layers: list[int], rows: Tensor, seed: int) -> None:
-    """Some steps on the outputs of what was changed."""
+    """Some steps on the outputs of what was changed, or of its indexers."""
     places = [f"{layer}.{part}" for layer in layers for part in operation.parts]
-    stage = HealingStage(OUTPUTS, operation.fitting_steps, 3 * default_rate(student.config), "changed")
+    loss = INDEXER if INDEXER in operation.parts else OUTPUTS
+    stage = HealingStage(loss, operation.fitting_steps, 3 * default_rate(student.config), "changed")
     Distillation(teacher, student, rows, places, [stage], seed).run()

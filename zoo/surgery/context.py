@@ -11,7 +11,7 @@ from typing import Any
 
 from configuration_zoo import ZooConfig
 
-from .operation import APPROXIMATE, WHEN, Exactness, Example, Operation, Request, SurgeryError
+from .operation import APPROXIMATE, Exactness, Example, Operation, Request, SurgeryError, up_to
 
 LENGTH, TABLE = "max_position_embeddings", "rope_parameters"
 
@@ -46,7 +46,7 @@ class Context(Operation):
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
         if request.method == "same":
-            return Exactness(WHEN, f"length <= {config.max_position_embeddings}")
+            return up_to(config.max_position_embeddings)
         return Exactness(APPROXIMATE)
 
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:

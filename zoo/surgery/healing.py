@@ -28,36 +28,41 @@ from conversion.files.sources import read_config
 
 from . import measurement
 from .card import write_surgery_card
-from .distillation import Distillation, HealingStage, Progress, has_part, plan_stages
+from .distillation import INDEXER, Distillation, HealingStage, Progress, has_part, plan_stages, row_length
 from .healing_folder import HealingFolder
 from .healing_streamed import heal_streamed
 from .operation import SurgeryError
 from .report import Report
 from .streaming import runnable
 from .tensors import Source, build, open_source
-from .texts import Text, read_text
+from .texts import ROW, Text, read_text
 
 # A learning rate of 1e-3 was measured to be right for a model of 64 channels; wider ones want smaller steps.
 RATE, WIDTH = 1e-3, 64
+# What of a plan says how to heal.
+HOW = ("steps", "train", "learning_rate", "layerwise", "indexer", "seed")
 
 
 @dataclass(frozen=True)
 class Healing:
-    """What to learn with: so many steps on logits, after `layerwise` ones on the outputs of what was changed (None:
-    about half as many), at a learning rate that follows from the width where it is None."""
+    """What to learn with: so many steps on logits, after `layerwise` ones on the outputs of what was changed and
+    `indexer` ones of new indexers (None: about half as many), at a learning rate that follows from the width where it
+    is None."""
 
     steps: int = 150
     train: str = "all"
     learning_rate: float | None = None
     layerwise: int | None = None
     seed: int = 0
+    indexer: int | None = None
 
     def stages(self, config: ZooConfig, changed: Sequence[str]) -> list[HealingStage]:
         """Raises SurgeryError for values that are none."""
-        if self.steps < 0 or (self.layerwise or 0) < 0:
-            raise SurgeryError(f"steps={self.steps}, layerwise={self.layerwise}: write numbers from 0.")
+        for name in ("steps", "layerwise", "indexer"):
+            if (getattr(self, name) or 0) < 0:
+                raise SurgeryError(f"{name}={getattr(self, name)}: write a number from 0.")
         rate = default_rate(config) if self.learning_rate is None else self.learning_rate
-        stages = plan_stages(changed, self.steps, self.train, rate, self.layerwise)
+        stages = plan_stages(changed, self.steps, self.train, rate, self.layerwise, self.indexer)
         if not stages:
             raise SurgeryError("steps=0 and no step on outputs: there is nothing to heal with.")
         return stages
@@ -91,7 +96,7 @@ def record(teacher: str, text: Text, loop: Distillation) -> dict[str, Any]:
         "text": text.name,
         "sha256": text.sha256,
         "tokens": loop.rows.numel(),
-        "stages": [asdict(stage) for stage in loop.stages],
+        "stages": [asdict(stage) for number, stage in enumerate(loop.stages) if number not in loop.progress.idle],
         "divergence": loop.progress.best,
         "zoo_version": __version__,
     }
@@ -106,6 +111,7 @@ def heal(
     train: str | None = None,
     learning_rate: float | None = None,
     layerwise: int | None = None,
+    indexer: int | None = None,
     evaluate: str | Path | Sequence[str] | Tensor | None = None,
     save_every: int = 50,
     seed: int | None = None,
@@ -128,6 +134,7 @@ def heal(
         "train": train,
         "learning_rate": learning_rate,
         "layerwise": layerwise,
+        "indexer": indexer,
         "seed": seed,
     }
     plan = folder.plan(asked, {"teacher": made["source"], "steps": 1000, "train": "all", "seed": 0})
@@ -135,60 +142,97 @@ def heal(
         text = plan["text"]
     if text is None or (text == "texts" and not isinstance(text, list)):
         raise SurgeryError("healing needs a text: the model's own kind of text serves best (--text).")
-    how = Healing(plan["steps"], plan["train"], plan["learning_rate"], plan["layerwise"], plan["seed"])
-    if how.layerwise is None and made.get("healing"):
-        how = Healing(how.steps, how.train, how.learning_rate, 0, how.seed)  # parts were fitted once
+    how = Healing(**{name: plan[name] for name in HOW if name in plan})
+    if made.get("healing"):  # parts were fitted once, and indexers
+        how = replace(how, layerwise=how.layerwise or 0, indexer=how.indexer or 0)
     source, own = open_source(plan["teacher"], torch.float32), open_source(folder.path, torch.float32)
-    rows = read_text(text, folder.path, config)
+    rows = read_text(text, folder.path, config, row_length(config, ROW))
     in_layers = needs_streaming(own) if streamed is None else streamed
     if in_layers:
         refuse_logits(how, own)
+    measured = rows if evaluate is None else read_text(evaluate, folder.path, config, row_length(config, ROW))
+    run = Run(folder, config, made, how, plan["teacher"], rows, measured, save_every, progress)
+    run.check(in_layers, source, own)
     folder.begin(plan | {"sha256": rows.sha256})
-    report = Report.of_record(made)
-    measured = rows if evaluate is None else read_text(evaluate, folder.path, config)
-    if in_layers:
-        return heal_by_layer(folder, config, (source, own), (rows, measured), made, how, plan, report, progress)
-    student = build(own.config, own.tensors)
-    loop = distillation(build(source.config, source.tensors), student, rows, made.get("changed", []), how)
-    run_in_folder(loop, folder, measured, report, save_every, progress)
-    report.healing = [*(made.get("healing") or []), record(plan["teacher"], rows, loop)]
-    finish(folder, config, loop, measured, report, progress)
+    return heal_by_layer(run, source, own) if in_layers else heal_whole(run, source, own)
+
+
+@dataclass
+class Run:
+    """One healing of a folder: what the folder says of its surgery, how it learns, from whom and what, and what is
+    measured with."""
+
+    folder: HealingFolder
+    config: ZooConfig
+    made: dict[str, Any]
+    how: Healing
+    teacher: str
+    text: Text
+    measured: Text
+    save_every: int
+    progress: bool
+
+    @property
+    def changed(self) -> list[str]:
+        return self.made.get("changed", [])
+
+    @property
+    def stages(self) -> list[HealingStage]:
+        return self.how.stages(self.config, self.changed)
+
+    def fitted(self, teacher: Source, student: Source) -> list[str]:
+        """The changed parts that both models have."""
+        alike = [empty_model(model.config) for model in (teacher, student)]
+        return [place for place in self.changed if all(has_part(model, place) for model in alike)]
+
+    def check(self, in_layers: bool, teacher: Source, student: Source) -> None:
+        """Raises SurgeryError for stages that are none; with one layer in memory for those of indexers, and where the
+        teacher has no changed part."""
+        indexers = any(stage.loss == INDEXER for stage in self.stages)
+        if in_layers and indexers:
+            raise SurgeryError(
+                "new indexers learn in a whole model: heal with --whole, or leave them with --indexer 0."
+            )
+        if in_layers and not self.fitted(teacher, student):
+            raise SurgeryError("healing by outputs: the teacher has none of the changed parts; heal by logits.")
+
+    def healed_by(self, loop: "Distillation | Pair") -> list[dict[str, Any]]:
+        """What the record says of all healings, this one the last."""
+        return [*(self.made.get("healing") or []), record(self.teacher, self.text, loop)]
+
+
+def heal_whole(run: Run, teacher: Source, student: Source) -> Report:
+    """`heal` with both models in memory."""
+    report = Report.of_record(run.made)
+    models = build(teacher.config, teacher.tensors), build(student.config, student.tensors)
+    loop = distillation(*models, run.text, run.changed, run.how)
+    run_in_folder(loop, run, report)
+    report.healing = run.healed_by(loop)
+    fill_healed(report, loop, run.measured, run.progress)
+    run.folder.write_weights(loop.progress.weights)
+    close(run.folder, run.config, report)
     return report
 
 
-def heal_by_layer(
-    folder: HealingFolder,
-    config: ZooConfig,
-    models: tuple[Source, Source],
-    texts: tuple[Text, Text],
-    made: dict[str, Any],
-    how: Healing,
-    plan: dict[str, Any],
-    report: Report,
-    progress: bool,
-) -> Report:
-    """`heal` with one layer in memory. Raises SurgeryError where the teacher has no changed part."""
-    teacher, student = models
-    stages = how.stages(config, made.get("changed", []))
-    alike = [empty_model(model.config) for model in models]
-    places = [place for place in made.get("changed", []) if all(has_part(model, place) for model in alike)]
-    if not places:
-        raise SurgeryError("healing by outputs: the teacher has none of the changed parts; heal by logits.")
+def heal_by_layer(run: Run, teacher: Source, student: Source) -> Report:
+    """`heal` with one layer in memory."""
+    report, folder, progress = Report.of_record(run.made), run.folder, run.progress
+    places, stages = run.fitted(teacher, student), run.stages
     loop = Pair(runnable(teacher.config, teacher.tensors), runnable(student.config, student.tensors))
     before = folder.kept / "before.json"
     if before.is_file():
         known = json.loads(before.read_text())
         report.before, report.after = type(report.before)(**known["before"]), type(report.after)(**known["after"])
     else:
-        fill(report, loop, texts[1], progress)
+        fill(report, loop, run.measured, progress)
         before.write_text(json.dumps({"before": asdict(report.before), "after": asdict(report.after)}))
-    heal_streamed(folder, teacher, student, places, texts[0].to_learn(), stages[0], how.seed, progress)
+    heal_streamed(folder, teacher, student, places, run.text.to_learn(), stages[0], run.how.seed, progress)
     new = open_source(folder.path, torch.float32)
-    loop.student, loop.rows, loop.stages = runnable(new.config, new.tensors), texts[0].to_learn(), stages
-    fill_healed(report, loop, texts[1], progress)
+    loop.student, loop.rows, loop.stages = runnable(new.config, new.tensors), run.text.to_learn(), stages
+    fill_healed(report, loop, run.measured, progress)
     loop.progress.best = report.healed.divergence
-    report.healing = [*(made.get("healing") or []), record(plan["teacher"], texts[0], loop)]
-    close(folder, config, report)
+    report.healing = run.healed_by(loop)
+    close(folder, run.config, report)
     return report
 
 
@@ -236,17 +280,16 @@ def healed_config(folder: Path) -> tuple[ZooConfig, dict[str, Any]]:
     return ZooConfig.from_dict(raw), raw["surgery"]
 
 
-def run_in_folder(
-    loop: Distillation, folder: HealingFolder, measured: Text, report: Report, every: int, progress: bool
-) -> None:
+def run_in_folder(loop: Distillation, run: Run, report: Report) -> None:
     """All steps that are left, kept every so many and when a signal comes."""
+    folder, every = run.folder, run.save_every
     earlier = folder.state()
     if earlier is not None:
         loop.restore(earlier["loop"])
         report.after = type(report.after)(**earlier["after"])
         report.before = type(report.before)(**earlier["before"])
     else:
-        fill(report, loop, measured, progress)
+        fill(report, loop, run.measured, run.progress)
 
     def save() -> None:
         kept = {"loop": loop.state(), "before": asdict(report.before), "after": asdict(report.after)}
@@ -264,7 +307,7 @@ def run_in_folder(
                     "goes on from there."
                 )
 
-        loop.run(after_step, progress)
+        loop.run(after_step, run.progress)
 
 
 def fill(report: Report, loop: Distillation, text: Text, progress: bool) -> None:
@@ -285,15 +328,6 @@ def fill_healed(report: Report, loop: Distillation, text: Text, progress: bool) 
     perplexity = measurement.perplexity(loop.student, rows, progress)
     divergence = measurement.divergence(loop.teacher, loop.student, rows)
     report.healed = replace(report.after, perplexity=perplexity, divergence=divergence)
-
-
-def finish(
-    folder: HealingFolder, config: ZooConfig, loop: Distillation, measured: Text, report: Report, progress: bool
-) -> None:
-    """The best weights, config and card; what was kept for going on is removed."""
-    fill_healed(report, loop, measured, progress)
-    folder.write_weights(loop.progress.weights)
-    close(folder, config, report)
 
 
 def close(folder: HealingFolder, config: ZooConfig, report: Report) -> None:

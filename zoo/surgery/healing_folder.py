@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .operation import SurgeryError
 
-KEPT, PLAN, STATE = ".healing", "plan.json", "state.pt"
+KEPT, PLAN, STATE, PARTS = ".healing", "plan.json", "state.pt", "parts"
 
 
 class HealingFolder:
@@ -21,28 +22,34 @@ class HealingFolder:
     def __init__(self, path: Path):
         self.path, self.kept = path, path / KEPT
 
+    @property
+    def under_way(self) -> bool:
+        """Whether something was learnt that a run can go on from: one that was refused, or failed at once, is none."""
+        return (self.kept / STATE).is_file() or any(self.kept.glob(f"{PARTS}/*.safetensors"))
+
     def plan(self, asked: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
         """What is to be done: as the run under way, if there is one, else as asked. Raises SurgeryError where both
         differ."""
-        earlier = json.loads((self.kept / PLAN).read_text()) if (self.kept / PLAN).is_file() else None
+        earlier = json.loads((self.kept / PLAN).read_text()) if self.under_way else None
         if earlier is None:
             return {name: defaults.get(name) if value is None else value for name, value in asked.items()}
         for name, value in asked.items():
-            if value is not None and value != earlier[name]:
+            if value is not None and value != earlier.get(name):
                 raise SurgeryError(
-                    f"{name}={value!r}: {self.kept} holds a run with {earlier[name]!r}; go on with that one, or remove "
-                    "it."
+                    f"{name}={value!r}: {self.kept} holds a run with {earlier.get(name)!r}; go on with that one, or "
+                    "remove it."
                 )
         return earlier
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Writes the plan down. Raises SurgeryError where the text is not what the run under way began with."""
         path = self.kept / PLAN
-        if path.is_file():
+        if self.under_way:
             if json.loads(path.read_text())["sha256"] != plan["sha256"]:
                 raise SurgeryError(f"the text {plan['text']} has changed since the run in {self.kept} began.")
             return
-        self.kept.mkdir(exist_ok=True)
+        shutil.rmtree(self.kept, ignore_errors=True)
+        self.kept.mkdir()
         replace(path, lambda new: new.write_text(json.dumps(plan, indent=2) + "\n"))
 
     def state(self) -> dict[str, Any] | None:

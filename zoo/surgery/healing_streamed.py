@@ -25,12 +25,11 @@ from conversion.files.writer import ShardWriter
 
 from .calibration import batches
 from .distillation import CLIP, LENGTH, ROWS, HealingStage, output_error, parts_of, rate_at, tapped
-from .healing_folder import HealingFolder, replace
+from .healing_folder import PARTS, HealingFolder, replace
 from .operation import SurgeryError
 from .streaming import streamed
 from .tensors import Source, Tensors
 
-PARTS = "parts"
 # Tokens whose states are on disk, `2 · 4 · D` bytes each for a part.
 MOST_TOKENS = 2**16
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from conversion.errors import one_line
 
 from . import calibration, measurement, planner
 from .choosing import cheapest_layers, number_of
+from .distillation import INDEXER, row_length
 from .healing import Healing, distillation, fill_healed, record
 from .healing import heal as heal_folder
 from .operation import ARITHMETIC, BITS, Operation, Request, SurgeryError, alike_layers
@@ -102,7 +103,7 @@ def operate(
     report.dtype = str(opened.config.dtype or torch.float32).removeprefix("torch.")
     if dry_run:
         return report
-    texts = Texts(opened, heal if evaluate is None else evaluate, heal)
+    texts = Texts(opened, heal if evaluate is None else evaluate, heal, row_length(state.config, ROW))
     measure(report, opened, state, texts.measured)
     measure_positions(report, opened, state, heal if evaluate is None else evaluate, texts.measured)
     in_folder = None not in (heal, target, opened.folder) and to in (None, OWN_TYPE) and at_most is None
@@ -189,13 +190,21 @@ def step(state: State, operation: Operation, request: Request, text: Text | None
     before = {name: getattr(old, name) for name in request.fields}
     done = Done(operation.name, request.fields, before, request.layers, str(exactness), request.method)
     done.calibration = calibration_record
-    if exactness.word in (BITS, ARITHMETIC):
-        done.largest_difference = verified(state, new, tensors, exactness.word, request.tokens)
+    if exactness.word in (BITS, ARITHMETIC) or exactness.length is not None:
+        done.largest_difference = verified(state, new, tensors, exactness, request.tokens)
     state.config, state.tensors = new, tensors
     state.kept_tokens = request.tokens or state.kept_tokens
     state.done.append(done)
     # Parts that were changed before layers were renumbered have no counterpart by number any more.
-    state.changed = [] if operation.renumbers else [*state.changed, *operation.changed(old, request)]
+    state.changed = indexers_of(new, state.changed) if operation.renumbers else state.changed
+    state.changed = [*state.changed, *([] if operation.renumbers else operation.changed(old, request))]
+
+
+def indexers_of(config: ZooConfig, changed: list[str]) -> list[str]:
+    """The indexers of all layers, if those that were changed have some: they are new whichever numbers they have."""
+    if not any(place.endswith(f".{INDEXER}") for place in changed):
+        return []
+    return [f"{layer}.{INDEXER}" for layer, kind in enumerate(config.indexer_types) if kind == "full"]
 
 
 def made(
@@ -248,9 +257,11 @@ def stage(config: ZooConfig) -> Stage:
 class Texts:
     """What is measured and healed with, each None where nothing is said."""
 
-    def __init__(self, opened: Source, measured: Any, healed: Any):
-        read = [None if text is None else read_text(text, opened.folder, opened.config) for text in (measured, healed)]
-        self.measured, self.healed = read
+    def __init__(self, opened: Source, measured: Any, healed: Any, length: int):
+        self.measured, self.healed = (
+            None if text is None else read_text(text, opened.folder, opened.config, length)
+            for text in (measured, healed)
+        )
 
 
 def measure(report: Report, opened: Source, state: State, text: Text | None) -> None:
@@ -310,10 +321,7 @@ def heal_in_memory(report: Report, opened: Source, state: State, texts: Texts, h
 def heal_written(report: Report, source: Any, text: Any, evaluate: Any, how: Healing, progress: bool) -> Report:
     """The same in the folder that was written."""
     teacher = Path(source).absolute() if Path(source).exists() else source
-    options = {"steps": how.steps, "train": how.train, "learning_rate": how.learning_rate, "seed": how.seed}
-    healed = heal_folder(
-        report.target, teacher, text, layerwise=how.layerwise, evaluate=evaluate, progress=progress, **options
-    )
+    healed = heal_folder(report.target, teacher, text, evaluate=evaluate, progress=progress, **asdict(how))
     return replace(healed, files=report.files, warnings=report.warnings)
 
 

@@ -29,9 +29,15 @@ class Exactness:
 
     word: str
     condition: str = ""
+    length: int | None = None  # of texts for which it is so, None: any
 
     def __str__(self) -> str:
         return f"{self.word} {self.condition}".strip()
+
+
+def up_to(length: int) -> Exactness:
+    """Equal for texts that are not longer."""
+    return Exactness(WHEN, f"length <= {length}", length)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from .recurrence import Recurrence
 from .rotation_layout import RotationLayout
 from .silent_recurrence import SilentRecurrence
 from .sinks import Sinks
+from .sparse_attention import SparseAttention
 from .stream_rotation import StreamRotation
 from .tied_head import UntiedHead
 from .value_biases import ValueBiases
@@ -50,6 +51,7 @@ OPERATIONS = (
     Recurrence(),
     SilentRecurrence(),
     AttentionSpan(),
+    SparseAttention(),
     NoRotation(),
     Experts(),
     ExpertPruning(),

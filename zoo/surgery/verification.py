@@ -7,7 +7,7 @@ from torch import Tensor
 
 from configuration_zoo import ZooConfig
 
-from .operation import BITS, TOLERANCE, SurgeryError
+from .operation import BITS, TOLERANCE, Exactness, SurgeryError
 from .streaming import runnable
 from .tensors import Tensors
 
@@ -20,11 +20,14 @@ ROUNDINGS = 8
 
 
 @torch.no_grad()
-def verified(state: "State", new: ZooConfig, tensors: Tensors, word: str, kept: list[int] | None = None) -> float:
-    """The largest difference of the logits, relative to the largest of them, on random tokens, of those `kept`. Raises
-    SurgeryError where it is more than an exact operation may have."""
+def verified(
+    state: "State", new: ZooConfig, tensors: Tensors, promised: Exactness, kept: list[int] | None = None
+) -> float:
+    """The largest difference of the logits, relative to the largest of them, on random tokens, of those `kept` and no
+    longer than what is `promised` holds for. Raises SurgeryError where it is more than an exact operation may have."""
     generator = torch.Generator().manual_seed(state.seed)
     tokens = min(VERIFIED_TOKENS, new.max_position_embeddings, state.config.max_position_embeddings)
+    tokens = min(tokens, promised.length or tokens)
     shared = min(new.vocab_size, state.config.vocab_size)
     ids = torch.randint(shared, (2, tokens), generator=generator)
     places = torch.arange(shared) if kept is None else torch.tensor(kept)
@@ -41,14 +44,14 @@ def verified(state: "State", new: ZooConfig, tensors: Tensors, word: str, kept: 
     if not second.isfinite().all():
         raise SurgeryError(f"the new model's logits are no finite numbers in {first.dtype}: choose another --dtype.")
     difference = relative_difference(first, second)
-    limit = 0.0 if word == BITS else TOLERANCE if first.dtype == torch.float32 else 0.1
+    limit = 0.0 if promised.word == BITS else TOLERANCE if first.dtype == torch.float32 else 0.1
     if difference > limit > 0:
         # Some models, recurrences above all, make more of a rounding than others.
         limit = max(limit, ROUNDINGS * relative_difference(first, logits(state.config, Rounded(state.tensors))))
     if difference > limit:
         raise SurgeryError(
-            f"the new model differs from the source by {difference:.1e} of its largest logit, where {word!r} allows "
-            f"{limit:.0e}: nothing was written; please report this model's config."
+            f"the new model differs from the source by {difference:.1e} of its largest logit, where {promised.word!r} "
+            f"allows {limit:.0e}: nothing was written; please report this model's config."
         )
     return difference
 
