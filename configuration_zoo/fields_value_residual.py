@@ -19,10 +19,9 @@ class ValueResidualFields:
     )
 
     def validate_value_residual(self) -> None:
-        source = self.value_source
-        for index, layer in enumerate(self.per_layer_config):
-            if not self.mixes_values(index):
-                continue
+        mixing = [index for index, name in enumerate(self.attention_mixers) if name == "value_residual"]
+        for source, index in zip(mixing[:1] * len(mixing), mixing[1:], strict=False):
+            layer = self.per_layer_config[index]
             first = self.per_layer_config[source]
             sizes = [[one.num_key_value_heads, one.value_width] for one in (first, layer)]
             if sizes[0] != sizes[1]:
