@@ -43,7 +43,9 @@ def recorded(model: PreTrainedModel, places: Mapping[Place, str]) -> Iterator[St
     recorder = Recorder()
     try:
         for place, kind in sorted(places.items()):
-            recorder.watch(place, model.model.layers[place[0]].get_submodule(place[1]), kind)
+            layer = model.model.layers[place[0]]
+            part = layer.mixer_name if place[1] == "mixer" else place[1]
+            recorder.watch(place, layer.get_submodule(part), kind, model.config.norm_eps)
         yield recorder.sums
     finally:
         recorder.remove()
@@ -57,10 +59,16 @@ class Recorder:
         self._handles: list = []
         self._inputs: dict[Place, Tensor] = {}
 
-    def watch(self, place: Place, module: nn.Module, kind: str) -> None:
-        """Sums of (x, 1), where MLPs are watched firing of (x, 1, |h|), of experts what each gives."""
+    def watch(self, place: Place, module: nn.Module, kind: str, eps: float) -> None:
+        """Sums of (x, 1), where MLPs are watched firing of (x, 1, |h|), of experts what each gives; of "normed" outputs
+        y ŷ and ŷ²."""
         if kind == "moment":
             self.hook(module, lambda x: self.add(place, x, torch.ones_like(x[..., :1])))
+        elif kind.startswith("normed"):
+            width = int(kind.removeprefix("normed") or 0)
+            self._handles.append(
+                module.register_forward_hook(lambda module, args, output: self.compare(place, output, width, eps))
+            )
         elif kind == "routed":
             self._handles.append(
                 module.register_forward_pre_hook(lambda experts, args: self.count(place, experts, *args))
@@ -88,6 +96,13 @@ class Recorder:
             given = experts.run_expert(x[token], expert).norm(dim=-1)
             found[0, expert], found[1, expert] = (given * weights[token, slot]).sum().item(), len(token)
         self.sum(place, found)
+
+    def compare(self, place: Place, output: Tensor | tuple, width: int, eps: float) -> None:
+        """Adds Σ y ŷ and Σ ŷ² over tokens, `[2, n]`, ŷ = y / rms(y) over all channels or each `width` of them."""
+        y = (output[0] if isinstance(output, tuple) else output).flatten(0, -2).double()
+        parts = y.unflatten(-1, (-1, width or y.shape[-1]))
+        normed = (parts * (parts.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(1)
+        self.sum(place, torch.stack(((y * normed).sum(0), normed.square().sum(0))))
 
     def add(self, place: Place, *states: Tensor) -> None:
         joined = torch.cat([one.flatten(0, -2).double() for one in states], 1)

@@ -60,7 +60,9 @@ class Request:
 class Need:
     """A statistic of a calibration: `kind` "moment" is E[x xᵀ] `[D + 1, D + 1]` of what the module reads, with a last
     channel that is one (so that means are in it); "firing" that of (x, 1, |h|), x what an MLP reads and h what its
-    output projection does; "routed" `[2, E]` what each expert gives, weight · ‖output‖, and to how many tokens."""
+    output projection does; "normed" `[2, n]` E[y ŷ] and E[ŷ²] of what it gives, ŷ normed over all channels or
+    ("normed 8") so many of them; "routed" `[2, E]` what each expert gives, weight · ‖output‖, and to how many
+    tokens."""
 
     module: str
     kind: str = "moment"

@@ -7,6 +7,7 @@ from .dense import Dense
 from .depth import Depth
 from .expert_pruning import ExpertPruning
 from .experts import Experts
+from .fitted_norms import QueryKeyNorm, SandwichNorm
 from .head_width import HeadWidth
 from .kv_heads import KeyValueHeads
 from .latent import Latent
@@ -43,7 +44,9 @@ OPERATIONS = (
     AttentionHeads(),
     KeyValueHeads(),
     HeadWidth(),
+    QueryKeyNorm(),
     Latent(),
+    SandwichNorm(),
     OutputGate(),
     Sinks(),
     Context(),
