@@ -102,7 +102,7 @@ class MupMultipliers(TypedDict, total=False):
     block_type='mixer_only' lacks. Source: Falcon-H1, arXiv 2507.22448, §3.2."""
 
 class Mtp(TypedDict, total=False):
-    layer_type: Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"] | None
+    layer_type: Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"] | None
     """The layer_type of these layers, one that a layer of the model has; the last such layer is the one they are
     like. None: the last layer's. Needs num_mtp_layers. Source: transformers."""
     mlp_layer_type: Literal["dense", "sparse"] | None
@@ -171,6 +171,10 @@ class Router(TypedDict, total=False):
     per_expert_scale: bool | None
     """A learned factor per expert on the weights. Needs a 'sparse' layer in mlp_layer_types. Source: Gemma 4's
     published code."""
+    num_hash_layers: int | None
+    """In the sparse layers among the first so many, a table says which experts a token goes to, by its id; the
+    router's scores are their weights. None: 0. Needs a 'sparse' layer in mlp_layer_types. Source: Roller et al.
+    2021, Hash Layers, arXiv 2106.04426; DeepSeek-V4, §2.1."""
     weight_on_input: bool | None
     """The weight multiplies an expert's input instead of its output. Needs a 'sparse' layer in mlp_layer_types.
     Source: Llama 4 (Meta 2025)."""
@@ -216,6 +220,15 @@ class PositionConfig(TypedDict, total=False):
     alibi_scaled: bool | None
     """The bias of ALiBi is multiplied by the attention scale. Needs position_embedding_type='alibi'. Source:
     Falcon's published code."""
+    rope_channels: Literal["first", "last"] | None
+    """With a partial_rotary_factor the first channels of a head rotate, or the last. None: first. Needs a layer with
+    softmax attention that rotates (position_embedding_type, no_rope_layers). Source: GPT-J's published code
+    (first); DeepSeek-V4 (last)."""
+    rope_values: bool | None
+    """Values rotate as keys do, and what a query reads of them is rotated back by its own position. With
+    attention_k_eq_v the values are the keys, normed and rotated, and are cached once. Needs a layer with softmax
+    attention that rotates (position_embedding_type, no_rope_layers). Source: VO-RoPE (Su 2025); DeepSeek-V4,
+    §2.3.3."""
 
 class AttnTemperature(TypedDict, total=False):
     layers: Literal["all", "rope", "no_rope"] | None
@@ -359,6 +372,23 @@ class MlaConfig(TypedDict, total=False):
     """Heads of the rotated key: its qk_rope_head_dim channels, and those of a query that read them, are rotated and
     normalised (qk_norm) in so many groups, each as a head of its own. None: 1. Needs attention_type='latent'.
     Source: own to zoo: all key heads of a layer as the one rotated key, after TransMLA, arXiv 2502.07864."""
+    query_rank: int | None
+    """In attention with keys and values per head, queries are projected through so many channels, normed. None: one
+    full projection. Needs a layer of layer_types with softmax attention. Source: DeepSeek-V2, arXiv 2405.04434,
+    §2.1.2, here without a latent of keys; DeepSeek-V4."""
+    output_rank: int | None
+    """The output of attention is projected through so many channels of each of output_groups groups of heads, then
+    mixed. None: one full projection. Needs a layer of layer_types with softmax attention. Source: DeepSeek-V4,
+    §2.3.1 (grouped output projection)."""
+    output_groups: int | None
+    """In how many groups of heads the output goes through its rank. None: 1. Needs mla_config.output_rank. Source:
+    DeepSeek-V4, §2.3.1."""
+    compressed_sparse_rate: int | None
+    """How many tokens, behind as many of the window before, become one entry of a compressed_sparse_attention layer.
+    None: 4. Needs a 'compressed_sparse_attention' layer in layer_types. Source: DeepSeek-V4, §2.3.1."""
+    heavily_compressed_rate: int | None
+    """How many tokens become one entry of a heavily_compressed_attention layer. None: 128. Needs a
+    'heavily_compressed_attention' layer in layer_types. Source: DeepSeek-V4, §2.3.2."""
 
 class Indexer(TypedDict, total=False):
     rope_interleave: bool | None
@@ -372,9 +402,10 @@ class QkNormConfig(TypedDict, total=False):
     scope: Literal["head", "full"] | None
     """The norm goes over each head or over the full projection. None: head. Needs qk_norm. Source: Qwen3, arXiv
     2505.09388 (head); OLMo 2, arXiv 2501.00656 (full)."""
-    weight: Literal["shared", "per_head", "none"] | None
-    """The norm's weight is shared by the heads, one for each head, or none. None: shared. Needs qk_norm. Source:
-    Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 (none)."""
+    weight: Literal["shared", "per_head", "keys", "none"] | None
+    """The norm's weight is shared by the heads, one for each head, on keys alone and shared by their heads, or none.
+    None: shared. Needs qk_norm. Source: Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head);
+    nanochat, Karpathy 2025 (none); DeepSeek-V4 (keys)."""
     bias: bool | None
     """A layer norm on queries and keys has a bias. Needs qk_norm. Source: Phi (Microsoft 2023); Chameleon, arXiv
     2405.09818."""
@@ -469,14 +500,14 @@ class ZooConfig(PreTrainedConfig):
     attention_k_eq_v: bool
     """The values are the projected keys, before those are normalised and rotated. Needs a layer of layer_types with
     softmax attention. Source: Gemma 4's published code."""
-    layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"]] | None
+    layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"]] | None
     """The type of each layer by transformers' names: what a token attends to, hence the mask and the cache. A number
     n: every n-th is full_attention, the others slide, or are what linear_attention_type or attention_chunk_size
     is for. None: sliding_attention with a sliding_window, else full_attention. Source: transformers."""
     sliding_window: int | None
     """A token sees itself and window - 1 before it, in the layers that slide. Without layer_types it is one for
-    every layer. Needs a layer of layer_types that is one of ['sliding_attention', 'hybrid_sliding']. Source:
-    Beltagy et al. 2020, arXiv 2004.05150."""
+    every layer. Needs a layer of layer_types that is one of ['sliding_attention', 'hybrid_sliding',
+    'compressed_sparse_attention', 'heavily_compressed_attention']. Source: Beltagy et al. 2020, arXiv 2004.05150."""
     attention_chunk_size: int | None
     """A token sees what is before it in its own chunk of so many tokens, in chunked_attention layers. Needs a layer
     of layer_types that is one of ['chunked_attention']. Source: Llama 4 (Meta 2025)."""
@@ -540,16 +571,16 @@ class ZooConfig(PreTrainedConfig):
     """Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of head_dim, 0
     without rope. Needs attention_type='latent'. Source: DeepSeek-V2, arXiv 2405.04434, §2.1.3."""
     mla_config: dict[str, Any]
-    """Details of latent attention, key by key."""
+    """Details of latent attention, and of other projections through a rank, key by key."""
     index_topk: int | None
-    """How many keys the indexer chooses for each query. None: 2048. Needs an 'indexed_attention' layer in
-    layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
+    """How many keys the indexer chooses for each query. None: 2048. Needs a layer of layer_types that is one of
+    ['indexed_attention', 'compressed_sparse_attention']. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
     index_n_heads: int | None
-    """Heads of the indexer. None: 64. Needs an 'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2,
-    arXiv 2512.02556, §2.1."""
+    """Heads of the indexer. None: 64. Needs a layer of layer_types that is one of ['indexed_attention',
+    'compressed_sparse_attention']. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
     index_head_dim: int | None
-    """Channels of a head of the indexer. None: 128. Needs an 'indexed_attention' layer in layer_types. Source:
-    DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
+    """Channels of a head of the indexer. None: 128. Needs a layer of layer_types that is one of
+    ['indexed_attention', 'compressed_sparse_attention']. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1."""
     indexer_types: list[Literal["full", "shared", "none"]] | None
     """For each layer: "full" has an indexer, "shared" takes what the last one before it chose, "none" is every other
     layer. None: "full" in every indexed layer. Needs an 'indexed_attention' layer in layer_types. Source: GLM-5,
@@ -623,7 +654,7 @@ class ZooConfig(PreTrainedConfig):
     """One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
     Needs position_embedding_type='rope'. Source: Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name."""
     position_config: dict[str, Any]
-    """Details of learned, sinusoidal and ALiBi positions."""
+    """Details of rotary, learned, sinusoidal and ALiBi positions."""
     relative_attention_num_buckets: int | None
     """Buckets of the relative bias, of which there is one table for all layers. None: 32. Needs
     position_embedding_type='relative'. Source: Raffel et al. 2020, arXiv 1910.10683, §2.1."""
@@ -819,7 +850,7 @@ class ZooConfig(PreTrainedConfig):
         attention_value_scale: float | int | None = None,
         value_norm: bool = False,
         attention_k_eq_v: bool = False,
-        layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"]] | None | str | int = None,
+        layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe"]] | None | str | int = None,
         sliding_window: int | None = None,
         attention_chunk_size: int | None = None,
         sparse_attention_pattern: Literal["none", "strided", "fixed", "banded"] | list[Literal["none", "strided", "fixed", "banded"]] | None | str = None,
@@ -973,7 +1004,7 @@ class ZooConfig(PreTrainedConfig):
             q_lora_rank: Rank of the latent that queries are made of. None: one full projection.
             qk_nope_head_dim: Channels of a head's query and key that do not rotate. None: head_dim, or hidden_size / num_attention_heads.
             qk_rope_head_dim: Channels of a head's query that rotate, and of the rotated key that all heads share. None: half of head_dim, 0 without rope.
-            mla_config: Details of latent attention, key by key.
+            mla_config: Details of latent attention, and of other projections through a rank, key by key.
             index_topk: How many keys the indexer chooses for each query. None: 2048.
             index_n_heads: Heads of the indexer. None: 64.
             index_head_dim: Channels of a head of the indexer. None: 128.
@@ -995,7 +1026,7 @@ class ZooConfig(PreTrainedConfig):
             rope_parameters: The dict of transformers with rope_type, rope_theta, partial_rotary_factor, factor ...: one for all layers, or one for each layer type, where None means no rotation.
             rope_interleave: Channels (2j, 2j + 1) rotate together instead of (j, j + d/2). None: no, with rope.
             no_rope_layers: One entry for each layer: 1 rotates, 0 does not. A number n: every n-th does not. None: every layer rotates.
-            position_config: Details of learned, sinusoidal and ALiBi positions.
+            position_config: Details of rotary, learned, sinusoidal and ALiBi positions.
             relative_attention_num_buckets: Buckets of the relative bias, of which there is one table for all layers. None: 32.
             relative_attention_max_distance: Distance from which on all share the last bucket. None: 128.
             attn_temperature: Queries are scaled by their position: by 1 + scale · log(1 + floor((position + offset) / floor_scale)).
@@ -1110,6 +1141,9 @@ class ZooConfig(PreTrainedConfig):
         """The layer whose indexer chooses for layer `layer_idx`: itself, or the last "full" one before it."""
     def mscale_factor(self, layer_idx: int) -> float:
         """The factor on the scores that comes from the scaling of the rotation of layer `layer_idx`."""
+    @property
+    def compress_rates(self) -> dict[str, int]:
+        """How many tokens become one entry, by the type of the layer, as transformers' caches ask for it."""
     def recurrent_layers(self) -> list[int]:
         """Indices of the layers with a recurrence or a short convolution."""
     def linear_mechanisms(self) -> list[str]:
@@ -1154,6 +1188,8 @@ class ZooConfig(PreTrainedConfig):
     @property
     def num_router_outputs(self) -> int:
         """Ids the router chooses among: the experts and the zero experts after them."""
+    def hashes_tokens(self, layer_idx: int) -> bool:
+        """Whether a token's id chooses its experts in layer `layer_idx`."""
     def has_dense_mlp(self, index: int) -> bool:
         """Whether layer `index` has a dense MLP, be it beside experts."""
     def mtp_layer_config(self) -> PreTrainedConfig:

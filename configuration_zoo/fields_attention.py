@@ -32,7 +32,7 @@ QK_NORM_FIELDS = (
     "qk_norm_config.eps",
 )
 QK_NORM_SCOPES = ("head", "full")
-QK_NORM_WEIGHTS = ("shared", "per_head", "none")
+QK_NORM_WEIGHTS = ("shared", "per_head", "keys", "none")
 QK_NORM_POSITIONS = ("before_rope", "after_rope")
 QK_NORM_LAYERS = ("all", "rope")
 QK_NORM_DEFAULTS = {
@@ -180,9 +180,10 @@ class AttentionFields:
         weight=choice(
             QK_NORM_WEIGHTS,
             needs="qk_norm",
-            meaning="The norm's weight is shared by the heads, one for each head, or none. None: shared.",
+            meaning="The norm's weight is shared by the heads, one for each head, on keys alone and shared by their "
+            "heads, or none. None: shared.",
             source="Qwen3, arXiv 2505.09388 (shared); Command R+, Cohere 2024 (per_head); nanochat, Karpathy 2025 "
-            "(none)",
+            "(none); DeepSeek-V4 (keys)",
         ),
         bias=flag(
             None,

@@ -179,6 +179,12 @@ class ExpertFields:
             meaning="A learned factor per expert on the weights.",
             source="Gemma 4's published code",
         ),
+        num_hash_layers=count(
+            needs="sparse layer",
+            meaning="In the sparse layers among the first so many, a table says which experts a token goes to, by its "
+            "id; the router's scores are their weights. None: 0.",
+            source="Roller et al. 2021, Hash Layers, arXiv 2106.04426; DeepSeek-V4, §2.1",
+        ),
         weight_on_input=flag(
             None,
             needs="sparse layer",
@@ -246,6 +252,7 @@ class ExpertFields:
             ("router.input_norm", False),
             ("router.per_expert_scale", False),
             ("router.jitter_noise", 0.0),
+            ("router.num_hash_layers", 0),
         ):
             _fill(self, field, default)
 
@@ -269,6 +276,7 @@ class ExpertFields:
             raise ValueError("router.weight_on_input=True cannot be combined with zero_expert_num.")
         self._validate_expert_activation()
         self._validate_selection()
+        self._validate_hash_layers()
         self._validate_groups()
         self._validate_shared_experts()
 
@@ -302,6 +310,20 @@ class ExpertFields:
             self, bool(self.norm_topk_prob), "norm_topk_prob=True", ("router.norm_topk_eps", "router.norm_topk_min")
         )
         refuse_unless(self, bool(self.router["input_norm"]), "router.input_norm=True", ("router.input_multiplier",))
+
+    def _validate_hash_layers(self):
+        count = self.router["num_hash_layers"]
+        if count and "sparse" not in self.mlp_layer_types[:count]:
+            raise ValueError(f"router.num_hash_layers={count} needs a 'sparse' layer among the first {count} layers.")
+        if count and (self.scoring_func == "sparsemixer" or self.router["score_after_topk"]):
+            raise ValueError(
+                f"router.num_hash_layers={count} needs a scoring_func other than 'sparsemixer' and "
+                "router.score_after_topk=False: the table says which experts, and their scores are the weights."
+            )
+
+    def hashes_tokens(self, layer_idx: int) -> bool:
+        """Whether a token's id chooses its experts in layer `layer_idx`."""
+        return layer_idx < (self.router["num_hash_layers"] or 0) and self.mlp_layer_types[layer_idx] == "sparse"
 
     def _validate_groups(self):
         refuse_unless(self, self.n_group is not None, "n_group", GROUP_FIELDS)

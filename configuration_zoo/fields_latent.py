@@ -3,9 +3,16 @@
 import math
 from dataclasses import dataclass
 
+from .compressed_layers import CompressedLayers
 from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, settings, size
 from .fields_checks import for_each_layer, refuse_unless, require
-from .vocabulary import HYBRID_LAYERS, INDEXED, INDEXER_TYPES, PER_HEAD_ATTENTIONS
+from .vocabulary import (
+    COMPRESSED_SPARSE,
+    HYBRID_LAYERS,
+    INDEXED,
+    INDEXER_TYPES,
+    PER_HEAD_ATTENTIONS,
+)
 
 WIDTH_FIELDS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_FIELDS = (
@@ -34,7 +41,7 @@ INDEX_FIELDS = (
 
 
 @dataclass(kw_only=True, repr=False)
-class LatentFields:
+class LatentFields(CompressedLayers):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1) and the lightning indexer that makes it sparse
     (DeepSeek-V3.2, arXiv 2512.02556, §2.1).
 
@@ -65,7 +72,7 @@ class LatentFields:
         source="DeepSeek-V2, arXiv 2405.04434, §2.1.3",
     )
     mla_config: dict | None = settings(
-        "Details of latent attention, key by key.",
+        "Details of latent attention, and of other projections through a rank, key by key.",
         norm_eps=positive(
             needs="latent",
             meaning="Epsilon of the RMS norms of the two latents, apart from norm_eps. None: 1e-6.",
@@ -115,20 +122,48 @@ class LatentFields:
             "rotated and normalised (qk_norm) in so many groups, each as a head of its own. None: 1.",
             source="own to zoo: all key heads of a layer as the one rotated key, after TransMLA, arXiv 2502.07864",
         ),
+        query_rank=size(
+            needs="softmax",
+            meaning="In attention with keys and values per head, queries are projected through so many channels, "
+            "normed. None: one full projection.",
+            source="DeepSeek-V2, arXiv 2405.04434, §2.1.2, here without a latent of keys; DeepSeek-V4",
+        ),
+        output_rank=size(
+            needs="softmax",
+            meaning="The output of attention is projected through so many channels of each of output_groups groups of "
+            "heads, then mixed. None: one full projection.",
+            source="DeepSeek-V4, §2.3.1 (grouped output projection)",
+        ),
+        output_groups=size(
+            needs="mla_config.output_rank",
+            meaning="In how many groups of heads the output goes through its rank. None: 1.",
+            source="DeepSeek-V4, §2.3.1",
+        ),
+        compressed_sparse_rate=length(
+            needs="compressed sparse layer",
+            meaning="How many tokens, behind as many of the window before, become one entry of a "
+            "compressed_sparse_attention layer. None: 4.",
+            source="DeepSeek-V4, §2.3.1",
+        ),
+        heavily_compressed_rate=length(
+            needs="heavily compressed layer",
+            meaning="How many tokens become one entry of a heavily_compressed_attention layer. None: 128.",
+            source="DeepSeek-V4, §2.3.2",
+        ),
     )
 
     index_topk: int | None = length(
-        needs="indexed layer",
+        needs="selecting layer",
         meaning="How many keys the indexer chooses for each query. None: 2048.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
     )
     index_n_heads: int | None = size(
-        needs="indexed layer",
+        needs="selecting layer",
         meaning="Heads of the indexer. None: 64.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
     )
     index_head_dim: int | None = size(
-        needs="indexed layer",
+        needs="selecting layer",
         meaning="Channels of a head of the indexer. None: 128.",
         source="DeepSeek-V3.2, arXiv 2512.02556, §2.1",
     )
@@ -164,8 +199,9 @@ class LatentFields:
     def resolve_latent(self) -> None:
         if "latent" in self.attentions:
             self._resolve_widths()
-        if INDEXED in self.layer_types:
+        if INDEXED in self.layer_types or COMPRESSED_SPARSE in self.layer_types:
             self._resolve_indexer()
+        self._resolve_compression()
 
     def _resolve_widths(self):
         rotates = self.position_embedding_type == "rope"
@@ -196,15 +232,19 @@ class LatentFields:
             self.head_dim = self.qk_rope_head_dim if rotates and self.qk_rope_head_dim else width
 
     def _resolve_indexer(self):
+        for field, default in (("index_topk", 2048), ("index_n_heads", 64), ("index_head_dim", 128)):
+            if getattr(self, field) is None:
+                setattr(self, field, default)
         indexed = [layer_type == INDEXED for layer_type in self.layer_types]
         for field, default in (
-            ("index_topk", 2048),
-            ("index_n_heads", 64),
-            ("index_head_dim", 128),
-            ("indexer_types", ["full" if is_indexed else "none" for is_indexed in indexed]),
-            ("indexer.rope_interleave", False),
-            ("indexer_loss_coef", 0.0),
-            ("indexer.warmup", False),
+            ()
+            if not any(indexed)
+            else (
+                ("indexer_types", ["full" if is_indexed else "none" for is_indexed in indexed]),
+                ("indexer.rope_interleave", False),
+                ("indexer_loss_coef", 0.0),
+                ("indexer.warmup", False),
+            )
         ):
             if getattr(self, field) is None:
                 setattr(self, field, default)
@@ -213,8 +253,12 @@ class LatentFields:
     def validate_latent(self) -> None:
         latent = "latent" in self.attentions
         refuse_unless(self, latent, "attention_type='latent'", LATENT_FIELDS)
-        indexed = INDEXED in self.layer_types
-        refuse_unless(self, indexed, "an 'indexed_attention' layer in layer_types", INDEX_FIELDS)
+        indexed, selecting = INDEXED in self.layer_types, COMPRESSED_SPARSE in self.layer_types
+        refuse_unless(self, indexed, "an 'indexed_attention' layer in layer_types", INDEX_FIELDS[3:])
+        reason = f"a layer of layer_types that is one of {[INDEXED, COMPRESSED_SPARSE]}"
+        refuse_unless(self, indexed or selecting, reason, INDEX_FIELDS[:3])
+        self._validate_ranks()
+        self._validate_compression()
         if latent:
             self._validate_widths()
         if indexed:

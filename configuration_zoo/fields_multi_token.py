@@ -121,4 +121,6 @@ class MultiTokenFields:
         own["mlp_layer_types"] = [mlp]
         for name, value in own.items():
             setattr(one, name, value)
+        if one.router["num_hash_layers"]:
+            one.router = one.router | {"num_hash_layers": 0}
         return one

@@ -23,12 +23,15 @@ from .vocabulary import (
     ATTENDING_LAYERS,
     HYBRID_LAYERS,
     NO_MIXER_LAYERS,
+    PER_HEAD_ATTENTIONS,
     POSITION_BIASES,
     POSITION_EMBEDDINGS,
     RECURRENT_LAYERS,
 )
 
+ROPE_CHANNELS = ("first", "last")
 SINUSOID_LAYOUTS = ("interleaved", "halves", "closed_halves")
+ROPE_KEYS = ("position_config.rope_channels", "position_config.rope_values")
 # The scalings of transformers' modeling_rope_utils that a decoder can use.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 TEMPERATURE_LAYERS = ("all", "rope", "no_rope")
@@ -77,7 +80,7 @@ class PositionFields:
         source="Kazemnejad et al. 2023, arXiv 2305.19466; SmolLM3's name",
     )
     position_config: dict | None = settings(
-        "Details of learned, sinusoidal and ALiBi positions.",
+        "Details of rotary, learned, sinusoidal and ALiBi positions.",
         offset=count(
             most=LONGEST,
             needs="absolute positions",
@@ -102,6 +105,19 @@ class PositionFields:
             needs="alibi",
             meaning="The bias of ALiBi is multiplied by the attention scale.",
             source="Falcon's published code",
+        ),
+        rope_channels=choice(
+            ROPE_CHANNELS,
+            needs="rotation",
+            meaning="With a partial_rotary_factor the first channels of a head rotate, or the last. None: first.",
+            source="GPT-J's published code (first); DeepSeek-V4 (last)",
+        ),
+        rope_values=flag(
+            None,
+            needs="rotation",
+            meaning="Values rotate as keys do, and what a query reads of them is rotated back by its own position. "
+            "With attention_k_eq_v the values are the keys, normed and rotated, and are cached once.",
+            source="VO-RoPE (Su 2025); DeepSeek-V4, §2.3.3",
         ),
     )
     relative_attention_num_buckets: int | None = size(
@@ -160,7 +176,7 @@ class PositionFields:
     @for_each_layer
     def validate_position(self) -> None:
         kind = self.position_embedding_type
-        rope_fields = ("rope_parameters", "rope_interleave", "no_rope_layers")
+        rope_fields = ("rope_parameters", "rope_interleave", "no_rope_layers", *ROPE_KEYS)
         refuse_unless(self, kind == "rope", "position_embedding_type='rope'", rope_fields)
         refuse_unless(
             self, kind == "sinusoidal", "position_embedding_type='sinusoidal'", ("position_config.sinusoid_layout",)
@@ -190,6 +206,7 @@ class PositionFields:
                 "position_config.alibi_scaled=True needs heads of one width, so one attention_type for all layers."
             )
         self._validate_rotations()
+        self._validate_rotated_values()
 
     def _validate_rotations(self):
         for index, entry in enumerate(self.no_rope_layers or ()):
@@ -225,6 +242,27 @@ class PositionFields:
             kind = table.get("rope_type", "default")
             if kind not in ROPE_TYPES:
                 raise ValueError(f"rope_parameters: rope_type={kind!r} of {name!r} is not one of {list(ROPE_TYPES)}.")
+
+    def _validate_rotated_values(self):
+        per_head = bool(self.attentions & {*PER_HEAD_ATTENTIONS})
+        refuse_unless(self, per_head, f"an attention_type of {list(PER_HEAD_ATTENTIONS)}", ROPE_KEYS)
+        if not self.position_config["rope_values"]:
+            return
+        if self.value_width != self.head_dim:
+            raise ValueError(
+                f"position_config.rope_values=True needs v_head_dim={self.v_head_dim} to be head_dim={self.head_dim}."
+            )
+        if "differential" in self.attentions:
+            raise ValueError(
+                "position_config.rope_values=True cannot be combined with attention_type='differential', whose heads "
+                "read the values of two side by side."
+            )
+        for field in ("value_norm", "attention_value_scale") if self.attention_k_eq_v else ():
+            if getattr(self, field):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} cannot be combined with attention_k_eq_v=True and "
+                    "position_config.rope_values=True: there the values are the keys."
+                )
 
     def validate_rotary_widths(self) -> None:
         for index, layer in enumerate(self.per_layer_config):

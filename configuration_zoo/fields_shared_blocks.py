@@ -13,7 +13,8 @@ SHARED_BLOCK_FIELDS = ("num_mem_blocks", "shared_attention_adapter_rank", "share
 # What a shared attention does not compute.
 NOT_SHARED = (
     "attention_k_eq_v", "attention_value_scale", "attn_output_gate", "attn_temperature.layers", "clip_qkv",
-    "mup_multipliers.key", "scale_attn_by_inverse_layer_idx", "value_norm",
+    "mla_config.output_rank", "mla_config.query_rank", "mup_multipliers.key", "position_config.rope_values",
+    "scale_attn_by_inverse_layer_idx", "value_norm",
 )  # fmt: skip
 
 

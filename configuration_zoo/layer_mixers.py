@@ -1,6 +1,17 @@
 """Which mechanism mixes tokens in each layer, by `layer_types` and the fields beside it."""
 
-from .vocabulary import HYBRID, HYBRID_LAYERS, INDEXED, NO_MIXER_LAYERS, RECURRENT_LAYERS, WITH_RECURRENCE
+from .vocabulary import (
+    COMPRESSED_SPARSE,
+    HEAVILY_COMPRESSED,
+    HYBRID,
+    HYBRID_LAYERS,
+    INDEXED,
+    NO_MIXER_LAYERS,
+    RECURRENT_LAYERS,
+    WITH_RECURRENCE,
+)
+
+COMPRESSED_MIXERS = {COMPRESSED_SPARSE: "compressed_sparse", HEAVILY_COMPRESSED: "heavily_compressed"}
 
 
 class LayerMixers:
@@ -20,6 +31,7 @@ class LayerMixers:
         beside = [name if skip else HYBRID for name, skip in zip(recurrences, shared, strict=False)]
         by_type |= dict.fromkeys(HYBRID_LAYERS, beside)
         by_type[INDEXED] = ["indexed"] * self.num_hidden_layers
+        by_type |= {name: [mixer] * self.num_hidden_layers for name, mixer in COMPRESSED_MIXERS.items()}
         by_distance = self.position_embedding_type == "transformer_xl"
         softmax = ["transformer_xl"] * self.num_hidden_layers if by_distance else self.attention_types
         shared = [name == "grouped_query" and self.shares_key_values(index) for index, name in enumerate(softmax)]

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 # -- layer_types: how far a layer sees -----------------------------------------------------------------------------
 
 FULL, SLIDING, CHUNKED, INDEXED = "full_attention", "sliding_attention", "chunked_attention", "indexed_attention"
+COMPRESSED_SPARSE, HEAVILY_COMPRESSED = "compressed_sparse_attention", "heavily_compressed_attention"
 LINEAR, CONV = "linear_attention", "conv"
 HYBRID, HYBRID_SLIDING = "hybrid", "hybrid_sliding"
 # transformers' name, whatever the MLP: a layer without a mixer, which caches nothing.
 NO_MIXER = "moe"
 
-SOFTMAX_LAYERS = (FULL, SLIDING, CHUNKED, INDEXED)
+# A window of tokens, and beside it entries that each stand for several older ones.
+COMPRESSED_LAYERS = (COMPRESSED_SPARSE, HEAVILY_COMPRESSED)
+SOFTMAX_LAYERS = (FULL, SLIDING, CHUNKED, INDEXED, *COMPRESSED_LAYERS)
 # A recurrence or a convolution alone; one beside attention.
 RECURRENT_LAYERS = (LINEAR, CONV)
 HYBRID_LAYERS = (HYBRID, HYBRID_SLIDING)
@@ -26,7 +29,9 @@ WITH_RECURRENCE = RECURRENT_LAYERS + HYBRID_LAYERS
 # Layers whose keys and values a later one can read, and that can read them.
 SHARING_LAYERS = (FULL, SLIDING, CHUNKED)
 # Layers that see a number of tokens -> the field with that number.
-WINDOW_FIELDS = {SLIDING: "sliding_window", HYBRID_SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
+WINDOW_FIELDS = {
+    **dict.fromkeys((SLIDING, HYBRID_SLIDING, *COMPRESSED_LAYERS), "sliding_window"), CHUNKED: "attention_chunk_size",
+}  # fmt: skip
 
 # -- attention_type, linear_attention_type: by which mechanism -----------------------------------------------------
 

@@ -6,6 +6,7 @@ of a matrix product, none for anything else.
     latent attention                2 H (n + r + v)        expanded, a prompt; for each key
                                     2 H (c + r + c)        absorbed, a decoded token; for each key
     an indexer                      2 H_i (d_i + 1)        for each key, once there are more than it chooses
+    entries of compressed attention                        one for each window of tokens that has ended, as a key
     a recurrence                    run on the meta device: what its chunks cost is the algorithm's
 
 A query of a prompt of T tokens counts T keys, or its window: what a causal mask hides is counted, as the counter does
@@ -52,6 +53,9 @@ class LayerFlops:
     per_key: tuple[int, int] = (0, 0)
     limit: int | None = None
     indexer: tuple[int, int, int] = (0, 0, 0)
+    # Tokens to an entry beside the keys, None for no entries; how many of these a query reads at most, None for all.
+    rate: int | None = None
+    entries: int | None = None
 
     def decode(self, context: int) -> int:
         return self._cost(0, context)
@@ -60,12 +64,14 @@ class LayerFlops:
         return self._cost(1, context)
 
     def _cost(self, way: int, context: int) -> int:
-        return self.fixed[way] + self.per_key[way] * seen(context, self.limit) + self.indexer_cost(context)
+        keys = seen(context, self.limit) + (0 if self.rate is None else seen(context // self.rate, self.entries))
+        return self.fixed[way] + self.per_key[way] * keys + self.indexer_cost(context)
 
     def indexer_cost(self, context: int) -> int:
         key, matrices, per_key = self.indexer
-        chooses = any(self.indexer) and context > self.limit
-        return key + (matrices + per_key * context if chooses else 0)
+        scored, most = (context, self.limit) if self.rate is None else (context // self.rate, self.entries)
+        chooses = any(self.indexer) and scored > most
+        return key + (matrices + per_key * scored if chooses else 0)
 
 
 def seen(context: int, limit: int | None) -> int:
@@ -90,10 +96,13 @@ def layer_flops(model: "PreTrainedModel") -> list[LayerFlops]:
             costs = recurrences[alike[index]]
         chosen = (0, 0, 0)
         if indexer is not None:
-            key = matrix_flops(indexer.wk)
+            key = matrix_flops(indexer.wk if hasattr(indexer, "wk") else indexer.compressor)
             chosen = key, matrix_flops(indexer) - key, 2 * indexer.heads * (indexer.width + 1)
         fixed = (matrices + costs[0], matrices + costs[1])
-        found.append(LayerFlops(fixed, *attention_flops(config, index), indexer=chosen))
+        rate = config.compress_rates.get(config.layer_types[index])
+        entries = None if indexer is None else config.index_topk
+        attends = attention_flops(config, index)
+        found.append(LayerFlops(fixed, *attends, indexer=chosen, rate=rate, entries=entries))
     return found
 
 
@@ -113,7 +122,9 @@ def matrix_flops(module: "nn.Module", without: "Sequence[nn.Module | None]" = ()
     skipped = {id(part) for one in without if one is not None for part in one.modules()}
     others = (nn.Embedding, Experts, LayerNorm, RMSNorm)
     parts = [part for part in module.modules() if id(part) not in skipped and not isinstance(part, others)]
-    return sum(2 * weight.numel() for part in parts for weight in part.parameters(recurse=False) if weight.ndim == 2)
+    weights = [pair for part in parts for pair in part.named_parameters(recurse=False)]
+    # Biases of the gates of compressed tokens, by their place in a window.
+    return sum(2 * weight.numel() for name, weight in weights if weight.ndim == 2 and name != "position_bias")
 
 
 def routed_flops(layer: "nn.Module", config: Any) -> int:

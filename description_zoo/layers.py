@@ -17,6 +17,8 @@ CONTEXTS = {
     "indexed_attention": ("full, indexed", None),
     "sliding_attention": ("window", "sliding_window"),
     "chunked_attention": ("chunk", "attention_chunk_size"),
+    "compressed_sparse_attention": ("window + chosen entries", "sliding_window"),
+    "heavily_compressed_attention": ("window + entries", "sliding_window"),
     "hybrid": ("full + state", None),
     "hybrid_sliding": ("state + window", "sliding_window"),
     "linear_attention": ("state", None),
@@ -89,7 +91,7 @@ def describe_mixer(config: ZooConfig, mixer: "TokenMixer | None", index: int) ->
         return describe_recurrence(config, name, index)
     if config.attention_types[index] == "latent":
         return f"{name} {_latent(config)}{indexer_words(config, index)}"
-    return f"{name} {_heads(config)}"
+    return f"{name} {_heads(config)}{compression_words(config, index)}{rank_words(config)}"
 
 
 def _heads(config: ZooConfig) -> str:
@@ -105,6 +107,24 @@ def _latent(config: ZooConfig) -> str:
     width = f"{config.qk_nope_head_dim}+{config.qk_rope_head_dim}/{config.v_head_dim}"
     rank = f", q {config.q_lora_rank}" if config.q_lora_rank else ""
     return f"{heads} x {width}, kv {config.kv_lora_rank}{rank}"
+
+
+def compression_words(config: ZooConfig, index: int) -> str:
+    """`, an entry for 4 tokens, 512 of them by an indexer of 64 x 128`; nothing for other layers."""
+    rate = config.compress_rates.get(config.layer_types[index])
+    if rate is None:
+        return ""
+    words = f", an entry for {rate} tokens"
+    if config.layer_types[index] != "compressed_sparse_attention":
+        return words
+    return f"{words}, {config.index_topk} of them by an indexer of {config.index_n_heads} x {config.index_head_dim}"
+
+
+def rank_words(config: ZooConfig) -> str:
+    """`, q 1024, o 8 x 1024`: ranks of the projections of queries and of the output, the latter in groups."""
+    query, output = config.mla_config["query_rank"], config.mla_config["output_rank"]
+    words = f", q {query}" if query else ""
+    return words + (f", o {config.mla_config['output_groups']} x {output}" if output else "")
 
 
 def indexer_words(config: ZooConfig, index: int) -> str:
@@ -177,6 +197,8 @@ def positions_of(config: ZooConfig, index: int) -> str:
         text += f" {table['rope_type']}" + (f" x {factor:g}" if factor else "")
     if table.get("partial_rotary_factor", 1.0) != 1.0:
         text += f", {table['partial_rotary_factor']:g} of a head"
+        if config.position_config["rope_channels"] == "last":
+            text += ", its last channels"
     return text + (", interleaved" if config.rope_interleave else "")
 
 
@@ -204,6 +226,7 @@ def attention_features(config: ZooConfig, index: int) -> list[str]:
         f"cap {config.attn_logit_softcapping}": config.attn_logit_softcapping,
         f"clamp {config.clip_qkv}": config.clip_qkv,
         "values = keys": config.attention_k_eq_v,
+        "values rotate": config.position_config["rope_values"],
         "norm of values": config.value_norm,
         f"values x {config.attention_value_scale}": config.attention_value_scale,
         _value_residual(config): config.mixes_values(index),
@@ -227,6 +250,7 @@ def _value_residual(config: ZooConfig) -> str:
 def _qk_norm(config: ZooConfig) -> str:
     how, norm = config.qk_norm_config, (config.qk_norm or "").replace("_", " ")
     words = f"QK {norm}" + (" over all heads" if how["scope"] == "full" else "")
+    words += ", a weight for keys alone" if how["weight"] == "keys" else ""
     return words + (" after RoPE" if how["position"] == "after_rope" else "")
 
 

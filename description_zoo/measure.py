@@ -47,8 +47,8 @@ def measure(config: ZooConfig, model: "PreTrainedModel | None" = None) -> dict:
         "active_parameters": active,
         "least_active_parameters": active - spared,
         "bytes": total * model.dtype.itemsize,
-        "cache_bytes_per_token": sum(layer["cache_bytes_per_token"] for layer in layers if not layer["window"]),
-        "window_bytes": sum(cached_bytes(layer, layer["window"] or 0) - layer["state_bytes"] for layer in layers),
+        "cache_bytes_per_token": sum(growth(layer) for layer in layers),
+        "window_bytes": sum(held_in_window(layer) for layer in layers),
         "state_bytes": sum(layer["state_bytes"] for layer in layers),
         "workspace_bytes": sum(layer["workspace_bytes"] for layer in layers),
         "cache_bytes_at_full_length": sum(layer["cache_bytes_at_full_length"] for layer in layers),
@@ -131,6 +131,7 @@ def measure_layer(model: "PreTrainedModel", index: int, sizes: tuple[int, int, i
         "inactive_parameters": sum(inactive_parameters(experts, config) for experts in experts_of(layer)),
         "window": limit,
         **dict(zip(("cache_bytes_per_token", "state_bytes", "workspace_bytes"), sizes, strict=True)),
+        **compressed_sizes(mixer_of(layer), model.dtype.itemsize),
     }
     return measured | {"cache_bytes_at_full_length": cached_bytes(measured, config.max_position_embeddings)}
 
@@ -139,7 +140,43 @@ def cached_bytes(layer: dict, length: int) -> int:
     """Bytes that a layer's cache holds after `length` tokens of one sequence: in a window the w - 1 that the next token
     sees beside itself."""
     kept = length if layer["window"] is None else min(length, layer["window"] - 1)
-    return layer["state_bytes"] + layer["cache_bytes_per_token"] * max(kept, 0)
+    return layer["state_bytes"] + layer["cache_bytes_per_token"] * max(kept, 0) + entries_bytes(layer, length)
+
+
+def growth(layer: dict) -> int:
+    """Bytes that a token adds to a layer's cache for good; of entries, its share of one."""
+    entries = layer["entry_bytes"] // layer["entry_rate"] if layer.get("entry_rate") else 0
+    return entries if layer["window"] else layer["cache_bytes_per_token"]
+
+
+def held_in_window(layer: dict) -> int:
+    """Bytes of the tokens in a full window, 0 for a layer without one."""
+    length = layer["window"] or 0
+    return cached_bytes(layer, length) - layer["state_bytes"] - entries_bytes(layer, length)
+
+
+def entries_bytes(layer: dict, length: int) -> int:
+    """Bytes of the entries that stand for windows of so many tokens, in a layer of compressed attention."""
+    return layer["entry_bytes"] * (length // layer["entry_rate"]) if layer.get("entry_rate") else 0
+
+
+def compressed_sizes(mixer: "TokenMixer | None", itemsize: int) -> dict[str, int]:
+    """What a layer of compressed attention keeps, {} for any other: a token of its window, which is key and value at
+    once; all that stays of the tokens in open windows; the entries of a closed one, and how many tokens that has."""
+    if getattr(mixer, "compressor", None) is None:
+        return {}
+    config, indexer = mixer.config, mixer.indexer
+    parts = [mixer.compressor] if indexer is None else [mixer.compressor, indexer.compressor]
+    table = config.rope_tables.get(config.rope_table_of(mixer.layer_idx))
+    turning = 2 * int(config.head_dim * table.get("partial_rotary_factor", 1.0)) if table else 0
+    open_tokens = mixer.compressor.rate * (1 + mixer.overlap) - 1
+    per_token = sum(2 * part.kv_proj.out_features + turning for part in parts)
+    return {
+        "cache_bytes_per_token": config.num_key_value_heads * config.head_dim * itemsize,
+        "state_bytes": open_tokens * per_token * itemsize,
+        "entry_bytes": sum(part.heads * part.width for part in parts) * itemsize,
+        "entry_rate": mixer.compressor.rate,
+    }
 
 
 def cache_totals(report: dict, context: int | None = None, batch: int = 1) -> dict:
@@ -151,6 +188,7 @@ def cache_totals(report: dict, context: int | None = None, batch: int = 1) -> di
     held = sum(cached_bytes(layer, length) for layer in layers)
     state = report["state_bytes"]
     growing = sum(cached_bytes(layer, length) - layer["state_bytes"] for layer in layers if layer["window"] is None)
+    growing += sum(entries_bytes(layer, length) for layer in layers if layer["window"] is not None)
     return {
         "context": length,
         "batch": batch,
@@ -228,9 +266,11 @@ def filled_cache(model: "PreTrainedModel", length: int, indices: Iterable[int]) 
     from transformers import DynamicCache
 
     from modeling_zoo.attention_sparse_indexer import SharedIndices
+    from modeling_zoo.cache_upgrade import prepare_cache
     from modeling_zoo.ops_cross_layer import SharedKeyValues
 
     cache = DynamicCache(config=model.config)
+    prepare_cache(cache, model.config)
     for held in cache.layers:
         # A window that drops its second token would hide what a token adds.
         if getattr(held, "sliding_window", None):

@@ -18,12 +18,13 @@ from transformers.cache_utils import Cache
 from configuration_zoo import ZooConfig
 
 from .attention_gates import make_output_gate, query_gate_width
+from .attention_ranks import GroupedProjection
 from .mixer import TokenMixer
 from .norms import RMSNorm, make_qk_norm, make_sub_norm
 from .ops_attention import attention
 from .ops_attention_bands import AttentionMask
 from .ops_own_part import own_part
-from .ops_rotary import apply_rotary
+from .ops_rotary import apply_rotary, backwards
 
 
 class Clamp(nn.Module):
@@ -52,6 +53,12 @@ class QueryTemperature(nn.Module):
         return (query * temperature[..., None, None]).to(query.dtype)
 
 
+def rotation_of(config: ZooConfig) -> dict[str, bool]:
+    """How `apply_rotary` turns the heads of a model."""
+    options = {"interleave": config.rope_interleave, "upcast": config.precision["rope"] == "float32_qk"}
+    return options | ({"trailing": True} if config.position_config["rope_channels"] == "last" else {})
+
+
 class SoftmaxAttention(TokenMixer):
     """What every softmax attention has: a scale, a window, a cap, sinks and a gate; and the call of the operation."""
 
@@ -71,6 +78,41 @@ class SoftmaxAttention(TokenMixer):
         self.output_gate = make_output_gate(config)
         width = config.num_attention_heads * config.value_width
         self.sub_norm = make_sub_norm(config, layer_idx, width)
+
+    def build_queries(self, config: ZooConfig, width: int) -> None:
+        """One projection to the queries, or two with a norm between them."""
+        hidden, rank = config.hidden_size, config.mla_config["query_rank"]
+        self.q_a_proj = None
+        if rank is None:
+            self.q_proj = nn.Linear(hidden, width, bias=config.attention_bias)
+        else:
+            self.q_a_proj = nn.Linear(hidden, rank, bias=config.attention_bias)
+            self.q_a_layernorm = RMSNorm(rank, config.norm_eps, cast=config.precision["norm"])
+            self.q_b_proj = nn.Linear(rank, width, bias=False)
+
+    def build_output(self, config: ZooConfig) -> None:
+        """One output projection, or two through a rank in groups of heads."""
+        width, rank = config.num_attention_heads * self.value_width, config.mla_config["output_rank"]
+        self.o_a_proj = None
+        if rank is None:
+            self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_out_bias)
+        else:
+            groups = config.mla_config["output_groups"]
+            plain = groups == 1
+            self.o_a_proj = nn.Linear(width, rank, bias=False) if plain else GroupedProjection(width, rank, groups)
+            self.o_b_proj = nn.Linear(groups * rank, config.hidden_size, bias=config.attention_out_bias)
+
+    def query_source(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What queries are projected from: `[B, T, D]` as it is, or `[B, T, q]`, normed."""
+        return hidden_states if self.q_a_proj is None else self.q_a_layernorm(self.q_a_proj(hidden_states))
+
+    def project_queries(self, source: torch.Tensor) -> torch.Tensor:
+        """`query_source` → `[B, T, H · d]`."""
+        return self.q_proj(source) if self.q_a_proj is None else self.q_b_proj(source)
+
+    def project_output(self, attn_output: torch.Tensor) -> torch.Tensor:
+        """`[B, T, H · v]` → `[B, T, D]`."""
+        return self.o_proj(attn_output) if self.o_a_proj is None else self.o_b_proj(self.o_a_proj(attn_output))
 
     def initialize(self, std: float) -> None:
         if self.has_sinks:
@@ -93,7 +135,7 @@ class SoftmaxAttention(TokenMixer):
         if self.output_gate is not None:
             attn_output = self.output_gate(attn_output, hidden_states, gate)
         attn_output = attn_output.flatten(-2).contiguous()
-        return self.o_proj(attn_output if self.sub_norm is None else self.sub_norm(attn_output))
+        return self.project_output(attn_output if self.sub_norm is None else self.sub_norm(attn_output))
 
 
 class GroupedQueryAttention(SoftmaxAttention):
@@ -115,19 +157,20 @@ class GroupedQueryAttention(SoftmaxAttention):
 
     def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        heads, hidden = config.num_attention_heads, config.hidden_size
+        heads = config.num_attention_heads
         self.num_key_value_groups = heads // config.num_key_value_heads
         self.head_dim, self.value_width = config.head_dim, config.value_width
         # Channels of a head in q_proj: those of its query, those of its gate.
         self.gate_width = query_gate_width(config)
         self.query_parts = (self.head_dim, self.gate_width)
-        self.q_proj = nn.Linear(hidden, heads * sum(self.query_parts), bias=config.attention_bias)
+        self.build_queries(config, heads * sum(self.query_parts))
         self.build_keys(config, layer_idx)
-        self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
+        self.build_output(config)
         has_norm = config.has_qk_norm(layer_idx)
-        self.q_norm = make_qk_norm(config, heads) if has_norm else None
+        self.q_norm = make_qk_norm(config, heads, of_queries=True) if has_norm else None
         self.norm_after_rope = config.qk_norm_config["position"] == "after_rope"
-        self.rotation = {"interleave": config.rope_interleave, "upcast": config.precision["rope"] == "float32_qk"}
+        self.rotation = rotation_of(config)
+        self.rope_values = config.position_config["rope_values"]
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         # Values are clamped as they are projected, queries and keys there or after their norm.
         self.clip = Clamp(config.clip_qkv) if config.clip_qkv is not None else None
@@ -143,6 +186,7 @@ class GroupedQueryAttention(SoftmaxAttention):
         self.v_proj = None if config.attention_k_eq_v else nn.Linear(hidden, width, bias=bias)
         self.k_norm = make_qk_norm(config, kv_heads) if config.has_qk_norm(layer_idx) else None
         self.v_norm = RMSNorm(self.value_width, config.norm_eps, affine=False) if config.value_norm else None
+        self.value_is_key = config.attention_k_eq_v and config.position_config["rope_values"]
         self.key_multiplier, self.value_scale = config.mup_multipliers["key"], config.attention_value_scale
 
     def forward(
@@ -160,6 +204,8 @@ class GroupedQueryAttention(SoftmaxAttention):
         query, gate = self.queries(hidden_states, position_embeddings, position_ids)
         key, value = self.update_cache(hidden_states, position_embeddings, past_key_values, shared_key_values)
         attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
+        if self.rope_values and position_embeddings is not None:
+            attn_output = apply_rotary(attn_output, backwards(position_embeddings), **self.rotation)
         return self.output(attn_output, hidden_states, gate), weights
 
     def queries(
@@ -167,9 +213,11 @@ class GroupedQueryAttention(SoftmaxAttention):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, ...] | None,
         position_ids: torch.Tensor | None,
+        source: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`[B, T, D]` → queries `[B, H, T, d]`, normed and rotated; gate `[B, T, H, v]` or None."""
-        query, gate = self.q_proj(hidden_states), None
+        """`[B, T, D]` (or `query_source`) → queries `[B, H, T, d]`, normed and rotated; gate `[B, T, H, v]` or None."""
+        source = self.query_source(hidden_states) if source is None else source
+        query, gate = self.project_queries(source), None
         if self.clip is not None and not self.clip_after_norm:
             query = self.clip(query)
         query = query.view(*hidden_states.shape[:-1], -1, sum(self.query_parts))
@@ -198,7 +246,10 @@ class GroupedQueryAttention(SoftmaxAttention):
         if self.value_scale is not None:
             value = value * self.value_scale
         key = self.norm_and_rotate(key, self.k_norm, position_embeddings)
+        if self.rope_values and not self.value_is_key and position_embeddings is not None:
+            value = apply_rotary(value, position_embeddings, **self.rotation)
         key, value = key.transpose(1, 2), value.transpose(1, 2)
+        value = key if self.value_is_key else value
         if self.key_copies > 1:
             key, value = (own_part(x.repeat_interleave(self.key_copies, 1), self.q_proj, 1) for x in (key, value))
         return key, value
@@ -229,7 +280,10 @@ class GroupedQueryAttention(SoftmaxAttention):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts keys and values of these tokens into the cache → those of all tokens, `[B, K, S, d]`, `[B, K, S, v]`."""
         key, value = self.keys_and_values(hidden_states, position_embeddings)
-        if past_key_values is not None:
+        if past_key_values is not None and self.value_is_key and value is key:
+            # One tensor that is both is kept once.
+            key = value = past_key_values.update(key, value[..., :0], self.layer_idx)[0]
+        elif past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         if self.stores_shared_kv and shared_key_values is not None:
             shared_key_values.put(self.layer_idx, key, value)

@@ -72,14 +72,15 @@ class LatentAttention(SoftmaxAttention):
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
         self.kv_a_layernorm = make_latent_norm(config, self.rank)
         self.kv_b_proj = nn.Linear(self.rank, kv_heads * (self.nope + self.value_width), bias=False)
-        self.o_proj = nn.Linear(heads * self.value_width, hidden, bias=config.attention_out_bias)
+        self.build_output(config)
         self.query_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_config["scale_q_lora"] else None
         self.latent_scale = (hidden / self.rank) ** 0.5 if config.mla_config["scale_kv_lora"] else None
         self.temperature = QueryTemperature(config) if config.has_attention_temperature(layer_idx) else None
         self.rope_heads, has_norm = config.mla_config["rope_heads"], config.has_qk_norm(layer_idx)
         # Queries and the shared key as heads of this width: each has a norm, and a rotation, of its own.
-        self.q_norm = make_qk_norm(config, heads * self.rope_heads, config.rope_head_width) if has_norm else None
-        self.k_norm = make_qk_norm(config, self.rope_heads, config.rope_head_width) if has_norm else None
+        width = config.rope_head_width
+        self.q_norm = make_qk_norm(config, heads * self.rope_heads, width, of_queries=True) if has_norm else None
+        self.k_norm = make_qk_norm(config, self.rope_heads, width) if has_norm else None
         self.norm_after_rope = config.qk_norm_config["position"] == "after_rope"
         table = config.rope_tables.get(config.rope_table_of(layer_idx), {})
         whole = table.get("partial_rotary_factor", 1.0) == 1.0

@@ -66,6 +66,9 @@ MASK_BUILDERS = {
 PARTS = {
     "hybrid": ("full_attention", "linear_attention"),
     "hybrid_sliding": ("sliding_attention", "linear_attention"),
+    # Which are tokens, to be compressed.
+    "compressed_sparse_attention": ("sliding_attention", "linear_attention"),
+    "heavily_compressed_attention": ("sliding_attention", "linear_attention"),
     "moe": (),
 }
 # The 2-D padding mask, kept beside the built ones where someone passes masks on as a dict.

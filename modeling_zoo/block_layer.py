@@ -64,15 +64,21 @@ class ZooDecoderLayer(GradientCheckpointingLayer):
         output = self.mixer(x, context)
         return self.scaled(self.attn_output_norm(output) if "attn_output_norm" in self.norms else output)
 
-    def feed(self, x: torch.Tensor) -> torch.Tensor:
+    def run_mlp(self, mlp: nn.Module, x: torch.Tensor, context: dict, **given: torch.Tensor) -> torch.Tensor:
+        """`mlp(x)`, `[B, T, D]`, with the ids of the tokens where its router goes by them."""
+        if getattr(mlp, "hashes_tokens", False):
+            given["token_ids"] = context.get("token_ids")
+        return mlp(x, **given)
+
+    def feed(self, x: torch.Tensor, context: dict) -> torch.Tensor:
         """The MLP's contribution to the residual stream."""
-        output = self.mlp(x)
+        output = self.run_mlp(self.mlp, x, context)
         return self.scaled(self.mlp_output_norm(output) if "mlp_output_norm" in self.norms else output)
 
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         """The residual stream `[B, T, D]` after mixer and MLP: what the topologies differ in."""
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
-        return hidden_states + self.feed(self.mlp_norm(hidden_states))
+        return hidden_states + self.feed(self.mlp_norm(hidden_states), context)
 
     def forward(
         self,

@@ -70,7 +70,7 @@ class ScaledSandwichLayer(SandwichNormLayer):
         hidden_states = hidden_states + self.mix(self.attn_norm(hidden_states), context)
         fed = self.mlp(self.mlp_norm(hidden_states))
         if self.moe is not None:
-            routed = self.moe(self.moe_norm(hidden_states), router_input=hidden_states)
+            routed = self.run_mlp(self.moe, self.moe_norm(hidden_states), context, router_input=hidden_states)
             fed = self.mlp_branch_norm(fed) + self.moe_output_norm(routed)
         return hidden_states + self.scaled(self.mlp_output_norm(fed))
 
@@ -95,7 +95,7 @@ class PostNormLayer(ZooDecoderLayer):
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         mixed = self.scaled(self.mixer(hidden_states, context))
         hidden_states = self.attn_output_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
-        fed = self.scaled(self.mlp(hidden_states))
+        fed = self.scaled(self.run_mlp(self.mlp, hidden_states, context))
         return self.mlp_output_norm(weighted_sum(hidden_states, fed, *self.mlp_factors))
 
 
@@ -111,7 +111,7 @@ class PreNormResidualLayer(ZooDecoderLayer):
         hidden_states = self.attn_norm(hidden_states)
         mixed = self.mix(hidden_states, context)
         hidden_states = self.mlp_norm(weighted_sum(hidden_states, mixed, *self.mixer_factors))
-        return weighted_sum(hidden_states, self.feed(hidden_states), *self.mlp_factors)
+        return weighted_sum(hidden_states, self.feed(hidden_states, context), *self.mlp_factors)
 
 
 def residual_first(x: torch.Tensor, mixed: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ class ParallelLayer(ZooDecoderLayer):
 
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         normed = self.attn_norm(hidden_states)
-        return self.sum(hidden_states, self.mix(normed, context), self.feed(normed))
+        return self.sum(hidden_states, self.mix(normed, context), self.feed(normed, context))
 
 
 class ParallelTwoNormsLayer(ParallelLayer):
@@ -148,7 +148,7 @@ class ParallelTwoNormsLayer(ParallelLayer):
 
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         mixed = self.mix(self.attn_norm(hidden_states), context)
-        return self.sum(hidden_states, mixed, self.feed(self.mlp_norm(hidden_states)))
+        return self.sum(hidden_states, mixed, self.feed(self.mlp_norm(hidden_states), context))
 
 
 class MixerOnlyLayer(ZooDecoderLayer):
@@ -197,7 +197,7 @@ class MlpOnlyLayer(ZooDecoderLayer):
     branches = ("mlp",)
 
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
-        return hidden_states + self.feed(self.mlp_norm(hidden_states))
+        return hidden_states + self.feed(self.mlp_norm(hidden_states), context)
 
 
 class ShortcutLayer(ZooDecoderLayer):
@@ -225,8 +225,8 @@ class ShortcutLayer(ZooDecoderLayer):
                 raise ValueError(
                     f"Layer {self.layer_idx} of block_type 'shortcut' needs `shortcuts`, one object for all layers."
                 )
-            shortcuts.put(self.layer_idx, self.scaled(self.moe(normed)))
-        hidden_states = hidden_states + self.feed(normed)
+            shortcuts.put(self.layer_idx, self.scaled(self.run_mlp(self.moe, normed, context)))
+        hidden_states = hidden_states + self.feed(normed, context)
         return hidden_states if late is None else hidden_states + late.to(hidden_states.device)
 
 
@@ -242,7 +242,7 @@ class HyperConnectionLayer(ZooDecoderLayer):
         read, *weights = self.attn_hc(hidden_states)
         hidden_states = self.attn_hc.write(hidden_states, self.mix(self.attn_norm(read), context), *weights)
         read, *weights = self.mlp_hc(hidden_states)
-        return self.mlp_hc.write(hidden_states, self.feed(self.mlp_norm(read)), *weights)
+        return self.mlp_hc.write(hidden_states, self.feed(self.mlp_norm(read), context), *weights)
 
 
 BLOCKS = {

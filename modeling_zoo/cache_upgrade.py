@@ -29,6 +29,7 @@ from transformers.cache_utils import (
 
 from configuration_zoo import ZooConfig
 
+from .cache_compressed import CompressedLayer
 from .cache_counting import CountingLayer, CountingRecurrentLayer
 from .cache_growing import GrowingLayer, LatentLayer
 from .cache_hybrid import (
@@ -78,6 +79,8 @@ LATENT_LAYERS = {
 # with the field that says it.
 OTHER_LAYERS = {"latent": LATENT_LAYERS}
 WIDTHS = {"latent": {"latent_dim": "kv_lora_rank", "rope_dim": "qk_rope_head_dim"}}
+# By the type of the layer, where it keeps entries beside a window, whatever transformers made for it.
+ENTRY_LAYERS = {"compressed_sparse_attention": CompressedLayer, "heavily_compressed_attention": CompressedLayer}
 # The layer that counts tokens where no attention does, by the type of the layer it stands for.
 COUNTING_LAYERS = {"linear_attention": CountingRecurrentLayer, "conv": CountingRecurrentLayer, "moe": CountingLayer}
 # Our class -> the one that stores eight bits.
@@ -114,10 +117,15 @@ def upgrade_cache(cache: Cache | None, config: ZooConfig, quantized: bool = Fals
         _upgrade_replicated(cache, config, quantized)
     # The layers of a cache can be fewer or more than the config's, those of prediction heads for example.
     configs = dict(enumerate(config.per_layer_config))
+    kinds = dict(enumerate(getattr(config, "layer_types", None) or ()))
     for index, layer in enumerate(cache.layers):
         if _is_empty(layer):
             own = configs.get(index, config)
-            cache.layers[index] = upgraded_layer(layer, own, attention_of(own, index), quantized)
+            with_entries = ENTRY_LAYERS.get(kinds.get(index))
+            if with_entries is not None and not isinstance(layer, StaticLayer):
+                cache.layers[index] = with_entries(own)
+            else:
+                cache.layers[index] = upgraded_layer(layer, own, attention_of(own, index), quantized)
     if may_count_tokens(config):
         _count_tokens(cache, config)
     return cache
@@ -142,7 +150,8 @@ def prepare_cache(cache: Cache | None, config: ZooConfig) -> None:
     """
     layers = getattr(cache, "layers", None)
     counted = not isinstance(layers, list) or any(isinstance(layer, CacheLayerMixin) for layer in layers)
-    if keeps_more(config) and not counted:
+    entries = any(name in ENTRY_LAYERS for name in getattr(config, "layer_types", None) or ())
+    if keeps_more(config) and (entries or not counted):
         upgrade_cache(cache, config)
 
 

@@ -146,11 +146,14 @@ class Router(nn.Module):
             return F.linear(hidden_states, self.weight, self.bias)
         return float32_linear(hidden_states, self.weight, self.bias)
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden_states: torch.Tensor, token_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`token_ids` `[B, T]`, of the N rows, are for a router that goes by them."""
         logits = self.project(hidden_states)
         if self.softcap is not None:
             logits = torch.tanh(logits.float() / self.softcap) * self.softcap
-        weights, experts = self.select(logits if self.router_dtype == "activation" else logits.float())
+        weights, experts = self.select(logits if self.router_dtype == "activation" else logits.float(), token_ids)
         if self.scaling != 1:
             weights = weights * self.scaling
         if self.per_expert_scale is not None:
@@ -187,17 +190,51 @@ class TopKRouter(Router):
         if self.e_score_correction_bias is not None:
             init.zeros_(self.e_score_correction_bias)
 
-    def select(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def select(self, logits: torch.Tensor, token_ids: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """`[N, E]` → weights `[N, k]`, experts `[N, k]`."""
         scores = logits if self.score_after_topk else self.score(logits)
-        choice = scores if self.e_score_correction_bias is None else scores + self.e_score_correction_bias
-        if self.groups is not None:
-            choice = limit_groups(choice, *self.groups)
-        experts = choice.topk(self.top_k, dim=-1).indices
+        experts = self.choose(scores, token_ids)
         weights = scores.gather(-1, experts)
         if self.score_after_topk:
             weights = self.score(weights)
         return normalize_weights(weights, self.eps, self.minimum) if self.normalize else weights, experts
+
+    def choose(self, scores: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
+        """The k best experts of scores `[N, E]`, `[N, k]`."""
+        choice = scores if self.e_score_correction_bias is None else scores + self.e_score_correction_bias
+        if self.groups is not None:
+            choice = limit_groups(choice, *self.groups)
+        return choice.topk(self.top_k, dim=-1).indices
+
+
+class HashRouter(TopKRouter):
+    """A table says which experts a token goes to, by its id; their scores are the weights (Roller et al. 2021, Hash
+    Layers, arXiv 2106.04426; DeepSeek-V4, §2.1).
+
+    `tid2eid` `[V, k]` is not trained: before a checkpoint's, token t has experts t · k ... t · k + k - 1, modulo E.
+    """
+
+    def __init__(self, config: ZooConfig, layer_idx: int | None = None):
+        super().__init__(config, layer_idx)
+        self.e_score_correction_bias = self.groups = None
+        self.register_buffer("tid2eid", torch.empty(config.vocab_size, self.top_k, dtype=torch.long))
+
+    def initialize(self, std: float) -> None:
+        super().initialize(std)
+        init.copy_(self.tid2eid, self.even_table(len(self.tid2eid)).to(self.tid2eid.device))
+
+    def even_table(self, tokens: int) -> torch.Tensor:
+        """Experts of `tokens` tokens `[V, k]`, each as often as any other."""
+        return torch.arange(tokens * self.top_k).view(tokens, self.top_k) % self.num_experts
+
+    def choose(self, scores: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
+        """`tid2eid` of the N rows' `token_ids` `[B, T]`, `[N, k]`; raises ValueError without them."""
+        if token_ids is None:
+            raise ValueError(
+                "A layer of router.num_hash_layers finds the experts of a token by its id: give input_ids, not "
+                "inputs_embeds alone."
+            )
+        return self.tid2eid[token_ids.reshape(-1).to(self.tid2eid.device)]
 
 
 class SparseMixerRouter(Router):
@@ -207,7 +244,7 @@ class SparseMixerRouter(Router):
         super().__init__(config, layer_idx)
         self.jitter_eps = config.router["sparsemixer_jitter_eps"]
 
-    def select(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def select(self, logits: torch.Tensor, token_ids: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """`[N, E]` → weights `[N, k]`, experts `[N, k]`."""
         return sparsemixer(logits, self.top_k, self.jitter_eps, self.training)
 
@@ -218,3 +255,9 @@ ROUTERS = {
     "sqrtsoftplus": TopKRouter,
     "sparsemixer": SparseMixerRouter,
 }
+
+
+def make_router(config: ZooConfig, layer_idx: int | None) -> Router:
+    """The router of a sparse layer."""
+    by_id = layer_idx is not None and config.hashes_tokens(layer_idx)
+    return (HashRouter if by_id else ROUTERS[config.scoring_func])(config, layer_idx)

@@ -7,7 +7,7 @@ from configuration_zoo import ZooConfig
 
 from .mlp_dense import GatedMLP, PlainMLP, gate_and_clamp
 from .mlp_experts import EXPERTS, make_expert_activation
-from .mlp_routers import ROUTERS
+from .mlp_routers import HashRouter, make_router
 from .norms import make_norm
 from .ops_experts import run_slots
 
@@ -56,7 +56,8 @@ class SparseMLP(nn.Module):
         super().__init__()
         self.config = config
         self.num_experts = config.num_experts
-        self.gate = ROUTERS[config.scoring_func](config, layer_idx)
+        self.gate = make_router(config, layer_idx)
+        self.hashes_tokens = isinstance(self.gate, HashRouter)
         self.experts = EXPERTS[config.gated_mlp, config.expert_bias](config, layer_idx)
         self.jitter_noise = config.router["jitter_noise"]
         self.weigh_input = config.router["weight_on_input"]
@@ -73,12 +74,18 @@ class SparseMLP(nn.Module):
         normed = config.shared_expert_combination_strategy == "normed_sum"
         self.output_norm = make_norm(config, size) if normed else None
 
-    def forward(self, hidden_states: torch.Tensor, router_input: torch.Tensor | None = None) -> torch.Tensor:
-        """`router_input` `[B, T, D]` is what the router reads, where that is not `hidden_states`."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        router_input: torch.Tensor | None = None,
+        token_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`router_input` `[B, T, D]` is what the router reads, where that is not `hidden_states`; `token_ids` `[B, T]`
+        are for one that goes by them."""
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         jittered = self.jitter(tokens)
         router_input = jittered if router_input is None else router_input.reshape(tokens.shape)
-        _, weights, experts = self.gate(router_input)
+        _, weights, experts = self.gate(router_input, token_ids)
         output = self.run_routed(jittered, weights, experts)
         if self.shared_experts is not None:
             output = self.combine(output, self.run_shared(tokens))

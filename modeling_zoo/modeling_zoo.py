@@ -147,6 +147,7 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         self.cross_layer_state = make_cross_layer_state(config)
         self.last_query = asked_part(LAST_QUERY, config)
         self.rope_keys = self.rotary_emb.names
+        self.hashes_tokens = any(layer.hashes_tokens(index) for index, layer in enumerate(config.per_layer_config))
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -186,6 +187,8 @@ class ZooModel(Backbone, ZooPreTrainedModel):
 
         if self.cross_layer_state is not None:
             kwargs = {name: state() for name, state in self.cross_layer_state.items()} | kwargs
+        if self.hashes_tokens:
+            kwargs["token_ids"] = input_ids
         starts_here, ends_here = self.stage_ends()
         start = self.embed(inputs_embeds, position_ids) if starts_here else self.as_residual(inputs_embeds)
         hidden_states = start

@@ -116,7 +116,9 @@ def make_sub_norm(config: ZooConfig, layer_idx: int | None, size: int) -> Norm |
     return make_norm(config, size) if config.block_types[layer_idx] == "sub_norm" else None
 
 
-def make_qk_norm(config: ZooConfig, num_heads: int, width: int | None = None) -> Norm | nn.Identity:
+def make_qk_norm(
+    config: ZooConfig, num_heads: int, width: int | None = None, of_queries: bool = False
+) -> Norm | nn.Identity:
     """The norm of queries or keys `[..., num_heads, width]` (None: head_dim), Identity where the config has none.
 
     `qk_norm_config.scope="full"` normalises all heads together (OLMo 2). Of the same type as the residual stream's
@@ -129,7 +131,7 @@ def make_qk_norm(config: ZooConfig, num_heads: int, width: int | None = None) ->
     width = config.head_dim if width is None else width
     size = num_heads * width if together else width
     same_type = config.qk_norm == config.norm_type
-    affine = how["weight"] != "none"
+    affine = how["weight"] != ("keys" if of_queries else "none") and how["weight"] != "none"
     return (PROJECTION_NORMS if together else NORMS)[config.qk_norm](
         (num_heads, size) if per_head else size,
         config.norm_eps if how["eps"] is None else how["eps"],

@@ -66,8 +66,10 @@ def apply_rotary(
     interleave: bool = False,
     upcast: bool = False,
     whole: bool = False,
+    trailing: bool = False,
 ) -> torch.Tensor:
-    """x cos + rotate(x) sin for the first r ≤ d channels of `x` `[B, T, H, d]`; the others pass through.
+    """x cos + rotate(x) sin for the first r ≤ d channels of `x` `[B, T, H, d]`, with `trailing` for the last; the
+    others pass through.
 
     `tables` are cos and sin `[B, T, r]`, or `RotaryTables` of the same layout: x cos + swap(x) (± sin), the same
     products and sums. With `upcast` the products are taken in float32; the result has the dtype of `x`. `whole` says
@@ -79,11 +81,22 @@ def apply_rotary(
         partner, cos, sin = ROTATE[interleave], tables[0].unsqueeze(2), tables[1].unsqueeze(2)
     width = cos.shape[-1]
     rotary, rest = (x, None) if whole or width == x.shape[-1] else (x[..., :width], x[..., width:])
+    if trailing and rest is not None:
+        rest, rotary = x[..., :-width], x[..., -width:]
     if upcast:
         rotary = rotary.float()
     # No branch on a dtype: vLLM reads attention from a symbolic trace, which a question to a tensor ends.
     rotated = (rotary * cos + partner(rotary) * sin).to(x.dtype)
-    return rotated if rest is None else torch.cat((rotated, rest), dim=-1)
+    if rest is None:
+        return rotated
+    return torch.cat((rest, rotated) if trailing else (rotated, rest), dim=-1)
+
+
+def backwards(tables: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Tables of the rotation that undoes the one of `tables`."""
+    if type(tables) is RotaryTables:
+        return RotaryTables(tables.cos, -tables.sin, tables.head_cos, -tables.signed_sin)
+    return tables[0], -tables[1]
 
 
 def share_tables(cos: torch.Tensor, sin: torch.Tensor, interleave: bool) -> tuple[torch.Tensor, ...]:

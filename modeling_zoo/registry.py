@@ -8,6 +8,7 @@ from transformers.utils.output_capturing import OutputRecorder
 from configuration_zoo import ZooConfig
 
 from .attention import GroupedQueryAttention
+from .attention_compressed import CompressedSparseAttention, HeavilyCompressedAttention
 from .attention_differential import DifferentialAttention
 from .attention_forgetting import ForgettingAttention
 from .attention_kv_sharing import SharedKeyValueAttention
@@ -34,6 +35,8 @@ MIXERS = {
     "value_residual": ValueResidualAttention,
     "latent": LatentAttention,
     "indexed": IndexedAttention,
+    "heavily_compressed": HeavilyCompressedAttention,
+    "compressed_sparse": CompressedSparseAttention,
     "transformer_xl": TransformerXLAttention,
     **LINEAR_MIXERS,
 }

@@ -534,7 +534,7 @@ FIELDS_OF = {
 # Keyed by transformers' words or classes, by a boolean, by the field that asks for it, or holding a part of what
 # another registry lists.
 KEYED_OTHERWISE = {
-    "ACTIVATIONS", "ADDED_LOSSES", "COUNTING_LAYERS", "DECAYS", "DEVICE_KERNELS", "DRAFTS", "EXPERTS",
+    "ACTIVATIONS", "ADDED_LOSSES", "COUNTING_LAYERS", "DECAYS", "DEVICE_KERNELS", "DRAFTS", "ENTRY_LAYERS", "EXPERTS",
     "HYBRID_ATTENTIONS", "KEPT_BESIDE", "LAST_QUERY", "LINEAR_MIXERS", "MASK_BUILDERS", "MIXERS",
     "MULTI_TOKEN_PREDICTIONS", "PARALLEL_MIXES", "PATTERNS", "PER_LAYER_EMBEDDINGS", "PER_LAYER_INPUTS",
     "POSITION_BIASES", "PROJECTION_NORMS", "REPEAT", "RESIZED", "RING_MASKS", "ROTATE", "SCORING_FUNCTIONS",
@@ -589,7 +589,8 @@ def test_the_config_accepts_the_mechanisms_of_the_mixers_and_no_others():
     names = accepted("attention_type", {})
     names |= accepted("linear_attention_type", {"layer_types": ["linear_attention"] * 2})
     # Chosen by another field: a word of layer_types, the position embedding, how many layers share.
-    assert set(registries()["MIXERS"]) - {"indexed", "shared_key_value", "transformer_xl"} == names
+    by_other_fields = {"indexed", "compressed_sparse", "heavily_compressed", "shared_key_value", "transformer_xl"}
+    assert set(registries()["MIXERS"]) - by_other_fields == names
 
 
 def test_queries_and_keys_take_the_norms_of_the_stream():

@@ -545,7 +545,9 @@ REFUSED = {
         "head_dim": 4,
         **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
     },
-    "index_topk=5 only means something with an 'indexed_attention' layer": {"layer_types": ["full_attention"] * 2},
+    "index_topk=5 only means something with a layer of layer_types that is one of ['indexed_attention', ": {
+        "layer_types": ["full_attention"] * 2
+    },
     "indexer_types[0]='shared' needs a 'full' layer before it": {"indexer_types": ["shared", "full"]},
     "indexer_types[1]='none' does not go with layer_types[1]='indexed_attention'": {
         "indexer_types": ["full", "none"],

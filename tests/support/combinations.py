@@ -24,6 +24,7 @@ NOT_CONCEPTS = {
 }  # fmt: skip
 
 FULL, SLIDING, CHUNKED, INDEXED = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+SPARSE, HEAVY = "compressed_sparse_attention", "heavily_compressed_attention"
 LINEAR, CONV, HYBRID = "linear_attention", "conv", "hybrid"
 ROPE = {"rope_type": "default", "rope_theta": 100.0}
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
@@ -40,6 +41,11 @@ LATENT = {
     "num_key_value_heads": 6,
 }
 INDEXER = {"index_topk": 4, "index_n_heads": 17, "index_head_dim": 8}
+ENTRIES = {
+    "layer_types": [SPARSE, HEAVY, SLIDING], "sliding_window": 4, "attention_k_eq_v": True,
+    "position_config.rope_values": True, "index_topk": 2, "index_n_heads": 3, "index_head_dim": 14,
+    "mla_config": {"compressed_sparse_rate": 3, "heavily_compressed_rate": 5},
+}  # fmt: skip
 HEADS = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -108,6 +114,9 @@ ROWS = {
             "attn_temperature.floor_scale": 3,
             "attn_temperature.offset": 1,
         },
+        {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5},
+         "position_config": {"rope_channels": "last", "rope_values": True}},
+        {"position_config.rope_channels": "first", "position_config.rope_values": True, "attention_k_eq_v": True},
         {"position_embedding_type": "learned", "position_config.offset": 2, "position_config.ids_from_mask": True},
         {"position_embedding_type": "sinusoidal"},
         {"position_embedding_type": "sinusoidal", "position_config": {"sinusoid_layout": "closed_halves", "offset": 2}},
@@ -146,6 +155,10 @@ ROWS = {
         {"attention_type": "value_residual"},
         {"attention_type": ["value_residual", "grouped_query", "value_residual"], "value_residual": [0.7, 0.4],
          "sliding_window": 4},
+        ENTRIES,
+        {**ENTRIES, "layer_types": [HEAVY, SPARSE, SPARSE], "attention_sinks": "all",
+         "mla_config": ENTRIES["mla_config"] | {"query_rank": 18, "output_rank": 7, "output_groups": 3}},
+        {"mla_config.query_rank": 18, "mla_config.output_rank": 9, "attn_output_gate": "query"},
         LATENT,
         {**LATENT, "q_lora_rank": 18, "mla_config.scale_q_lora": True, "mla_config.scale_kv_lora": True,
          "mla_config.norm_eps": 1e-5},
@@ -196,6 +209,8 @@ ROWS = {
         linear("mamba2", [HYBRID, HYBRID, FULL], **STATES, mup_multipliers={"attention_in": 0.9, "attention_out": 1.1}),
         {**linear("kimi_delta_attention", [LINEAR, LINEAR, FULL], **HEADS), **LATENT},
         {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 4, "num_mtp_layers": 2, "mtp.layer_type": SLIDING},
+        {**ENTRIES, "num_mtp_layers": 1, "mtp.layer_type": HEAVY},
+        {**ENTRIES, "num_mtp_layers": 1, "mtp.layer_type": SPARSE},
         {"layer_types": [FULL, SLIDING, CHUNKED], "sliding_window": 4, "attention_chunk_size": 5, "num_mtp_layers": 1},
         {**LATENT, **INDEXER, "layer_types": [INDEXED] * 3, "indexer_types": ["full", "shared", "shared"],
          "num_mtp_layers": 2},
@@ -219,6 +234,7 @@ ROWS = {
         {"qk_norm": "rms_norm"},
         {"qk_norm": "rms_norm", "qk_norm_config.scope": "full", "qk_norm_config.eps": 1e-5, "clip_qkv": 1.5,
          "clip_qkv_position": "after_norm"},
+        {"qk_norm": "rms_norm", "qk_norm_config.weight": "keys"},
         {"qk_norm": "layer_norm", "qk_norm_config.weight": "per_head", "qk_norm_config.bias": True},
         {"qk_norm": "rms_norm", "qk_norm_config.weight": "none", "qk_norm_config.position": "after_rope",
          "qk_norm_config.layers": "rope"},
@@ -263,6 +279,7 @@ ROWS = {
         {**EXPERTS, "n_shared_experts": 1, "swiglu_config.shared_limit": 1.5, "swiglu_limit": 2.0,
          "swiglu_config.clamp_behind_activation": True},
         {**EXPERTS, "scoring_func": "sparsemixer", "router.sparsemixer_jitter_eps": 0.05, "router.jitter_noise": 0.1},
+        {**EXPERTS, "router.num_hash_layers": 2, "scoring_func": "sqrtsoftplus", "n_shared_experts": 1},
         {**EXPERTS, "zero_expert_num": 2, "zero_expert_type": "identity", "norm_topk_prob": False},
         {**EXPERTS, "n_shared_experts": 1, "shared_expert_combination_strategy": "normed_sum"},
         {**EXPERTS, "router.input_norm": True, "router.input_multiplier": 0.5, "router.per_expert_scale": True,

@@ -57,6 +57,11 @@ def randomize(model):
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.numel() and tensor.is_floating_point() and not name.endswith(COMPUTED):
             _fill(name, tensor, owners[name.rpartition(".")[0]])
+        elif name.endswith("tid2eid"):
+            # Of each token so many different experts, of all.
+            tensor.copy_(
+                torch.rand(len(tensor), owners[name.rpartition(".")[0]].num_experts).argsort()[:, : tensor.shape[1]]
+            )
 
 
 def _fill(name, tensor, owner):

@@ -182,7 +182,7 @@ def test_a_folder_has_the_concepts_of_its_model_alone(folder):
         assert f"class {name}(" in code()["modeling_zoo.py"] and f"class {name}(" not in text
 
 
-@pytest.mark.parametrize(("name", "most"), [("llama", 4200), ("deepseek_v3", 6250)])
+@pytest.mark.parametrize(("name", "most"), [("llama", 4250), ("deepseek_v3", 6350)])
 def test_both_files_together_keep_to_a_number_of_lines(name, most):
     family = family_of(name)
     assert lines(code(import_config(their_class_config(name, family, family.tiny[0]).to_dict()))) <= most
