@@ -74,4 +74,4 @@ class CompressedLayers:
     @property
     def compress_rates(self) -> dict[str, int]:
         """How many tokens become one entry, by the type of the layer, as transformers' caches ask for it."""
-        return {name: getattr(self, field) for name, (field, _) in COMPRESS_RATES.items() if name in self.layer_types}
+        return {name: getattr(self, field) or rate for name, (field, rate) in COMPRESS_RATES.items()}

@@ -204,6 +204,9 @@ class ResidualFactors(TypedDict, total=False):
     """The β of the sum after an MLP: what its output is multiplied with. None: 1. Needs a block_type of
     ['post_norm', 'pre_norm_residual']. Source: DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv
     2501.08313."""
+    stream: float | None
+    """The β of hyper-connections is this times a sigmoid. None: 2. Needs block_type='hyper_connection'. Source: Xie
+    et al. 2025, arXiv 2512.24880 (2); Hy4 (Tencent 2026)."""
 
 class PositionConfig(TypedDict, total=False):
     offset: int | None
@@ -394,6 +397,9 @@ class Indexer(TypedDict, total=False):
     rope_interleave: bool | None
     """Neighbouring channels of the indexer rotate together, which need not be what the model's rope_interleave says.
     Needs an 'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2's published code."""
+    norm_eps: float | None
+    """Epsilon of the norm on the indexer's keys. None: mla_config.norm_eps. Needs an 'indexed_attention' layer in
+    layer_types. Source: Hy4 (Tencent 2026)."""
     warmup: bool | None
     """Attention is dense and the divergence goes over all keys, instead of over the selected ones. Needs an
     'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
@@ -696,8 +702,8 @@ class ZooConfig(PreTrainedConfig):
     """How many residual streams there are. None: 4. Needs block_type='hyper_connection'. Source: Zhu et al. 2024,
     arXiv 2409.19606."""
     hc_sinkhorn_iters: int | None
-    """Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20. Needs
-    block_type='hyper_connection'. Source: Xie et al. 2025, arXiv 2512.24880."""
+    """Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. 0: streams do not mix. None: 20. Needs
+    block_type='hyper_connection'. Source: Xie et al. 2025, arXiv 2512.24880; Hy4 (Tencent 2026) without mixing."""
     hc_eps: float | int | None
     """Added to weights and sums so that nothing is divided by zero. None: 1e-6. Needs block_type='hyper_connection'.
     Source: DeepSeek-V4's published code."""
@@ -1042,7 +1048,7 @@ class ZooConfig(PreTrainedConfig):
             final_norm: There is a norm before the head.
             gated_norm_rank: Channels of the two maps that make the gate behind a norm, with a block_type that has such gates. None: 16.
             hc_mult: How many residual streams there are. None: 4.
-            hc_sinkhorn_iters: Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.
+            hc_sinkhorn_iters: Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. 0: streams do not mix. None: 20.
             hc_eps: Added to weights and sums so that nothing is divided by zero. None: 1e-6.
             num_kv_shared_layers: How many of the last layers have no keys and values of their own: they read those of the last layer before them of the same type, and cache nothing.
             value_residual: Weights of a layer's own values and of those of the first layer, with attention_type 'value_residual'. None: two learned numbers for each layer, 0.5 before training.

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from .field_kinds import number, positive, size
-from .fields_checks import refuse_unless
+from .fields_checks import for_each_layer, refuse_unless
 
 BLOCK = "hyper_connection"
 FIELDS = ("hc_mult", "hc_sinkhorn_iters", "hc_eps")
+MAGNITUDE = "residual_factors.stream"
 
 
 @dataclass(kw_only=True, repr=False)
@@ -21,11 +22,11 @@ class HyperConnectionFields:
     )
     hc_sinkhorn_iters: int | None = number(
         whole=True,
-        above=0,
+        least=0,
         most=1000,
         needs="hyper-connections",
-        meaning="Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. None: 20.",
-        source="Xie et al. 2025, arXiv 2512.24880",
+        meaning="Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. 0: streams do not mix. None: 20.",
+        source="Xie et al. 2025, arXiv 2512.24880; Hy4 (Tencent 2026) without mixing",
     )
     hc_eps: float | int | None = positive(
         needs="hyper-connections",
@@ -38,6 +39,10 @@ class HyperConnectionFields:
             for field, default in zip(FIELDS, (4, 20, 1e-6), strict=True):
                 if getattr(self, field) is None:
                     setattr(self, field, default)
+
+    @for_each_layer
+    def validate_stream_factor(self) -> None:
+        refuse_unless(self, BLOCK in self.block_types, f"block_type={BLOCK!r}", (MAGNITUDE,))
 
     def validate_hyper_connections(self) -> None:
         refuse_unless(self, BLOCK in self.block_types, f"block_type={BLOCK!r}", FIELDS)

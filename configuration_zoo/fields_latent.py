@@ -35,6 +35,7 @@ INDEX_FIELDS = (
     "index_head_dim",
     "indexer_types",
     "indexer.rope_interleave",
+    "indexer.norm_eps",
     "indexer_loss_coef",
     "indexer.warmup",
 )
@@ -187,6 +188,11 @@ class LatentFields(CompressedLayers):
             meaning="Neighbouring channels of the indexer rotate together, which need not be what the model's "
             "rope_interleave says.",
             source="DeepSeek-V3.2's published code",
+        ),
+        norm_eps=positive(
+            needs="indexed layer",
+            meaning="Epsilon of the norm on the indexer's keys. None: mla_config.norm_eps.",
+            source="Hy4 (Tencent 2026)",
         ),
         warmup=flag(
             None,

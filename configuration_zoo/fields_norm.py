@@ -85,6 +85,11 @@ class NormFields:
             meaning="The β of the sum after an MLP: what its output is multiplied with. None: 1.",
             source="DeepNet, Wang et al. 2022, arXiv 2203.00555; MiniMax-01, arXiv 2501.08313",
         ),
+        stream=positive(
+            needs="hyper-connections",
+            meaning="The β of hyper-connections is this times a sigmoid. None: 2.",
+            source="Xie et al. 2025, arXiv 2512.24880 (2); Hy4 (Tencent 2026)",
+        ),
     )
     embedding_norm: bool = flag(
         meaning="The embeddings are normalised.",

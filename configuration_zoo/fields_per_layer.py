@@ -49,7 +49,7 @@ PER_LAYER_FIELDS = {
         "mla_config.query_bias", "mla_config.rope_heads", "mla_config.raw_query_latent",
     ),
     "a layer with an indexer of its own": (
-        "index_topk", "index_n_heads", "index_head_dim", "indexer.rope_interleave",
+        "index_topk", "index_n_heads", "index_head_dim", "indexer.rope_interleave", "indexer.norm_eps",
     ),
     "a 'sliding_attention' or 'hybrid_sliding' layer": ("sliding_window",),
     "a 'chunked_attention' layer": ("attention_chunk_size",),

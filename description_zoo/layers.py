@@ -265,7 +265,8 @@ def residual_of(config: ZooConfig, index: int) -> str:
     if block in ("gated_norm", "gated_attn_norm"):
         words.append(f"gates of {config.gated_norm_rank} channels on the norm" + "s" * (block == "gated_norm"))
     if block == "hyper_connection":
-        words.append(f"{config.hc_mult} streams, {config.hc_sinkhorn_iters} rounds of balance")
+        rounds = f"{config.hc_sinkhorn_iters} rounds of balance" if config.hc_sinkhorn_iters else "no mixing"
+        words.append(f"{config.hc_mult} streams, {rounds}")
     factors = [value for pair in config.residual_factors_of(index) for value in pair]
     if any(value != 1 for value in factors):
         words.append("α, β of mixer {:g}, {:g}, of MLP {:g}, {:g}".format(*factors))

@@ -38,7 +38,8 @@ class LightningIndexer(nn.Module):
         self.heads, self.width, self.topk = config.index_n_heads, config.index_head_dim, config.index_topk
         self.wq_b = nn.Linear(config.q_lora_rank or config.hidden_size, self.heads * self.width, bias=False)
         self.wk = nn.Linear(config.hidden_size, self.width, bias=False)
-        self.k_norm = LayerNorm(self.width, config.mla_config["norm_eps"], bias=True)
+        eps = config.indexer["norm_eps"] or config.mla_config["norm_eps"]
+        self.k_norm = LayerNorm(self.width, eps, bias=True)
         self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
         self.interleave = config.indexer["rope_interleave"]
         self.rotation = {"interleave": self.interleave, "upcast": config.precision["rope"] == "float32_qk"}

@@ -33,6 +33,7 @@ class StreamWeights(nn.Module):
     def __init__(self, config: ZooConfig, parts: tuple[int, ...]):
         super().__init__()
         self.count, self.eps, self.norm_eps, self.parts = config.hc_mult, config.hc_eps, config.norm_eps, parts
+        self.magnitude = config.residual_factors["stream"] or 2
         wide = {"dtype": torch.float32}
         self.fn = nn.Parameter(torch.empty(sum(parts), self.count * config.hidden_size, **wide))
         self.base = nn.Parameter(torch.empty(sum(parts), **wide))
@@ -60,7 +61,7 @@ class StreamWeights(nn.Module):
 class HyperConnection(StreamWeights):
     """Around one sub-layer: its input out of the streams, then combᵀ · streams + post · output.
 
-    post = 2 sigmoid(w), comb = doubly stochastic softmax(w): mixing neither grows nor forgets. (mHC, Xie et al. 2025,
+    post = m sigmoid(w), comb = doubly stochastic softmax(w): mixing neither grows nor forgets. (mHC, Xie et al. 2025,
     arXiv 2512.24880, §4.)
     """
 
@@ -72,13 +73,36 @@ class HyperConnection(StreamWeights):
         """`[B, T, N, D]` → what the sub-layer reads `[B, T, D]`, post `[B, T, N]`, comb `[B, T, N, N]`."""
         read, post, comb = self.weights(streams)
         comb = torch.softmax(comb.unflatten(-1, (self.count, self.count)), dim=-1) + self.eps
-        return self.collapse(streams, read), 2 * torch.sigmoid(post), doubly_stochastic(comb, self.iterations, self.eps)
+        post = self.magnitude * torch.sigmoid(post)
+        return self.collapse(streams, read), post, doubly_stochastic(comb, self.iterations, self.eps)
 
     @staticmethod
     def write(streams: torch.Tensor, output: torch.Tensor, post: torch.Tensor, comb: torch.Tensor) -> torch.Tensor:
         """combᵀ · streams + post · output, `[B, T, N, D]`."""
         mixed = torch.matmul(comb.to(streams.dtype).transpose(-1, -2), streams)
         return post.to(streams.dtype).unsqueeze(-1) * output.unsqueeze(-2) + mixed
+
+
+class IndependentConnection(StreamWeights):
+    """The same where the streams do not mix: streams + post · output, post = m sigmoid(w) + eps, added in float32 (Hy4,
+    Tencent 2026)."""
+
+    def __init__(self, config: ZooConfig):
+        super().__init__(config, (config.hc_mult, config.hc_mult))
+
+    def forward(self, streams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, T, N, D]` → what the sub-layer reads `[B, T, D]`, post `[B, T, N]`."""
+        read, post = self.weights(streams)
+        return self.collapse(streams, read), self.magnitude * torch.sigmoid(post) + self.eps
+
+    @staticmethod
+    def write(streams: torch.Tensor, output: torch.Tensor, post: torch.Tensor) -> torch.Tensor:
+        """streams + post · output, `[B, T, N, D]`."""
+        return (post.unsqueeze(-1) * output.float().unsqueeze(-2) + streams.float()).to(streams.dtype)
+
+
+# By whether the streams mix.
+CONNECTIONS = {True: HyperConnection, False: IndependentConnection}
 
 
 class StreamHead(StreamWeights):

@@ -19,7 +19,7 @@ from configuration_zoo import ZooConfig
 
 from .attention_sparse_indexer import SharedIndices
 from .block_gated_norm import GatedAttnNormLayer, GatedNormLayer
-from .block_hyper_connections import HyperConnection
+from .block_hyper_connections import CONNECTIONS
 from .block_layer import NORM_SLOTS, ZooDecoderLayer
 from .block_shared import Adapters, SharedBlock
 from .norms import make_norm
@@ -232,11 +232,13 @@ class ShortcutLayer(ZooDecoderLayer):
 
 class HyperConnectionLayer(ZooDecoderLayer):
     """N streams `[B, T, N, D]` in place of one; mixer and MLP each read a weighted sum of them, normed, and their
-    output joins all of them while these mix (hyper-connections, Zhu et al. 2024; mHC, Xie et al. 2025; DeepSeek-V4)."""
+    output joins all of them while these mix, or do not (hyper-connections, Zhu et al. 2024; mHC, Xie et al. 2025;
+    DeepSeek-V4, Hy4)."""
 
     def __init__(self, config: ZooConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.attn_hc, self.mlp_hc = HyperConnection(config), HyperConnection(config)
+        connection = CONNECTIONS[config.hc_sinkhorn_iters > 0]
+        self.attn_hc, self.mlp_hc = connection(config), connection(config)
 
     def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         read, *weights = self.attn_hc(hidden_states)

@@ -119,6 +119,7 @@ CASES = {
     "index_topk": (INDEXER, {"index_topk": 2}),
     "index_n_heads": (INDEXER, {"index_n_heads": 3}),
     "index_head_dim": (INDEXER, {"index_head_dim": 7}),
+    "indexer.norm_eps": (INDEXER, {"indexer.norm_eps": 1.0}),
     "indexer.rope_interleave": (INDEXER, {"indexer.rope_interleave": True}),
     "sliding_window": ({"layer_types": [SLIDING] * 2, "sliding_window": 3}, {"sliding_window": 6}),
     "attention_chunk_size": ({"layer_types": [CHUNKED] * 2, "attention_chunk_size": 5}, {"attention_chunk_size": 3}),

@@ -8,10 +8,12 @@ from random_models import randomize
 from transformers import StaticCache
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as theirs
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
+from transformers.models.hy_v4 import modeling_hy_v4 as hy_v4
+from transformers.models.hy_v4.configuration_hy_v4 import HYV4Config
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
-from modeling_zoo.block_hyper_connections import HyperConnection, StreamHead, doubly_stochastic
+from modeling_zoo.block_hyper_connections import HyperConnection, IndependentConnection, StreamHead, doubly_stochastic
 
 FLAGS = {"block_type": "hyper_connection", "hc_mult": 3, "hc_sinkhorn_iters": 5, "hc_eps": 1e-4, "norm_eps": 1e-3}
 SMALL = {**SIZES, "num_hidden_layers": 2}
@@ -42,6 +44,26 @@ def test_a_connection_equals_that_of_transformers(streams, dtype):
     for found, expected in zip((post, comb, read), original(streams), strict=True):
         assert found.dtype == expected.dtype and torch.equal(found, expected)
     assert post.std() > 0.1 and comb.std() > 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_a_connection_without_mixing_equals_that_of_transformers(streams, dtype):
+    numbers = {"hc_mult": 3, "hc_eps": 1e-4, "hc_magnitude": 1.7, "rms_norm_eps": 1e-3}
+    original = hy_v4.HYV4HyperConnection(HYV4Config(hidden_size=48, num_hidden_layers=2, **numbers))
+    ours = IndependentConnection(config(hc_sinkhorn_iters=0, **{"residual_factors.stream": 1.7}))
+    randomize(ours)
+    original.load_state_dict(ours.state_dict())
+    streams = streams.to(dtype)
+    read, post = ours(streams)
+    exact = {"rtol": 2**-8 if dtype == torch.bfloat16 else 1e-6, "atol": 1e-6}
+    for found, expected in zip((post, read), original(streams), strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, **exact)
+    output = torch.randn(2, 7, 48, dtype=dtype)
+    written = (post.float().unsqueeze(-1) * output.float().unsqueeze(-2) + streams.float()).to(dtype)
+    assert torch.equal(ours.write(streams, output, post), written)
+    assert post.std() > 0.1
 
 
 @torch.no_grad()
@@ -88,6 +110,7 @@ def test_a_layer_equals_its_formula(streams):
 
 VARIANTS = {
     "plain": {},
+    "no mixing": {"hc_sinkhorn_iters": 0, **LATENT},
     "latent experts": {**LATENT, **EXPERTS, "mlp_layer_types": ["dense", "sparse"]},
     "recurrence": linear("gated_delta_net", ["linear_attention", "full_attention"], **HEADS),
     "windows": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4, "norm_type": "layer_norm"},

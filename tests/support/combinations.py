@@ -98,6 +98,7 @@ ROWS = {
          "mlp_layer_types": ["sparse", "sparse", "dense"]},
         {"block_type": "hyper_connection"},
         {"block_type": "hyper_connection", "hc_mult": 3, "hc_sinkhorn_iters": 7, "hc_eps": 1e-5},
+        {"block_type": "hyper_connection", "hc_mult": 3, "hc_sinkhorn_iters": 0, "residual_factors.stream": 1.3},
         {"block_type": ["mixer_only", "mlp_only", "pre_norm"]},
     ],
     "position": [
@@ -173,6 +174,7 @@ ROWS = {
             "layer_types": [INDEXED] * 3,
             "indexer_types": ["full", "shared", "full"],
             "indexer.rope_interleave": True,
+            "indexer.norm_eps": 1e-3,
         },
         {**LATENT, **INDEXER, "q_lora_rank": 18, "layer_types": [INDEXED] * 3, "indexer.warmup": True,
          "indexer_loss_coef": 0.1},

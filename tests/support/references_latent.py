@@ -55,7 +55,11 @@ def chosen(parameters, x, sources, config, layer, first):
     turn = config.qk_rope_head_dim if rotates(config, layer) else 0
     keys = []
     for position, token in enumerate(x):
-        key = normalise(parameters["indexer.wk.weight"] @ token, "layer_norm", config.mla_config["norm_eps"])
+        key = normalise(
+            parameters["indexer.wk.weight"] @ token,
+            "layer_norm",
+            config.indexer["norm_eps"] or config.mla_config["norm_eps"],
+        )
         key = key * parameters["indexer.k_norm.weight"] + parameters["indexer.k_norm.bias"]
         keys.append(turned(key, position, turn, config, interleave))
     selection = []

@@ -66,7 +66,10 @@ STREAM = (
         "hyper-connections",
         "Hyper-connections: several residual streams",
         ("hc_mult", "hc_sinkhorn_iters", "hc_eps"),
-        ("modeling_zoo/block_hyper_connections.py:HyperConnection",),
+        (
+            "modeling_zoo/block_hyper_connections.py:HyperConnection",
+            "modeling_zoo/block_hyper_connections.py:IndependentConnection",
+        ),
         (),
         {"block_type": "hyper_connection", "hc_mult": 4},
         (

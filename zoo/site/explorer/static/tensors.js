@@ -24,7 +24,7 @@ const norm = (name, layer, width) => [
 function qkNorm(name, layer, heads, width) {
   if (!layer.normed) return [];
   const { scope, weight, bias } = layer.qk_norm_config;
-  if (weight === "none") return [];
+  if (weight === "none" || (weight === "keys" && name === "q_norm")) return [];
   const size = scope === "full" ? heads * width : width;
   const shape = weight === "per_head" ? [heads, size] : [size];
   return [tensor(`${name}.weight`, shape, "norm"), ...(bias ? [tensor(`${name}.bias`, shape, "norm")] : [])];
@@ -320,7 +320,7 @@ export function layerTensors(layer) {
     ...(hasMlp ? within("mlp", isSparse && !beside ? sparse(layer) : dense(layer)) : []),
     ...(beside ? within("moe", sparse(layer)) : []),
     ...(beside && block === "scaled_sandwich_norm" ? ["mlp_branch_norm", "moe_norm", "moe_output_norm"].flatMap((name) => norm(name, layer, hidden)) : []),
-    ...(block === "hyper_connection" ? ["attn_hc", "mlp_hc"].flatMap((name) => within(name, hyperConnection(layer, [layer.hc_mult, layer.hc_mult, layer.hc_mult ** 2]))) : []),
+    ...(block === "hyper_connection" ? ["attn_hc", "mlp_hc"].flatMap((name) => within(name, hyperConnection(layer, [layer.hc_mult, layer.hc_mult, ...(layer.hc_sinkhorn_iters ? [layer.hc_mult ** 2] : [])]))) : []),
     ...(block === "shared_block" ? [...adapters(layer), ...linear("linear", hidden, hidden)] : []),
     ...(row ? within("per_layer_input", [
       ...linear("per_layer_input_gate", hidden, row), ...linear("per_layer_projection", row, hidden), ...norm("post_per_layer_input_norm", layer, hidden),
