@@ -19,6 +19,7 @@ from .field_words import repeat_patterns, takes_words
 from .fields_attention import AttentionFields
 from .fields_checks import check_lengths, for_each_layer
 from .fields_experts import ExpertFields
+from .fields_factors import FactorFields
 from .fields_gated_norm import GatedNormFields
 from .fields_hyper_connections import HyperConnectionFields
 from .fields_kv_sharing import KeyValueSharingFields
@@ -96,6 +97,7 @@ class ZooConfig(
     HyperConnectionFields,
     KeyValueSharingFields,
     ValueResidualFields,
+    FactorFields,
     PerLayerInputFields,
     ExpertFields,
     MlpFields,
@@ -262,6 +264,7 @@ class ZooConfig(
         self.resolve_mlp_layer_types()  # from block_type and num_experts
         self.resolve_latent()  # widths of latent attention, among them head_dim
         self.resolve_attention()  # head_dim of any other attention
+        self.resolve_factors()  # from head_dim
         self.resolve_linear()  # as many heads as attention has, as wide
         self.resolve_shared_blocks()
         self.resolve_position()

@@ -179,6 +179,22 @@ class Router(TypedDict, total=False):
     """The weight multiplies an expert's input instead of its output. Needs a 'sparse' layer in mlp_layer_types.
     Source: Llama 4 (Meta 2025)."""
 
+class AttentionFactors(TypedDict, total=False):
+    query_rank: int | None
+    """Rank of the queries: channels of the latent that all heads share with attention_type
+    'multi_matrix_factorization', products that are averaged with 'tensor_product'. None: 8 · head_dim; 6. Needs
+    an attention_type of ['multi_matrix_factorization', 'tensor_product']. Source: Step-3, arXiv 2507.19427; Zhang
+    et al. 2025, arXiv 2501.06425."""
+    query_norm: bool | None
+    """The latent of the queries passes an RMS norm. None: yes. Needs attention_type='multi_matrix_factorization'.
+    Source: Step-3's published code (yes)."""
+    key_rank: int | None
+    """Products that are averaged to the keys. None: 2. Needs attention_type='tensor_product'. Source: Zhang et al.
+    2025, arXiv 2501.06425."""
+    value_rank: int | None
+    """Products that are averaged to the values. None: 2. Needs attention_type='tensor_product'. Source: Zhang et al.
+    2025, arXiv 2501.06425."""
+
 class ResidualFactors(TypedDict, total=False):
     full_attn_alpha: float | None
     """The α of the sum after softmax attention: what its residual is multiplied with. None: 1. Needs a block_type of
@@ -481,17 +497,20 @@ class ZooConfig(PreTrainedConfig):
     """How this model was made from another by `zoo surgery`, `zoo heal` and `zoo merge`: the `source`, and the
     `operations` in their order with values, exactness, calibration, healing and what was measured. Source: own to
     zoo."""
-    attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent"] | None]
+    attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "multi_matrix_factorization", "tensor_product", "grouped_tied", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "multi_matrix_factorization", "tensor_product", "grouped_tied", "latent"] | None]
     """The mechanism of softmax attention, one name for all layers or one for each (None for a layer without). Needs
     a layer of layer_types with softmax attention. Source: grouped_query: Ainslie et al. 2023, arXiv 2305.13245;
     differential: Ye et al. 2024, arXiv 2410.05258; forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking:
     Tan et al. 2024, arXiv 2410.17980; path: Yang et al. 2025, arXiv 2505.16381; value_residual: Zhou et al. 2024,
-    arXiv 2410.17897; latent: DeepSeek-V2, arXiv 2405.04434."""
+    arXiv 2410.17897; multi_matrix_factorization: Hu et al. 2024, arXiv 2412.19255; tensor_product: Zhang et al.
+    2025, arXiv 2501.06425; grouped_tied: Zadouri et al. 2025, arXiv 2505.21487; latent: DeepSeek-V2, arXiv
+    2405.04434."""
     num_attention_heads: int
     """Heads of the queries. Source: Vaswani et al. 2017, §3.2.2."""
     num_key_value_heads: int | None
     """Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as many as
-    num_attention_heads. Source: Shazeer 2019, arXiv 1911.02150; Ainslie et al. 2023, arXiv 2305.13245."""
+    num_attention_heads, 1 with attention_type 'multi_matrix_factorization' alone. Source: Shazeer 2019, arXiv
+    1911.02150; Ainslie et al. 2023, arXiv 2305.13245."""
     head_dim: int | None
     """Channels of a head. None: hidden_size / num_attention_heads. Source: transformers."""
     v_head_dim: int | None
@@ -714,6 +733,8 @@ class ZooConfig(PreTrainedConfig):
     """Weights of a layer's own values and of those of the first layer, with attention_type 'value_residual'. None:
     two learned numbers for each layer, 0.5 before training. Needs a layer that mixes in the values of another
     (attention_type 'value_residual'). Source: Zhou et al. 2024, arXiv 2410.17897, §3."""
+    attention_factors: dict[str, Any]
+    """Ranks of the factors that queries, keys and values are made of."""
     hidden_size_per_layer_input: int | None
     """Width of a further embedding of every token for each layer, from a second table. None: no such table. Source:
     Gemma 3n (Google 2025)."""
@@ -848,7 +869,7 @@ class ZooConfig(PreTrainedConfig):
         source_config: dict[str, Any] | None = None,
         source_extras: dict[str, Any] | None = None,
         surgery: dict[str, Any] | None = None,
-        attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent"] | None] | str = 'grouped_query',
+        attention_type: Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "multi_matrix_factorization", "tensor_product", "grouped_tied", "latent"] | list[Literal["grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "multi_matrix_factorization", "tensor_product", "grouped_tied", "latent"] | None] | str = 'grouped_query',
         num_attention_heads: int = 32,
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,
@@ -920,6 +941,7 @@ class ZooConfig(PreTrainedConfig):
         hc_eps: float | int | None = None,
         num_kv_shared_layers: int = 0,
         value_residual: list[float | int] | None = None,
+        attention_factors: AttentionFactors | None = None,
         hidden_size_per_layer_input: int | None = None,
         vocab_size_per_layer_input: int | None = None,
         num_experts: int | None = None,
@@ -982,7 +1004,7 @@ class ZooConfig(PreTrainedConfig):
             surgery: How this model was made from another by `zoo surgery`, `zoo heal` and `zoo merge`: the `source`, and the `operations` in their order with values, exactness, calibration, healing and what was measured.
             attention_type: The mechanism of softmax attention, one name for all layers or one for each (None for a layer without).
             num_attention_heads: Heads of the queries.
-            num_key_value_heads: Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as many as num_attention_heads.
+            num_key_value_heads: Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as many as num_attention_heads, 1 with attention_type 'multi_matrix_factorization' alone.
             head_dim: Channels of a head. None: hidden_size / num_attention_heads.
             v_head_dim: Channels of a head's value, hence of its output; latent attention always has it. None: head_dim.
             attention_value_scale: Factor on the values before they are cached. None: 1.
@@ -1052,6 +1074,7 @@ class ZooConfig(PreTrainedConfig):
             hc_eps: Added to weights and sums so that nothing is divided by zero. None: 1e-6.
             num_kv_shared_layers: How many of the last layers have no keys and values of their own: they read those of the last layer before them of the same type, and cache nothing.
             value_residual: Weights of a layer's own values and of those of the first layer, with attention_type 'value_residual'. None: two learned numbers for each layer, 0.5 before training.
+            attention_factors: Ranks of the factors that queries, keys and values are made of.
             hidden_size_per_layer_input: Width of a further embedding of every token for each layer, from a second table. None: no such table.
             vocab_size_per_layer_input: Tokens of that second table. None: vocab_size.
             num_experts: How many routed experts a sparse layer has.
@@ -1191,6 +1214,10 @@ class ZooConfig(PreTrainedConfig):
         """The first layer with value residual, whose values the later ones mix in; None without one."""
     def mixes_values(self, layer_idx: int) -> bool:
         """Whether layer `layer_idx` mixes in the values of the first such layer."""
+    def has_factors(self, layer_idx: int, of_keys: bool=False) -> bool:
+        """Whether layer `layer_idx` makes its queries, or also keys and values, of factors."""
+    def tied_rope_width(self, layer_idx: int) -> int:
+        """Channels of a head that rotate in layer `layer_idx`, which grouped-tied attention keeps apart."""
     @property
     def num_router_outputs(self) -> int:
         """Ids the router chooses among: the experts and the zero experts after them."""

@@ -16,6 +16,7 @@ from .vocabulary import (
     CHUNKED,
     COMPRESSED_LAYERS,
     COMPRESSED_SPARSE,
+    FACTORED_ATTENTIONS,
     GATED_NORM_BLOCKS,
     HEAVILY_COMPRESSED,
     HYBRID_LAYERS,
@@ -104,6 +105,18 @@ def mixes_values(layer: PreTrainedConfig, index: int) -> bool:
     return layer.mixes_values(index)
 
 
+def has_factors(layer: PreTrainedConfig, index: int) -> bool:
+    return layer.has_factors(index)
+
+
+def has_key_factors(layer: PreTrainedConfig, index: int) -> bool:
+    return layer.has_factors(index, of_keys=True)
+
+
+def has_latent_query(layer: PreTrainedConfig, index: int) -> bool:
+    return layer.has_factors(index) and not layer.has_factors(index, of_keys=True)
+
+
 NEEDS = {
     "softmax": (has_softmax, "a layer of layer_types with softmax attention"),
     "later softmax": (has_later_softmax, "a layer of layer_types with softmax attention after the first layer"),
@@ -111,6 +124,9 @@ NEEDS = {
     "temperature": (has_temperature, "a layer with softmax attention that it names (no_rope_layers says which rotate)"),
     "rotation": (rotates, "a layer with softmax attention that rotates (position_embedding_type, no_rope_layers)"),
     "value residual": (mixes_values, "a layer that mixes in the values of another (attention_type 'value_residual')"),
+    "factors": (has_factors, f"an attention_type of {list(FACTORED_ATTENTIONS)}"),
+    "key factors": (has_key_factors, "attention_type='tensor_product'"),
+    "latent query": (has_latent_query, "attention_type='multi_matrix_factorization'"),
     "mlp": (has_mlp, "a layer with an MLP, which block_type='mixer_only' lacks"),
     "plain mlp": (has_plain_mlp, "a layer with a dense MLP, shared experts or moe_latent_size"),
     "gated dense mlp": (has_gated_dense_mlp, "a layer with a dense MLP of its own and gated_mlp=True"),

@@ -56,7 +56,9 @@ class AttentionFields:
         source="grouped_query: Ainslie et al. 2023, arXiv 2305.13245; differential: Ye et al. 2024, arXiv 2410.05258; "
         "forgetting: Lin et al. 2025, arXiv 2503.02130; stick_breaking: Tan et al. 2024, arXiv 2410.17980; "
         "path: Yang et al. 2025, arXiv 2505.16381; "
-        "value_residual: Zhou et al. 2024, arXiv 2410.17897; latent: DeepSeek-V2, arXiv 2405.04434",
+        "value_residual: Zhou et al. 2024, arXiv 2410.17897; multi_matrix_factorization: Hu et al. 2024, arXiv "
+        "2412.19255; tensor_product: Zhang et al. 2025, arXiv 2501.06425; grouped_tied: Zadouri et al. 2025, arXiv "
+        "2505.21487; latent: DeepSeek-V2, arXiv 2405.04434",
     )
     num_attention_heads: int = size(
         32,
@@ -65,7 +67,7 @@ class AttentionFields:
     )
     num_key_value_heads: int | None = size(
         meaning="Heads of keys and values, a divisor of num_attention_heads; 1 is multi-query attention. None: as "
-        "many as num_attention_heads.",
+        "many as num_attention_heads, 1 with attention_type 'multi_matrix_factorization' alone.",
         source="Shazeer 2019, arXiv 1911.02150; Ainslie et al. 2023, arXiv 2305.13245",
     )
     head_dim: int | None = size(
@@ -236,7 +238,8 @@ class AttentionFields:
 
     def resolve_attention(self) -> None:
         if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
+            alone = self.attentions == {"multi_matrix_factorization"}
+            self.num_key_value_heads = 1 if alone else self.num_attention_heads
         if self.head_dim is None:
             attends = any(layer_type in ATTENDING_LAYERS for layer_type in self.layer_types)
             self.head_dim = self.even_head_dim() if attends else max(self.hidden_size // self.num_attention_heads, 1)
@@ -333,6 +336,8 @@ class AttentionFields:
     def _validate_values(self):
         grouped = bool(self.attentions & {*PER_HEAD_ATTENTIONS})
         reason = f"an attention_type of {list(PER_HEAD_ATTENTIONS)}"
+        # The clamp acts on whole keys, which other caches do not hold.
+        refuse_unless(self, grouped or not self.attentions, reason, ("clip_qkv",))
         refuse_unless(self, grouped, reason, ("attention_value_scale",))
         for field in ("value_norm", "attention_k_eq_v"):
             if getattr(self, field) and (not grouped or self.position_embedding_type == "transformer_xl"):

@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from .compressed_layers import CompressedLayers
 from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, settings, size
 from .fields_checks import for_each_layer, refuse_unless, require
-from .vocabulary import (
-    COMPRESSED_SPARSE,
-    HYBRID_LAYERS,
-    INDEXED,
-    INDEXER_TYPES,
-    PER_HEAD_ATTENTIONS,
-)
+from .vocabulary import COMPRESSED_SPARSE, HYBRID_LAYERS, INDEXED, INDEXER_TYPES
 
 WIDTH_FIELDS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_FIELDS = (
@@ -306,9 +300,6 @@ class LatentFields(CompressedLayers):
                 "mla_config.scale_by_mscale=True needs position_embedding_type='rope', got "
                 f"{self.position_embedding_type!r}."
             )
-        # The clamp acts on whole keys, which the cache does not hold.
-        grouped = bool(self.attentions & {*PER_HEAD_ATTENTIONS})
-        refuse_unless(self, grouped, f"an attention_type of {list(PER_HEAD_ATTENTIONS)}", ("clip_qkv",))
         if self.qk_norm is not None and (self.qk_rope_head_dim == 0 or self.qk_norm_config["scope"] != "head"):
             raise ValueError(
                 f"qk_norm={self.qk_norm!r} with attention_type='latent' normalises the rotated key, head by head: it "

@@ -43,6 +43,8 @@ PER_LAYER_FIELDS = {
         "attention_value_scale", "mup_multipliers.key", "value_norm", "attention_k_eq_v",
     ),
     "a layer that mixes in the values of the first": ("value_residual",),
+    "a layer with queries of factors": ("attention_factors.query_rank", "attention_factors.query_norm"),
+    "a layer with keys and values of factors": ("attention_factors.key_rank", "attention_factors.value_rank"),
     "a layer with latent attention": (
         "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_config.norm_eps",
         "mla_config.scale_q_lora", "mla_config.scale_kv_lora", "mla_config.scale_by_mscale", "mla_config.norm",
@@ -120,7 +122,11 @@ READERS: dict[str, Callable] = {
         lambda config, index: _grouped(config, index) and not config.shares_key_values(index)
     ),
     "a layer that mixes in the values of the first": lambda config, index: config.mixes_values(index),
-    "a layer with latent attention": lambda config, index: _softmax(config, index) and not _grouped(config, index),
+    "a layer with queries of factors": lambda config, index: config.has_factors(index),
+    "a layer with keys and values of factors": lambda config, index: config.has_factors(index, of_keys=True),
+    "a layer with latent attention": (
+        lambda config, index: _softmax(config, index) and config.attention_types[index] == "latent"
+    ),
     "a layer with an indexer of its own": lambda config, index: (
         (config.indexer_types or {index: None})[index] == "full"
     ),

@@ -36,10 +36,17 @@ WINDOW_FIELDS = {
 # -- attention_type, linear_attention_type: by which mechanism -----------------------------------------------------
 
 ATTENTION_TYPES = (
-    "grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual", "latent",
+    "grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual",
+    "multi_matrix_factorization", "tensor_product", "grouped_tied", "latent",
 )  # fmt: skip
 # Those with keys and values per head.
-PER_HEAD_ATTENTIONS = ("grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual")
+PER_HEAD_ATTENTIONS = (
+    "grouped_query", "differential", "forgetting", "stick_breaking", "path", "value_residual",
+    "multi_matrix_factorization",
+)  # fmt: skip
+# Those with queries, or keys and values, of factors of a lower rank; those that cache what keys and values are made of.
+FACTORED_ATTENTIONS = ("multi_matrix_factorization", "tensor_product")
+COMPOSED_ATTENTIONS = ("tensor_product", "grouped_tied")
 # Those whose scores depend on the keys between a key and its query.
 ORDERED_ATTENTIONS = ("forgetting", "stick_breaking", "path")
 RECURRENCES = (

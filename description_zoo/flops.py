@@ -3,6 +3,7 @@ of a matrix product, none for anything else.
 
     a matrix [n, m] of weights      2 n m                  for each token, of k of E experts k times an expert
     grouped-query attention         2 H (d + v)            for each key a query sees
+    tensor product attention        2 K (R_k d + R_v v)    more, for each key, by decoding; once in a prompt
     latent attention                2 H (n + r + v)        expanded, a prompt; for each key
                                     2 H (c + r + c)        absorbed, a decoded token; for each key
     an indexer                      2 H_i (d_i + 1)        for each key, once there are more than it chooses
@@ -98,7 +99,8 @@ def layer_flops(model: "PreTrainedModel") -> list[LayerFlops]:
         if indexer is not None:
             key = matrix_flops(indexer.wk if hasattr(indexer, "wk") else indexer.compressor)
             chosen = key, matrix_flops(indexer) - key, 2 * indexer.heads * (indexer.width + 1)
-        fixed = (matrices + costs[0], matrices + costs[1])
+        made = factor_flops(config, index)
+        fixed = (matrices + costs[0] + made[0], matrices + costs[1] + made[1])
         rate = config.compress_rates.get(config.layer_types[index])
         entries = None if indexer is None else config.index_topk
         attends = attention_flops(config, index)
@@ -147,10 +149,28 @@ def attention_flops(config: Any, index: int) -> tuple[tuple[int, int], int | Non
         # A head of differential attention reads the values of a pair of heads.
         values = 2 if config.attention_types[index] == "differential" else 1
         cost = 2 * heads * (config.head_dim + values * config.value_width)
-        return (cost, cost), limit
+        return (cost + composed_flops(config, index), cost), limit
     width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     absorbed = 2 * config.kv_lora_rank + config.qk_rope_head_dim
     return (2 * heads * absorbed, 2 * heads * width), limit
+
+
+def factor_flops(config: Any, index: int) -> tuple[int, int]:
+    """(by decoding, in a prompt) the products of factors that give a token's queries, and in a prompt its keys and
+    values."""
+    if not config.has_factors(index, of_keys=True):
+        return 0, 0
+    queries = 2 * config.attention_factors["query_rank"] * config.num_attention_heads * config.head_dim
+    return queries, queries + composed_flops(config, index)
+
+
+def composed_flops(config: Any, index: int) -> int:
+    """The products of factors that give one token's keys and values, which decoding repeats for every key."""
+    if not config.has_factors(index, of_keys=True):
+        return 0
+    ranks = config.attention_factors
+    widths = ranks["key_rank"] * config.head_dim + ranks["value_rank"] * config.value_width
+    return 2 * config.num_key_value_heads * widths
 
 
 def end_flops(model: "PreTrainedModel") -> int:

@@ -91,7 +91,32 @@ def describe_mixer(config: ZooConfig, mixer: "TokenMixer | None", index: int) ->
         return describe_recurrence(config, name, index)
     if config.attention_types[index] == "latent":
         return f"{name} {_latent(config)}{indexer_words(config, index)}"
-    return f"{name} {_heads(config)}{compression_words(config, index)}{rank_words(config)}"
+    return f"{name} {_heads(config)}{_ranks(config, index)}{compression_words(config, index)}{rank_words(config)}"
+
+
+def _ranks(config: ZooConfig, index: int) -> str:
+    """`, q 6, k 2, v 2`: the ranks of factors, where a layer has them."""
+    ranks = config.attention_factors if config.has_factors(index) else {}
+    named = {"q": "query_rank"} | ({"k": "key_rank", "v": "value_rank"} if config.has_factors(index, True) else {})
+    return "".join(f", {word} {ranks[key]}" for word, key in named.items() if key in ranks)
+
+
+def factors_kept(config: ZooConfig, index: int) -> dict[str, int]:
+    """Channels of the factors of keys and values that tensor product attention caches."""
+    ranks, kv_heads = config.attention_factors, config.num_key_value_heads
+    keys, values = (
+        ranks["key_rank"] * (kv_heads + config.head_dim),
+        ranks["value_rank"] * (kv_heads + config.value_width),
+    )
+    return {"k factors": keys, "v factors": values}
+
+
+def tied_kept(config: ZooConfig, index: int) -> dict[str, int]:
+    """Channels of the rotated key and of the values that grouped-tied attention caches."""
+    return {"rope key": config.tied_rope_width(index), "v": config.num_key_value_heads * config.value_width}
+
+
+KEPT = {"tensor_product": factors_kept, "grouped_tied": tied_kept}
 
 
 def _heads(config: ZooConfig) -> str:
@@ -160,6 +185,9 @@ def widths_of(config: ZooConfig, index: int) -> dict[str, int]:
             }
             found = {name: rank for name, rank in ranks.items() if rank}
             found |= {"q": heads * width, "k": kv_heads * width, "v": kv_heads * config.v_head_dim}
+        elif config.attention_types[index] in KEPT:
+            parts = KEPT[config.attention_types[index]](config, index)
+            found = {"q": heads * config.head_dim} | {name: width for name, width in parts.items() if width}
         else:
             found = {"q": heads * config.head_dim}
             if not config.shares_key_values(index):

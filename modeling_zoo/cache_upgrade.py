@@ -205,8 +205,8 @@ def attention_of(config: ZooConfig, layer_idx: int) -> str | None:
 def layer_class_of(theirs: type, attention: str | None, quantized: bool) -> type | None:
     """The class for attention of this mechanism in place of one of transformers', None where there is none."""
     ours = OTHER_LAYERS.get(attention, {}).get(theirs) or PLAIN_LAYERS.get(theirs)
-    # These keys have channels that eight bits beside the others would round away.
-    whole = attention in ("forgetting", "path")
+    # These keys have channels that eight bits beside the others would round away, or all heads in one row.
+    whole = attention in ("forgetting", "path", "tensor_product", "grouped_tied")
     return QUANTIZED_LAYERS.get(ours, ours) if quantized and not whole else ours
 
 

@@ -11,12 +11,15 @@ from .attention import GroupedQueryAttention
 from .attention_compressed import CompressedSparseAttention, HeavilyCompressedAttention
 from .attention_differential import DifferentialAttention
 from .attention_forgetting import ForgettingAttention
+from .attention_grouped_tied import GroupedTiedAttention
 from .attention_kv_sharing import SharedKeyValueAttention
 from .attention_latent import LatentAttention
+from .attention_matrix_factorization import MatrixFactorizationAttention
 from .attention_path import PathAttention
 from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
 from .attention_stick_breaking import StickBreakingAttention
+from .attention_tensor_product import TensorProductAttention
 from .attention_value_residual import ValueResidualAttention
 from .mixer import TokenMixer
 from .mlp_dense import make_dense_mlp
@@ -33,6 +36,9 @@ MIXERS = {
     "stick_breaking": StickBreakingAttention,
     "path": PathAttention,
     "value_residual": ValueResidualAttention,
+    "multi_matrix_factorization": MatrixFactorizationAttention,
+    "tensor_product": TensorProductAttention,
+    "grouped_tied": GroupedTiedAttention,
     "latent": LatentAttention,
     "indexed": IndexedAttention,
     "heavily_compressed": HeavilyCompressedAttention,

@@ -46,6 +46,7 @@ PLAIN = {}
 # What the columns of `zoo inspect` are made of.
 TEXTS = ("mixer", "context", "positions", "features", "residual", "mlp", "differs")
 # field -> (flags of the whole model, what layer 1 has of its own).
+MFA = "multi_matrix_factorization"
 CASES = {
     "norm_type": (PLAIN, {"norm_type": "layer_norm"}),
     "norm_eps": (PLAIN, {"norm_eps": 0.1}),
@@ -100,6 +101,10 @@ CASES = {
     "value_norm": (PLAIN, {"value_norm": True}),
     "attention_k_eq_v": (PLAIN, {"attention_k_eq_v": True}),
     "value_residual": ({"attention_type": "value_residual"}, {"value_residual": [0.3, 0.9]}),
+    "attention_factors.query_rank": ({"attention_type": MFA}, {"attention_factors.query_rank": 13}),
+    "attention_factors.query_norm": ({"attention_type": MFA}, {"attention_factors.query_norm": False}),
+    "attention_factors.key_rank": ({"attention_type": "tensor_product"}, {"attention_factors.key_rank": 3}),
+    "attention_factors.value_rank": ({"attention_type": "tensor_product"}, {"attention_factors.value_rank": 3}),
     "kv_lora_rank": (LATENT, {"kv_lora_rank": 13}),
     "q_lora_rank": (LATENT, {"q_lora_rank": None}),
     "qk_nope_head_dim": (LATENT, {"qk_nope_head_dim": 7}),

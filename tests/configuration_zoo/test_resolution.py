@@ -23,6 +23,7 @@ READS = {
     "mlp_layer_types": set(),
     "latent": {"layer_types"},
     "attention": {"head_dim", "layer_types"},
+    "factors": {"head_dim", "layer_types"},
     "linear": {"head_dim", "layer_types"},
     "shared_blocks": set(),
     "position": set(),

@@ -36,6 +36,8 @@ def sparse(pattern):
     return {"sparse_attention_pattern": [pattern, "none"], "sparse_attention_stride": 3}
 
 
+MFA = "multi_matrix_factorization"
+HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}
 CASES = {
     "grouped": {},
     "multi_head": {"num_key_value_heads": 6},
@@ -138,6 +140,28 @@ CASES = {
     | {
         "attention_type": "stick_breaking", "attn_output_gate": "headwise", "v_head_dim": 6, "attention_bias": True,
         "attn_logit_softcapping": 2.0, "precision.attention_upcast": True,
+    },
+    "mfa": {"attention_type": MFA, "num_key_value_heads": 1},
+    "mfa_everything": SLIDING | RMS
+    | {
+        "attention_type": MFA, "attention_sinks": "all", "attn_output_gate": "query", "v_head_dim": 6,
+        "attn_logit_softcapping": 2.0, "attention_bias": True, "attention_factors.query_rank": 11,
+        "attention_factors.query_norm": False, "clip_qkv": 1.5,
+    },
+    "tensor_product": {"attention_type": "tensor_product"},
+    "tensor_product_everything": SLIDING | TEMPERATURE
+    | {
+        "attention_type": "tensor_product", "attention_sinks": "all", "attn_output_gate": "elementwise",
+        "v_head_dim": 6, "attn_logit_softcapping": 2.0, "attention_bias": True, "attn_temperature.layers": "all",
+        "attention_factors": {"query_rank": 3, "key_rank": 4, "value_rank": 1},
+    },
+    "grouped_tied": HALF | {"attention_type": "grouped_tied"},
+    "grouped_tied_still": HALF | {"attention_type": "grouped_tied", "no_rope_layers": [0, 1]},
+    "grouped_tied_alibi": NO_ROPE | {"attention_type": "grouped_tied", "position_embedding_type": "alibi"},
+    "grouped_tied_everything": SLIDING | HALF | TEMPERATURE
+    | {
+        "attention_type": "grouped_tied", "attention_sinks": "all", "attn_output_gate": "query", "v_head_dim": 10,
+        "attn_logit_softcapping": 2.0, "attention_bias": True, "attn_temperature.layers": "all",
     },
     "everything": SLIDING | RMS | TEMPERATURE
     | {

@@ -109,12 +109,50 @@ def position_bias(config, table, head, query, key):
     return relative(config, table, head, query, key) if config.position_embedding_type == "relative" else 0.0
 
 
+def shared_query(parameters, x, config):
+    """Queries out of one latent, in all heads; keys and values as ever."""
+    latent = linear(parameters, "q_a_proj", x)
+    if config.attention_factors["query_norm"]:
+        latent = normalise(latent, "rms_norm", config.norm_eps) * parameters["q_a_layernorm.weight"]
+    return linear(parameters, "q_b_proj", latent), *(linear(parameters, f"{name}_proj", x) for name in "kv")
+
+
+def tensor_products(parameters, x, config):
+    """Queries, keys and values of each head: the mean of vectors, each times a number of the head's own."""
+    found = []
+    for name, heads, rank in zip(
+        "qkv",
+        (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads),
+        (config.attention_factors[f"{word}_rank"] for word in ("query", "key", "value")),
+        strict=True,
+    ):
+        of_heads = linear(parameters, f"{name}_a_proj", x).view(rank, heads)
+        vectors = linear(parameters, f"{name}_b_proj", x).view(rank, -1)
+        rows = [sum(of_heads[r, h] * vectors[r] for r in range(rank)) / rank for h in range(heads)]
+        found.append(torch.cat(rows))
+    return found
+
+
+def tied_keys(parameters, x, config):
+    """Keys of one part that all heads share and turn, and of the first channels of the values."""
+    values = linear(parameters, "kv_proj", x).view(config.num_key_value_heads, -1)
+    shared = linear(parameters, "k_rope_proj", x) if "k_rope_proj.weight" in parameters else x[:0]
+    keys = [torch.cat((shared, value[: config.head_dim - len(shared)])) for value in values]
+    return linear(parameters, "q_proj", x), torch.cat(keys), values.flatten()
+
+
+MADE_OF = {
+    "multi_matrix_factorization": shared_query, "tensor_product": tensor_products, "grouped_tied": tied_keys,
+}  # fmt: skip
+
+
 def project(parameters, x, position, config, layer):
     """One token [D] -> its queries [H, d], keys [K, d], values [K, v], gate [H, v] or None."""
     clip = config.clip_qkv or math.inf
     first = math.inf if config.clip_qkv_position == "after_norm" else clip
     wide, value_width = config.attn_output_gate == "query", config.v_head_dim or config.head_dim
-    query, key, value = (linear(parameters, f"{name}_proj", x) for name in "qkv")
+    made = MADE_OF.get(config.attention_type, lambda *_: (linear(parameters, f"{name}_proj", x) for name in "qkv"))
+    query, key, value = made(parameters, x, config)
     query = query.clamp(-first, first).view(-1, config.head_dim + (value_width if wide else 0))
     key = key.clamp(-first, first).view(-1, config.head_dim)
     value = value.clamp(-clip, clip).view(-1, value_width) * (config.attention_value_scale or 1)

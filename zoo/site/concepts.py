@@ -8,8 +8,8 @@ from .concepts_training import TRAINING
 ORDER = (
     "norms", "norm-placement", "parallel-layers", "hyper-connections", "gated-mlps", "experts",
     "grouped-query-attention", "latent-attention", "rope", "positions", "nope", "qk-norm", "soft-capping",
-    "gates-and-sinks", "windows", "sparse-patterns", "sparse-attention", "other-softmaxes", "shared-keys-and-values",
-    "value-residual",
+    "gates-and-sinks", "windows", "sparse-patterns", "sparse-attention", "other-softmaxes", "factored-attention",
+    "shared-keys-and-values", "value-residual",
     "hybrids", "shared-blocks", "embedding-and-head", "per-layer-inputs", "multi-token-prediction", "z-loss",
     "hyperparameters", "initialisation", "multipliers",
 )  # fmt: skip

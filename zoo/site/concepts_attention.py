@@ -210,6 +210,30 @@ ATTENTION = (
         see=("gates-and-sinks",),
     ),
     Concept(
+        "factored-attention",
+        "Queries, keys and values of factors; tied keys",
+        ("attention_type", "attention_factors."),
+        (
+            "modeling_zoo/attention_matrix_factorization.py:MatrixFactorizationAttention",
+            "modeling_zoo/attention_tensor_product.py:TensorProductAttention",
+            "modeling_zoo/attention_grouped_tied.py:GroupedTiedAttention",
+        ),
+        (
+            "references_attention.py:shared_query",
+            "references_attention.py:tensor_products",
+            "references_attention.py:tied_keys",
+        ),
+        {"attention_type": "tensor_product"},
+        (
+            "Hu et al. 2024, Multi-matrix Factorization Attention, arXiv 2412.19255",
+            "StepFun 2025, Step-3, arXiv 2507.19427",
+            "Zhang et al. 2025, Tensor Product Attention Is All You Need, arXiv 2501.06425",
+            "Zadouri et al. 2025, Hardware-Efficient Attention for Fast Decoding, arXiv 2505.21487, §3.3",
+        ),
+        ("tensor product", "multi-head"),
+        see=("latent-attention", "grouped-query-attention"),
+    ),
+    Concept(
         "shared-keys-and-values",
         "Keys and values shared by layers",
         ("num_kv_shared_layers",),

@@ -55,6 +55,7 @@ function layerOf(view, index, fields, lists) {
     layer.normed = fields.qk_norm !== null && ask(view, "has_qk_norm", index);
     layer.sinks = ask(view, "has_attention_sinks", index);
     layer.mixes = ask(view, "mixes_values", index);
+    layer.tied_rope = ask(view, "tied_rope_width", index);
     layer.rotates = ask(view, "rope_table_of", index) !== null;
     layer.indexes = layer.layer_type === "indexed_attention" && ask(view, "indexer_of", index) === index;
     layer.shares = lists.attention_mixers[index] === "shared_key_value";

@@ -36,6 +36,11 @@ export function parameters(facts) {
 function keptChannels(layer) {
   if (!layer.softmax || layer.shares) return 0;
   if (layer.mechanism === "latent") return layer.kv_lora_rank + layer.qk_rope_head_dim + (layer.indexes ? layer.index_head_dim : 0);
+  if (layer.mechanism === "grouped_tied") return layer.num_key_value_heads * layer.value_width + layer.tied_rope;
+  if (layer.mechanism === "tensor_product") {
+    const { key_rank: keys, value_rank: values } = layer.attention_factors, heads = layer.num_key_value_heads;
+    return keys * (heads + layer.head_dim) + values * (heads + layer.value_width);
+  }
   // Beside keys and values: a gate of each query head, or the direction in which a token reflects.
   const beside = { forgetting: layer.num_attention_heads, path: layer.num_key_value_heads * layer.head_dim }[layer.mechanism] ?? 0;
   return layer.num_key_value_heads * (layer.head_dim + layer.value_width) + beside;
@@ -112,8 +117,14 @@ function perKey(layer) {
     };
   }
   const cost = 2 * heads * (layer.head_dim + (layer.mechanism === "differential" ? 2 : 1) * layer.value_width);
-  return { decode: cost, prompt: cost, limit };
+  return { decode: cost + composed(layer), prompt: cost, limit };
 }
+
+// Products of factors that give one token's keys and values.
+const composed = ({ mechanism, attention_factors: ranks, ...layer }) => mechanism === "tensor_product"
+  ? 2 * layer.num_key_value_heads * (ranks.key_rank * layer.head_dim + ranks.value_rank * layer.value_width) : 0;
+const queryProducts = ({ mechanism, attention_factors: ranks, ...layer }) => mechanism === "tensor_product"
+  ? 2 * ranks.query_rank * layer.num_attention_heads * layer.head_dim : 0;
 
 // Operations of a recurrence for a token, beside the products with its matrices: {decode, prompt}. A prompt is read in
 // chunks, in which the tokens meet each other and then the state.
@@ -152,7 +163,8 @@ export function layerFlops(layer, facts) {
   }
   const state = layer.recurrence === null ? { decode: 0, prompt: 0 } : ofState(layer), each = perKey(layer);
   return {
-    decode: matrices + state.decode, prompt: matrices + state.prompt, perKey: each, limit: each.limit,
+    decode: matrices + state.decode + queryProducts(layer),
+    prompt: matrices + state.prompt + queryProducts(layer) + composed(layer), perKey: each, limit: each.limit,
     indexer: indexer.length ? { key: products(key), matrices: products(indexer) - products(key), perKey: 2 * layer.index_n_heads * (layer.index_head_dim + 1) } : null,
   };
 }

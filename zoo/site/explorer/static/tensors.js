@@ -92,6 +92,43 @@ function indexer(layer) {
   ]);
 }
 
+function factoredQuery(layer) {
+  const { query_rank: rank, query_norm: normed } = layer.attention_factors, { hidden_size: hidden, attention_bias: bias } = layer;
+  const others = groupedQuery(layer).filter((one) => !one.name.startsWith("q_proj."));
+  return [
+    ...others,
+    ...linear("q_a_proj", hidden, rank, bias),
+    ...(normed ? [tensor("q_a_layernorm.weight", [rank], "norm")] : []),
+    ...linear("q_b_proj", rank, layer.num_attention_heads * (layer.head_dim + gateWidth(layer)), bias),
+  ];
+}
+
+function tensorProduct(layer) {
+  const { hidden_size: hidden, attention_bias: bias, num_attention_heads: heads, num_key_value_heads: kvHeads } = layer;
+  const ranks = layer.attention_factors;
+  const factors = (name, rank, count, width) => [
+    ...linear(`${name}_a_proj`, hidden, rank * count, bias), ...linear(`${name}_b_proj`, hidden, rank * width, bias),
+  ];
+  return [
+    ...aroundHeads(layer),
+    ...factors("q", ranks.query_rank, heads, layer.head_dim),
+    ...factors("k", ranks.key_rank, kvHeads, layer.head_dim),
+    ...factors("v", ranks.value_rank, kvHeads, layer.value_width),
+    ...linear("o_proj", heads * layer.value_width, hidden, layer.attention_out_bias),
+  ];
+}
+
+function groupedTied(layer) {
+  const { hidden_size: hidden, attention_bias: bias, num_attention_heads: heads } = layer;
+  return [
+    ...aroundHeads(layer),
+    ...linear("q_proj", hidden, heads * (layer.head_dim + gateWidth(layer)), bias),
+    ...(layer.tied_rope ? linear("k_rope_proj", hidden, layer.tied_rope, bias) : []),
+    ...linear("kv_proj", hidden, layer.num_key_value_heads * layer.value_width, bias),
+    ...linear("o_proj", heads * layer.value_width, hidden, layer.attention_out_bias),
+  ];
+}
+
 function transformerXL(layer) {
   const { num_attention_heads: heads, head_dim: width } = layer;
   return [
@@ -110,6 +147,9 @@ const ATTENTIONS = {
   stick_breaking: groupedQuery,
   path: (layer) => [...groupedQuery(layer), ...linear("w_proj", layer.hidden_size, layer.num_key_value_heads * layer.head_dim),
     ...linear("bt_proj", layer.hidden_size, layer.num_key_value_heads, true)],
+  multi_matrix_factorization: factoredQuery,
+  tensor_product: tensorProduct,
+  grouped_tied: groupedTied,
   value_residual: (layer) => [...groupedQuery(layer), ...(layer.mixes && layer.value_residual === null ? [tensor("value_weights", [2])] : [])],
   latent,
   indexed: (layer) => [...latent(layer), ...(layer.indexes ? indexer(layer) : [])],
