@@ -174,7 +174,7 @@ class Router(TypedDict, total=False):
     num_hash_layers: int | None
     """In the sparse layers among the first so many, a table says which experts a token goes to, by its id; the
     router's scores are their weights. None: 0. Needs a 'sparse' layer in mlp_layer_types. Source: Roller et al.
-    2021, Hash Layers, arXiv 2106.04426; DeepSeek-V4, §2.1."""
+    2021, Hash Layers, arXiv 2106.04426; DeepSeek-V4 (DeepSeek 2026), §2.1."""
     weight_on_input: bool | None
     """The weight multiplies an expert's input instead of its output. Needs a 'sparse' layer in mlp_layer_types.
     Source: Llama 4 (Meta 2025)."""
@@ -397,17 +397,18 @@ class MlaConfig(TypedDict, total=False):
     §2.1.2, here without a latent of keys; DeepSeek-V4."""
     output_rank: int | None
     """The output of attention is projected through so many channels of each of output_groups groups of heads, then
-    mixed. None: one full projection. Needs a layer of layer_types with softmax attention. Source: DeepSeek-V4,
-    §2.3.1 (grouped output projection)."""
+    mixed. None: one full projection. Needs a layer of layer_types with softmax attention. Source: DeepSeek-V4
+    (DeepSeek 2026), §2.3.1 (grouped output projection)."""
     output_groups: int | None
     """In how many groups of heads the output goes through its rank. None: 1. Needs mla_config.output_rank. Source:
-    DeepSeek-V4, §2.3.1."""
+    DeepSeek-V4 (DeepSeek 2026), §2.3.1."""
     compressed_sparse_rate: int | None
     """How many tokens, behind as many of the window before, become one entry of a compressed_sparse_attention layer.
-    None: 4. Needs a 'compressed_sparse_attention' layer in layer_types. Source: DeepSeek-V4, §2.3.1."""
+    None: 4. Needs a 'compressed_sparse_attention' layer in layer_types. Source: DeepSeek-V4 (DeepSeek 2026),
+    §2.3.1."""
     heavily_compressed_rate: int | None
     """How many tokens become one entry of a heavily_compressed_attention layer. None: 128. Needs a
-    'heavily_compressed_attention' layer in layer_types. Source: DeepSeek-V4, §2.3.2."""
+    'heavily_compressed_attention' layer in layer_types. Source: DeepSeek-V4 (DeepSeek 2026), §2.3.2."""
 
 class Indexer(TypedDict, total=False):
     rope_interleave: bool | None

@@ -183,7 +183,7 @@ class ExpertFields:
             needs="sparse layer",
             meaning="In the sparse layers among the first so many, a table says which experts a token goes to, by its "
             "id; the router's scores are their weights. None: 0.",
-            source="Roller et al. 2021, Hash Layers, arXiv 2106.04426; DeepSeek-V4, §2.1",
+            source="Roller et al. 2021, Hash Layers, arXiv 2106.04426; DeepSeek-V4 (DeepSeek 2026), §2.1",
         ),
         weight_on_input=flag(
             None,

@@ -127,23 +127,23 @@ class LatentFields(CompressedLayers):
             needs="softmax",
             meaning="The output of attention is projected through so many channels of each of output_groups groups of "
             "heads, then mixed. None: one full projection.",
-            source="DeepSeek-V4, §2.3.1 (grouped output projection)",
+            source="DeepSeek-V4 (DeepSeek 2026), §2.3.1 (grouped output projection)",
         ),
         output_groups=size(
             needs="mla_config.output_rank",
             meaning="In how many groups of heads the output goes through its rank. None: 1.",
-            source="DeepSeek-V4, §2.3.1",
+            source="DeepSeek-V4 (DeepSeek 2026), §2.3.1",
         ),
         compressed_sparse_rate=length(
             needs="compressed sparse layer",
             meaning="How many tokens, behind as many of the window before, become one entry of a "
             "compressed_sparse_attention layer. None: 4.",
-            source="DeepSeek-V4, §2.3.1",
+            source="DeepSeek-V4 (DeepSeek 2026), §2.3.1",
         ),
         heavily_compressed_rate=length(
             needs="heavily compressed layer",
             meaning="How many tokens become one entry of a heavily_compressed_attention layer. None: 128.",
-            source="DeepSeek-V4, §2.3.2",
+            source="DeepSeek-V4 (DeepSeek 2026), §2.3.2",
         ),
     )
 

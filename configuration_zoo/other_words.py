@@ -112,10 +112,14 @@ SAME_FIELD = {
     "prefix_dense_intermediate_size",
     "num_hidden_layers": "n_layers n_layer num_layers num_decoder_layers decoder_layers",
     "num_attention_heads": "n_heads n_head num_heads attention_heads decoder_attention_heads",
-    "num_key_value_heads": "n_kv_heads n_kv_head num_kv_heads kv_heads kv_n_heads num_query_groups",
+    "num_key_value_heads": "n_kv_heads n_kv_head num_kv_heads kv_heads kv_n_heads num_query_groups "
+    "num_attention_groups",
     "head_dim": "d_head d_kv head_size attention_head_dim attention_head_size kv_channels",
     "max_position_embeddings": "n_positions n_ctx max_seq_len max_seq_length context_length seq_length seq_len "
     "model_max_length max_sequence_length block_size",
+    "residual_factors.stream": "hc_magnitude",
+    "mla_config.output_groups": "o_groups",
+    "mla_config.output_rank": "o_lora_rank",
     "mtp.hidden_states_first": "mtp_hidden_states_first",
     "mtp.loss_coef": "mtp_loss_coef mtp_loss_weight mtp_loss_scaling_factor",
     "num_mtp_layers": "num_nextn_predict_layers mtp_num_layers mtp_num_hidden_layers n_predict num_nextn_predict",
@@ -148,7 +152,8 @@ SAME_FIELD = {
     "top_k_experts moe_router_topk n_activated_experts",
     "moe_intermediate_size": "expert_ffn_hidden_size moe_ffn_hidden_size expert_dim",
     "n_shared_experts": "num_shared_experts moe_num_shared_experts num_shared_expert",
-    "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size shared_intermediate_size",
+    "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size shared_intermediate_size "
+    "share_expert_dim share_expert_dims",
     "scoring_func": "expert_selection_fn score_func router_scoring gate_type",
     "router.sparsemixer_jitter_eps": "sparsemixer_jitter_eps",
     "router.score_after_topk": "score_after_topk",

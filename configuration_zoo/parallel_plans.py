@@ -26,8 +26,9 @@ def grouped_query_plan(config: PreTrainedConfig) -> dict[str, str]:
     )
     projection, output = (GATHERED, FROM_WHOLE) if whole else (COLWISE, ROWWISE)
     plan = {f"{PREFIX}{name}_proj": projection for name in "qkv"} | {f"{PREFIX}o_proj": output}
-    if config.qk_norm is not None and config.qk_norm_config["weight"] == "shared" and not whole:
-        plan |= {f"{PREFIX}{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
+    shared = {"shared": "qk", "keys": "k"}.get(config.qk_norm_config["weight"] or "", "")
+    if config.qk_norm is not None and not whole:
+        plan |= {f"{PREFIX}{name}_norm": "replicated_with_grad_allreduce" for name in shared}
     return plan | gate_and_sinks_plan(config, whole)
 
 
@@ -109,9 +110,17 @@ def attention_plan(config: PreTrainedConfig) -> dict[str, str]:
     # A norm inside sees all heads.
     if not mixers or config.position_embedding_type in POSITION_BIASES or "sub_norm" in config.block_types:
         return {}
+    if any(goes_through_ranks(layer) for layer in config.per_layer_config):
+        return {}
     plan = next((plan for names, plan in HEAD_PLANS.items() if mixers <= set(names)), None)
     layers = zip(config.attention_mixers, config.per_layer_config, strict=True)
     return same_in_all([plan(layer) for name, layer in layers if name is not None]) if plan else {}
+
+
+def goes_through_ranks(layer: PreTrainedConfig) -> bool:
+    """Whether queries or outputs go through a rank, or values are rotated keys: of these no heads can be given away."""
+    ranks = (layer.mla_config["query_rank"], layer.mla_config["output_rank"])
+    return ranks != (None, None) or bool(layer.position_config["rope_values"])
 
 
 def same_in_all(plans: list[dict[str, str]]) -> dict[str, str]:

@@ -45,6 +45,10 @@ def annotated(function: ast.FunctionDef, names: tuple[str, ...]) -> set[str]:
     return {one.arg for one in arguments if isinstance(one.annotation, ast.Name) and one.annotation.id in names}
 
 
+# Methods of a module that set an attribute by its name.
+REGISTERING = ("register_buffer", "register_parameter", "register_module", "add_module")
+
+
 class Facts:
     """What is decided of the attributes in the pieces of a program."""
 
@@ -179,9 +183,8 @@ class Facts:
                 pairs |= {id(target): (target, value) for target, value in found}
             elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
                 pairs.setdefault(id(node), (node, None))
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
-                if isinstance(node.args[1], ast.Constant):
-                    self.reading.append((node.args[1].value, (None, None)))
+            elif isinstance(node, ast.Call) and (name := set_by(node)) is not None:
+                self.reading.append((name, (None, None)))
         pairs = {key: pair for key, pair in pairs.items() if isinstance(pair[0], ast.Attribute)}
         frame = self.started(module, owner, function) if pairs else None
         for target, value in pairs.values():
@@ -220,6 +223,14 @@ class Facts:
     def agreed(rows: list) -> tuple | None:
         values = [row[1] for row in rows]
         return one_of([value[0] for value in values]) if values and None not in values else None
+
+
+def set_by(call: ast.Call) -> str | None:
+    """The attribute that `setattr(x, "name", ...)` or `x.register_buffer("name", ...)` sets."""
+    named = call.args[1:2] if isinstance(call.func, ast.Name) and call.func.id == "setattr" else []
+    if isinstance(call.func, ast.Attribute) and call.func.attr in REGISTERING:
+        named = call.args[:1]
+    return named[0].value if named and isinstance(named[0], ast.Constant) else None
 
 
 def stores_attribute(node: ast.AST) -> bool:

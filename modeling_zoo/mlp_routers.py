@@ -259,5 +259,6 @@ ROUTERS = {
 
 def make_router(config: ZooConfig, layer_idx: int | None) -> Router:
     """The router of a sparse layer."""
-    by_id = layer_idx is not None and config.hashes_tokens(layer_idx)
-    return (HashRouter if by_id else ROUTERS[config.scoring_func])(config, layer_idx)
+    if config.router["num_hash_layers"] and layer_idx is not None and config.hashes_tokens(layer_idx):
+        return HashRouter(config, layer_idx)
+    return ROUTERS[config.scoring_func](config, layer_idx)

@@ -57,7 +57,9 @@ class SparseMLP(nn.Module):
         self.config = config
         self.num_experts = config.num_experts
         self.gate = make_router(config, layer_idx)
-        self.hashes_tokens = isinstance(self.gate, HashRouter)
+        self.hashes_tokens = False
+        if config.router["num_hash_layers"]:
+            self.hashes_tokens = isinstance(self.gate, HashRouter)
         self.experts = EXPERTS[config.gated_mlp, config.expert_bias](config, layer_idx)
         self.jitter_noise = config.router["jitter_noise"]
         self.weigh_input = config.router["weight_on_input"]
