@@ -132,6 +132,12 @@ class SwigluConfig(TypedDict, total=False):
     dense_limit: float | None
     """The limit of a dense MLP: its gate is clamped to at most this, the up projection to ± this. None: neither.
     Needs a layer with a dense MLP of its own and gated_mlp=True. Source: Step 3.5 Flash (StepFun 2026)."""
+    dense_alpha: float | None
+    """The activation of the gate in a dense MLP is x · sigmoid(dense_alpha · x). None: hidden_act. Needs a layer
+    with a dense MLP of its own and gated_mlp=True. Source: MiniMax-M3 (MiniMax 2026)."""
+    dense_up_offset: float | None
+    """Added to the up projection of a dense MLP, which the gate then multiplies. None: 0. Needs a layer with a dense
+    MLP of its own and gated_mlp=True. Source: MiniMax-M3 (MiniMax 2026) (1)."""
     shared_limit: float | None
     """The limit of shared experts, 0 for none. None: swiglu_limit. Needs n_shared_experts and gated_mlp=True.
     Source: Step 3.5 Flash (StepFun 2026)."""
@@ -417,6 +423,13 @@ class Indexer(TypedDict, total=False):
     norm_eps: float | None
     """Epsilon of the norm on the indexer's keys. None: mla_config.norm_eps. Needs an 'indexed_attention' layer in
     layer_types. Source: Hy4 (Tencent 2026)."""
+    block_size: int | None
+    """With attention_type 'grouped_query', keys are chosen in blocks of so many neighbours, counted from the first
+    token of a sequence: index_topk / block_size for a query, by the best key of each. None: 128, with 'latent' 1.
+    Needs an 'indexed_attention' layer in layer_types. Source: MiniMax-M3 (MiniMax 2026)."""
+    local_blocks: int | None
+    """With attention_type 'grouped_query', so many blocks up to that of the query are always among those chosen.
+    None: 1. Needs an 'indexed_attention' layer in layer_types. Source: MiniMax-M3 (MiniMax 2026)."""
     warmup: bool | None
     """Attention is dense and the divergence goes over all keys, instead of over the selected ones. Needs an
     'indexed_attention' layer in layer_types. Source: DeepSeek-V3.2, arXiv 2512.02556, §2.1.1."""
@@ -1171,6 +1184,9 @@ class ZooConfig(PreTrainedConfig):
         """The layer whose indexer chooses for layer `layer_idx`: itself, or the last "full" one before it."""
     def mscale_factor(self, layer_idx: int) -> float:
         """The factor on the scores that comes from the scaling of the rotation of layer `layer_idx`."""
+    @property
+    def attentions_with_indexer(self) -> set[str | None]:
+        """The distinct mechanisms of the indexed layers."""
     @property
     def compress_rates(self) -> dict[str, int]:
         """How many tokens become one entry, by the type of the layer, as transformers' caches ask for it."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from .block_indexers import BlockIndexers
 from .compressed_layers import CompressedLayers
 from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, settings, size
 from .fields_checks import for_each_layer, refuse_unless, require
@@ -30,13 +31,15 @@ INDEX_FIELDS = (
     "indexer_types",
     "indexer.rope_interleave",
     "indexer.norm_eps",
+    "indexer.block_size",
+    "indexer.local_blocks",
     "indexer_loss_coef",
     "indexer.warmup",
 )
 
 
 @dataclass(kw_only=True, repr=False)
-class LatentFields(CompressedLayers):
+class LatentFields(BlockIndexers, CompressedLayers):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1) and the lightning indexer that makes it sparse
     (DeepSeek-V3.2, arXiv 2512.02556, §2.1).
 
@@ -188,6 +191,19 @@ class LatentFields(CompressedLayers):
             meaning="Epsilon of the norm on the indexer's keys. None: mla_config.norm_eps.",
             source="Hy4 (Tencent 2026)",
         ),
+        block_size=size(
+            needs="indexed layer",
+            meaning="With attention_type 'grouped_query', keys are chosen in blocks of so many neighbours, counted "
+            "from the first token of a sequence: index_topk / block_size for a query, by the best key of each. None: "
+            "128, with 'latent' 1.",
+            source="MiniMax-M3 (MiniMax 2026)",
+        ),
+        local_blocks=count(
+            needs="indexed layer",
+            meaning="With attention_type 'grouped_query', so many blocks up to that of the query are always among "
+            "those chosen. None: 1.",
+            source="MiniMax-M3 (MiniMax 2026)",
+        ),
         warmup=flag(
             None,
             needs="indexed layer",
@@ -232,16 +248,23 @@ class LatentFields(CompressedLayers):
             self.head_dim = self.qk_rope_head_dim if rotates and self.qk_rope_head_dim else width
 
     def _resolve_indexer(self):
-        for field, default in (("index_topk", 2048), ("index_n_heads", 64), ("index_head_dim", 128)):
+        indexed = [layer_type == INDEXED for layer_type in self.layer_types]
+        in_blocks = self.attentions_with_indexer == {"grouped_query"}
+        for field, default in (
+            ("index_topk", 2048),
+            ("index_n_heads", 1 if in_blocks else 64),
+            ("index_head_dim", 128),
+        ):
             if getattr(self, field) is None:
                 setattr(self, field, default)
-        indexed = [layer_type == INDEXED for layer_type in self.layer_types]
         for field, default in (
             ()
             if not any(indexed)
             else (
                 ("indexer_types", ["full" if is_indexed else "none" for is_indexed in indexed]),
-                ("indexer.rope_interleave", False),
+                ("indexer.rope_interleave", None if in_blocks else False),
+                ("indexer.block_size", 128 if in_blocks else 1),
+                ("indexer.local_blocks", 1 if in_blocks else None),
                 ("indexer_loss_coef", 0.0),
                 ("indexer.warmup", False),
             )
@@ -307,12 +330,13 @@ class LatentFields(CompressedLayers):
             )
 
     def _validate_indexer(self):
-        pairs = zip(self.layer_types, self.attention_types, strict=False)
-        if any(layer_type == INDEXED and mechanism != "latent" for layer_type, mechanism in pairs):
+        found = self.attentions_with_indexer
+        if found != {"latent"} and found != {"grouped_query"}:
             raise ValueError(
-                "layer_types has 'indexed_attention', which needs attention_type='latent', "
-                f"got {self.attention_type!r}."
+                "layer_types has 'indexed_attention', which needs attention_type='latent', or 'grouped_query', in all "
+                f"such layers, got {self.attention_type!r}."
             )
+        self._validate_blocks(in_blocks=found == {"grouped_query"})
         if self.position_embedding_type in ("alibi", "relative"):
             # Only the distance tells equal tokens apart then, and their scores differ by rounding alone: a step and a
             # whole would choose different ones of them.
@@ -321,7 +345,7 @@ class LatentFields(CompressedLayers):
                 f"position_embedding_type={self.position_embedding_type!r}: use one of "
                 "'rope', 'learned', 'sinusoidal' or 'none'."
             )
-        if self.index_head_dim < self.rope_head_width:
+        if "latent" in found and self.index_head_dim < self.rope_head_width:
             raise ValueError(
                 f"index_head_dim={self.index_head_dim} must be at least qk_rope_head_dim / mla_config.rope_heads = "
                 f"{self.rope_head_width}: the same rotation turns its first channels."

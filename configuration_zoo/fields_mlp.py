@@ -60,6 +60,16 @@ class MlpFields:
             "neither.",
             source="Step 3.5 Flash (StepFun 2026)",
         ),
+        dense_alpha=positive(
+            needs="gated dense mlp",
+            meaning="The activation of the gate in a dense MLP is x · sigmoid(dense_alpha · x). None: hidden_act.",
+            source="MiniMax-M3 (MiniMax 2026)",
+        ),
+        dense_up_offset=number(
+            needs="gated dense mlp",
+            meaning="Added to the up projection of a dense MLP, which the gate then multiplies. None: 0.",
+            source="MiniMax-M3 (MiniMax 2026) (1)",
+        ),
         shared_limit=non_negative(
             needs="gated shared experts",
             meaning="The limit of shared experts, 0 for none. None: swiglu_limit.",
@@ -92,6 +102,9 @@ class MlpFields:
 
     @for_each_layer
     def validate_mlp(self) -> None:
+        alpha = self.swiglu_config["dense_alpha"]
+        if alpha is not None and self.hidden_act != "silu":
+            raise ValueError(f"swiglu_config.dense_alpha={alpha} needs hidden_act='silu', got {self.hidden_act!r}.")
         for index, (kind, block) in enumerate(zip(self.mlp_layer_types, self.block_types, strict=False)):
             if kind == "sparse" and block == "mixer_only":
                 raise ValueError(

@@ -52,6 +52,7 @@ PER_LAYER_FIELDS = {
     ),
     "a layer with an indexer of its own": (
         "index_topk", "index_n_heads", "index_head_dim", "indexer.rope_interleave", "indexer.norm_eps",
+        "indexer.block_size", "indexer.local_blocks",
     ),
     "a 'sliding_attention' or 'hybrid_sliding' layer": ("sliding_window",),
     "a 'chunked_attention' layer": ("attention_chunk_size",),
@@ -66,7 +67,10 @@ PER_LAYER_FIELDS = {
         "gated_mlp", "hidden_act", "mlp_bias", "residual_factors.mlp_alpha", "residual_factors.mlp_beta",
         "swiglu_config.clamp_behind_activation",
     ),
-    "a layer with a dense MLP": ("intermediate_size", "mup_multipliers.mlp", "swiglu_config.dense_limit"),
+    "a layer with a dense MLP": (
+        "intermediate_size", "mup_multipliers.mlp", "swiglu_config.dense_limit", "swiglu_config.dense_alpha",
+        "swiglu_config.dense_up_offset",
+    ),
     "a 'sparse' layer": (
         "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size", "zero_expert_num",
         "zero_expert_type", "expert_bias", "swiglu_limit", "swiglu_config.alpha",

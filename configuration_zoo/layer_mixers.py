@@ -30,7 +30,8 @@ class LayerMixers:
         shared = [block == "shared_block" for block in self.block_types]
         beside = [name if skip else HYBRID for name, skip in zip(recurrences, shared, strict=False)]
         by_type |= dict.fromkeys(HYBRID_LAYERS, beside)
-        by_type[INDEXED] = ["indexed"] * self.num_hidden_layers
+        in_blocks = [name == "grouped_query" for name in self.attention_types]
+        by_type[INDEXED] = ["block_indexed" if blocks else "indexed" for blocks in in_blocks]
         by_type |= {name: [mixer] * self.num_hidden_layers for name, mixer in COMPRESSED_MIXERS.items()}
         by_distance = self.position_embedding_type == "transformer_xl"
         softmax = ["transformer_xl"] * self.num_hidden_layers if by_distance else self.attention_types

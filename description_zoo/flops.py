@@ -97,8 +97,9 @@ def layer_flops(model: "PreTrainedModel") -> list[LayerFlops]:
             costs = recurrences[alike[index]]
         chosen = (0, 0, 0)
         if indexer is not None:
-            key = matrix_flops(indexer.wk if hasattr(indexer, "wk") else indexer.compressor)
-            chosen = key, matrix_flops(indexer) - key, 2 * indexer.heads * (indexer.width + 1)
+            made_of = next(getattr(indexer, name) for name in ("wk", "compressor", "k_proj") if hasattr(indexer, name))
+            key, weighed = matrix_flops(made_of), hasattr(indexer, "weights_proj")
+            chosen = key, matrix_flops(indexer) - key, 2 * indexer.heads * (indexer.width + weighed)
         made = factor_flops(config, index)
         fixed = (matrices + costs[0] + made[0], matrices + costs[1] + made[1])
         rate = config.compress_rates.get(config.layer_types[index])

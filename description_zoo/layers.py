@@ -91,7 +91,8 @@ def describe_mixer(config: ZooConfig, mixer: "TokenMixer | None", index: int) ->
         return describe_recurrence(config, name, index)
     if config.attention_types[index] == "latent":
         return f"{name} {_latent(config)}{indexer_words(config, index)}"
-    return f"{name} {_heads(config)}{_ranks(config, index)}{compression_words(config, index)}{rank_words(config)}"
+    words = (indexer_words(config, index), _ranks(config, index), compression_words(config, index), rank_words(config))
+    return f"{name} {_heads(config)}{''.join(words)}"
 
 
 def _ranks(config: ZooConfig, index: int) -> str:

@@ -9,6 +9,7 @@ Scores are cheap, a few narrow heads and no softmax; what costs much, attention,
 all before it. The scores are in `attention_sparse_indexer.py`.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.cache_utils import Cache
 from configuration_zoo import ZooConfig
 
 from .attention_latent import LatentAttention
-from .attention_sparse_indexer import IndexerInputs, LightningIndexer, SharedIndices
+from .attention_sparse_indexer import IndexerInputs, LightningIndexer, SharedIndices, chosen_for
 from .ops_attention_bands import AttentionMask
 from .ops_attention_latent import latent_attention
 from .ops_attention_sparse import sparse_attention
@@ -67,14 +68,8 @@ class IndexedAttention(LatentAttention):
         shared_indices: SharedIndices | None,
     ) -> torch.Tensor | None:
         """Positions `[B, T, k]` for each query, None for all; raises ValueError for a shared layer on its own."""
+        choose = None
         if self.indexer is not None:
-            positions = self.indexer(inputs, attention_mask, past_key_values, self.layer_idx)
-            if shared_indices is not None:
-                shared_indices.positions[self.layer_idx] = positions
-            return positions
-        if shared_indices is None:
-            raise ValueError(
-                f"Layer {self.layer_idx} has no indexer: pass it the shared_indices of the earlier layers."
-            )
-        positions = shared_indices.positions_of(self.indexer_layer)
+            choose = partial(self.indexer, inputs, attention_mask, past_key_values, self.layer_idx)
+        positions = chosen_for(self, choose, shared_indices)
         return positions if positions is None else positions.to(inputs.hidden_states.device)

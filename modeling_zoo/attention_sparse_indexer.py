@@ -1,7 +1,8 @@
 """The lightning indexer: small heads that choose which keys attention reads, and what layers share of its choice."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -87,6 +88,19 @@ def change_layout(
     """cos and sin `[B, T, r]` for channels in the other layout of their pairs, from those for `interleaved` ones."""
     rows = [table[..., ::2] if interleaved else table.chunk(2, dim=-1)[0] for table in position_embeddings[:2]]
     return tuple(REPEAT[not interleaved](row) for row in rows)
+
+
+def chosen_for(mixer: nn.Module, choose: Callable | None, shared_indices: "SharedIndices | None") -> Any:
+    """What the layer's own indexer chooses, by `choose()`, put down for later layers; without one, None, what the
+    layer with it chose. Raises ValueError for a shared layer on its own."""
+    if choose is not None:
+        chosen = choose()
+        if shared_indices is not None:
+            shared_indices.positions[mixer.layer_idx] = chosen
+        return chosen
+    if shared_indices is None:
+        raise ValueError(f"Layer {mixer.layer_idx} has no indexer: pass it the shared_indices of the earlier layers.")
+    return shared_indices.positions_of(mixer.indexer_layer)
 
 
 class SharedIndices:

@@ -44,6 +44,17 @@ class XIELU(nn.Module):
         return torch.where(x > 0, positive, negative)
 
 
+class ScaledSiLU(nn.Module):
+    """x · sigmoid(alpha x) (Ramachandran et al. 2017; gpt-oss)."""
+
+    def __init__(self, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.alpha * x)
+
+
 # Those that learn, and those transformers has no name for.
 ACTIVATIONS = {"elu": nn.ELU, "xielu": XIELU}
 
@@ -124,20 +135,28 @@ class GatedMLP(nn.Module):
 
 
 class ClampedMLP(GatedMLP):
-    """down(min(act(gate x), limit) · clamp(up x, ±limit)), or the gate clamped before its activation (Step 3.5)."""
+    """down(act(min(gate x, limit)) · (clamp(up x, ±limit) + offset)), or the gate clamped behind its activation (Step
+    3.5), which may be x · sigmoid(alpha x) (MiniMax-M3)."""
 
     def __init__(self, config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__(config, layer_idx, intermediate_size)
-        self.limit = config.swiglu_config["dense_limit"]
-        self.clamp_behind = config.swiglu_config["clamp_behind_activation"]
+        own = config.swiglu_config
+        self.limit, self.offset = own["dense_limit"], own["dense_up_offset"]
+        if own["dense_alpha"] is not None:
+            self.act_fn = ScaledSiLU(own["dense_alpha"])
+        self.clamp_behind = own["clamp_behind_activation"]
 
     def unit(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return gate_and_clamp(self.act_fn, gate, up, self.limit, behind=self.clamp_behind)
+        return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind)
+
+
+# What a gated dense MLP computes otherwise than act(gate) · up.
+DENSE_UNIT = ("dense_limit", "dense_alpha", "dense_up_offset")
 
 
 def make_dense_mlp(config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None) -> nn.Module:
     """A gated or plain MLP as the config says, of its own width if one is given."""
-    if config.gated_mlp and config.swiglu_config["dense_limit"]:
+    if config.gated_mlp and any(config.swiglu_config[key] for key in DENSE_UNIT):
         return ClampedMLP(config, layer_idx, intermediate_size)
     if config.gated_mlp:
         return GatedMLP(config, layer_idx, intermediate_size)

@@ -12,20 +12,9 @@ from transformers.integrations.moe import use_experts_implementation
 
 from configuration_zoo import ZooConfig
 
-from .mlp_dense import gate_and_clamp, make_activation
+from .mlp_dense import ScaledSiLU, gate_and_clamp, make_activation
 from .ops_experts import EXPERTS_FORMS
 from .ops_linear import linear
-
-
-class ScaledSiLU(nn.Module):
-    """x · sigmoid(alpha x) (Ramachandran et al. 2017; gpt-oss)."""
-
-    def __init__(self, alpha: float):
-        super().__init__()
-        self.alpha = alpha
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(self.alpha * x)
 
 
 def make_expert_activation(config: ZooConfig) -> nn.Module:

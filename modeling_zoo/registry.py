@@ -18,6 +18,7 @@ from .attention_matrix_factorization import MatrixFactorizationAttention
 from .attention_path import PathAttention
 from .attention_relative import TransformerXLAttention
 from .attention_sparse import IndexedAttention
+from .attention_sparse_blocks import BlockIndexedAttention
 from .attention_stick_breaking import StickBreakingAttention
 from .attention_tensor_product import TensorProductAttention
 from .attention_value_residual import ValueResidualAttention
@@ -43,6 +44,7 @@ MIXERS = {
     "indexed": IndexedAttention,
     "heavily_compressed": HeavilyCompressedAttention,
     "compressed_sparse": CompressedSparseAttention,
+    "block_indexed": BlockIndexedAttention,
     "transformer_xl": TransformerXLAttention,
     **LINEAR_MIXERS,
 }

@@ -590,7 +590,14 @@ def test_the_config_accepts_the_mechanisms_of_the_mixers_and_no_others():
     names = accepted("attention_type", {})
     names |= accepted("linear_attention_type", {"layer_types": ["linear_attention"] * 2})
     # Chosen by another field: a word of layer_types, the position embedding, how many layers share.
-    by_other_fields = {"indexed", "compressed_sparse", "heavily_compressed", "shared_key_value", "transformer_xl"}
+    by_other_fields = {
+        "indexed",
+        "block_indexed",
+        "compressed_sparse",
+        "heavily_compressed",
+        "shared_key_value",
+        "transformer_xl",
+    }
     assert set(registries()["MIXERS"]) - by_other_fields == names
 
 

@@ -25,6 +25,13 @@ LATENT = {
     "v_head_dim": 14,
 }  # fmt: skip
 INDEXER = {**LATENT, "layer_types": [INDEXED] * 2, "index_topk": 4, "index_n_heads": 5, "index_head_dim": 8}
+BLOCKS = {
+    "layer_types": [INDEXED] * 2,
+    "index_topk": 6,
+    "index_n_heads": 1,
+    "index_head_dim": 8,
+    "indexer.block_size": 2,
+}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_layer_types": ["sparse"] * 2}
 HEADS = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 10, "linear_value_head_dim": 12,
@@ -125,6 +132,8 @@ CASES = {
     "index_n_heads": (INDEXER, {"index_n_heads": 3}),
     "index_head_dim": (INDEXER, {"index_head_dim": 7}),
     "indexer.norm_eps": (INDEXER, {"indexer.norm_eps": 1.0}),
+    "indexer.block_size": (BLOCKS, {"indexer.block_size": 3}),
+    "indexer.local_blocks": (BLOCKS, {"indexer.local_blocks": 3}),
     "indexer.rope_interleave": (INDEXER, {"indexer.rope_interleave": True}),
     "sliding_window": ({"layer_types": [SLIDING] * 2, "sliding_window": 3}, {"sliding_window": 6}),
     "attention_chunk_size": ({"layer_types": [CHUNKED] * 2, "attention_chunk_size": 5}, {"attention_chunk_size": 3}),
@@ -210,6 +219,8 @@ CASES = {
     "swiglu_limit": (EXPERTS, {"swiglu_limit": 0.3}),
     "swiglu_config.shared_limit": ({**EXPERTS, "n_shared_experts": 1}, {"swiglu_config.shared_limit": 0.3}),
     "swiglu_config.dense_limit": (PLAIN, {"swiglu_config.dense_limit": 0.3}),
+    "swiglu_config.dense_alpha": (PLAIN, {"swiglu_config.dense_alpha": 1.7}),
+    "swiglu_config.dense_up_offset": (PLAIN, {"swiglu_config.dense_up_offset": 1.0}),
     "swiglu_config.clamp_behind_activation": (
         {**PLAIN, "swiglu_config.dense_limit": 0.3}, {"swiglu_config.clamp_behind_activation": True},
     ),

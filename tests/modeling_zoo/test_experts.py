@@ -109,9 +109,9 @@ def lower(module, stays, dtype=torch.bfloat16):
 
 
 # Where the sum over experts or the bias is rounded at another place than here.
-ROUNDED_ELSEWHERE = {"longcat_flash", "gpt_oss", "nemotron_h", "laguna"}
+ROUNDED_ELSEWHERE = {"longcat_flash", "gpt_oss", "nemotron_h", "laguna", "minimax_m3_vl_text"}
 # Families that scale the sum of the experts, where here the weights of the sum are scaled.
-SCALED_BEHIND = {"laguna"}
+SCALED_BEHIND = {"laguna", "minimax_m3_vl_text"}
 # A slow reference, in place of a class of transformers, says the numbers, not where they are rounded.
 WITH_A_CLASS = [case for case in CASES if not (is_known(case[0]) and family_of(case[0]).config_class)]
 

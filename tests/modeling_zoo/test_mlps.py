@@ -87,6 +87,7 @@ def slow_mlp(config, mlp, x):
     before, after = (math.inf, limit) if behind else (limit, math.inf)
     activated = [min(act(min(float(value), before)), after) for value in gate]
     activated, inner = torch.tensor(activated, dtype=torch.double), inner.clamp(-limit, limit)
+    inner = inner + (config.swiglu_config["dense_up_offset"] or 0.0)
     return linear(mlp.down_proj, activated * inner if config.gated_mlp else activated)
 
 

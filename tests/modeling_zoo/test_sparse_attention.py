@@ -540,8 +540,8 @@ def test_a_loss_that_cannot_be_found_is_an_error():
 # -- the config --------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "'indexed_attention', which needs attention_type='latent', got 'grouped_query'": {
-        "attention_type": "grouped_query",
+    "'indexed_attention', which needs attention_type='latent', or 'grouped_query', in all such layers": {
+        "attention_type": "forgetting",
         "head_dim": 4,
         **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
     },

@@ -42,6 +42,7 @@ UNSAYABLE = {
     "zero_expert_num": (None, 0), "moe_latent_size": (None,), "swiglu_limit": (None,), "swiglu_config.alpha": (None,),
     "swiglu_config.up_offset": (None, 0, 0.0), "router.weight_on_input": (None, False), "router.norm_topk_min": (None,),
     "swiglu_config.shared_limit": (None, 0), "swiglu_config.dense_limit": (None,),
+    "swiglu_config.dense_alpha": (None,), "swiglu_config.dense_up_offset": (None, 0, 0.0),
     "shared_expert_gate": (None, False), "shared_expert_combination_strategy": (None, "sum"),
 }  # fmt: skip
 

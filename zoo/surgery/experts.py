@@ -90,8 +90,9 @@ class Experts(Operation):
 
     def check(self, config: ZooConfig, request: Request) -> None:
         """Raises SurgeryError for an MLP that experts cannot be, and for numbers that do not fit."""
-        if config.swiglu_config["dense_limit"] is not None:
-            raise SurgeryError("swiglu_config.dense_limit clamps dense MLPs alone: experts would differ.")
+        for key in ("dense_limit", "dense_alpha", "dense_up_offset"):
+            if config.swiglu_config[key]:
+                raise SurgeryError(f"swiglu_config.{key} changes dense MLPs alone: experts would differ.")
         if config.mup_multipliers["mlp"] is not None:
             raise SurgeryError("mup_multipliers.mlp scales the gate of a dense MLP: experts have no place for it.")
         if config.num_kv_shared_layers and config.intermediate_size is None:

@@ -43,7 +43,8 @@ function keptChannels(layer) {
   }
   // Beside keys and values: a gate of each query head, or the direction in which a token reflects.
   const beside = { forgetting: layer.num_attention_heads, path: layer.num_key_value_heads * layer.head_dim }[layer.mechanism] ?? 0;
-  return layer.num_key_value_heads * (layer.head_dim + layer.value_width) + beside;
+  const ofIndexer = layer.indexes ? layer.index_head_dim : 0;
+  return layer.num_key_value_heads * (layer.head_dim + layer.value_width) + beside + ofIndexer;
 }
 
 const MATRIX = ["linear_attention", "lightning_attention", "gated_linear_attention", "delta_net", "gated_delta_net",
@@ -152,7 +153,8 @@ function ofState({ recurrence, settings }) {
 export function layerFlops(layer, facts) {
   const tensors = layerTensors(layer);
   const indexer = tensors.filter((one) => one.name.startsWith("self_attn.indexer."));
-  const key = indexer.filter((one) => one.name === "self_attn.indexer.wk.weight");
+  const key = indexer.filter((one) => ["self_attn.indexer.wk.weight", "self_attn.indexer.k_proj.weight"].includes(one.name));
+  const weighed = indexer.some((one) => one.name === "self_attn.indexer.weights_proj.weight");
   const routed = tensors.filter((one) => one.kind === "experts" && one.shape.length === 3).map((one) => 2 * numel(one) / one.shape[0]);
   // A mixer's own matrices that no product reads whole: decay rates of a selective scan.
   const unread = tensors.filter((one) => isMatrix(one) && /^linear_attn\.(A_log|.*_gate\.bias|dt_proj\.bias)$/.test(one.name) && !/weight$/.test(one.name));
@@ -165,7 +167,7 @@ export function layerFlops(layer, facts) {
   return {
     decode: matrices + state.decode + queryProducts(layer),
     prompt: matrices + state.prompt + queryProducts(layer) + composed(layer), perKey: each, limit: each.limit,
-    indexer: indexer.length ? { key: products(key), matrices: products(indexer) - products(key), perKey: 2 * layer.index_n_heads * (layer.index_head_dim + 1) } : null,
+    indexer: indexer.length ? { key: products(key), matrices: products(indexer) - products(key), perKey: 2 * layer.index_n_heads * (layer.index_head_dim + weighed) } : null,
   };
 }
 

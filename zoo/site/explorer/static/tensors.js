@@ -82,6 +82,15 @@ function latent(layer) {
   ];
 }
 
+// What chooses blocks of keys for grouped queries.
+function blockIndexer(layer) {
+  const { index_head_dim: width, index_n_heads: heads, hidden_size: hidden } = layer;
+  return within("indexer", [
+    ...linear("q_proj", hidden, heads * width), ...linear("k_proj", hidden, width),
+    ...norm("q_norm", layer, width), ...norm("k_norm", layer, width),
+  ]);
+}
+
 function indexer(layer) {
   const { index_n_heads: heads, index_head_dim: width, hidden_size: hidden } = layer;
   return within("indexer", [
@@ -152,6 +161,7 @@ const ATTENTIONS = {
   grouped_tied: groupedTied,
   value_residual: (layer) => [...groupedQuery(layer), ...(layer.mixes && layer.value_residual === null ? [tensor("value_weights", [2])] : [])],
   latent,
+  block_indexed: (layer) => [...groupedQuery(layer), ...(layer.indexes ? blockIndexer(layer) : [])],
   indexed: (layer) => [...latent(layer), ...(layer.indexes ? indexer(layer) : [])],
   transformer_xl: transformerXL,
 };
