@@ -41,7 +41,17 @@ WORDS = (
 )  # fmt: skip
 # Of keys that are written whatever they are, those that transformers sets; nothing in the page reads them.
 THEIRS = {"transformers_version", "id2label", "label2id", "output_attentions", "_name_or_path", "dtype"}
-SAMPLE = ["deepseek_v32", "gemma4_text", "longcat_flash", "qwen3_next", "zamba2", "laguna"]
+SAMPLE = [
+    "deepseek_v32",
+    "deepseek_v4",
+    "minimax_m3_vl_text",
+    "hy_v4",
+    "gemma4_text",
+    "longcat_flash",
+    "qwen3_next",
+    "zamba2",
+    "laguna",
+]
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 

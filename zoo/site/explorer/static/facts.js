@@ -57,6 +57,8 @@ function layerOf(view, index, fields, lists) {
     layer.mixes = ask(view, "mixes_values", index);
     layer.tied_rope = ask(view, "tied_rope_width", index);
     layer.rotates = ask(view, "rope_table_of", index) !== null;
+    const table = get(view, "rope_tables")[ask(view, "rope_table_of", index)];
+    layer.turning = table ? 2 * Math.trunc(layer.head_dim * (table.partial_rotary_factor ?? 1)) : 0;
     layer.indexes = layer.layer_type === "indexed_attention" && ask(view, "indexer_of", index) === index;
     layer.shares = lists.attention_mixers[index] === "shared_key_value";
   }

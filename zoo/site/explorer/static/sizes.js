@@ -1,6 +1,6 @@
 // What a model costs, from the facts of its config: what description_zoo/measure.py counts on models without weights.
 
-import { count, endTensors, furtherTensors, headTensors, layerTensors, modelTensors, numel, sharedBlockTensors } from "./tensors.js";
+import { count, endTensors, furtherTensors, headTensors, layerTensors, modelTensors, numel, sharedBlockTensors, compression } from "./tensors.js";
 
 const sum = (values) => values.reduce((one, other) => one + other, 0);
 export const WIDTHS = { float32: 4, bfloat16: 2, float16: 2, float8: 1 };
@@ -44,7 +44,9 @@ function keptChannels(layer) {
   // Beside keys and values: a gate of each query head, or the direction in which a token reflects.
   const beside = { forgetting: layer.num_attention_heads, path: layer.num_key_value_heads * layer.head_dim }[layer.mechanism] ?? 0;
   const ofIndexer = layer.indexes ? layer.index_head_dim : 0;
-  return layer.num_key_value_heads * (layer.head_dim + layer.value_width) + beside + ofIndexer;
+  // Keys that are the values, rotated as they are, are kept once.
+  const values = layer.attention_k_eq_v && layer.position_config.rope_values ? 0 : layer.value_width;
+  return layer.num_key_value_heads * (layer.head_dim + values) + beside + ofIndexer;
 }
 
 const MATRIX = ["linear_attention", "lightning_attention", "gated_linear_attention", "delta_net", "gated_delta_net",
@@ -66,7 +68,14 @@ function stateOf({ recurrence, settings, hidden_size: hidden }) {
 // {perToken, state, workspace, window} of a layer, in bytes, and the tokens that its window keeps, null for all.
 export function layerCache(layer, dtype) {
   const width = WIDTHS[dtype], window = windowOf(layer);
-  const cache = { perToken: keptChannels(layer) * width, state: 0, workspace: 0, window };
+  const cache = { perToken: keptChannels(layer) * width, state: 0, workspace: 0, window, entry: 0, rate: null };
+  const entries = compression(layer);
+  if (entries !== null) {
+    const { rate, parts, overlap } = entries;
+    const ofToken = sum(parts.map(([heads, channels]) => 2 * heads * channels * (1 + overlap) + layer.turning));
+    cache.state = (rate * (1 + overlap) - 1) * ofToken * width;
+    Object.assign(cache, { rate, entry: sum(parts.map(([heads, channels]) => heads * channels)) * width });
+  }
   if (layer.recurrence === null) return cache;
   const { numbers, channels } = stateOf(layer), { settings } = layer;
   cache.state = numbers * STATE_WIDTH + channels * (settings.conv_kernel_dim ?? 0) * width;
@@ -80,22 +89,24 @@ export function layerCache(layer, dtype) {
 
 export function windowOf(layer) {
   if (layer.pattern !== "none") return null;
-  const field = { sliding_attention: "sliding_window", hybrid_sliding: "sliding_window", chunked_attention: "attention_chunk_size" }[layer.layer_type];
+  const field = { sliding_attention: "sliding_window", hybrid_sliding: "sliding_window", chunked_attention: "attention_chunk_size",
+    compressed_sparse_attention: "sliding_window", heavily_compressed_attention: "sliding_window" }[layer.layer_type];
   return field ? layer[field] : null;
 }
 
 // Bytes of a layer's cache after `length` tokens: a window keeps what the next token sees beside itself.
-export const cachedBytes = (cache, length) => cache.state
+const entriesBytes = (cache, length) => cache.rate === null ? 0 : cache.entry * Math.floor(length / cache.rate);
+export const cachedBytes = (cache, length) => cache.state + entriesBytes(cache, length)
   + cache.perToken * Math.max(cache.window === null ? length : Math.min(length, cache.window - 1), 0);
 
 // Totals of one sequence after `context` tokens; `caches` as layerCache gives them.
 export function cacheTotals(caches, context) {
   const state = sum(caches.map((one) => one.state));
-  const growing = sum(caches.filter((one) => one.window === null).map((one) => cachedBytes(one, context) - one.state));
+  const growing = sum(caches.map((one) => one.window === null ? cachedBytes(one, context) - one.state : entriesBytes(one, context)));
   const held = sum(caches.map((one) => cachedBytes(one, context)));
   return {
-    perToken: sum(caches.filter((one) => one.window === null).map((one) => one.perToken)),
-    windows: sum(caches.filter((one) => one.window !== null).map((one) => cachedBytes(one, one.window) - one.state)),
+    perToken: sum(caches.map((one) => one.rate !== null ? Math.floor(one.entry / one.rate) : one.window === null ? one.perToken : 0)),
+    windows: sum(caches.filter((one) => one.window !== null).map((one) => cachedBytes(one, one.window) - one.state - entriesBytes(one, one.window))),
     state, workspace: sum(caches.map((one) => one.workspace)), growing, held, windowed: held - growing - state,
   };
 }
@@ -110,7 +121,7 @@ function perKey(layer) {
   if (!layer.softmax) return { decode: 0, prompt: 0, limit: null };
   const heads = layer.num_attention_heads;
   const limit = layer.layer_type === "indexed_attention" ? layer.index_topk
-    : { sliding_attention: layer.sliding_window, hybrid_sliding: layer.sliding_window, chunked_attention: layer.attention_chunk_size }[layer.layer_type] ?? null;
+    : windowOf({ ...layer, pattern: "none" });
   if (layer.mechanism === "latent") {
     return {
       decode: 2 * heads * (2 * layer.kv_lora_rank + layer.qk_rope_head_dim),
@@ -153,7 +164,7 @@ function ofState({ recurrence, settings }) {
 export function layerFlops(layer, facts) {
   const tensors = layerTensors(layer);
   const indexer = tensors.filter((one) => one.name.startsWith("self_attn.indexer."));
-  const key = indexer.filter((one) => ["self_attn.indexer.wk.weight", "self_attn.indexer.k_proj.weight"].includes(one.name));
+  const key = indexer.filter((one) => /^self_attn\.indexer\.(wk|k_proj|compressor)\./.test(one.name));
   const weighed = indexer.some((one) => one.name === "self_attn.indexer.weights_proj.weight");
   const routed = tensors.filter((one) => one.kind === "experts" && one.shape.length === 3).map((one) => 2 * numel(one) / one.shape[0]);
   // A mixer's own matrices that no product reads whole: decay rates of a selective scan.
@@ -167,14 +178,20 @@ export function layerFlops(layer, facts) {
   return {
     decode: matrices + state.decode + queryProducts(layer),
     prompt: matrices + state.prompt + queryProducts(layer) + composed(layer), perKey: each, limit: each.limit,
+    rate: compression(layer)?.rate ?? null, entries: indexer.length ? layer.index_topk : null,
     indexer: indexer.length ? { key: products(key), matrices: products(indexer) - products(key), perKey: 2 * layer.index_n_heads * (layer.index_head_dim + weighed) } : null,
   };
 }
 
 const seen = (context, limit) => limit === null ? context : Math.min(context, limit);
-const indexerCost = (part, context) => part.indexer === null ? 0
-  : part.indexer.key + (context > part.limit ? part.indexer.matrices + part.indexer.perKey * context : 0);
-const partCost = (part, way, context) => part[way] + part.perKey[way] * seen(context, part.limit) + indexerCost(part, context);
+const entriesOf = (part, context) => part.rate === null ? 0 : Math.floor(context / part.rate);
+function indexerCost(part, context) {
+  if (part.indexer === null) return 0;
+  const [scored, most] = part.rate === null ? [context, part.limit] : [entriesOf(part, context), part.entries];
+  return part.indexer.key + (scored > most ? part.indexer.matrices + part.indexer.perKey * scored : 0);
+}
+const partCost = (part, way, context) => part[way] + indexerCost(part, context)
+  + part.perKey[way] * (seen(context, part.limit) + seen(entriesOf(part, context), part.entries));
 
 // Operations of the head, and of what stands between the table and the first layer.
 const endFlops = (model) => products(endTensors(model)) + 2 * model.vocab_size * model.output_width;

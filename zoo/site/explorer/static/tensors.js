@@ -53,11 +53,53 @@ function groupedQuery(layer, inputs = layer.hidden_size) {
   ];
   return [
     ...aroundHeads(layer),
-    ...linear("q_proj", inputs, heads * (width + gateWidth(layer)), bias),
+    ...queries(layer, inputs, heads * (width + gateWidth(layer)), bias),
     ...keys,
-    ...linear("o_proj", heads * layer.value_width, layer.hidden_size, layer.attention_out_bias),
+    ...outputs(layer, heads * layer.value_width),
     ...qkNorm("q_norm", layer, heads, width),
   ];
+}
+
+// One projection to the queries, or two through a rank with a norm between them.
+function queries(layer, inputs, width, bias) {
+  const rank = layer.mla_config?.query_rank ?? null;
+  if (rank === null) return linear("q_proj", inputs, width, bias);
+  return [...linear("q_a_proj", inputs, rank, bias), tensor("q_a_layernorm.weight", [rank], "norm"), ...linear("q_b_proj", rank, width)];
+}
+
+// One output projection, or two through a rank of each group of heads.
+function outputs(layer, width) {
+  const { output_rank: rank = null, output_groups: groups = null } = layer.mla_config ?? {};
+  const { hidden_size: hidden, attention_out_bias: bias } = layer;
+  if (rank === null) return linear("o_proj", width, hidden, bias);
+  return [tensor("o_a_proj.weight", [groups * rank, width / groups]), ...linear("o_b_proj", groups * rank, hidden, bias)];
+}
+
+// What makes one entry of the tokens of a window: {rate, parts: [heads, width], overlap}, null where nothing does.
+export function compression(layer) {
+  const sparse = layer.attention === "compressed_sparse";
+  if (!sparse && layer.attention !== "heavily_compressed") return null;
+  const { compressed_sparse_rate, heavily_compressed_rate } = layer.mla_config;
+  const parts = [[layer.num_key_value_heads, layer.head_dim], ...(sparse ? [[1, layer.index_head_dim]] : [])];
+  return { rate: sparse ? compressed_sparse_rate : heavily_compressed_rate, parts, overlap: sparse ? 1 : 0 };
+}
+
+function compressor(layer, [heads, width]) {
+  const { rate, overlap } = compression(layer), channels = heads * width * (1 + overlap);
+  return within("compressor", [
+    tensor("position_bias", [rate, channels], "norm"),
+    ...linear("kv_proj", layer.hidden_size, channels), ...linear("gate_proj", layer.hidden_size, channels),
+    tensor("kv_norm.weight", [width], "norm"),
+  ]);
+}
+
+function compressed(layer) {
+  const { parts } = compression(layer), { index_n_heads: heads, index_head_dim: width, hidden_size: hidden } = layer;
+  const indexer = parts.length === 1 ? [] : within("indexer", [
+    ...compressor(layer, parts[1]), ...linear("wq_b", layer.mla_config.query_rank ?? hidden, heads * width),
+    ...linear("weights_proj", hidden, heads),
+  ]);
+  return [...groupedQuery({ ...layer, mechanism: layer.attention }), ...compressor(layer, parts[0]), ...indexer];
 }
 
 function latent(layer) {
@@ -76,7 +118,7 @@ function latent(layer) {
     ...linear("kv_a_proj_with_mqa", hidden, rank + rope, layer.attention_bias),
     ...latentNorm("kv_a_layernorm", rank),
     ...linear("kv_b_proj", rank, kvHeads * (nope + layer.v_head_dim)),
-    ...linear("o_proj", heads * layer.v_head_dim, hidden, layer.attention_out_bias),
+    ...outputs(layer, heads * layer.v_head_dim),
     ...qkNorm("q_norm", layer, heads * how.rope_heads, rope / how.rope_heads),
     ...qkNorm("k_norm", layer, how.rope_heads, rope / how.rope_heads),
   ];
@@ -123,7 +165,7 @@ function tensorProduct(layer) {
     ...factors("q", ranks.query_rank, heads, layer.head_dim),
     ...factors("k", ranks.key_rank, kvHeads, layer.head_dim),
     ...factors("v", ranks.value_rank, kvHeads, layer.value_width),
-    ...linear("o_proj", heads * layer.value_width, hidden, layer.attention_out_bias),
+    ...outputs(layer, heads * layer.value_width),
   ];
 }
 
@@ -131,10 +173,10 @@ function groupedTied(layer) {
   const { hidden_size: hidden, attention_bias: bias, num_attention_heads: heads } = layer;
   return [
     ...aroundHeads(layer),
-    ...linear("q_proj", hidden, heads * (layer.head_dim + gateWidth(layer)), bias),
+    ...queries(layer, hidden, heads * (layer.head_dim + gateWidth(layer)), bias),
     ...(layer.tied_rope ? linear("k_rope_proj", hidden, layer.tied_rope, bias) : []),
     ...linear("kv_proj", hidden, layer.num_key_value_heads * layer.value_width, bias),
-    ...linear("o_proj", heads * layer.value_width, hidden, layer.attention_out_bias),
+    ...outputs(layer, heads * layer.value_width),
   ];
 }
 
@@ -161,6 +203,8 @@ const ATTENTIONS = {
   grouped_tied: groupedTied,
   value_residual: (layer) => [...groupedQuery(layer), ...(layer.mixes && layer.value_residual === null ? [tensor("value_weights", [2])] : [])],
   latent,
+  heavily_compressed: compressed,
+  compressed_sparse: compressed,
   block_indexed: (layer) => [...groupedQuery(layer), ...(layer.indexes ? blockIndexer(layer) : [])],
   indexed: (layer) => [...latent(layer), ...(layer.indexes ? indexer(layer) : [])],
   transformer_xl: transformerXL,
