@@ -141,7 +141,7 @@ def test_a_layer_without_attention_needs_no_name():
         ({"attention_type": [GROUPED, "latnt", LATENT]}, r"attention_type\[1\]='latnt' is not one of"),
         ({"attention_type": [GROUPED, None, LATENT]}, r"layer_types\[1\]='full_attention' needs an attention_type"),
         ({"attention_type": [GROUPED] * 3}, "only means something with attention_type='latent'"),
-        (MIXED["indexed"] | {"attention_type": [LATENT, LATENT, GROUPED]}, "which needs attention_type='latent'"),
+        (MIXED["indexed"] | {"attention_type": [LATENT, LATENT, "forgetting"]}, "which needs attention_type='latent'"),
         (MIXED["plain"] | {"position_embedding_type": "transformer_xl"}, "needs attention_type='grouped_query'"),
         (
             MIXED["plain"]
