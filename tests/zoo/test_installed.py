@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from base64 import b64encode
 
 import pytest
 from places import ROOT, STORIES
@@ -66,3 +67,11 @@ def test_a_built_wheel_works_away_from_the_clone(tmp_path):
             [sys.executable, "-m", module, "--help"], cwd=tmp_path, env=environment, capture_output=True
         )
         assert shown.returncode == 0, shown.stderr
+    site = [sys.executable, "-m", "zoo", "site", "site"]
+    done = subprocess.run(site, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("index.html", "models.json", "explorer/index.html", "explorer/run.html"):
+        assert (tmp_path / "site" / name).stat().st_size > 1000
+    weights = b64encode((STORIES / "model.safetensors").read_bytes()).decode()
+    assert weights in (tmp_path / "site" / "explorer" / "run.js").read_text(encoding="utf-8")
+    assert not STORIES.is_relative_to(installed) and "stories260K" in {path.name for path in installed.rglob("*")}

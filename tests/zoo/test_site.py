@@ -65,6 +65,11 @@ def test_a_model_has_a_card_a_page_and_a_ribbon(few):
     assert few["gemma-3-1b"][0]["words"] == ["one key-value head", "windows", "QK norm"]
 
 
+def stand_in(out):
+    out.mkdir()
+    (out / "index.html").write_text("", encoding="utf-8")
+
+
 def test_the_command_writes_models_of_ones_own(tmp_path, monkeypatch):
     config = tmp_path / "mine" / "config.json"
     config.parent.mkdir()
@@ -72,7 +77,7 @@ def test_the_command_writes_models_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "presets", lambda: {"gpt2": presets()["gpt2"]})
     monkeypatch.setattr(models, "known_families", lambda: ["gpt2"])
     # Its own tests write the explorer.
-    monkeypatch.setattr(data, "EXPLORER", tmp_path)
+    monkeypatch.setattr(data, "write_explorer", stand_in)
     done = CliRunner().invoke(app, ["site", str(tmp_path / "out"), str(config)])
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out" / "models.json").read_text(encoding="utf-8"))
@@ -281,7 +286,7 @@ def test_search_and_colours(address):
 def test_the_gallery_opens_from_a_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "presets", lambda: {name: presets()[name] for name in A_FEW})
     monkeypatch.setattr(models, "known_families", lambda: ["gpt2"])
-    monkeypatch.setattr(data, "EXPLORER", tmp_path)
+    monkeypatch.setattr(data, "write_explorer", stand_in)
     data.write_site(tmp_path / "out")
     with opened(dark=True) as page:
         look(page, f"{(tmp_path / 'out' / 'index.html').as_uri()}#one=presets/gpt2&other=presets/gemma-3-1b")

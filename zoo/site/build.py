@@ -13,7 +13,7 @@ from typing import Any
 from .api_pages import PACKAGES, api_page
 from .computed_pages import flags_page, gallery_page, gpu_page, model_page
 from .concepts import CONCEPTS
-from .data import EXPLORER, STATIC, without_notes, write_explorer, write_models
+from .data import STATIC, without_notes, write_explorer, write_models
 from .front import mixed
 from .links import ROOT, Stage
 from .models import shown_models
@@ -24,16 +24,6 @@ PAGES = (
     "docs/quick-start.md", "docs/training.md", "docs/serving.md", "docs/formats.md", "docs/placement.md",
     "docs/scale.md", "docs/architecture.md", "examples/surgery.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
 )  # fmt: skip
-
-EXPLORER_CARD = """
--   :material-compass: **<a href="explorer/index.html">Explorer</a>**
-
-    Change a flag and see what it costs; masks, memory of ranks, and the bundled model running in the page.
-"""
-
-
-def has_explorer() -> bool:
-    return (EXPLORER / "static" / "index.html").is_file()
 
 
 def main() -> None:
@@ -73,7 +63,7 @@ def stage(folder: Path) -> None:
     shutil.copy(STATIC / "site.css", folder)
     front = pages.translated(mixed(), "README.md")
     home = (OWN / "index.md").read_text(encoding="utf-8").replace("{{mixed}}", front)
-    pages.write("index.md", home.replace("{{explorer}}\n", EXPLORER_CARD if has_explorer() else ""))
+    pages.write("index.md", home)
     for path in PAGES:
         pages.page(path)
     for path in sorted((ROOT / "docs" / "concepts").glob("*.md")):
@@ -87,8 +77,7 @@ def stage(folder: Path) -> None:
     for package in PACKAGES:
         pages.write(f"api/{package}.md", api_page(package))
     stage_gallery(pages)
-    if not write_explorer(folder / "explorer", "../concepts/"):
-        shutil.rmtree(folder / "explorer", ignore_errors=True)
+    write_explorer(folder / "explorer", "../concepts/")
     pages.write_code()
 
 
@@ -110,7 +99,7 @@ def stage_gallery(pages: Stage) -> None:
 
 def navigation() -> list[dict[str, Any]]:
     """What stands at the top and at the left of every page."""
-    found = [
+    return [
         {"Home": "index.md"},
         {"Start": [{"Quick start": "quick-start.md"}, {"Security": "security.md"}, {"Changelog": "changelog.md"}]},
         {
@@ -120,6 +109,7 @@ def navigation() -> list[dict[str, Any]]:
             ]
         },
         {"Gallery": "gallery/index.md"},
+        {"Explorer": "explorer/index.html"},
         {"Flags": "flags.md"},
         {
             "Guides": [
@@ -140,9 +130,6 @@ def navigation() -> list[dict[str, Any]]:
             ]
         },
     ]
-    if has_explorer():
-        found.insert(4, {"Explorer": "explorer/index.html"})
-    return found
 
 
 if __name__ == "__main__":

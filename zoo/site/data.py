@@ -18,13 +18,12 @@ from .models import KINDS, Shown, entry_of, shown_models
 from .ribbon import legend, ribbon
 
 STATIC = Path(__file__).with_name("static")
-EXPLORER = Path(__file__).with_name("explorer")
 
 
 def write_site(out: Path, yours: Sequence[str] = (), told: Callable[[str], None] = lambda name: None) -> int:
-    """The gallery, and the explorer where this installation has one, as a folder that opens in a browser: index.html,
-    models.json, drawings/, ribbons/, explorer/. `told` hears of each model. Returns how many models there are; raises
-    UserError, or ValueError with what is wrong with one of `yours`, before anything is written."""
+    """The gallery and the explorer as a folder that opens in a browser: index.html, models.json, drawings/, ribbons/,
+    explorer/. `told` hears of each model. Returns how many models there are; raises UserError, or ValueError with what
+    is wrong with one of `yours`, before anything is written."""
     with without_notes():
         models = list(shown_models(yours))
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,14 +67,11 @@ def write_models(
     return entries
 
 
-def write_explorer(out: Path, guides: str | None = None) -> bool:
-    """The explorer's pages and their data; whether there is one. `guides`: where the guides stand from there."""
-    if not (EXPLORER / "static").is_dir():
-        return False
+def write_explorer(out: Path, guides: str | None = None) -> None:
+    """The explorer's pages and their data. `guides`: where the guides stand from there."""
     from .explorer import write
 
-    write(out, guides)
-    return True
+    write(out, guides, home="../index.html")
 
 
 @contextmanager

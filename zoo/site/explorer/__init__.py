@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 STATIC = Path(__file__).with_name("static")
-# The script of each page, and what they are opened with.
+# The script of each page.
 PAGES = ("index.js", "run.js")
-SHOWN = ("*.html", "*.css")
 TABLES = ("models", "fields", "parts", "guides", "topologies", "gpus")
 
 
-def write(out: Path, guides: str | None = None) -> None:
-    """Writes the explorer into a folder, which is made where there is none; `guides`: where the pages of the guides
-    stand from there, `../concepts/`."""
+def write(out: Path, guides: str | None = None, home: str | None = None) -> None:
+    """Writes the explorer into a folder, which is made where there is none. `guides`: where the pages of the guides
+    stand from there, `../concepts/`; `home`: the page of a site that it belongs to. Raises UserError where the model
+    that runs in the page is not installed."""
     from . import data
     from .bundle import bundle
     from .rules import rules
@@ -35,9 +35,11 @@ def write(out: Path, guides: str | None = None) -> None:
         (folder / "stories.js").write_text(exported(data.stories()), encoding="utf-8")
         for page in PAGES:
             (out / page).write_text(bundle(folder, page), encoding="utf-8")
-        for pattern in SHOWN:
-            for path in folder.glob(pattern):
-                shutil.copy(path, out / path.name)
+        link = f'<a href="{home}">Home</a> ' if home else ""
+        for page in folder.glob("*.html"):
+            text = page.read_text(encoding="utf-8").replace("{{home}}", link)
+            (out / page.name).write_text(text, encoding="utf-8")
+        shutil.copy(folder / "style.css", out)
 
 
 def exported(tables: dict[str, Any]) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...cli.errors import UserError
 from ..concepts import CONCEPTS, flags_of
 
-STORIES = Path(__file__).resolve().parents[3] / "examples" / "stories260K"
+# Beside this file in an installed package, under examples/ in a checkout.
+PLACES = (Path(__file__).with_name("stories260K"), Path(__file__).resolve().parents[3] / "examples" / "stories260K")
+STORIES = next((place for place in PLACES if place.is_dir()), PLACES[0])
 # Where a published config comes from, or another model's weights were described: not what a model is.
 NOT_SHOWN = ("source_config", "source_extras", "surgery", "transformers_version")
 
@@ -122,6 +125,9 @@ def gpus() -> dict[str, dict[str, Any]]:
 
 
 def stories() -> dict[str, Any]:
-    """The bundled model: its config, its tokenizer, and its weights as the file of them, in base64."""
+    """The bundled model: its config, its tokenizer, and its weights as the file of them, in base64. Raises UserError
+    where it is not installed."""
+    if not STORIES.is_dir():
+        raise UserError(f"The model that runs in the explorer is missing: copy examples/stories260K to {STORIES}.")
     read = {name: json.loads((STORIES / f"{name}.json").read_text("utf-8")) for name in ("config", "tokenizer")}
     return read | {"weights": b64encode((STORIES / "model.safetensors").read_bytes()).decode()}
