@@ -14,6 +14,7 @@ COLWISE, ROWWISE = "colwise", "rowwise"
 # The same weights on each rank, but activations whole: for what sees all heads.
 GATHERED, FROM_WHOLE = "colwise_gather_output", "rowwise_rep"
 PREFIX, RECURRENT = "layers.*.self_attn.", "layers.*.linear_attn."
+PER_LAYER = "per_layer_embeddings."
 # Blocks without an MLP that can be split: that other layers use as well, or with a norm over all its inner channels.
 WITHOUT_SPLIT_MLP = ("mixer_only", "shared_block", "sub_norm")
 
@@ -30,6 +31,12 @@ def grouped_query_plan(config: PreTrainedConfig) -> dict[str, str]:
     if config.qk_norm is not None and not whole:
         plan |= {f"{PREFIX}{name}_norm": "replicated_with_grad_allreduce" for name in shared}
     return plan | gate_and_sinks_plan(config, whole)
+
+
+def transformer_xl_plan(config: PreTrainedConfig) -> dict[str, str]:
+    """As grouped queries; each head's projection of the distances goes with it."""
+    plan = grouped_query_plan(config)
+    return plan | {f"{PREFIX}r_proj": plan[f"{PREFIX}q_proj"]}
 
 
 def latent_plan(config: PreTrainedConfig) -> dict[str, str]:
@@ -101,20 +108,39 @@ def recurrent_plan(config: PreTrainedConfig) -> dict[str, str]:
 
 # Attentions whose heads can be split, and how; a pattern means the same in every layer, so all layers with attention
 # are of one row. Recurrences are `linear_attn`, which no pattern here names.
-HEAD_PLANS = {("grouped_query", "shared_key_value"): grouped_query_plan, ("latent", "indexed"): latent_plan}
+HEAD_PLANS = {
+    ("grouped_query", "shared_key_value"): grouped_query_plan,
+    ("transformer_xl",): transformer_xl_plan,
+    ("latent", "indexed"): latent_plan,
+}
 
 
 def attention_plan(config: PreTrainedConfig) -> dict[str, str]:
     """Heads split over ranks, in the layers that have attention; nothing where one of them needs all heads."""
     mixers = {name for name in config.attention_mixers if name is not None}
     # A norm inside sees all heads.
-    if not mixers or config.position_embedding_type in POSITION_BIASES or "sub_norm" in config.block_types:
+    if not mixers or "sub_norm" in config.block_types or biases_shared_blocks(config):
         return {}
     if any(goes_through_ranks(layer) for layer in config.per_layer_config):
         return {}
     plan = next((plan for names, plan in HEAD_PLANS.items() if mixers <= set(names)), None)
     layers = zip(config.attention_mixers, config.per_layer_config, strict=True)
     return same_in_all([plan(layer) for name, layer in layers if name is not None]) if plan else {}
+
+
+def biases_shared_blocks(config: PreTrainedConfig) -> bool:
+    """Whether layers and a block that they share read one bias on their scores, which no rank can have in two forms."""
+    return bool(config.shared_block_layers) and config.position_embedding_type in POSITION_BIASES
+
+
+def shared_block_plan(config: PreTrainedConfig) -> dict[str, str]:
+    """Heads and inner channels of blocks that layers share, as of a layer; what a layer adds to them is whole, and each
+    rank uses its part of it."""
+    if not config.shared_block_layers or biases_shared_blocks(config):
+        return {}
+    layer = config.per_layer_config[config.shared_block_layers[0]]
+    plan = grouped_query_plan(layer) | mlp_plan("layers.*.mlp.", True)
+    return {rule.replace("layers.", "shared_blocks.", 1): how for rule, how in plan.items()}
 
 
 def goes_through_ranks(layer: PreTrainedConfig) -> bool:
@@ -155,6 +181,10 @@ class ParallelPlans:
     def base_model_tp_plan(self) -> dict[str, str]:
         """Tensor parallel (Shoeybi et al. 2019, Megatron-LM, §3)."""
         plan = {"embed_tokens": "embedding_rowwise"} | attention_plan(self) | recurrent_plan(self)
+        plan |= shared_block_plan(self)
+        if self.hidden_size_per_layer_input:
+            plan |= {f"{PER_LAYER}embed_tokens_per_layer": "embedding_rowwise"}
+            plan |= {f"{PER_LAYER}per_layer_model_projection": GATHERED}
         layers = {"dense": [], "sparse": []}
         for kind, block, layer in zip(self.mlp_layer_types, self.block_types, self.per_layer_config, strict=True):
             if block not in WITHOUT_SPLIT_MLP:

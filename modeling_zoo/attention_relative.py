@@ -10,6 +10,7 @@ from configuration_zoo import ZooConfig
 
 from .attention import GroupedQueryAttention
 from .ops_attention_bands import AttentionMask
+from .ops_own_part import own_part
 from .position_tables import interleaved_waves
 
 
@@ -38,7 +39,7 @@ class TransformerXLAttention(GroupedQueryAttention):
         count = distances.shape[-1]
         waves = interleaved_waves(torch.arange(count, device=query.device), self.config.hidden_size).to(query.dtype)
         rows = self.r_proj(waves).view(count, -1, self.head_dim).permute(1, 2, 0)
-        by_distance = torch.matmul(query + self.distance_bias[:, None], rows)
+        by_distance = torch.matmul(query + own_part(self.distance_bias, self.q_proj)[:, None], rows)
         index = distances.clamp(0, count - 1).expand(*query.shape[:2], -1, -1)
         return by_distance.gather(-1, index)
 
@@ -53,5 +54,5 @@ class TransformerXLAttention(GroupedQueryAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of q + u, with the second term as the bias; `position_bias` are the distances `[T, S]`."""
         bias = self.distance_scores(query, position_bias) * self.scaling
-        query = query + self.content_bias[:, None]
+        query = query + own_part(self.content_bias, self.q_proj)[:, None]
         return super().attend(query, key, value, attention_mask, position_bias=bias, **kwargs)

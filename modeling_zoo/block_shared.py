@@ -12,6 +12,7 @@ from .attention import GroupedQueryAttention
 from .mlp_dense import GatedMLP
 from .norms import make_norm
 from .ops_attention_bands import AttentionMask
+from .ops_own_part import own_part
 
 
 def make_adapter(inputs: int, rank: int | None, outputs: int) -> nn.Sequential | None:
@@ -21,9 +22,13 @@ def make_adapter(inputs: int, rank: int | None, outputs: int) -> nn.Sequential |
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False))
 
 
-def adapted(projected: torch.Tensor, adapter: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
-    """The shared projection of x and, where there is one, the layer's own."""
-    return projected if adapter is None else projected + adapter(x)
+def adapted(matrix: nn.Module, adapter: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
+    """The shared projection of x and, where there is one, the layer's own: of the outputs that are on this rank."""
+    projected = matrix(x)
+    if adapter is None:
+        return projected
+    added = adapter(x)
+    return projected + (added if added.shape == projected.shape else own_part(added, matrix, -1))
 
 
 class Adapters(nn.Module):
@@ -69,13 +74,14 @@ class SharedAttention(GroupedQueryAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         names = ("q_proj", "k_proj", "v_proj")
         query, key, value = (
-            adapted(getattr(self, name)(hidden_states), getattr(adapters, name), hidden_states) for name in names
+            adapted(getattr(self, name), getattr(adapters, name), hidden_states) for name in names
         )
         heads = (*hidden_states.shape[:-1], -1)
         query = self.norm_and_rotate(query.view(*heads, self.head_dim), self.q_norm, position_embeddings)
         key = self.norm_and_rotate(key.view(*heads, self.head_dim), self.k_norm, position_embeddings)
         value = value.view(*heads, self.value_width)
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        key, value = self.own_keys(key), self.own_keys(value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, layer_idx)
         attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)
@@ -88,7 +94,8 @@ class SharedMLP(GatedMLP):
     def forward(self, x: torch.Tensor, adapter: nn.Module | None = None) -> torch.Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         if adapter is not None:
-            gate, up = (own + more for own, more in zip((gate, up), adapter(x).chunk(2, dim=-1), strict=True))
+            more = zip((self.gate_proj, self.up_proj), adapter(x).chunk(2, dim=-1), strict=True)
+            gate, up = (own + own_part(added, matrix, -1) for own, (matrix, added) in zip((gate, up), more, strict=True))
         return self.combine(gate, up)
 
 

@@ -198,7 +198,8 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         rotations = self.rotary_emb.tables_at(inputs_embeds, position_ids)
         biases = {}
         if self.score_biases is not None:
-            biases = self.score_biases(self.position_bias, inputs_embeds, masks.get(PADDING), past_key_values)
+            given = (inputs_embeds, masks.get(PADDING), past_key_values, self.layers)
+            biases = self.score_biases(self.position_bias, *given)
         if self.last_query is not None:
             last_from = self.last_query.first_layer(logits_to_keep, masks, past_key_values, kwargs)
         for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):

@@ -7,6 +7,7 @@ from transformers.cache_utils import Cache
 from configuration_zoo import ZooConfig
 
 from .ops_attention_masks import ring_of
+from .ops_own_part import own_part
 
 
 class ScoreBiases:
@@ -24,13 +25,21 @@ class ScoreBiases:
         hidden_states: torch.Tensor,
         padding_mask: torch.Tensor | None,
         past_key_values: Cache | None,
+        layers: nn.ModuleList,
     ) -> dict[tuple[str, ...], torch.Tensor]:
-        """{mask names: bias on the scores `[B or 1, H, T or 1, K]`}."""
+        """{mask names: bias on the scores `[B or 1, H, T or 1, K]`}, of the heads that are on this rank."""
         biases = {}
         for key, index in self.layers.items():
             queries, keys = key_positions(hidden_states, past_key_values, index)
-            biases[key] = position_bias(hidden_states, queries, keys, padding_mask)
+            biases[key] = own_heads(position_bias(hidden_states, queries, keys, padding_mask), layers[index])
         return biases
+
+
+def own_heads(bias: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """Of a bias with heads `[.., H, .., K]`, those whose queries `layer` projects on this rank."""
+    attention = getattr(layer, "self_attn", None)
+    queries = getattr(attention, "q_b_proj", None) or getattr(attention, "q_proj", None)
+    return bias if queries is None or bias.ndim == 2 else own_part(bias, queries, 1)
 
 
 def key_positions(

@@ -18,14 +18,16 @@ def fit_to_ranks(model: "nn.Module", ways: int) -> None:
         return
     plan = dict(model.tp_plan)
     prefix = next((rule.partition("layers.")[0] for rule in plan if "layers." in rule), "")
-    attention = f"{prefix}layers.*.self_attn."
     check_heads(model.config, {rule.removeprefix(prefix): how for rule, how in plan.items()}, ways)
     few = {layer.num_key_value_heads for layer in model.config.per_layer_config if layer.num_key_value_heads < ways}
-    if not few or plan.get(f"{attention}k_proj") != "colwise":
+    parts = [f"{prefix}{part}.*.self_attn." for part in ("layers", "shared_blocks")]
+    parts = [part for part in parts if plan.get(f"{part}k_proj") == "colwise"]
+    if not few or not parts:
         return
-    plan |= {rule: "colwise_gather_output" for rule in (f"{attention}k_proj", f"{attention}v_proj") if rule in plan}
-    # It sees all heads now, and so its gradient is whole.
-    plan.pop(f"{attention}k_norm", None)
+    for part in parts:
+        plan |= {rule: "colwise_gather_output" for rule in (f"{part}k_proj", f"{part}v_proj") if rule in plan}
+        # It sees all heads now, and so its gradient is whole.
+        plan.pop(f"{part}k_norm", None)
     model.tp_plan = plan
     for module in model.modules():
         if hasattr(module, "num_key_value_groups") and hasattr(module, "k_proj"):
@@ -48,9 +50,11 @@ def check_heads(config: "ZooConfig", plan: dict[str, str], ways: int) -> None:
 def heads_to_split(config: "ZooConfig", plan: dict[str, str], index: int, layer: "ZooConfig") -> dict[str, int]:
     """{field: number} of the heads of a layer that `plan` spreads over ranks."""
     fields = {}
-    if config.attention_mixers[index] is not None and plan.get("layers.*.self_attn.o_proj") == "rowwise":
+    part = "shared_blocks" if index in config.shared_block_layers else "layers"
+    has_attention = part == "shared_blocks" or config.attention_mixers[index] is not None
+    if has_attention and plan.get(f"{part}.*.self_attn.o_proj") == "rowwise":
         fields["num_attention_heads"] = layer.num_attention_heads
-        if plan.get("layers.*.self_attn.k_proj") == "colwise":
+        if plan.get(f"{part}.*.self_attn.k_proj") == "colwise":
             fields["num_key_value_heads"] = layer.num_key_value_heads
     if config.linear_attention_type is not None and index in config.recurrent_layers():
         settings = layer.linear_settings(index)
