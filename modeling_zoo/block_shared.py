@@ -73,9 +73,7 @@ class SharedAttention(GroupedQueryAttention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         names = ("q_proj", "k_proj", "v_proj")
-        query, key, value = (
-            adapted(getattr(self, name), getattr(adapters, name), hidden_states) for name in names
-        )
+        query, key, value = (adapted(getattr(self, name), getattr(adapters, name), hidden_states) for name in names)
         heads = (*hidden_states.shape[:-1], -1)
         query = self.norm_and_rotate(query.view(*heads, self.head_dim), self.q_norm, position_embeddings)
         key = self.norm_and_rotate(key.view(*heads, self.head_dim), self.k_norm, position_embeddings)
@@ -94,8 +92,8 @@ class SharedMLP(GatedMLP):
     def forward(self, x: torch.Tensor, adapter: nn.Module | None = None) -> torch.Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         if adapter is not None:
-            more = zip((self.gate_proj, self.up_proj), adapter(x).chunk(2, dim=-1), strict=True)
-            gate, up = (own + own_part(added, matrix, -1) for own, (matrix, added) in zip((gate, up), more, strict=True))
+            of_gate, of_up = adapter(x).chunk(2, dim=-1)
+            gate, up = gate + own_part(of_gate, self.gate_proj, -1), up + own_part(of_up, self.up_proj, -1)
         return self.combine(gate, up)
 
 

@@ -7,7 +7,20 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from combinations import EXPERTS, FULL, HEADS, INDEXER, LATENT, LINEAR, ROWS, SIZES, STATES, linear
+from combinations import (
+    EXPERTS,
+    FULL,
+    HEADS,
+    HYBRID,
+    INDEXER,
+    LATENT,
+    LINEAR,
+    ROWS,
+    SHARED_BLOCKS,
+    SIZES,
+    STATES,
+    linear,
+)
 from parallel_worker import cached_numbers
 from places import SUPPORT
 from random_models import randomize
@@ -74,9 +87,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("mixer", range(len(ROWS["mixer"])))
-def test_every_rule_names_a_parameter_or_module(mixer):
-    config = ZooConfig(**{**SIZES, **ROWS["mixer"][mixer]})
+@pytest.mark.parametrize("row", [row for group in ("mixer", "position", "embedding") for row in ROWS[group][1:]])
+def test_every_rule_names_a_parameter_or_module(row):
+    config = ZooConfig(**{**SIZES, **row})
     with torch.device("meta"):
         model = ZooForCausalLM(config)
     names = {name for name, _ in [*model.model.named_modules(), *model.model.named_parameters()]}
@@ -84,6 +97,27 @@ def test_every_rule_names_a_parameter_or_module(mixer):
         for rule in plan:
             pattern = re.escape(rule).replace(r"\*", r"\d+")
             assert any(re.fullmatch(pattern, name) for name in names), rule
+
+
+@pytest.mark.parametrize(
+    ("flags", "split"),
+    [
+        ({"position_embedding_type": "alibi"}, {"layers.*.self_attn.q_proj": "colwise"}),
+        ({"position_embedding_type": "relative"}, {"layers.*.self_attn.o_proj": "rowwise"}),
+        ({"position_embedding_type": "transformer_xl"}, {"layers.*.self_attn.r_proj": "colwise"}),
+        (
+            {"hidden_size_per_layer_input": 7},
+            {"per_layer_embeddings.embed_tokens_per_layer": "embedding_rowwise"},
+        ),
+        (
+            linear("mamba2", [HYBRID, LINEAR, HYBRID], **STATES, **SHARED_BLOCKS),
+            {"shared_blocks.*.self_attn.k_proj": "colwise", "shared_blocks.*.mlp.down_proj": "rowwise"},
+        ),
+    ],
+)
+def test_biases_tables_and_shared_blocks_are_split(flags, split):
+    plan = ZooConfig(**{**EVEN, **flags}).base_model_tp_plan
+    assert split.items() <= plan.items()
 
 
 # What NeMo Automodel 0.7.0 translates (`translate_to_torch_parallel_style`); a plan without a rule for the embedding

@@ -1,4 +1,4 @@
-"""Every row of flags on two ranks under tensor parallelism: the numbers of one process, or a sentence that names why."""
+"""Every row of flags split over two ranks: the numbers of one process, or a sentence that says why not."""
 
 import json
 import re
