@@ -250,11 +250,9 @@ class GroupedQueryAttention(SoftmaxAttention):
             value = apply_rotary(value, position_embeddings, **self.rotation)
         key, value = key.transpose(1, 2), value.transpose(1, 2)
         value = key if self.value_is_key else value
-        return (key, value) if self.key_copies == 1 else (self.own_keys(key), self.own_keys(value))
-
-    def own_keys(self, states: torch.Tensor) -> torch.Tensor:
-        """Keys or values `[B, K, T, d]` → those that the queries on this rank read."""
-        return own_part(states.repeat_interleave(self.key_copies, 1), self.q_proj, 1) if self.key_copies > 1 else states
+        if self.key_copies > 1:
+            key, value = (own_part(x.repeat_interleave(self.key_copies, 1), self.q_proj, 1) for x in (key, value))
+        return key, value
 
     def norm_and_rotate(
         self, states: torch.Tensor, norm: nn.Module | None, position_embeddings: tuple[torch.Tensor, ...] | None

@@ -79,7 +79,8 @@ class SharedAttention(GroupedQueryAttention):
         key = self.norm_and_rotate(key.view(*heads, self.head_dim), self.k_norm, position_embeddings)
         value = value.view(*heads, self.value_width)
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-        key, value = self.own_keys(key), self.own_keys(value)
+        if self.key_copies > 1:
+            key, value = (own_part(x.repeat_interleave(self.key_copies, 1), self.q_proj, 1) for x in (key, value))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, layer_idx)
         attn_output, weights = self.attend(query, key, value, attention_mask, position_ids=position_ids, **kwargs)

@@ -17,6 +17,8 @@ from modeling_zoo import ZooConfig, ZooForCausalLM
 DROPOUTS = ("attention_dropout", "embedding_dropout", "residual_dropout", "router.jitter_noise")
 # Rows that two ranks refuse, by the field that the sentence names.
 REFUSED = {"mixer 6": "num_key_value_heads=3", "mixer 33": "indexer_loss_coef=0.1", "stray 9": "num_attention_heads=5"}
+# Rows of which only the embeddings are split, since their norms see all channels.
+WHOLE = {"block 3"}
 # Beside the rows: fewer heads of keys than ranks, experts beside biases, and blocks that layers share with both.
 ONE_HEAD = {"num_key_value_heads": 1}
 ROWS = ROWS | {
@@ -120,7 +122,7 @@ def test_two_ranks_compute_what_one_does_or_say_why_not(group, tmp_path):
                 wrong[name] = found
         elif name in REFUSED:
             wrong[name] = "is not refused"
-        elif found.pop("held") > 0.85:
+        elif found.pop("held") > 0.85 and name not in WHOLE:
             wrong[name] = "is whole on every rank"
         else:
             apart = differences(found, computed(model, tokens))
