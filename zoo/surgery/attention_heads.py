@@ -20,6 +20,7 @@ from .mlp_width import least_squares
 from .operation import (
     APPROXIMATE,
     ARITHMETIC,
+    OF_RECURRENCES,
     Exactness,
     Example,
     Make,
@@ -28,6 +29,7 @@ from .operation import (
     Request,
     Statistics,
     SurgeryError,
+    as_they_are,
     for_layers,
     has_own,
 )
@@ -94,8 +96,7 @@ class AttentionHeads(Operation):
         return [Need(READS)] if self.fewer(config, request) else []
 
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:
-        kept = ("head_dim", "v_head_dim", "linear_num_key_heads", "linear_num_value_heads", "attention_multiplier")
-        said = {name: getattr(config, name) for name in kept if getattr(config, name, None) is not None}
+        said = as_they_are(config, "head_dim", "v_head_dim", "attention_multiplier", *OF_RECURRENCES)
         groups = request.get(GROUPS, config.num_key_value_heads)
         return said | {GROUPS: groups} | for_layers(config, request, {HEADS: request.fields[HEADS]})
 

@@ -18,7 +18,19 @@ from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
 from .latent_full import ATTENTION
-from .operation import ARITHMETIC, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError, has_own
+from .operation import (
+    ARITHMETIC,
+    OF_RECURRENCES,
+    Exactness,
+    Example,
+    Make,
+    Operation,
+    Request,
+    Statistics,
+    SurgeryError,
+    as_they_are,
+    has_own,
+)
 
 WIDTH, VALUES = "head_dim", "v_head_dim"
 USUAL = (16, 32, 64, 128, 256)
@@ -88,7 +100,8 @@ class HeadWidth(Operation):
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:
         width, values = self.widths(config, request)
         scale = config.head_dim**-0.5 if config.attention_multiplier is None else config.attention_multiplier
-        changes: dict[str, Any] = {WIDTH: width, VALUES: values, "attention_multiplier": scale}
+        changes = as_they_are(config, *OF_RECURRENCES)
+        changes |= {WIDTH: width, VALUES: values, "attention_multiplier": scale}
         if config.rope_tables:
             tables = {name: narrowed(table, config.head_dim, width) for name, table in config.rope_tables.items()}
             changes["rope_parameters"] = tables.get("default", tables)

@@ -30,7 +30,6 @@ from .latent_reduced import with_bias
 from .operation import (
     APPROXIMATE,
     ARITHMETIC,
-    BITS,
     Exactness,
     Example,
     Make,
@@ -39,6 +38,7 @@ from .operation import (
     Request,
     Statistics,
     SurgeryError,
+    bits_of,
     for_layers,
     has_own,
     in_layers,
@@ -80,7 +80,9 @@ class KeyValueHeads(Operation):
         heads, groups = config.num_attention_heads, config.num_key_value_heads
         rows = []
         if groups < heads:
-            rows.append(Example({self.leads[0]: heads}, repeating(config), "multi-head attention; a larger cache"))
+            rows.append(
+                Example({self.leads[0]: heads}, repeating(config, heads), "multi-head attention; a larger cache")
+            )
         if groups > 1:
             fewer = max(count for count in range(1, groups) if groups % count == 0)
             method = None if all(getattr(config, name) in free for name, free in IN_BETWEEN.items()) else "mean"
@@ -114,7 +116,9 @@ class KeyValueHeads(Operation):
         return request.fields["num_key_value_heads"] < config.num_key_value_heads
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
-        return Exactness(APPROXIMATE) if self.fewer(config, request) else repeating(config)
+        if self.fewer(config, request):
+            return Exactness(APPROXIMATE)
+        return repeating(config, request.fields["num_key_value_heads"])
 
     def needs(self, config: ZooConfig, request: Request) -> list[Need]:
         return [Need("self_attn")] if self.fewer(config, request) and request.method == "pca" else []
@@ -145,10 +149,12 @@ class KeyValueHeads(Operation):
         return made
 
 
-def repeating(config: ZooConfig) -> Exactness:
+def repeating(config: ZooConfig, heads: int) -> Exactness:
     """How exact repeated heads are: a norm over all of them sums the same squares in another order."""
-    together = config.qk_norm is not None and config.qk_norm_config["scope"] == "full"
-    return Exactness(ARITHMETIC if together else BITS)
+    if config.qk_norm is not None and config.qk_norm_config["scope"] == "full":
+        return Exactness(ARITHMETIC)
+    widths = config.head_dim, config.value_width
+    return bits_of(*(count * width for count in (config.num_key_value_heads, heads) for width in widths))
 
 
 def names_of(letters: str, kind: str) -> list[str]:

@@ -19,7 +19,6 @@ from . import latent_full, latent_reduced, latent_stock
 from .operation import (
     APPROXIMATE,
     ARITHMETIC,
-    BITS,
     Exactness,
     Example,
     Need,
@@ -27,6 +26,7 @@ from .operation import (
     Request,
     Statistics,
     SurgeryError,
+    bits_of,
     has_own,
 )
 
@@ -92,9 +92,11 @@ class Latent(Operation):
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
         if request.method == "stock":
             width = latent_stock.query_width(config)
-            return Exactness(BITS if config.attention_multiplier is None and width <= 256 else ARITHMETIC)
+            exact = config.attention_multiplier is None and width <= 256
+            return bits_of(*projected(config)) if exact else Exactness(ARITHMETIC)
         if self.is_full(config, request):
-            return Exactness(BITS if config.num_key_value_heads * config.head_dim <= LONGEST_SUM else ARITHMETIC)
+            exact = config.num_key_value_heads * config.head_dim <= LONGEST_SUM
+            return bits_of(*projected(config)) if exact else Exactness(ARITHMETIC)
         sizes = Sizes(config, request)
         return Exactness(APPROXIMATE if sizes.rank < sizes.full_rank or sizes.cut else ARITHMETIC)
 
@@ -148,6 +150,11 @@ class Latent(Operation):
         if self.is_full(config, request):
             return latent_full.rules(config, new, request)
         return latent_reduced.rules(config, new, request, statistics)
+
+
+def projected(config: ZooConfig) -> tuple[int, int]:
+    """Rows of the projections of keys and of values, which become one."""
+    return config.num_key_value_heads * config.head_dim, config.num_key_value_heads * config.value_width
 
 
 class Sizes:

@@ -14,7 +14,18 @@ from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
 from .attention_heads import POSITIONS
-from .operation import ARITHMETIC, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError
+from .operation import (
+    ARITHMETIC,
+    OF_RECURRENCES,
+    Exactness,
+    Example,
+    Make,
+    Operation,
+    Request,
+    Statistics,
+    SurgeryError,
+    as_they_are,
+)
 
 WIDTH = "hidden_size"
 TAKES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size")
@@ -70,19 +81,13 @@ class ModelWidth(Operation):
 
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:
         factor = request.fields[WIDTH] // config.hidden_size
-        kept = (
-            "head_dim",
-            "v_head_dim",
-            "attention_multiplier",
-            "embedding_multiplier",
-            *TAKES,
-            "linear_num_key_heads",
-            "linear_key_head_dim",
-        )
-        kept += ("linear_num_value_heads", "linear_value_head_dim")
-        said = {name: getattr(config, name) for name in kept if getattr(config, name, None) is not None}
+        kept = ("head_dim", "v_head_dim", "attention_multiplier", "embedding_multiplier", *TAKES, *OF_RECURRENCES)
+        said = as_they_are(config, *kept)
         if config.tie_word_embeddings:
             said["logits_scaling"] = (config.logits_scaling or 1.0) * factor
+        grown = request.get(TAKES[1], config.num_key_value_heads) // config.num_key_value_heads
+        if "block_indexed" in config.attention_mixers and grown > 1:  # its heads each choose for as many key heads
+            said["index_n_heads"] = config.index_n_heads * factor
         return said | request.fields
 
     def rules(self, config: ZooConfig, new: ZooConfig, request: Request, statistics: Statistics) -> list[Rule]:

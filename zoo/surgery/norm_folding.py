@@ -15,7 +15,18 @@ from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
 from .norm_offset import offsets, shifted
-from .operation import ARITHMETIC, BITS, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError
+from .operation import (
+    ARITHMETIC,
+    BITS,
+    Exactness,
+    Example,
+    Make,
+    Operation,
+    Request,
+    Statistics,
+    SurgeryError,
+    as_they_are,
+)
 from .stream import stream_of
 from .zero_biases import zeros_beside
 
@@ -82,7 +93,7 @@ def biases_for(config: ZooConfig) -> dict[str, Any]:
     """Fields with which matrices have the biases that those of norms become."""
     if not config.norm_bias:
         return {}
-    fields = {"attention_bias": True, "attention_out_bias": config.attention_out_bias, "lm_head_bias": True}
+    fields = as_they_are(config, "attention_out_bias") | {"attention_bias": True, "lm_head_bias": True}
     return fields | ({"mlp_bias": True} if "dense" in config.mlp_layer_types else {})
 
 

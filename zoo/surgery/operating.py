@@ -14,14 +14,14 @@ from configuration_zoo import ZooConfig
 from configuration_zoo.field_settings import nested, settings_of, spread
 from conversion.engine.registry import OWN_TYPE
 from conversion.engine.transfer import parse_dtype
-from conversion.errors import one_line
+from conversion.errors import ConversionError, one_line
 
 from . import calibration, measurement, planner
 from .choosing import cheapest_layers, number_of
 from .distillation import INDEXER, row_length
 from .healing import Healing, distillation, fill_healed, record
 from .healing import heal as heal_folder
-from .operation import ARITHMETIC, BITS, Operation, Request, SurgeryError, alike_layers
+from .operation import ARITHMETIC, BITS, Operation, Request, SurgeryError, alike_layers, has_own
 from .plan_file import Change
 from .report import Done, Report, Stage
 from .streaming import runnable
@@ -212,12 +212,25 @@ def made(
 ) -> tuple[ZooConfig, Tensors, dict | None]:
     """(the new config, its tensors as they will be read, what was calibrated with) of one operation."""
     new = changed_config(state.config, operation.config(state.config, request))
+    refuse_own_values(operation, new, request)
     statistics, of_what = calibrated(state, operation, request, text)
-    return (
-        new,
-        operated(state.tensors, state.config, new, operation.rules(state.config, new, request, statistics)),
-        of_what,
-    )
+    rules = operation.rules(state.config, new, request, statistics)
+    try:
+        return new, operated(state.tensors, state.config, new, rules), of_what
+    except SurgeryError:
+        raise
+    except ConversionError as error:
+        raise SurgeryError(f"{operation.name}: not in this model, as another part of it follows: {error}") from error
+
+
+def refuse_own_values(operation: Operation, new: ZooConfig, request: Request) -> None:
+    """Raises SurgeryError where a layer that was to change keeps a value of its own in per_layer_config."""
+    for name in (name for name in request.fields if has_own(new, name)):
+        for layer in request.layers:
+            if (value := getattr(new.per_layer_config[layer], name)) != request.fields[name]:
+                raise SurgeryError(
+                    f"{operation.name}: layer {layer} has {name}={value!r} of its own in per_layer_config."
+                )
 
 
 def calibrated(state: State, operation: Operation, request: Request, text: Text | None) -> tuple[dict, dict | None]:

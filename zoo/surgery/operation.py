@@ -16,6 +16,13 @@ from conversion.engine.rules import Rule
 BITS, ARITHMETIC, WHEN, APPROXIMATE = "bits", "arithmetic", "when", "approximate"
 # Relative to the largest logit: what the order of float32 sums may change, as for `zoo verify`.
 TOLERANCE = 2e-5
+# Sizes of recurrences, which follow from those of attention where nothing is said.
+OF_RECURRENCES = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+# Of every kind of attention.
+FOR_HEADS = {"num_attention_heads", "num_key_value_heads"}
+# Rows from which a matrix is multiplied the same way however many more it has: of fewer, the libraries that multiply
+# matrices take the sums in another order (MKL below 12, in float32).
+FEWEST_ROWS = 16
 
 
 class SurgeryError(ConversionError):
@@ -33,6 +40,12 @@ class Exactness:
 
     def __str__(self) -> str:
         return f"{self.word} {self.condition}".strip()
+
+
+def bits_of(*rows: int) -> Exactness:
+    """Of an operation that only gives matrices other numbers of `rows`, before and after: the same bits, but for
+    matrices so small that their sums are taken in another order."""
+    return Exactness(BITS if min(rows) >= FEWEST_ROWS else ARITHMETIC)
 
 
 def up_to(length: int) -> Exactness:
@@ -170,7 +183,9 @@ class Operation:
 
 def for_layers(config: ZooConfig, request: Request, values: dict[str, Any]) -> dict[str, Any]:
     """Fields of the new config that give `values` to all layers, or to those of the request alone."""
-    if request.every:
+    # Layers of other kinds read some of the same fields.
+    alike = {*config.attention_mixers, None} <= {config.attention_mixers[layer] for layer in request.layers} | {None}
+    if request.every and (alike or not FOR_HEADS & values.keys()):
         return values
     own = {str(layer): dict(fields) for layer, fields in own_fields(config).items()}
     for layer in request.layers:
@@ -191,6 +206,20 @@ def alike_layers(name: str) -> Iterator[None]:
         raise SurgeryError(
             f"{name}: layers have {field} of their own in per_layer_config; it takes one for all."
         ) from error
+
+
+def as_they_are(config: ZooConfig, *names: str) -> dict[str, Any]:
+    """Fields of the new config that keep what these say, for each layer where layers differ, whatever they would
+    otherwise follow from; what says nothing is left out."""
+    alike = [name for name in names if not has_own(config, name)]
+    kept = {name: getattr(config, name) for name in alike if getattr(config, name, None) is not None}
+    if differ := [name for name in names if name not in alike]:
+        own = {layer: dict(fields) for layer, fields in own_fields(config).items()}
+        for layer in range(config.num_hidden_layers):
+            one = config.per_layer_config[layer]
+            own[layer] = own.get(layer, {}) | {name: getattr(one, name) for name in differ}
+        kept["per_layer_config"] = {str(layer): fields for layer, fields in own.items()}
+    return kept
 
 
 def has_own(config: ZooConfig, *names: str) -> bool:

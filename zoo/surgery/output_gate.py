@@ -14,7 +14,7 @@ from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
 from .latent_full import ATTENTION
-from .operation import BITS, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError, has_own
+from .operation import BITS, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError, bits_of, has_own
 
 GATE = "attn_output_gate"
 WORDS = ("query", "elementwise", "headwise")
@@ -33,7 +33,8 @@ class OutputGate(Operation):
     def examples(self, config: ZooConfig) -> list[Example]:
         if config.attn_output_gate is not None or not self.layers(config, {}):
             return []
-        return [Example({GATE: word}, Exactness(BITS), "a gate that can learn") for word in WORDS]
+        asked = [{GATE: word} for word in WORDS]
+        return [Example(one, self.exactness(config, Request(one, [])), "a gate that can learn") for one in asked]
 
     def check(self, config: ZooConfig, request: Request) -> None:
         """Raises SurgeryError where attention has another gate, or one of its own kind, or a norm behind the gate."""
@@ -49,6 +50,8 @@ class OutputGate(Operation):
             raise SurgeryError(f"{GATE}: attention is shared, or has a norm in front of its output projection.")
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
+        if request.fields[GATE] == "query":  # its rows stand among those of the queries
+            return bits_of(config.num_attention_heads * config.head_dim)
         return Exactness(BITS)
 
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:

@@ -18,10 +18,19 @@ from conversion.engine.zoo_side import expected_tensors
 from modeling_zoo.recurrent_convolution import ShortConvolution
 from modeling_zoo.registry import make_mixers
 
-from .operation import APPROXIMATE, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError
+from .operation import (
+    APPROXIMATE,
+    OF_RECURRENCES,
+    Exactness,
+    Example,
+    Make,
+    Operation,
+    Request,
+    Statistics,
+    SurgeryError,
+)
 
 TYPES, KIND, RECURRENT = "layer_types", "linear_attention_type", "linear_attention"
-SIZES = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 DETAILS = ("act", "output_gate", "output_norm", "feature_map", "qk_norm", "bias", "conv_bias", "allow_neg_eigval")
 # Mechanisms with queries, keys and values of their own names, which can start from those of attention.
 WITH_QUERIES = (
@@ -36,7 +45,7 @@ START_STD, DEFAULT = 0.02, "gated_delta_net"
 class Recurrence(Operation):
     def __init__(self):
         details = tuple(f"linear_attn_config.{name}" for name in DETAILS)
-        takes = (KIND, *SIZES, "linear_conv_kernel_dim", *details)
+        takes = (KIND, *OF_RECURRENCES, "linear_conv_kernel_dim", *details)
         super().__init__("attention → recurrence", (TYPES,), takes, parts=("mixer",), fitting_steps=40, invents=True)
 
     def matches(self, config: ZooConfig, fields: dict[str, Any]) -> bool:
@@ -86,11 +95,11 @@ class Recurrence(Operation):
         already = any(name is not None for name in config.recurrent_mixers)
         if kind in WITH_QUERIES and not already:
             heads = config.num_attention_heads
-            changes |= dict(zip(SIZES, (heads, heads, config.head_dim, config.value_width), strict=True))
+            changes |= dict(zip(OF_RECURRENCES, (heads, heads, config.head_dim, config.value_width), strict=True))
             changes |= {"linear_attn_config.act": "none", "linear_attn_config.output_gate": "sigmoid"}
         elif kind == "mamba2" and not already:
             heads = config.num_attention_heads
-            changes |= dict(zip(SIZES, (1, heads, 2 * config.head_dim, config.head_dim), strict=True))
+            changes |= dict(zip(OF_RECURRENCES, (1, heads, 2 * config.head_dim, config.head_dim), strict=True))
         if isinstance(config.no_rope_layers, list):
             changes["no_rope_layers"] = config.no_rope_layers
         return changes | {name: value for name, value in request.fields.items() if name != TYPES}

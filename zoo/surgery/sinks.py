@@ -1,7 +1,8 @@
 """A logit per head that takes part in the softmax and has no value (Xiao et al. 2023, arXiv 2309.17453; gpt-oss).
 
 learns   starts at -10: a share of e⁻¹⁰ is little, and its gradient is not zero
-silent   starts at -30: nothing changes, and nothing is learnt, as a sink's gradient is its own probability
+silent   starts at -10,000: far below any score, it takes nothing in whatever range they are; and nothing is learnt, as
+         a sink's gradient is its own probability
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ from .operation import (
 )
 
 SINKS = "attention_sinks"
-STARTS = {"learns": -10.0, "silent": -30.0}
+STARTS = {"learns": -10.0, "silent": -1e4}
 
 
 class Sinks(Operation):

@@ -16,7 +16,7 @@ from torch import Tensor
 from configuration_zoo import ZooConfig
 from conversion.engine.rules import Rule
 
-from .operation import BITS, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError
+from .operation import Exactness, Example, Make, Operation, Request, Statistics, SurgeryError, bits_of
 
 SIZE = "vocab_size"
 TABLES = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")
@@ -35,9 +35,13 @@ class VocabularySize(Operation):
         larger = -(-(config.vocab_size + 1) // 64) * 64
         fewer = {SIZE: max(1, config.vocab_size // 2)}
         return [
-            Example({SIZE: larger}, Exactness(BITS), "further tokens, or rows that kernels like"),
+            Example({SIZE: larger}, bits_of(config.vocab_size), "further tokens, or rows that kernels like"),
             Example(
-                fewer, Exactness(BITS), "the tokens that --calibrate needs, and their tokenizer", USED, needs_text=True
+                fewer,
+                bits_of(fewer[SIZE]),
+                "the tokens that --calibrate needs, and their tokenizer",
+                USED,
+                needs_text=True,
             ),
         ]
 
@@ -58,7 +62,7 @@ class VocabularySize(Operation):
                 raise SurgeryError(f"{SIZE}={size} would leave out {name}={value}.")
 
     def exactness(self, config: ZooConfig, request: Request) -> Exactness:
-        return Exactness(BITS)
+        return bits_of(config.vocab_size, request.fields[SIZE])
 
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:
         fields: dict[str, Any] = {SIZE: request.fields[SIZE]}

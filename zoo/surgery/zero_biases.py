@@ -7,7 +7,7 @@ from configuration_zoo import ZooConfig
 from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
-from .operation import ARITHMETIC, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError
+from .operation import ARITHMETIC, Exactness, Example, Make, Operation, Request, Statistics, SurgeryError, as_they_are
 
 BIASES = ("attention_bias", "attention_out_bias", "mlp_bias", "lm_head_bias")
 
@@ -34,7 +34,7 @@ class ZeroBiases(Operation):
 
     def config(self, config: ZooConfig, request: Request) -> dict[str, Any]:
         # What follows from attention_bias where it is not said.
-        return {"attention_out_bias": config.attention_out_bias} | request.fields
+        return as_they_are(config, "attention_out_bias") | request.fields
 
     def rules(self, config: ZooConfig, new: ZooConfig, request: Request, statistics: Statistics) -> list[Rule]:
         return zeros_beside(config, new)
