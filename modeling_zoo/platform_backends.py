@@ -4,11 +4,29 @@ from transformers import PreTrainedModel
 
 from configuration_zoo import ZooConfig
 
+# Flash attention with sinks, as transformers' gpt-oss lists it, and all with a soft-cap: transformers drops sinks
+# silently where a kernel has no argument for them.
+FLASH_WITH_SINKS = (
+    "flash_attention_4",
+    "kernels-community/vllm-flash-attn3",
+    "kernels-community/flash-attn4",
+    "kernels-community/metal-flash-sdpa",
+    "kernels-community/aiter-flash-attn",
+)
+FLASH_WITH_CAP = (
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "kernels-community/flash-attn2",
+    "kernels-community/flash-attn3",
+    "kernels-community/vllm-flash-attn3",
+    "kernels-community/flash-attn4",
+)
 # What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
 # silently drops sinks, flash attention a position bias.
 SCORE_NEEDS = {
-    "attn_logit_softcapping": ("eager", "flex_attention", "vllm"),
-    "attention_sinks": ("eager", "flex_attention"),
+    "attn_logit_softcapping": ("eager", "flex_attention", "vllm", *FLASH_WITH_CAP),
+    "attention_sinks": ("eager", "flex_attention", *FLASH_WITH_SINKS),
     "position_bias": ("eager", "sdpa", "flex_attention"),
     "sparse_attention_pattern": ("eager", "sdpa", "flex_attention"),
     "index_topk": ("eager", "sdpa"),
@@ -32,6 +50,15 @@ def attention_backends(config: ZooConfig) -> tuple[tuple[str, ...], str] | None:
         return None
     backends = tuple(name for name in SCORE_NEEDS[needs[0]] if all(name in SCORE_NEEDS[need] for need in needs))
     return backends, found[needs[0]]
+
+
+def refuse_backend(config: ZooConfig, name: str | None) -> None:
+    """Raises ValueError for a backend, by name, that would silently drop what the config asks for."""
+    limited = None if name is None else attention_backends(config)
+    if limited is not None and name not in limited[0]:
+        raise ValueError(
+            f"attn_implementation={name!r} cannot compute a model with {limited[1]}: use one of {list(limited[0])}."
+        )
 
 
 def has_views(config: ZooConfig) -> bool:
