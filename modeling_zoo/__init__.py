@@ -19,9 +19,12 @@ from .modeling_zoo import (
     ZooModel,
     ZooPreTrainedModel,
 )
+from .platform_kernels import set_use_kernels
 from .platform_peft import lora_targets
 from .train_weight_decay import get_decay_parameter_names, parameter_groups
 
+# A model folder's own copy of the code goes without kernels of the Hub for its norms and MLPs.
+ZooPreTrainedModel.set_use_kernels = set_use_kernels
 AutoConfig.register("zoo", ZooConfig, exist_ok=True)
 for auto_class, model_class in (
     (AutoModel, ZooModel),

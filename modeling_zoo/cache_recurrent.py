@@ -242,7 +242,8 @@ class RecurrentLayer(BatchRows, DeferringStates):
         self.has_previous_state[state_idx] = True
         same = held.shape == recurrent_states.shape and held.dtype == recurrent_states.dtype
         if same and not self.record_past and not torch.is_grad_enabled():
-            held.copy_(recurrent_states)
+            if held is not recurrent_states:
+                held.copy_(recurrent_states)
         else:
             self.recurrent_states[state_idx] = recurrent_states
         return self.recurrent_states[state_idx]

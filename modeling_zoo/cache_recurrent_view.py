@@ -68,8 +68,8 @@ class RecurrentCacheView:
         held = self.layer.conv_states[self.state_idx][..., -taps:]
         return F.pad(held, (taps - held.shape[-1], 0))
 
-    def update_conv_window(self, inputs: torch.Tensor, taps: int) -> torch.Tensor | None:
-        """The window `[B, C, K]` that ends with one more input `[B, 1, C]`, updated in place.
+    def held_window(self, inputs: torch.Tensor, taps: int) -> torch.Tensor | None:
+        """The window `[B, C, K]` in the cache, to be moved on in place by one more input `[B, 1, C]`.
 
         None where the cache has to be updated by `store_conv_inputs`: before the first token, for several tokens, while
         the past is recorded, with gradients.
@@ -77,12 +77,7 @@ class RecurrentCacheView:
         if not self.has_history or self.recording or inputs.shape[1] != 1 or torch.is_grad_enabled():
             return None
         held = self.layer.conv_states[self.state_idx]
-        if held.shape[-1] != taps or held.dtype != inputs.dtype:
-            return None
-        # Rolled as one row: two plain copies, where a shift within each channel would be many short ones.
-        window = held.roll(-1)
-        window.select(-1, -1).copy_(inputs.squeeze(1))
-        return held.copy_(window)
+        return held if held.shape[-1] == taps and held.dtype == inputs.dtype else None
 
     def store_conv_inputs(self, inputs: torch.Tensor, taps: int, rows: RowLayout) -> None:
         """Keeps the last `taps` inputs of a convolution: those held and these, `[B, T, C]` in the layout `rows`."""

@@ -29,7 +29,7 @@ from .embeddings import Backbone, embeddings_of, read_positions, shape_logits
 from .mixer import TokenMixer, asked_part
 from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import LAST_QUERY
-from .platform_backends import attention_backends, has_views, refuse_backend, share_implementations
+from .platform_backends import attention_backends, fitting_backend, has_views, share_implementations
 from .platform_drafts import make_drafts
 from .platform_export import refuse_left_out
 from .platform_peft import lora_targets
@@ -73,6 +73,8 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         if hasattr(config, "match_num_hidden_layers"):
             config.match_num_hidden_layers()
         refuse_left_out(config)
+        if attention_backends(config) is not None:
+            fitting_backend(config, config._attn_implementation)
         super().__init__(config, *args, **kwargs)
 
     def train(self, mode: bool = True) -> "ZooPreTrainedModel":
@@ -91,19 +93,15 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use; raises ValueError for one that would silently drop what the config asks for."""
-        refuse_backend(self.config, requested_attention)
-        if requested_attention is None and attention_backends(self.config) is not None:
-            backends, _ = attention_backends(self.config)
-            requested_attention = "sdpa" if "sdpa" in backends else backends[0]
+        if attention_backends(self.config) is not None:
+            requested_attention = fitting_backend(self.config, requested_attention)
         return super().get_correct_attn_implementation(check_backend(self.config, requested_attention), is_init_check)
 
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        """As transformers'; of a kernel of the Hub it does not ask `get_correct_attn_implementation`."""
-        refuse_backend(self.config, attn_implementation)
-        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
-
-    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
-        super().set_attn_implementation(*args, **kwargs)
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        if attention_backends(self.config) is not None:
+            # Of a kernel of the Hub transformers asks nothing.
+            fitting_backend(self.config, attn_implementation)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
         if has_views(self.config):
             share_implementations(self)
 

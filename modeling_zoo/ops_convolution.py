@@ -1,9 +1,57 @@
-"""Depthwise causal convolutions of a few taps, over whole sequences and for one token."""
+"""Depthwise causal convolutions of a few taps, over whole sequences and for one token, with the activation behind."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from .ops_packing import PackedSequences
+from .ops_state_space_kernels import CONVOLUTION, CONVOLUTION_STEP, convolve_by_kernel, convolve_token_by_kernel
+
+# What causal-conv1d computes behind the sum, by the class of the activation, and the most taps it has.
+FUSED_ACTIVATIONS, MOST_TAPS = {"NoneType": None, "SiLU": "silu", "SiLUActivation": "silu"}, 4
+
+
+def convolve(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: Callable | None = None,
+    window: torch.Tensor | None = None,
+    packed: PackedSequences | None = None,
+) -> torch.Tensor:
+    """act(`causal_convolution`): the sum is rounded to the dtype of the weight, the result to that of the input."""
+    if packed is None and fits_kernel(weight, activation) and CONVOLUTION.suits(inputs, weight):
+        return convolve_by_kernel(inputs, weight, bias, FUSED_ACTIVATIONS[type(activation).__name__], window)
+    output = causal_convolution(inputs, weight, bias, window, packed).to(weight.dtype)
+    return (output if activation is None else activation(output)).to(inputs.dtype)
+
+
+def convolve_token(
+    inputs: torch.Tensor,
+    held: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: Callable | None = None,
+) -> torch.Tensor:
+    """`convolve` of one token `[B, 1, C]` behind the window `held` `[B, C, K]`, which is moved on in place."""
+    if fits_kernel(weight, activation) and CONVOLUTION_STEP.suits(inputs, weight):
+        return convolve_token_by_kernel(inputs, held, weight, bias, FUSED_ACTIVATIONS[type(activation).__name__])
+    output = convolve_window(move_window(held, inputs), weight, bias).to(weight.dtype)
+    return (output if activation is None else activation(output)).to(inputs.dtype)
+
+
+def fits_kernel(weight: torch.Tensor, activation: Callable | None) -> bool:
+    """Whether causal-conv1d has this many taps and this activation."""
+    return 2 <= weight.shape[1] <= MOST_TAPS and type(activation).__name__ in FUSED_ACTIVATIONS
+
+
+def move_window(held: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The window `held` `[B, C, K]`, in place, without its first input and with `[B, 1, C]` behind."""
+    # Rolled as one row: two plain copies, where a shift within each channel would be many short ones.
+    window = held.roll(-1)
+    window.select(-1, -1).copy_(inputs.squeeze(1))
+    return held.copy_(window)
 
 
 def causal_convolution(

@@ -1,6 +1,7 @@
 """flash-linear-attention's Triton kernels for the recurrences, where the tensors are on a GPU and it is installed."""
 
 import re
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from .ops_dispatch import HALF_DTYPES, is_traced
 MAX_KEY_WIDTH = 256
 # The arguments of a kernel that have a row per token.
 PER_TOKEN = ("q", "k", "v", "beta", "g", "gk")
+# (delta, granularity) of the kernels that read one key head for several heads of values, from this version on.
+GROUPED_HEADS, GROUPED_SINCE = {(True, "head"), (True, "channel")}, (0, 6)
 # (kernel, name of its decay argument).
 Kernel = tuple[Callable[..., tuple[torch.Tensor, torch.Tensor]], str | None]
 
@@ -43,6 +46,15 @@ def load_kernels() -> dict[tuple[bool, str], tuple[Kernel, Kernel]]:
 
 # Looked for once, when this file is imported: an import inside a graph would break it.
 FLA_KERNELS = load_kernels()
+
+
+def grouped_heads() -> set[tuple[bool, str]]:
+    """`GROUPED_HEADS` where the library that is installed has them."""
+    found = re.findall(r"\d+", getattr(sys.modules.get("fla"), "__version__", "0"))
+    return GROUPED_HEADS if tuple(int(part) for part in found[:2]) >= GROUPED_SINCE else set()
+
+
+TAKE_GROUPS = grouped_heads()
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -102,12 +114,12 @@ def call_kernel(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(output `[B, L, H, V]`, states `[B, H, K, V]`, or one for each of the sequences with these cumulative `lengths`).
 
-    The kernels know no shared key heads, and those without a delta rule no beta: keys are repeated and scaled first.
+    Kernels without a delta rule know no beta, and most no shared key heads: keys are scaled and repeated first.
     """
     granularity = "none" if log_decay is None else "channel" if log_decay.dim() == 4 else "head"
     kernel, decay_name = FLA_KERNELS[delta, granularity][single]
     group = value.shape[2] // key.shape[2]
-    if group > 1:
+    if group > 1 and (delta, granularity) not in TAKE_GROUPS:
         query, key = query.repeat_interleave(group, dim=2), key.repeat_interleave(group, dim=2)
     options = {"scale": scale, "initial_state": state, "output_final_state": True}
     if delta:

@@ -13,6 +13,14 @@ from torch.autograd.function import FunctionCtx
 
 from .ops_packing import PackedSequences
 from .ops_recurrence import linear_attention, state_dtype
+from .ops_state_space_kernels import (
+    CHANNEL_SCAN,
+    STATE_SCAN,
+    STATE_STEP,
+    selective_scan_by_kernel,
+    state_space_duality_by_kernel,
+    suits_state_kernel,
+)
 
 # Numbers of state that a selective scan holds at once, over all the tokens of a segment.
 SCAN_BUDGET = 1 << 21
@@ -62,6 +70,9 @@ def state_space_duality(
     `[B, H, N, P]`. Dao and Gu 2024, "Transformers are SSMs", §6.
     """
     time_step = time_step.to(state_dtype(time_step, inputs))
+    by_step = state is not None and inputs.shape[1] == 1
+    if suits_state_kernel(STATE_STEP if by_step else STATE_SCAN, inputs, state, packed):
+        return state_space_duality_by_kernel(inputs, time_step, A, B, C, D, state)
     arguments = (C, B, inputs, time_step, time_step * A, state)
     output, state = linear_attention(*arguments, scale=1.0, packed=packed)
     return torch.addcmul(output, inputs, D.unsqueeze(-1)), state
@@ -84,6 +95,9 @@ def selective_scan(
     """
     dtype = state_dtype(inputs, time_step)
     batch, length, channels = inputs.shape
+    kernel = CHANNEL_SCAN if state is None else STATE_STEP
+    if (state is None or length == 1) and suits_state_kernel(kernel, inputs, state, packed):
+        return selective_scan_by_kernel(inputs, time_step, A, B, C, D, state)
     rates = A.to(dtype).T.contiguous()
     if state is None:
         state = rates.new_zeros(batch, *rates.shape)

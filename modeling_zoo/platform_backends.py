@@ -4,28 +4,16 @@ from transformers import PreTrainedModel
 
 from configuration_zoo import ZooConfig
 
-# Flash attention with sinks, as transformers' gpt-oss lists it, and all with a soft-cap: transformers drops sinks
-# silently where a kernel has no argument for them.
-FLASH_WITH_SINKS = (
-    "flash_attention_4",
-    "kernels-community/vllm-flash-attn3",
-    "kernels-community/flash-attn4",
-    "kernels-community/metal-flash-sdpa",
-    "kernels-community/aiter-flash-attn",
-)
-FLASH_WITH_CAP = (
-    "flash_attention_2",
-    "flash_attention_3",
-    "flash_attention_4",
-    "kernels-community/flash-attn2",
-    "kernels-community/flash-attn3",
-    "kernels-community/vllm-flash-attn3",
-    "kernels-community/flash-attn4",
-)
-# What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap and
-# silently drops sinks, flash attention a position bias.
+# Flash attention with a soft-cap, and with sinks as transformers' gpt-oss lists it: of a kernel without an argument for
+# sinks transformers silently drops them.
+FLASH_WITH_CAP = [
+    f"{name}{version}" for name in ("flash_attention_", "kernels-community/flash-attn") for version in "234"
+]
+FLASH_WITH_SINKS = [FLASH_WITH_CAP[2], FLASH_WITH_CAP[5], "kernels-community/vllm-flash-attn3"]
+# What a score needs beyond scale and mask → the backends that honour it. transformers' sdpa refuses a soft-cap, flash
+# attention drops a position bias.
 SCORE_NEEDS = {
-    "attn_logit_softcapping": ("eager", "flex_attention", "vllm", *FLASH_WITH_CAP),
+    "attn_logit_softcapping": ("eager", "flex_attention", "vllm", *FLASH_WITH_CAP, FLASH_WITH_SINKS[-1]),
     "attention_sinks": ("eager", "flex_attention", *FLASH_WITH_SINKS),
     "position_bias": ("eager", "sdpa", "flex_attention"),
     "sparse_attention_pattern": ("eager", "sdpa", "flex_attention"),
@@ -52,13 +40,18 @@ def attention_backends(config: ZooConfig) -> tuple[tuple[str, ...], str] | None:
     return backends, found[needs[0]]
 
 
-def refuse_backend(config: ZooConfig, name: str | None) -> None:
-    """Raises ValueError for a backend, by name, that would silently drop what the config asks for."""
-    limited = None if name is None else attention_backends(config)
-    if limited is not None and name not in limited[0]:
+def fitting_backend(config: ZooConfig, name: str | dict | None) -> str | dict:
+    """`name`, or the first backend that computes what the config asks for where it is None; raises ValueError for one
+    that would silently drop that."""
+    backends, reason = attention_backends(config)
+    if name is None:
+        return "sdpa" if "sdpa" in backends else backends[0]
+    asked = name.get("", "eager") if isinstance(name, dict) else name
+    if asked not in backends:
         raise ValueError(
-            f"attn_implementation={name!r} cannot compute a model with {limited[1]}: use one of {list(limited[0])}."
+            f"attn_implementation={asked!r} cannot compute a model with {reason}: use one of {list(backends)}."
         )
+    return name
 
 
 def has_views(config: ZooConfig) -> bool:

@@ -21,7 +21,6 @@ logger = logging.get_logger(__name__)
 FOUND_BY_TRANSFORMERS = {
     "_can_compile_fullgraph": (PreTrainedModel, "generate does not compile steps over a static cache by itself"),
     "_can_record_outputs": (PreTrainedModel, "hidden states, attentions and router logits are not returned"),
-    "_check_and_adjust_attn_implementation": (PreTrainedModel, "a kernel of the Hub may drop sinks and soft-caps"),
     "_fsdp_plan": (PreTrainedModel, "FSDP shards the head like a layer"),
     "_get_candidate_generator": (GenerationMixin, "generate(use_mtp=True) drafts no tokens"),
     "_init_weights": (PreTrainedModel, "new weights start as torch starts them"),

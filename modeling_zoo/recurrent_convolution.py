@@ -9,7 +9,7 @@ from transformers import initialization as init
 
 from .cache_recurrent_view import RecurrentCacheView
 from .mlp_dense import activation_named
-from .ops_convolution import causal_convolution, convolve_window
+from .ops_convolution import convolve, convolve_token
 from .ops_own_part import own_channels
 from .recurrent_rows import TokenRows
 
@@ -43,17 +43,13 @@ class ShortConvolution(nn.Conv1d):
     ) -> torch.Tensor:
         taps, weight = self.kernel_size[0], own_channels(self.weight.squeeze(1), sources)
         bias = own_channels(self.bias, sources)
-        window = cache.update_conv_window(inputs, taps) if rows.valid is None else None
-        if window is not None:
-            output = convolve_window(window, weight, bias)
-        else:
-            inputs = rows.mask_padding(inputs)
-            output = causal_convolution(inputs, weight, bias, cache.conv_window(taps), rows.packed)
-            cache.store_conv_inputs(inputs, taps, rows)
-        output = output.to(self.weight.dtype)
-        if self.activation is not None:
-            output = self.activation(output)
-        return output.to(inputs.dtype)
+        held = cache.held_window(inputs, taps) if rows.valid is None else None
+        if held is not None:
+            return convolve_token(inputs, held, weight, bias, self.activation)
+        inputs = rows.mask_padding(inputs)
+        output = convolve(inputs, weight, bias, self.activation, cache.conv_window(taps), rows.packed)
+        cache.store_conv_inputs(inputs, taps, rows)
+        return output
 
 
 class NoConvolution(nn.Module):
