@@ -41,11 +41,13 @@ class KernelFunction:
         return is_eager_cuda(tensors[0]) and self.is_there() and all(one.dtype in LIBRARY_DTYPES for one in tensors)
 
 
-def causal_conv1d_update(hidden_states: Any, conv_state: Any, weight: Any, bias: Any = None, activation: Any = None):
+def causal_conv1d_update(
+    hidden_states: Any, conv_state: Any, weight: Any, bias: Any = None, activation: Any = None
+) -> Any:
     raise NotImplementedError
 
 
-def causal_conv1d_fn(hidden_states: Any, weight: Any, bias: Any = None, activation: Any = None, **kwargs: Any):
+def causal_conv1d_fn(hidden_states: Any, weight: Any, bias: Any = None, activation: Any = None, **kwargs: Any) -> Any:
     raise NotImplementedError
 
 
@@ -61,7 +63,7 @@ def selective_state_update(
     dt_softplus: bool = False,
     z: Any = None,
     **kwargs: Any,
-):
+) -> Any:
     raise NotImplementedError
 
 
@@ -79,7 +81,7 @@ def mamba_chunk_scan_combined(
     dt_limit: Any = (0.0, float("inf")),
     return_final_states: bool = False,
     **kwargs: Any,
-):
+) -> Any:
     raise NotImplementedError
 
 
@@ -94,10 +96,10 @@ def selective_scan_fn(
     delta_bias: Any = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
-    use_mambapy: bool = False,
+    use_other_library: bool = False,
     use_associative_scan: bool = False,
     **kwargs: Any,
-):
+) -> Any:
     raise NotImplementedError
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("configuration_zoo", "modeling_zoo")
 PACKAGES = (*SHIPPED, "description_zoo", "conversion", "zoo")
 EXPORTER = {path.stem for path in (ROOT / "modeling_zoo").glob("export*.py")}
-NEVER_SHIPPED = {"__init__.py", "presets.py", *(f"{name}.py" for name in EXPORTER)}
+NEVER_SHIPPED = {"__init__.py", "presets.py", "platform_kernels.py", *(f"{name}.py" for name in EXPORTER)}
 FILE_BUDGET, FUNCTION_BUDGET, FAMILY_BUDGET = 400, 50, 80
 
 
@@ -273,7 +273,9 @@ FOREIGN = set(
 )
 FOREIGN |= {re.match("[a-z]*", path.stem)[0] for path in FAMILIES}
 # Names of mechanisms, not of the model that brought them, and words with another meaning in code.
+# mamba_ssm is a library, and what is in it.
 MECHANISMS = {"kimi_delta_attention", "KimiDeltaAttention", "llama3", "mamba", "mamba2"}
+MECHANISMS |= {"mamba_ssm", "mamba_chunk_scan_combined"}
 FOREIGN -= {"phi", "opt", "seed", "flex", "recurrent", "step"}
 
 
