@@ -8,6 +8,7 @@
     python -m benchmarks storage                               a conversion beside cp: time on one core, memory
     python -m benchmarks mtp                                   decoding with drafts by a model's own prediction layers
     python -m benchmarks bits                                  decoding with weights of eight and four bits
+    python -m benchmarks whole                                 a whole Llama of 309M, beside llama.cpp too
     python -m benchmarks gpu --out results                     everything that one GPU can say in six minutes
 
 Each prints its ratio, both medians, peak memory and the largest relative difference of the logits.
@@ -22,6 +23,7 @@ import torch
 from transformers.utils import logging
 
 from . import cases, checkpoint, curves, low_bits, multi_token, storage, table
+from . import whole as whole_model
 from .gpu import command as gpu
 
 # Scripts of their own beside the cases.
@@ -68,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     low_bits.add_arguments(commands.add_parser("bits"))
     multi_token.add_arguments(commands.add_parser("mtp"))
     storage.add_arguments(commands.add_parser("storage"))
+    whole_model.add_arguments(commands.add_parser("whole"))
     gpu.add_arguments(commands.add_parser("gpu"))
     return whole
 
@@ -87,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     others = {"checkpoint": checkpoint.run, "bits": low_bits.run, "mtp": multi_token.run, "storage": storage.run}
+    others["whole"] = whole_model.run
     if arguments.command in others:
         print(others[arguments.command](arguments))
         return 0

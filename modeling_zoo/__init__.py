@@ -20,10 +20,12 @@ from .modeling_zoo import (
     ZooPreTrainedModel,
 )
 from .platform_kernels import set_use_kernels
+from .platform_paged_mla import register_paged_mla
 from .platform_peft import lora_targets
 from .train_weight_decay import get_decay_parameter_names, parameter_groups
 
-# A model folder's own copy of the code goes without kernels of the Hub for its norms and MLPs.
+# A model folder's own copy of the code goes without FlashMLA, and without kernels of the Hub for its norms and MLPs.
+register_paged_mla()
 ZooPreTrainedModel.set_use_kernels = set_use_kernels
 AutoConfig.register("zoo", ZooConfig, exist_ok=True)
 for auto_class, model_class in (

@@ -253,7 +253,8 @@ def attend_latents(
     backend = module.config._attn_implementation
     if backend not in ("eager", "sdpa") and "flash" not in backend:
         kwargs |= {} if position_bias is None else {"position_bias": position_bias}
-        return attend_backend(module, query, latent, rope_key, attention_mask, **kwargs)
+        keys = cached_latents(latent, rope_key, past_key_values, module.layer_idx)
+        return attend_backend(module, query, latent, keys, attention_mask, **kwargs)
     if module.sliding_window is not None and "flash" in backend:
         # Flash backends are given a window in place of a mask, and padding `[B, S]`.
         latent, rope_key = (part[:, :, -module.sliding_window :] for part in (latent, rope_key))
@@ -297,12 +298,12 @@ def attend_backend(
     module: nn.Module,
     query: tuple[torch.Tensor, torch.Tensor],
     latent: torch.Tensor,
-    rope_key: torch.Tensor,
+    keys: tuple[torch.Tensor, ...],
     attention_mask: AttentionMask,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same by a registered backend: one key-value head, keys c + r wide, values c wide."""
     layer = MultiQueryLayer(module, query[0].shape[1])
-    key = torch.cat((latent, rope_key), dim=-1)
+    key = (keys[0] if len(keys) == 1 else torch.cat(keys, dim=-1)).unsqueeze(1)
     context, weights = attention(layer, torch.cat(query, dim=-1), key, latent, attention_mask, **kwargs)
     return context.transpose(1, 2), weights

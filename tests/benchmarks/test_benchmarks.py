@@ -1,13 +1,15 @@
 """The benchmarks run and say what they should; times are nobody's business here."""
 
 import json
+import sys
 
 import pytest
 import torch
 from places import ROOT
 
+import conversion
 from benchmarks import __main__ as command
-from benchmarks import cases, measuring
+from benchmarks import cases, measuring, peer, whole
 
 TINY = ["--tiny", "--threads", "1", "--rounds", "1", "--dtype", "float32"]
 
@@ -182,3 +184,51 @@ def test_conversions_are_put_beside_cp(run, tmp_path):
     assert one["case"] == "mixtral" and one["cp"]["seconds"] > 0 and one["in"]["cpu"] > 0
     assert one["in"]["memory"] is None or one["in"]["memory"] < 2e9
     assert "| mixtral |" in (tmp_path / "storage.md").read_text()
+
+
+# -- a whole model, and llama.cpp beside it ----------------------------------------------------------------------------
+
+WHOLE = ["whole", "--case", "tiny", "--contexts", "8", "20", "--prompts", "12", "--chunked", "20", "--rounds", "1"]
+
+
+@pytest.fixture
+def measured(run, tmp_path):
+    found = json.loads(run(*WHOLE, "--threads", "1", "--bits", "int8", "--out", str(tmp_path), "--json"))
+    return found, tmp_path
+
+
+def test_a_whole_model_is_measured_beside_transformers(measured):
+    found, folder = measured
+    assert [(one["kind"], one["tokens"]) for one in found["rows"]] == [
+        ("decode", 8), ("decode", 20), ("prompt", 12), ("chunked", 20),
+    ]  # fmt: skip
+    assert set(found["rows"][0]["seconds"]) == {"transformers", "zoo", "int8"}
+    assert all(one["difference"] < 0.05 for one in found["rows"])
+    assert all("limit" in one for one in found["rows"][:2])
+    assert "| decode, a token | 20 |" in (folder / "whole.md").read_text()
+    part = whole.readme_part(folder)
+    assert "| prompt, in parts of 512 | 20 |" in part and "--quantize int8" in part
+    text = f"before\n{whole.BEGIN}\nold\n{whole.END}\nbehind\n"
+    assert whole.part_of(whole.with_part(text, part)) == part and "old" not in whole.with_part(text, part)
+    assert whole.readme_part(folder / "none") == ""
+
+
+def test_the_readme_has_what_was_measured_of_a_whole_model():
+    assert whole.part_of(whole.README.read_text(encoding="utf-8")) == whole.readme_part()
+
+
+def test_an_interpreter_without_llama_cpp_is_refused_in_one_sentence(run):
+    for python, why in ((sys.executable, "has no llama_cpp"), ("/nowhere/python", "there is no such interpreter")):
+        with pytest.raises(SystemExit, match=f"^--llama-cpp {python}: .*{why}.*[.]$"):
+            run(*WHOLE, "--llama-cpp", python)
+
+
+def test_a_llama_goes_to_llama_cpp_and_comes_back(tmp_path):
+    """What is written for llama.cpp is the very model: zoo reads the file, bit for bit."""
+    made = whole.models("tiny")
+    peer.write_gguf(made["transformers"], tmp_path / "model.gguf")
+    found, expected = (
+        model.state_dict() for model in (conversion.load(tmp_path / "model.gguf", torch.bfloat16), made["zoo"])
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,6 +102,13 @@ def served(folder, prompts, options, further=()):
     return json.loads(request.with_suffix(".answer").read_text()), done.stdout + done.stderr
 
 
+def has_tiles():
+    """Whether the processor multiplies tiles (AMX), which vLLM's CPU kernels of FP8 in blocks are made of."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "amx_tile" in cpuinfo.read_text()
+
+
+@pytest.mark.skipif(not has_tiles(), reason="vLLM has no kernel for FP8 in blocks on a processor without AMX")
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
 def test_fp8_in_blocks_is_served_as_the_numbers_it_stands_for(model_type, tmp_path):
     """vLLM's own classes, of the checkpoint in eight bits and of the same one decoded."""
