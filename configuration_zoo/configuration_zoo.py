@@ -17,10 +17,10 @@ from .field_needs import refuse_unread
 from .field_settings import SettingsAccess, add_key_properties, choices_of, described
 from .field_words import repeat_patterns, takes_words
 from .fields_attention import AttentionFields
+from .fields_block import BlockFields
 from .fields_checks import check_lengths, for_each_layer
 from .fields_experts import ExpertFields
 from .fields_factors import FactorFields
-from .fields_gated_norm import GatedNormFields
 from .fields_hyper_connections import HyperConnectionFields
 from .fields_kv_sharing import KeyValueSharingFields
 from .fields_latent import LatentFields
@@ -93,7 +93,7 @@ class ZooConfig(
     SharedBlockFields,
     PositionFields,
     NormFields,
-    GatedNormFields,
+    BlockFields,
     HyperConnectionFields,
     KeyValueSharingFields,
     ValueResidualFields,
@@ -270,7 +270,7 @@ class ZooConfig(
         self.resolve_position()
         self.resolve_norm()
         self.resolve_hyper_connections()
-        self.resolve_gated_norm()
+        self.resolve_block()
         self.resolve_per_layer_input()
         self.resolve_mlp()
         self.resolve_experts()  # as wide as a dense MLP

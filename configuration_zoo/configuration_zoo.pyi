@@ -138,6 +138,11 @@ class SwigluConfig(TypedDict, total=False):
     dense_up_offset: float | None
     """Added to the up projection of a dense MLP, which the gate then multiplies. None: 0. Needs a layer with a dense
     MLP of its own and gated_mlp=True. Source: MiniMax-M3 (MiniMax 2026) (1)."""
+    activation_sparsity: float | None
+    """The share of the gate's channels of a dense MLP that is silenced in front of its activation, were they
+    distributed normally: max(0, gate - mean - deviation · its quantile). None: none. Needs a layer with a dense
+    MLP of its own and gated_mlp=True. Source: Gaussian top-k, You et al. 2025 (Spark Transformer), arXiv
+    2506.06644; Gemma 3n (Google 2025)."""
     shared_limit: float | None
     """The limit of shared experts, 0 for none. None: swiglu_limit. Needs n_shared_experts and gated_mlp=True.
     Source: Step 3.5 Flash (StepFun 2026)."""
@@ -200,6 +205,27 @@ class AttentionFactors(TypedDict, total=False):
     value_rank: int | None
     """Products that are averaged to the values. None: 2. Needs attention_type='tensor_product'. Source: Zhang et al.
     2025, arXiv 2501.06425."""
+
+class BlockConfig(TypedDict, total=False):
+    gated_norm_rank: int | None
+    """Channels of the two maps that make the gate behind a norm, with a block_type that has such gates. None: 16.
+    Needs a block_type of ['gated_norm', 'gated_attn_norm']. Source: A.X K2 (SK Telecom 2026)."""
+    laurel_rank: int | None
+    """Channels of a low-rank map of what attention reads, which joins the residual stream beside it. None: no such
+    map. Needs a block_type of ['sandwich_norm', 'altup']. Source: LAuReL, Menghani et al. 2024, arXiv 2411.07501;
+    Gemma 3n (Google 2025)."""
+    altup_num_inputs: int | None
+    """How many residual streams there are. None: 4. Needs block_type='altup'. Source: AltUp, Baykal et al. 2023,
+    arXiv 2301.13310; Gemma 3n (Google 2025)."""
+    altup_active_idx: int | None
+    """The residual stream that layers compute with. None: 0. Needs block_type='altup'. Source: Gemma 3n (Google
+    2025)."""
+    altup_coef_clip: float | None
+    """The maps that mix streams are clamped to ± this in training. None: they are not. Needs block_type='altup'.
+    Source: Gemma 3n (Google 2025)."""
+    altup_correct_scale: bool | None
+    """Per-layer inputs are gated by the computed residual stream times a weight for each channel. None: yes. Needs
+    block_type='altup'. Source: Gemma 3n (Google 2025)."""
 
 class ResidualFactors(TypedDict, total=False):
     full_attn_alpha: float | None
@@ -393,6 +419,9 @@ class MlaConfig(TypedDict, total=False):
     raw_query_latent: bool | None
     """Queries, and a gate beside them, are projected from their latent behind its norm and in front of it, one next
     to the other. None: no. Needs attention_type='latent'. Source: A.X K2 (SK Telecom 2026)."""
+    rope_key_norm: bool | None
+    """The key that all heads share passes an RMS norm before it is rotated, queries do not. None: no. Needs
+    attention_type='latent'. Source: dots3 (dots.llm 2026)."""
     rope_heads: int | None
     """Heads of the rotated key: its qk_rope_head_dim channels, and those of a query that read them, are rotated and
     normalised (qk_norm) in so many groups, each as a head of its own. None: 1. Needs attention_type='latent'.
@@ -716,7 +745,7 @@ class ZooConfig(PreTrainedConfig):
     norm_unit_offset: bool
     """The stored weight is an offset from one: y = x̂ · (1 + w). Source: Gemma, arXiv 2403.08295; Nemotron-4, arXiv
     2402.16819."""
-    block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]]
+    block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup"]]
     """Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
     Source: Xiong et al. 2020, arXiv 2002.04745; Wang & Komatsuzaki 2021 (parallel)."""
     residual_multiplier: float | int
@@ -728,9 +757,8 @@ class ZooConfig(PreTrainedConfig):
     """The embeddings are normalised. Source: BLOOM, arXiv 2211.05100, §3.2."""
     final_norm: bool
     """There is a norm before the head. Source: Radford et al. 2019 (GPT-2), §2.3."""
-    gated_norm_rank: int | None
-    """Channels of the two maps that make the gate behind a norm, with a block_type that has such gates. None: 16.
-    Needs a block_type of ['gated_norm', 'gated_attn_norm']. Source: A.X K2 (SK Telecom 2026)."""
+    block_config: dict[str, Any]
+    """Details of block types, key by key."""
     hc_mult: int | None
     """How many residual streams there are. None: 4. Needs block_type='hyper_connection'. Source: Zhu et al. 2024,
     arXiv 2409.19606."""
@@ -944,12 +972,12 @@ class ZooConfig(PreTrainedConfig):
         norm_elementwise_affine: bool = True,
         norm_bias: bool | None = None,
         norm_unit_offset: bool = False,
-        block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection"]] | str = 'pre_norm',
+        block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup"]] | str = 'pre_norm',
         residual_multiplier: float | int = 1.0,
         residual_factors: ResidualFactors | None = None,
         embedding_norm: bool = False,
         final_norm: bool = True,
-        gated_norm_rank: int | None = None,
+        block_config: BlockConfig | None = None,
         hc_mult: int | None = None,
         hc_sinkhorn_iters: int | None = None,
         hc_eps: float | int | None = None,
@@ -1082,7 +1110,7 @@ class ZooConfig(PreTrainedConfig):
             residual_factors: The α and β of the sums α · residual + β · output, where the residual comes out of a norm.
             embedding_norm: The embeddings are normalised.
             final_norm: There is a norm before the head.
-            gated_norm_rank: Channels of the two maps that make the gate behind a norm, with a block_type that has such gates. None: 16.
+            block_config: Details of block types, key by key.
             hc_mult: How many residual streams there are. None: 4.
             hc_sinkhorn_iters: Sinkhorn-Knopp steps that make a mixing matrix doubly stochastic. 0: streams do not mix. None: 20.
             hc_eps: Added to weights and sums so that nothing is divided by zero. None: 1e-6.

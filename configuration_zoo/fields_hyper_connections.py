@@ -48,8 +48,4 @@ class HyperConnectionFields:
         refuse_unless(self, BLOCK in self.block_types, f"block_type={BLOCK!r}", FIELDS)
         if BLOCK not in self.block_types:
             return
-        if set(self.block_types) != {BLOCK}:
-            raise ValueError(
-                f"block_type: {BLOCK!r} carries hc_mult streams from layer to layer, so every layer has it."
-            )
         refuse_unless(self, False, f"a block_type with one stream, not {BLOCK!r}", ("hidden_size_per_layer_input",))

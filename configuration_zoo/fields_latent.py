@@ -22,6 +22,7 @@ LATENT_FIELDS = (
     "mla_config.norm",
     "mla_config.query_bias",
     "mla_config.raw_query_latent",
+    "mla_config.rope_key_norm",
     "mla_config.rope_heads",
 )
 INDEX_FIELDS = (
@@ -113,6 +114,12 @@ class LatentFields(BlockIndexers, CompressedLayers):
             meaning="Queries, and a gate beside them, are projected from their latent behind its norm and in front of "
             "it, one next to the other. None: no.",
             source="A.X K2 (SK Telecom 2026)",
+        ),
+        rope_key_norm=flag(
+            None,
+            needs="latent",
+            meaning="The key that all heads share passes an RMS norm before it is rotated, queries do not. None: no.",
+            source="dots3 (dots.llm 2026)",
         ),
         rope_heads=size(
             needs="latent",
@@ -237,6 +244,7 @@ class LatentFields(BlockIndexers, CompressedLayers):
             ("mla_config.norm", True),
             ("mla_config.query_bias", False),
             ("mla_config.raw_query_latent", False),
+            ("mla_config.rope_key_norm", False),
             ("mla_config.rope_heads", 1),
         ):
             if getattr(self, field) is None:
@@ -316,6 +324,8 @@ class LatentFields(BlockIndexers, CompressedLayers):
             )
         if self.mla_config["scale_q_lora"] and self.q_lora_rank is None:
             raise ValueError("mla_config.scale_q_lora=True needs q_lora_rank, which is not set.")
+        if self.mla_config["rope_key_norm"] and not self.qk_rope_head_dim:
+            raise ValueError("mla_config.rope_key_norm=True needs a qk_rope_head_dim above 0, got 0.")
         if self.mla_config["raw_query_latent"] and (self.q_lora_rank is None or not self.mla_config["norm"]):
             raise ValueError("mla_config.raw_query_latent=True needs q_lora_rank and mla_config.norm=True.")
         if self.mla_config["scale_by_mscale"] and not rotates:

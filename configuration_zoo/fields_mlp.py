@@ -70,6 +70,14 @@ class MlpFields:
             meaning="Added to the up projection of a dense MLP, which the gate then multiplies. None: 0.",
             source="MiniMax-M3 (MiniMax 2026) (1)",
         ),
+        activation_sparsity=number(
+            above=0,
+            below=1,
+            needs="gated dense mlp",
+            meaning="The share of the gate's channels of a dense MLP that is silenced in front of its activation, were "
+            "they distributed normally: max(0, gate - mean - deviation · its quantile). None: none.",
+            source="Gaussian top-k, You et al. 2025 (Spark Transformer), arXiv 2506.06644; Gemma 3n (Google 2025)",
+        ),
         shared_limit=non_negative(
             needs="gated shared experts",
             meaning="The limit of shared experts, 0 for none. None: swiglu_limit.",

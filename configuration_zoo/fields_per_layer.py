@@ -49,6 +49,7 @@ PER_LAYER_FIELDS = {
         "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "mla_config.norm_eps",
         "mla_config.scale_q_lora", "mla_config.scale_kv_lora", "mla_config.scale_by_mscale", "mla_config.norm",
         "mla_config.query_bias", "mla_config.rope_heads", "mla_config.raw_query_latent",
+        "mla_config.rope_key_norm",
     ),
     "a layer with an indexer of its own": (
         "index_topk", "index_n_heads", "index_head_dim", "indexer.rope_interleave", "indexer.norm_eps",
@@ -69,7 +70,7 @@ PER_LAYER_FIELDS = {
     ),
     "a layer with a dense MLP": (
         "intermediate_size", "mup_multipliers.mlp", "swiglu_config.dense_limit", "swiglu_config.dense_alpha",
-        "swiglu_config.dense_up_offset",
+        "swiglu_config.dense_up_offset", "swiglu_config.activation_sparsity",
     ),
     "a 'sparse' layer": (
         "num_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size", "zero_expert_num",

@@ -280,6 +280,12 @@ class PositionFields:
                     f"would rotate in layer {index} with partial_rotary_factor={partial}; rope_type={kind!r} turns "
                     f"pairs of channels, at least {least // 2}."
                 )
+            if layer.indexer_types is not None and layer.index_head_dim < width:
+                if layer.indexer_types[index] == "full" and layer.attention_types[index] != "latent":
+                    raise ValueError(
+                        f"index_head_dim={layer.index_head_dim} must be at least {width}, the channels that rotate in "
+                        f"layer {index}: the same rotation turns its first ones."
+                    )
 
     def validate_longrope(self) -> None:
         for index, layer in enumerate(self.per_layer_config):

@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 INITIALIZER_TYPES = ("normal", "small", "fan_in", "auto")
 RESIDUAL_INITIALIZER_TYPES = ("same", "depth", "layer", "wang", "zero")
 # Blocks whose branches end in a norm, which takes out the scale of the matrix before it.
-ENDS_IN_NORM = ("output_norm", "sandwich_norm", "scaled_sandwich_norm")
+ENDS_IN_NORM = ("output_norm", "sandwich_norm", "scaled_sandwich_norm", "altup")
 # Blocks that norm the residual stream itself.
 NORMED_BLOCKS = ("post_norm", "pre_norm_residual")
 ROUTER_FIELDS = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef")

@@ -118,6 +118,13 @@ SAME_FIELD = {
     "max_position_embeddings": "n_positions n_ctx max_seq_len max_seq_length context_length seq_length seq_len "
     "model_max_length max_sequence_length block_size",
     "residual_factors.stream": "hc_magnitude",
+    "block_config.gated_norm_rank": "gated_norm_rank",
+    "block_config.laurel_rank": "laurel_rank laurel",
+    "block_config.altup_num_inputs": "altup_num_inputs",
+    "block_config.altup_active_idx": "altup_active_idx",
+    "block_config.altup_coef_clip": "altup_coef_clip",
+    "block_config.altup_correct_scale": "altup_correct_scale",
+    "swiglu_config.activation_sparsity": "activation_sparsity activation_sparsity_pattern",
     "mla_config.output_groups": "o_groups",
     "mla_config.output_rank": "o_lora_rank",
     "mtp.hidden_states_first": "mtp_hidden_states_first",

@@ -189,8 +189,10 @@ class ParallelPlans:
         for kind, block, layer in zip(self.mlp_layer_types, self.block_types, self.per_layer_config, strict=True):
             if block not in WITHOUT_SPLIT_MLP:
                 layers[kind].append(layer)
-        for layer in layers["dense"]:
-            plan |= mlp_plan("layers.*.mlp.", layer.gated_mlp)
+        # The mean and deviation of a gate are those of all its channels.
+        if not any(layer.swiglu_config["activation_sparsity"] for layer in layers["dense"]):
+            for layer in layers["dense"]:
+                plan |= mlp_plan("layers.*.mlp.", layer.gated_mlp)
         if layers["sparse"]:
             plan |= same_in_all([experts_plan(layer) for layer in layers["sparse"]])
         return plan

@@ -98,10 +98,15 @@ BLOCK_TYPES = (
     "shared_block",
     "shortcut",
     "hyper_connection",
+    "altup",
 )
 # Blocks whose residual is a norm's output, not the bare stream.
 WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
 GATED_NORM_BLOCKS = ("gated_norm", "gated_attn_norm")
+# Blocks that can have a low-rank map beside attention.
+LAUREL_BLOCKS = ("sandwich_norm", "altup")
+# Blocks with several residual streams.
+STREAM_BLOCKS = ("hyper_connection", "altup")
 PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
 # Blocks whose mixers and MLPs read the residual stream through a norm alone.
 PRE_NORM_BLOCKS = (

@@ -7,6 +7,7 @@ MLP. What no word says is named by its field: see kinds.py.
 from typing import TYPE_CHECKING, Any
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.vocabulary import LAUREL_BLOCKS
 
 if TYPE_CHECKING:
     from modeling_zoo.mixer import TokenMixer
@@ -292,7 +293,13 @@ def residual_of(config: ZooConfig, index: int) -> str:
     if block == "sub_norm":
         words.append("norms in front of output projections")
     if block in ("gated_norm", "gated_attn_norm"):
-        words.append(f"gates of {config.gated_norm_rank} channels on the norm" + "s" * (block == "gated_norm"))
+        words.append(
+            f"gates of {config.block_config['gated_norm_rank']} channels on the norm" + "s" * (block == "gated_norm")
+        )
+    if block in LAUREL_BLOCKS and config.block_config["laurel_rank"]:
+        words.append(f"a map of rank {config.block_config['laurel_rank']} beside attention")
+    if block == "altup":
+        words.append(f"{config.block_config['altup_num_inputs']} streams, one computed")
     if block == "hyper_connection":
         rounds = f"{config.hc_sinkhorn_iters} rounds of balance" if config.hc_sinkhorn_iters else "no mixing"
         words.append(f"{config.hc_mult} streams, {rounds}")

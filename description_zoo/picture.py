@@ -48,6 +48,7 @@ TOPOLOGIES = {
     "output_norm": (Branch("mixer", False, True), Branch("mlp", False, True)),
     "sandwich_norm": (Branch("mixer", True, True), Branch("mlp", True, True)),
     "scaled_sandwich_norm": (Branch("mixer", True, True), Branch("mlp", True, True)),
+    "altup": (Branch("mixer", True, True), Branch("mlp", True, True)),
     "post_norm": (Branch("mixer", False), OnStream(), Branch("mlp", False), OnStream()),
     "pre_norm_residual": (OnStream(), Branch("mixer", False), OnStream(), Branch("mlp", False)),
     "parallel": (Together(PRE, one_norm=True),),

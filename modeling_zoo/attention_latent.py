@@ -71,6 +71,9 @@ class LatentAttention(SoftmaxAttention):
         self.build_queries(config, heads * sum(self.query_parts))
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=config.attention_bias)
         self.kv_a_layernorm = make_latent_norm(config, self.rank)
+        self.k_rope_layernorm = None
+        if config.mla_config["rope_key_norm"]:
+            self.k_rope_layernorm = RMSNorm(self.rope, config.mla_config["norm_eps"])
         self.kv_b_proj = nn.Linear(self.rank, kv_heads * (self.nope + self.value_width), bias=False)
         self.build_output(config)
         self.query_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_config["scale_q_lora"] else None
@@ -179,6 +182,8 @@ class LatentAttention(SoftmaxAttention):
         """kv_a's output `[B, T, c + r]` → latent `[B, T, c]`, normed, and rope key `[B, T, 1, r]`, not yet rotated."""
         latent, rope_key = latent_and_rope.split((self.rank, self.rope), dim=-1)
         latent = latent if self.kv_a_layernorm is None else self.kv_a_layernorm(latent)
+        if self.k_rope_layernorm is not None:
+            rope_key = self.k_rope_layernorm(rope_key)
         if self.latent_scale is not None:
             latent = latent * self.latent_scale
         return latent, rope_key.unsqueeze(2)

@@ -11,13 +11,14 @@ from .block_layer import ZooDecoderLayer
 
 class GatedNorm(nn.Module):
     """y · σ(W_b silu(W_a y)), y = norm(x): `[B, T, D]` → `[B, T, D]`, W_a `[R, D]`, W_b `[D, R]`, R =
-    `gated_norm_rank`."""
+    `block_config.gated_norm_rank`."""
 
     def __init__(self, config: ZooConfig, norm: nn.Module):
         super().__init__()
         self.norm = norm
-        self.a_proj = nn.Linear(config.hidden_size, config.gated_norm_rank, bias=False)
-        self.b_proj = nn.Linear(config.gated_norm_rank, config.hidden_size, bias=False)
+        rank = config.block_config["gated_norm_rank"]
+        self.a_proj = nn.Linear(config.hidden_size, rank, bias=False)
+        self.b_proj = nn.Linear(rank, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed = self.norm(x)

@@ -118,6 +118,3 @@ class StreamHead(StreamWeights):
     def forward(self, streams: torch.Tensor) -> torch.Tensor:
         """`[B, T, N, D]` → `[B, T, D]`."""
         return self.collapse(streams, self.weights(streams)[0])
-
-
-STREAM_HEADS = {"hc_mult": StreamHead}

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 
 from configuration_zoo import ZooConfig
 
@@ -17,7 +18,7 @@ from .platform_transformers import resized_embedding
 class PerLayerEmbeddings(nn.Module):
     """(table[token] · √p + norm(W x · D^-½)) · 2^-½, one row of p channels for each layer (Gemma 3n, Gemma 4).
 
-    Tokens `[B, T]` and their embeddings `[B, T, D]` → `[B, T, L, p]`.
+    Tokens `[B, T]` and their embeddings `[B, T, D]`, or streams `[B, T, N, D]` that start with them → `[B, T, L, p]`.
     """
 
     def __init__(self, config: ZooConfig):
@@ -47,6 +48,8 @@ class PerLayerEmbeddings(nn.Module):
             )
         if input_ids is not None and per_layer_inputs is not None:
             raise ValueError("per_layer_inputs goes with inputs_embeds: leave it out beside input_ids.")
+        if hidden_states.dim() == 4:
+            hidden_states = hidden_states[:, :, 0]
         rows = self.rows(input_ids) if per_layer_inputs is None else per_layer_inputs
         context = self.per_layer_model_projection(hidden_states.to(rows.dtype)) * self.projection_scale
         context = self.per_layer_projection_norm(context.unflatten(-1, (self.layers, self.width)))
@@ -68,6 +71,28 @@ class PerLayerInput(nn.Module):
         row = row.to(hidden_states.device)
         gated = self.act_fn(self.per_layer_input_gate(hidden_states.to(row.dtype))) * row
         return self.post_per_layer_input_norm(self.per_layer_projection(gated))
+
+
+class AltUpInput(PerLayerInput):
+    """What a layer's row gives to all streams but the first, gated by the computed one times a weight for each channel,
+    `[B, T, N, D]` and `[B, T, p]` → `[B, T, N, D]`."""
+
+    def __init__(self, config: ZooConfig):
+        super().__init__(config)
+        own, size = config.block_config, config.hidden_size
+        self.count, self.active = own["altup_num_inputs"], own["altup_active_idx"]
+        self.correct_output_scale = nn.Parameter(torch.empty(size)) if own["altup_correct_scale"] else None
+
+    def initialize(self, std: float) -> None:
+        if self.correct_output_scale is not None:
+            init.ones_(self.correct_output_scale)
+
+    def forward(self, hidden_states: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        stream = hidden_states[:, :, self.active]
+        if self.correct_output_scale is not None:
+            stream = stream * self.correct_output_scale
+        given = super().forward(stream, row).unsqueeze(2)
+        return torch.cat((torch.zeros_like(given), given.expand(-1, -1, self.count - 1, -1)), dim=2)
 
 
 def resize_rows(model: PreTrainedModel, *sizes: Any) -> None:

@@ -18,10 +18,13 @@ from transformers import initialization as init
 from configuration_zoo import ZooConfig
 
 from .attention_sparse_indexer import SharedIndices
+from .block_altup import LAUREL, AltUp
 from .block_gated_norm import GatedAttnNormLayer, GatedNormLayer
 from .block_hyper_connections import CONNECTIONS
 from .block_layer import NORM_SLOTS, ZooDecoderLayer
+from .block_per_layer_input import AltUpInput
 from .block_shared import Adapters, SharedBlock
+from .mixer import asked_part
 from .norms import make_norm
 from .ops_attention_bands import AttentionMask
 from .ops_cross_layer import SharedKeyValues, Shortcuts
@@ -45,6 +48,17 @@ class SandwichNormLayer(ZooDecoderLayer):
 
     norms = NORM_SLOTS
     ends_in_norm = True
+
+    def __init__(self, config: ZooConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.laurel = asked_part(LAUREL, config)
+
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
+        normed = self.attn_norm(hidden_states)
+        hidden_states = hidden_states + self.mix(normed, context)
+        if self.laurel is not None:
+            hidden_states = self.laurel(hidden_states, normed)
+        return hidden_states + self.feed(self.mlp_norm(hidden_states), context)
 
 
 class ScaledSandwichLayer(SandwichNormLayer):
@@ -247,6 +261,21 @@ class HyperConnectionLayer(ZooDecoderLayer):
         return self.mlp_hc.write(hidden_states, self.feed(self.mlp_norm(read), context), *weights)
 
 
+class AltUpLayer(SandwichNormLayer):
+    """N streams `[B, T, N, D]`, of which a sandwich-norm layer computes one: before it all are predicted from each
+    other, behind it corrected by what it changed (AltUp, Baykal et al. 2023; Gemma 3n)."""
+
+    def __init__(self, config: ZooConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.altup = AltUp(config)
+        if self.per_layer_input is not None:
+            self.per_layer_input = AltUpInput(config)
+
+    def join(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
+        predicted = self.altup.predict(hidden_states)
+        return self.altup.correct(predicted, super().join(self.altup.computed(predicted), **context))
+
+
 BLOCKS = {
     "pre_norm": ZooDecoderLayer,
     "sub_norm": SubNormLayer,
@@ -264,6 +293,7 @@ BLOCKS = {
     "shared_block": SharedBlockLayer,
     "shortcut": ShortcutLayer,
     "hyper_connection": HyperConnectionLayer,
+    "altup": AltUpLayer,
 }
 
 

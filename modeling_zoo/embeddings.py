@@ -9,13 +9,17 @@ from transformers.cache_utils import Cache
 
 from configuration_zoo import ZooConfig
 
-from .block_hyper_connections import STREAM_HEADS
+from .block_altup import AltUpEnds
+from .block_hyper_connections import StreamHead
 from .mixer import asked_part
 from .norms import make_norm
 from .ops_dispatch import refuse_empty
 from .ops_packing import places_behind, starts_of_lengths
 from .position_rotary import Rotations
 from .position_tables import ADDED_POSITIONS, POSITION_BIASES, NoPositions
+
+# Both ends of several residual streams.
+STREAM_HEADS = {"hc_mult": StreamHead, "block_config.altup_num_inputs": AltUpEnds}
 
 
 class ScaledEmbedding(nn.Embedding):

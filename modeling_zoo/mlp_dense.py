@@ -1,5 +1,7 @@
 """Channel mixers: `[B, T, D]` → `[B, T, D]`, token by token."""
 
+from statistics import NormalDist
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -88,6 +90,13 @@ def gate_and_clamp(
     return gate * (up if offset is None else up + offset)
 
 
+def gaussian_top_k(x: torch.Tensor, quantile: float) -> torch.Tensor:
+    """max(0, x - mean - deviation · quantile) over the channels `[..., I]`: of those that are distributed normally, the
+    share above that quantile of the normal distribution stays (You et al. 2025, arXiv 2506.06644)."""
+    deviation, mean = torch.std_mean(x, dim=-1, keepdim=True, correction=0)
+    return nn.functional.relu(x - (mean + deviation * quantile))
+
+
 class PlainMLP(nn.Module):
     """down(act(up x)), inner width `intermediate_size` (GPT-2, OPT, Nemotron)."""
 
@@ -136,7 +145,7 @@ class GatedMLP(nn.Module):
 
 class ClampedMLP(GatedMLP):
     """down(act(min(gate x, limit)) · (clamp(up x, ±limit) + offset)), or the gate clamped behind its activation (Step
-    3.5), which may be x · sigmoid(alpha x) (MiniMax-M3)."""
+    3.5), which may be x · sigmoid(alpha x) (MiniMax-M3); the gate may lose most of its channels first (Gemma 3n)."""
 
     def __init__(self, config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__(config, layer_idx, intermediate_size)
@@ -145,13 +154,17 @@ class ClampedMLP(GatedMLP):
         if own["dense_alpha"] is not None:
             self.act_fn = ScaledSiLU(own["dense_alpha"])
         self.clamp_behind = own["clamp_behind_activation"]
+        sparsity = own["activation_sparsity"]
+        self.quantile = None if sparsity is None else NormalDist().inv_cdf(sparsity)
 
     def unit(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        if self.quantile is not None:
+            gate = gaussian_top_k(gate, self.quantile)
         return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind)
 
 
 # What a gated dense MLP computes otherwise than act(gate) · up.
-DENSE_UNIT = ("dense_limit", "dense_alpha", "dense_up_offset")
+DENSE_UNIT = ("dense_limit", "dense_alpha", "dense_up_offset", "activation_sparsity")
 
 
 def make_dense_mlp(config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None) -> nn.Module:

@@ -18,7 +18,10 @@ from .platform_transformers import stage_of
 
 # What a stage would need beside the residual stream: the tokens, keys or blocks of another stage, more streams than
 # one, the embeddings beside the head.
-UNCUT = ("hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult", "num_mtp_layers")
+UNCUT = (
+    "hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult", "num_mtp_layers",
+    "block_config.altup_num_inputs",
+)  # fmt: skip
 
 
 def is_elsewhere(layer: nn.Module) -> bool:

@@ -27,7 +27,7 @@ def derive(theirs: Theirs) -> Keys:
 
 FAMILY = replace(
     V32,
-    fields=V32.fields | {"gated_norm_rank": "gated_norm_rank"},
+    fields=V32.fields | {"gated_norm_rank": "block_config.gated_norm_rank"},
     fixed=V3_FIXED
     | {
         "rope_interleave": True, "indexer.rope_interleave": False, "attn_output_gate": "query",

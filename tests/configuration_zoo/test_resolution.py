@@ -29,7 +29,7 @@ READS = {
     "position": set(),
     "norm": set(),
     "hyper_connections": set(),
-    "gated_norm": set(),
+    "block": set(),
     "per_layer_input": set(),
     "mlp": set(),
     "experts": {"intermediate_size", "mlp_layer_types"},

@@ -18,7 +18,8 @@ from modeling_zoo.block_gated_norm import GatedNorm
 from modeling_zoo.norms import RMSNorm
 from modeling_zoo.platform_vllm import unsupported_by_vllm
 
-MIXED = {"block_type": ["gated_attn_norm", "gated_norm", "pre_norm"], "gated_norm_rank": 5}
+RANK = "block_config.gated_norm_rank"
+MIXED = {"block_type": ["gated_attn_norm", "gated_norm", "pre_norm"], RANK: 5}
 
 
 def build(**fields):
@@ -30,7 +31,7 @@ def build(**fields):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equals_the_original_and_its_gradients(dtype):
     theirs = AXK2GatedRMSNorm(AXK2Config(hidden_size=48, gated_norm_rank=5, rms_norm_eps=1e-3))
-    config = ZooConfig(**{**SIZES, "hidden_size": 48}, block_type="gated_norm", gated_norm_rank=5, norm_eps=1e-3)
+    config = ZooConfig(**{**SIZES, "hidden_size": 48}, block_type="gated_norm", norm_eps=1e-3, **{RANK: 5})
     ours = GatedNorm(config, RMSNorm(48, 1e-3, cast="cast_then_scale"))
     randomize(theirs)
     names = {"norm.weight": "norm.weight", "mlp.fc1.weight": "a_proj.weight", "mlp.fc2.weight": "b_proj.weight"}
@@ -100,9 +101,9 @@ def test_tools_know_them():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"block_type": "pre_norm"}, "gated_norm_rank=5 only means something with a block_type of"),
-        ({"gated_norm_rank": 0}, "gated_norm_rank=0 must be greater than 0"),
-        ({"per_layer_config": {1: {"gated_norm_rank": 3}}}, "gated_norm_rank"),
+        ({"block_type": "pre_norm"}, "block_config.gated_norm_rank=5 only means something with a block_type of"),
+        ({RANK: 0}, "block_config.gated_norm_rank=0 must be greater than 0"),
+        ({"per_layer_config": {1: {RANK: 3}}}, RANK),
     ],
     ids=str,
 )

@@ -76,6 +76,8 @@ CASES = {
     "interleaved": INTERLEAVED,
     "lifted_rotation": {"precision.rope": "float32_qk"},
     "scaled_latents": {"mla_config.scale_q_lora": True, "mla_config.scale_kv_lora": True},
+    "normed_rope_key": {"mla_config.rope_key_norm": True, "mla_config.norm_eps": 0.1},
+    "normed_rope_key_unturned": NO_ROPE | {"position_embedding_type": "none", "mla_config.rope_key_norm": True},
     "shared_value_heads": {"num_key_value_heads": 2},
     "one_key_value_head": {"num_key_value_heads": 1, "attn_output_gate": "query"},
     "biases": {"attention_bias": True},

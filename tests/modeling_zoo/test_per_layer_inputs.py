@@ -8,6 +8,7 @@ from combinations import ROWS, SIZES
 from random_models import randomize
 
 from configuration_zoo import ZooConfig
+from configuration_zoo.vocabulary import STREAM_BLOCKS
 from modeling_zoo import ZooForCausalLM
 
 WIDTH, LAYERS = 10, SIZES["num_hidden_layers"]
@@ -61,7 +62,7 @@ def test_rows_and_what_a_layer_makes_of_them():
 ONE_STREAM = [
     row
     for row in ROWS["block"]
-    if row.get("block_type") != "hyper_connection" and "precision.residual_in_fp32" not in row
+    if row.get("block_type") not in STREAM_BLOCKS and "precision.residual_in_fp32" not in row
 ]
 
 

@@ -38,6 +38,8 @@ def project(parameters, x, position, config, layer):
     if config.mla_config["scale_kv_lora"]:
         latent = latent * math.sqrt(config.hidden_size / config.kv_lora_rank)
     shared = both[config.kv_lora_rank :]
+    if config.mla_config["rope_key_norm"]:
+        shared = normed(parameters, "k_rope_layernorm", shared, config)
     if rotates(config, layer):
         shared = turned(shared, position, rope, config, config.rope_interleave)
         query = torch.stack(

@@ -93,6 +93,13 @@ AROUND = {
         "vision_config": {"patch_size": 4, "mm_embed_dim": 24, "mm_posemb_size": 8, "output_proj_dims": 24},
         "audio_config": {"audio_embed_dim": 20},
     },
+    "dots3_note": {
+        "vision_config": {
+            "adapter_in_dim": 48, "adapter_out_dim": 48, "mlp_layer_types": ["dense", "sparse"],
+            "per_layer_config": {1: {"num_local_experts": 4}},
+        },
+        "audio_config": {"adapter_input_size": 48, "adapter_out_dim": 48},
+    },
     "fun_asr_nano": {"adaptor_config": {"hidden_size": 48, "intermediate_size": 12}},
     "granite4_vision": {"deepstack_layer_map": [[0, 1]], "downsample_rate": "1/2"},
     "granite_docling": {"vision_config": {"out_hidden_size": 48}},

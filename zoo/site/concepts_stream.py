@@ -32,7 +32,13 @@ STREAM = (
     Concept(
         "norm-placement",
         "Pre-norm, post-norm, double norm",
-        ("block_type", "gated_norm_rank", "residual_multiplier", "residual_factors.", "precision.residual_in_fp32"),
+        (
+            "block_type",
+            "block_config.gated_norm_rank",
+            "residual_multiplier",
+            "residual_factors.",
+            "precision.residual_in_fp32",
+        ),
         (
             "modeling_zoo/block_layer.py:ZooDecoderLayer",
             "modeling_zoo/block_topologies.py:SandwichNormLayer",
@@ -78,6 +84,31 @@ STREAM = (
         ),
         ("4 streams", "1 stream"),
         see=("norm-placement",),
+    ),
+    Concept(
+        "altup",
+        "AltUp and LAuReL: wide and low-rank residuals",
+        (
+            "block_config.laurel_rank",
+            "block_config.altup_num_inputs",
+            "block_config.altup_active_idx",
+            "block_config.altup_coef_clip",
+            "block_config.altup_correct_scale",
+        ),
+        (
+            "modeling_zoo/block_altup.py:AltUp",
+            "modeling_zoo/block_altup.py:Laurel",
+        ),
+        (),
+        {"block_type": "altup", "block_config": {"laurel_rank": 64}},
+        (
+            "Baykal et al. 2023, Alternating Updates for Efficient Transformers, arXiv 2301.13310",
+            "Menghani et al. 2024, LAuReL: Learned Augmented Residual Layer, arXiv 2411.07501",
+        ),
+        ("4 streams", "1 stream"),
+        twin={"block_type": "sandwich_norm"},
+        trained=False,
+        see=("hyper-connections", "norm-placement"),
     ),
     Concept(
         "rope",

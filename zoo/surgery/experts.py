@@ -90,7 +90,7 @@ class Experts(Operation):
 
     def check(self, config: ZooConfig, request: Request) -> None:
         """Raises SurgeryError for an MLP that experts cannot be, and for numbers that do not fit."""
-        for key in ("dense_limit", "dense_alpha", "dense_up_offset"):
+        for key in ("dense_limit", "dense_alpha", "dense_up_offset", "activation_sparsity"):
             if config.swiglu_config[key]:
                 raise SurgeryError(f"swiglu_config.{key} changes dense MLPs alone: experts would differ.")
         if config.mup_multipliers["mlp"] is not None:

@@ -117,6 +117,7 @@ function latent(layer) {
     ...queries,
     ...linear("kv_a_proj_with_mqa", hidden, rank + rope, layer.attention_bias),
     ...latentNorm("kv_a_layernorm", rank),
+    ...(how.rope_key_norm ? [tensor("k_rope_layernorm.weight", [rope], "norm")] : []),
     ...linear("kv_b_proj", rank, kvHeads * (nope + layer.v_head_dim)),
     ...outputs(layer, heads * layer.v_head_dim),
     ...qkNorm("q_norm", layer, heads * how.rope_heads, rope / how.rope_heads),
@@ -355,6 +356,7 @@ function sparse(layer) {
 const PRE = ["attn_norm", "mlp_norm"], POST = ["attn_output_norm", "mlp_output_norm"];
 const NORMS = {
   output_norm: POST, post_norm: POST, sandwich_norm: [...PRE, ...POST], scaled_sandwich_norm: [...PRE, ...POST],
+  altup: [...PRE, ...POST],
   parallel: ["attn_norm"], mixer_only: ["attn_norm"], shared_block: ["attn_norm"], mlp_only: ["mlp_norm"],
 };
 
@@ -362,16 +364,27 @@ const NORMS = {
 const GATED = { gated_norm: PRE, gated_attn_norm: ["attn_norm"] };
 
 function gatedNorm(layer) {
-  const { hidden_size: hidden, gated_norm_rank: rank } = layer;
+  const { hidden_size: hidden, block_config: { gated_norm_rank: rank } } = layer;
   return [...norm("norm", layer, hidden), ...linear("a_proj", hidden, rank), ...linear("b_proj", rank, hidden)];
 }
 
-// Norms whose output goes through a gate of its own.
-const GATED_NORMS = { gated_norm: PRE, gated_attn_norm: ["attn_norm"] };
-function slotNorm(name, layer) {
-  const { hidden_size: hidden, gated_norm_rank: rank } = layer;
-  if (!GATED_NORMS[layer.block]?.includes(name)) return norm(name, layer, hidden);
-  return [...norm(`${name}.norm`, layer, hidden), ...linear(`${name}.a_proj`, hidden, rank), ...linear(`${name}.b_proj`, rank, hidden)];
+// Streams that layers predict and correct, and the map of low rank beside attention.
+function altup(layer) {
+  const { hidden_size: hidden, block_config: { altup_num_inputs: streams } } = layer;
+  return [
+    ...norm("router_norm", layer, hidden), ...linear("modality_router", hidden, streams),
+    ...linear("prediction_coefs", streams, streams ** 2), ...linear("correction_coefs", streams, streams),
+  ];
+}
+
+function laurel(layer) {
+  const { hidden_size: hidden, block_config: { laurel_rank: rank } } = layer;
+  return [...linear("linear_left", hidden, rank), ...linear("linear_right", rank, hidden), ...norm("post_laurel_norm", layer, hidden)];
+}
+
+function altupEnds({ hidden_size: hidden, block_config: { altup_num_inputs: streams } }) {
+  return ["altup_projections", "altup_unembed_projections"].flatMap((name) =>
+    Array.from({ length: streams - 1 }, (_, index) => linear(`${name}.${index}`, hidden, hidden)).flat());
 }
 
 function hyperConnection(layer, parts) {
@@ -415,9 +428,12 @@ export function layerTensors(layer) {
     ...(beside ? within("moe", sparse(layer)) : []),
     ...(beside && block === "scaled_sandwich_norm" ? ["mlp_branch_norm", "moe_norm", "moe_output_norm"].flatMap((name) => norm(name, layer, hidden)) : []),
     ...(block === "hyper_connection" ? ["attn_hc", "mlp_hc"].flatMap((name) => within(name, hyperConnection(layer, [layer.hc_mult, layer.hc_mult, ...(layer.hc_sinkhorn_iters ? [layer.hc_mult ** 2] : [])]))) : []),
+    ...(block === "altup" ? within("altup", altup(layer)) : []),
+    ...(layer.block_config?.laurel_rank && ["altup", "sandwich_norm"].includes(block) ? within("laurel", laurel(layer)) : []),
     ...(block === "shared_block" ? [...adapters(layer), ...linear("linear", hidden, hidden)] : []),
     ...(row ? within("per_layer_input", [
       ...linear("per_layer_input_gate", hidden, row), ...linear("per_layer_projection", row, hidden), ...norm("post_per_layer_input_norm", layer, hidden),
+      ...(block === "altup" && layer.block_config.altup_correct_scale ? [tensor("correct_output_scale", [hidden], "norm")] : []),
     ]) : []),
   ];
 }
@@ -448,6 +464,7 @@ export function endTensors(model) {
       ...linear("per_layer_model_projection", hidden, model.num_hidden_layers * row), ...norm("per_layer_projection_norm", model, row),
     ]) : []),
     ...(model.hc_mult ? within("hc_head", hyperConnection(model, [model.hc_mult])) : []),
+    ...(model.block_config?.altup_num_inputs ? within("hc_head", altupEnds(model)) : []),
     ...(model.final_norm ? norm("norm", model, hidden) : []),
     ...(narrow ? linear("project_out", hidden, outer) : []),
   ];
