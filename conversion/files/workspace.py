@@ -43,7 +43,7 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             if work.parent != target and (target / _WORK).is_dir():  # a run that died in there
                 with _held(target / _WORK, target):
                     pass
-            _check_free(target, overwrite)
+            check_free(target, overwrite)
             if work.parent != target and target.exists() and not _can_be_moved(target, work):
                 work = target / _WORK
                 stack.enter_context(_held(work, target))
@@ -135,7 +135,8 @@ def _is_empty(target: Path) -> bool:
     return all(path.name in _EMPTY_ALL_THE_SAME for path in target.iterdir())
 
 
-def _check_free(target: Path, overwrite: bool) -> None:
+def check_free(target: Path, overwrite: bool) -> None:
+    """Raises ConversionError where the target must not be replaced."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConversionError(f"{target} exists and is not a folder: choose another target.")
     if not target.exists() or _is_empty(target):

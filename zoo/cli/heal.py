@@ -39,12 +39,14 @@ def heal(
     """Heal a changed model: it learns from its teacher, layer by layer, then as a whole. Stopped, it goes on where it
     was."""
     from zoo.surgery import heal as heal_folder
+    from zoo.surgery.healing_sharded import is_first
 
     quiet()
     options = {"steps": steps, "train": train, "learning_rate": learning_rate, "layerwise": layerwise}
     options |= {"indexer": indexer, "seed": seed}
-    shows = progress and not as_json and sys.stderr.isatty()
+    shows = progress and not as_json and sys.stderr.isatty() and is_first()
     done = heal_folder(
         target, teacher, text, evaluate=evaluate, save_every=save_every, streamed=streamed, progress=shows, **options
     )
-    show_report(done, as_json)
+    if is_first():
+        show_report(done, as_json)

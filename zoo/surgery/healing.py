@@ -30,8 +30,9 @@ from . import measurement
 from .card import write_surgery_card
 from .distillation import INDEXER, Distillation, HealingStage, Progress, has_part, plan_stages, row_length
 from .healing_folder import HealingFolder
+from .healing_sharded import ShardedDistillation, anywhere, is_first, processes, refuse_unsharded, sharded, wait_for_all
 from .healing_streamed import heal_streamed
-from .operation import SurgeryError
+from .operation import SurgeryError, refuse_values
 from .report import Report
 from .streaming import runnable
 from .tensors import Source, build, open_source
@@ -58,6 +59,10 @@ class Healing:
 
     def stages(self, config: ZooConfig, changed: Sequence[str]) -> list[HealingStage]:
         """Raises SurgeryError for values that are none."""
+        whole = {name: (getattr(self, name), int) for name in ("steps", "layerwise", "indexer", "seed")}
+        refuse_values(whole | {"learning_rate": (self.learning_rate, (int, float))})
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise SurgeryError(f"learning_rate={self.learning_rate} must be more than 0.")
         for name in ("steps", "layerwise", "indexer"):
             if (getattr(self, name) or 0) < 0:
                 raise SurgeryError(f"{name}={getattr(self, name)}: write a number from 0.")
@@ -136,6 +141,7 @@ def heal(
         "layerwise": layerwise,
         "indexer": indexer,
         "seed": seed,
+        "processes": processes(),
     }
     plan = folder.plan(asked, {"teacher": made["source"], "steps": 1000, "train": "all", "seed": 0})
     if text is None:
@@ -147,7 +153,9 @@ def heal(
         how = replace(how, layerwise=how.layerwise or 0, indexer=how.indexer or 0)
     source, own = open_source(plan["teacher"], torch.float32), open_source(folder.path, torch.float32)
     rows = read_text(text, folder.path, config, row_length(config, ROW))
-    in_layers = needs_streaming(own) if streamed is None else streamed
+    in_layers = processes() == 1 and needs_streaming(own) if streamed is None else streamed
+    if processes() > 1:
+        refuse_unsharded(in_layers, how.stages(config, made.get("changed", [])))
     if in_layers:
         refuse_logits(how, own)
     measured = rows if evaluate is None else read_text(evaluate, folder.path, config, row_length(config, ROW))
@@ -204,8 +212,12 @@ class Run:
 def heal_whole(run: Run, teacher: Source, student: Source) -> Report:
     """`heal` with both models in memory."""
     report = Report.of_record(run.made)
-    models = build(teacher.config, teacher.tensors), build(student.config, student.tensors)
-    loop = distillation(*models, run.text, run.changed, run.how)
+    if processes() > 1:
+        models = sharded(teacher), sharded(student)
+        loop = ShardedDistillation(*models, run.text.to_learn(), run.changed, run.stages, run.how.seed)
+    else:
+        models = build(teacher.config, teacher.tensors), build(student.config, student.tensors)
+        loop = distillation(*models, run.text, run.changed, run.how)
     run_in_folder(loop, run, report)
     report.healing = run.healed_by(loop)
     fill_healed(report, loop, run.measured, run.progress)
@@ -252,7 +264,7 @@ def refuse_logits(how: Healing, student: Source) -> None:
     if how.steps:
         raise SurgeryError(
             f"steps={how.steps}: healing on logits holds both models, {bytes_to_heal(student) / 2**30:,.1f} GiB; "
-            "--steps 0 --layerwise 80 heals a layer at a time, examples/finetune_distill.py on several GPUs."
+            "--steps 0 --layerwise 80 heals a layer at a time, accelerate launch -m zoo heal over several processes."
         )
 
 
@@ -299,9 +311,10 @@ def run_in_folder(loop: Distillation, run: Run, report: Report) -> None:
 
         def after_step() -> None:
             done = loop.progress
-            if wanted() or done.step % every == 0:
+            stops = anywhere(wanted())
+            if stops or done.step % every == 0:
                 save()
-            if wanted():
+            if stops:
                 raise SurgeryError(
                     f"stopped after step {done.step} of stage {done.stage + 1} of {len(loop.stages)}: the same command "
                     "goes on from there."
@@ -332,11 +345,13 @@ def fill_healed(report: Report, loop: Distillation, text: Text, progress: bool) 
 
 def close(folder: HealingFolder, config: ZooConfig, report: Report) -> None:
     """What config and card say, and nothing of the run any more."""
-    config.surgery = report.record()
-    config.save_pretrained(folder.path)
-    write_surgery_card(folder.path, config, None, report)
-    shutil.rmtree(folder.kept)
     report.target = folder.path
+    wait_for_all()
+    if is_first():
+        config.surgery = report.record()
+        config.save_pretrained(folder.path)
+        write_surgery_card(folder.path, config, None, report)
+        shutil.rmtree(folder.kept)
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .healing_sharded import is_first, own_state, wait_for_all, whole
 from .operation import SurgeryError
 
-KEPT, PLAN, STATE, PARTS = ".healing", "plan.json", "state.pt", "parts"
+KEPT, PLAN, PARTS = ".healing", "plan.json", "parts"
 
 
 class HealingFolder:
@@ -25,7 +26,7 @@ class HealingFolder:
     @property
     def under_way(self) -> bool:
         """Whether something was learnt that a run can go on from: one that was refused, or failed at once, is none."""
-        return (self.kept / STATE).is_file() or any(self.kept.glob(f"{PARTS}/*.safetensors"))
+        return own_state(self.kept).is_file() or any(self.kept.glob(f"{PARTS}/*.safetensors"))
 
     def plan(self, asked: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
         """What is to be done: as the run under way, if there is one, else as asked. Raises SurgeryError where both
@@ -48,22 +49,27 @@ class HealingFolder:
             if json.loads(path.read_text())["sha256"] != plan["sha256"]:
                 raise SurgeryError(f"the text {plan['text']} has changed since the run in {self.kept} began.")
             return
-        shutil.rmtree(self.kept, ignore_errors=True)
-        self.kept.mkdir()
-        replace(path, lambda new: new.write_text(json.dumps(plan, indent=2) + "\n"))
+        if is_first():
+            shutil.rmtree(self.kept, ignore_errors=True)
+            self.kept.mkdir()
+            replace(path, lambda new: new.write_text(json.dumps(plan, indent=2) + "\n"))
+        wait_for_all()
 
     def state(self) -> dict[str, Any] | None:
         """What was saved last."""
-        path = self.kept / STATE
+        path = own_state(self.kept)
         return torch.load(path, weights_only=True) if path.is_file() else None
 
     def save(self, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
         """The state of the run, and the best weights as the model's own."""
-        replace(self.kept / STATE, lambda new: torch.save(state, new))
+        replace(own_state(self.kept), lambda new: torch.save(state, new))
         self.write_weights(weights)
 
     def write_weights(self, weights: dict[str, Tensor]) -> None:
         """The tensors of the folder's files with other numbers, each file replaced at once."""
+        weights = {name: whole(tensor) for name, tensor in weights.items()}
+        if not is_first():
+            return
         files = sorted(self.path.glob("*.safetensors"))
         for file in files:
             with safe_open(file, "pt") as stored:

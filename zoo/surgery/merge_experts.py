@@ -23,7 +23,7 @@ from .experts import ROUTER_STD, Experts
 from .merge_plan import EXPERT_KEYS, refuse_others
 from .merging import open_all
 from .operating import State, changed_config, stage
-from .operation import Request, SurgeryError
+from .operation import Request, SurgeryError, refuse_values
 from .report import Done, Report
 from .streaming import runnable
 from .tensors import Tensors
@@ -71,6 +71,8 @@ def experts_of_models(content: dict[str, Any], dtype: Any, seed: int, progress: 
 def parse_experts(content: dict[str, Any]) -> tuple[list[ExpertSource], str]:
     """Raises SurgeryError for what a plan of experts cannot say."""
     refuse_others(content, EXPERT_KEYS, "the plan")
+    refuse_values({"experts": (content["experts"], list), "base_model": (content.get("base_model"), str)})
+    refuse_values({"experts_per_token": (content.get("experts_per_token"), int)})
     if content.get("shared_experts"):
         raise SurgeryError("shared_experts: only routed experts are made of models.")
     if not isinstance(content.get("base_model"), str):
@@ -81,6 +83,7 @@ def parse_experts(content: dict[str, Any]) -> tuple[list[ExpertSource], str]:
     sources = []
     for one in content["experts"] or []:
         refuse_others(one, PROMPT_KEYS, "an expert")
+        refuse_values({name: (one.get(name), list) for name in ("positive_prompts", "negative_prompts")})
         prompts = [one.get(name) or [] for name in ("positive_prompts", "negative_prompts")]
         source = ExpertSource(one.get("source_model"), *prompts)
         if not isinstance(source.model, str):

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..yaml_files import read_table
 from .merge_methods import METHODS
-from .operation import SurgeryError
+from .operation import SurgeryError, refuse_values
 
 KEYS = {
     "merge_method",
@@ -88,6 +88,8 @@ def refuse_others(given: Any, known: set[str], where: str) -> None:
 def parse_plan(content: dict[str, Any]) -> MergePlan:
     """Raises SurgeryError for keys that mean nothing, and for what a method lacks."""
     refuse_others(content, KEYS, "the plan")
+    refuse_values({name: (content.get(name), list) for name in ("models", "slices")})
+    refuse_values({name: (content.get(name), str) for name in ("merge_method", "base_model", "tokenizer_source")})
     name = content.get("merge_method")
     if name not in METHODS:
         raise SurgeryError(f"merge_method={name!r} is none of {sorted(METHODS)}.")
@@ -118,6 +120,7 @@ def parse_plan(content: dict[str, Any]) -> MergePlan:
 
 def parse_slice(given: Any, known: set[str]) -> MergeSlice:
     refuse_others(given, {"sources", "parameters"}, "a slice")
+    refuse_values({"sources": (given.get("sources"), list)})
     refuse_others(given.get("parameters") or {}, known, "parameters of a slice")
     sources = [parse_source(one, SOURCE_KEYS, known) for one in given.get("sources") or []]
     lengths = {source.layers[1] - source.layers[0] for source in sources if source.layers}

@@ -24,14 +24,14 @@ from .merge_heads import match_heads
 from .merge_methods import METHODS, Part, Settings
 from .merge_plan import MergePlan, MergeSlice, MergeSource, parse_plan, read_yaml, value_at
 from .operating import State, changed_config, perform, stage
-from .operation import ARITHMETIC, SurgeryError, own_fields
+from .operation import ARITHMETIC, SurgeryError, own_fields, refuse_values
 from .planner import differing
 from .report import Done, Report
 from .streaming import runnable
 from .tensors import Tensors, open_source
 from .texts import read_text
 from .vocabularies import same_vocabulary
-from .writing import Place, write_folder
+from .writing import Place, check_place, write_folder
 
 
 def merge(
@@ -53,6 +53,9 @@ def merge(
     Either `target` is complete afterwards, or SurgeryError says in one sentence what is wrong.
     """
     content = read_yaml(plan)
+    refuse_values({"seed": (seed, int)})
+    if target is not None and not dry_run:
+        check_place(Path(target), None, overwrite)
     if "experts" in content:
         from .merge_experts import experts_of_models
 

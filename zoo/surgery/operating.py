@@ -21,7 +21,7 @@ from .choosing import cheapest_layers, number_of
 from .distillation import INDEXER, row_length
 from .healing import Healing, distillation, fill_healed, record
 from .healing import heal as heal_folder
-from .operation import ARITHMETIC, BITS, Operation, Request, SurgeryError, alike_layers, has_own
+from .operation import ARITHMETIC, BITS, Operation, Request, SurgeryError, alike_layers, has_own, refuse_values
 from .plan_file import Change
 from .report import Done, Report, Stage
 from .streaming import runnable
@@ -29,7 +29,7 @@ from .tensors import InMemory, Source, Tensors, build, open_source, operated
 from .texts import ROW, Text, random_text, read_text
 from .verification import verified
 from .vocabularies import refuse_lost_tokens, tokens_to_keep
-from .writing import Place, write_folder
+from .writing import Place, check_place, write_folder
 
 CALIBRATION_TOKENS = 6144
 
@@ -86,7 +86,10 @@ def operate(
 
     Either `target` is complete afterwards, or SurgeryError says in one sentence what is wrong and nothing changed.
     """
+    refuse_values({"seed": (seed, int), "at_most": (at_most, (int, float))})
     opened = open_source(source, parse_dtype(dtype))
+    if target is not None and not dry_run:
+        check_place(Path(target), opened.folder, overwrite)
     state = State(opened, opened.config, opened.tensors, seed=seed, progress=progress)
     text = None if calibrate is None else read_text(calibrate, opened.folder, opened.config)
     for change in changes_of(wanted, apply, method, layers):
@@ -98,6 +101,8 @@ def operate(
         refuse_lost_tokens(opened, state.config)
     elif heal is not None:
         raise SurgeryError("vocab_size, --method used: heal the model first, then leave tokens out.")
+    if heal is not None:
+        (healing or Healing(seed=seed)).stages(state.config, state.changed)
     report = Report(opened.name, None, state.done, stage(opened.config), stage(state.config), warnings=state.warnings)
     report.changed = state.changed
     report.dtype = str(opened.config.dtype or torch.float32).removeprefix("torch.")

@@ -208,6 +208,14 @@ def alike_layers(name: str) -> Iterator[None]:
         ) from error
 
 
+def refuse_values(values: dict[str, tuple[Any, Any]]) -> None:
+    """Raises SurgeryError for the first of {name: (value, kinds)} that is of another kind; None is of every one."""
+    for name, (value, kinds) in values.items():
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) and kinds is not bool):
+            word = {int: "a whole number", str: "a word", list: "a list"}.get(kinds, "a number")
+            raise SurgeryError(f"{name}={value!r} is not {word}.")
+
+
 def as_they_are(config: ZooConfig, *names: str) -> dict[str, Any]:
     """Fields of the new config that keep what these say, for each layer where layers differ, whatever they would
     otherwise follow from; what says nothing is left out."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from .healing import Healing
 from .merge_plan import read_yaml, refuse_others
-from .operation import SurgeryError
+from .operation import SurgeryError, refuse_values
 
 KEYS = {"source", "operations", "calibrate", "heal", "evaluate", "at_most", "to", "dtype", "seed"}
 HEALING = {one.name for one in fields(Healing)}
@@ -49,10 +49,12 @@ def read_plan(plan: str | Path | dict[str, Any]) -> SurgeryPlan:
     content = read_yaml(plan)
     refuse_others(content, KEYS, "the plan")
     changes = []
+    refuse_values({"operations": (content.get("operations"), list), "to": (content.get("to"), str)})
     for one in content.get("operations") or []:
         refuse_others(one, {"set", "apply", "method", "layers"}, "an operation")
         if ("apply" in one) == ("set" in one):
             raise SurgeryError(f"{one!r}: an operation says either set or apply.")
+        refuse_values({"method": (one.get("method"), str), "apply": (one.get("apply"), str)})
         if "set" in one and not (isinstance(one["set"], dict) and one["set"]):
             raise SurgeryError(f"{one!r} sets nothing.")
         changes.append(Change(one.get("set", {}), one.get("method"), one.get("layers"), one.get("apply")))

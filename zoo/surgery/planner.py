@@ -51,6 +51,8 @@ def parse_layers(text: str | list | None) -> Any:
         if not first.isdecimal() or (last and not last.isdecimal()):
             raise SurgeryError(f"layers={text!r}: write numbers and ranges such as 0,2-4, all, or auto:2.")
         numbers += range(int(first), int(last or first) + 1)
+    if not numbers:
+        raise SurgeryError(f"layers={text!r} names no layer: write numbers and ranges such as 0,2-4, all, or auto:2.")
     return numbers
 
 

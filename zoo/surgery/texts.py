@@ -59,7 +59,7 @@ def read_text(
     else:
         name = str(text) if isinstance(text, (str, Path)) else "texts"
         ids = token_ids(_documents(text), folder)
-    if len(ids) < length:
+    if len(ids) < max(length, 1):
         raise SurgeryError(f"{name} has {len(ids):,} tokens, fewer than one row of {length:,}: give a longer text.")
     if (largest := int(ids.max())) >= config.vocab_size:
         raise SurgeryError(
@@ -98,6 +98,8 @@ def token_ids(documents: list[str], folder: Path | None) -> Tensor:
 
     if folder is None:
         raise SurgeryError("a model in memory has no tokenizer: give tokens `[n, T]` instead of a text.")
+    if not documents:
+        return torch.zeros(0, dtype=torch.int64)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:

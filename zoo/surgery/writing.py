@@ -12,7 +12,7 @@ from configuration_zoo import ZooConfig
 from conversion import convert
 from conversion.engine.registry import OWN_TYPE
 from conversion.files.companions import copy_companions, pin_tokenizer_class
-from conversion.files.workspace import check_apart, new_folder
+from conversion.files.workspace import check_apart, check_free, new_folder
 from conversion.files.writer import ShardWriter, nbytes, parse_size
 from conversion.layouts.known import write_tokenizer
 
@@ -32,12 +32,18 @@ class Place:
     to: str | None = None
 
 
+def check_place(target: Path, source: Path | None, overwrite: bool) -> None:
+    """Raises ConversionError for a target that must not be written, before anything is computed for it."""
+    if source is not None:
+        check_apart(source, target)
+    check_free(target, overwrite)
+
+
 def write_folder(place: Place, state: Any, report: Report) -> Report:
     """Writes what `state` holds; raises ConversionError where the target cannot be written, or `to` has no place for
     such a model."""
     source, max_bytes = state.source.folder, parse_size(place.max_shard_size)
-    if source is not None:
-        check_apart(source, place.target)
+    check_place(place.target, source, place.overwrite)
     state.config.surgery = report.record()
     if place.to in (None, OWN_TYPE):
         with new_folder(place.target, place.overwrite) as new:
