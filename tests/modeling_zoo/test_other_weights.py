@@ -18,7 +18,7 @@ from modeling_zoo.cache_growing import GrowingLayer
 from modeling_zoo.cache_quantized import QuantizedGrowingLayer
 from modeling_zoo.cache_upgrade import upgrade_cache
 from modeling_zoo.ops_attention_order import plain_stick_breaking, stick_breaking_weights
-from modeling_zoo.ops_attention_path import path_scores
+from modeling_zoo.ops_attention_path import one_query_scores, path_scores
 from modeling_zoo.platform_vllm import unsupported_by_vllm
 
 KINDS = ("differential", "forgetting", "stick_breaking", "path")
@@ -96,6 +96,22 @@ def test_a_path_is_walked_alike_in_blocks_and_from_slots_in_any_order(queries, m
     moved = (states[0], *(x[:, :, places] for x in states[1:]))
     turned = path_scores(*moved, visible[..., places], order)
     torch.testing.assert_close(turned.masked_fill(~visible[..., places], 0.0), found[..., places])
+
+
+@pytest.mark.parametrize("count", [3, 4, 11, 20, 37])
+def test_one_query_walks_all_blocks_at_once(count, monkeypatch):
+    """The form for devices, over 1 to 10 blocks; keys that the query does not see, at the end or among others, turn
+    nothing."""
+    monkeypatch.setattr("modeling_zoo.ops_attention_path.PATH_BLOCK", 4)
+    query, key, reflections = torch.randn(2, 6, 1, 5), torch.randn(2, 3, count, 5), torch.randn(2, 3, count, 5)
+    visible = torch.rand(2, 1, 1, count) < 0.8
+    visible[..., 0] = True
+    turning = reflections.masked_fill(~visible[:, :, 0, :, None], 0.0)
+    wanted = products_of_reflections(query, key, turning)
+    for order in (None, torch.randperm(count)):
+        places = slice(None) if order is None else order.argsort()
+        found = one_query_scores(query, key[:, :, places], turning[:, :, places], order)
+        assert (found - wanted[..., places]).abs().max() < 1e-5 * wanted.abs().max()
 
 
 def test_tools_know_them():

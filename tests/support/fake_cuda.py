@@ -27,8 +27,31 @@ GROUPED = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 16, "num_hidden_layers": 1, "max_position_embeddings": 4096, "attn_implementation": "eager",
 }  # fmt: skip
+LINEAR = {
+    "layer_types": ["linear_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
+PLAIN = GROUPED | {"attn_implementation": "sdpa"}
+SHARED_ENTRIES = {
+    "sliding_window": 128, "attention_k_eq_v": True, "num_key_value_heads": 1, "position_config": {"rope_values": True},
+}  # fmt: skip
+INDEXER = {"index_topk": 64, "index_n_heads": 2, "index_head_dim": 16}
 # Beside those of benchmarks.models.
 OWN = {
+    **{word: PLAIN | {"attention_type": word} for word in (
+        "differential", "forgetting", "stick_breaking", "path", "value_residual", "tensor_product", "grouped_tied",
+    )},
+    "multi_matrix_factorization": PLAIN | {"attention_type": "multi_matrix_factorization", "num_key_value_heads": 1},
+    "indexed blocks": PLAIN | INDEXER | {"layer_types": ["indexed_attention"], "indexer": {"block_size": 8}},
+    "compressed sparse": PLAIN | SHARED_ENTRIES | INDEXER | {"layer_types": ["compressed_sparse_attention"]},
+    "heavily compressed": PLAIN | SHARED_ENTRIES | {"layer_types": ["heavily_compressed_attention"]},
+    **{word: PLAIN | LINEAR | {"linear_attention_type": word} for word in (
+        "gated_delta_product", "kimi_delta_attention", "mamba2", "gated_linear_attention", "lightning_attention",
+    )},
+    "mamba": PLAIN | {
+        "layer_types": ["linear_attention"], "linear_attention_type": "mamba", "linear_value_head_dim": 64,
+        "linear_key_head_dim": 16,
+    },
     "sinks": GROUPED | {"attention_sinks": "all"},
     "softcap": GROUPED | {"attn_logit_softcapping": 20.0},
     "chunked": GROUPED | {
@@ -234,7 +257,7 @@ if __name__ == "__main__":
     install()
     found = {}
     for case in sys.argv[1:]:
-        name, kind, *mask = case.split()
+        name, kind, *mask = case.split("|")
         try:
             found[case] = step(name, kind, bool(mask))
         except Exception:
