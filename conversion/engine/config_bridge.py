@@ -51,7 +51,7 @@ def import_config(raw: dict[str, Any], **overrides: Any) -> ZooConfig:
     raw = without_scheme(raw)
     place = _place(raw, family)
     whole = (lambda keys: keys) if place is raw else (lambda keys: with_part(raw, family.section, keys))
-    return _named(place, lambda keys: _imported(whole(keys), model_type, family, overrides))
+    return _named(place, lambda keys: imported(whole(keys), model_type, family, overrides))
 
 
 def _named(keys: dict[str, Any], build: Callable[[dict[str, Any]], ZooConfig]) -> ZooConfig:
@@ -76,7 +76,8 @@ def _place(raw: dict[str, Any], family: Family) -> dict[str, Any]:
     return raw if part is None else part
 
 
-def _imported(raw: dict[str, Any], model_type: str, family: Family, overrides: dict[str, Any]) -> ZooConfig:
+def imported(raw: dict[str, Any], model_type: str, family: Family, overrides: dict[str, Any]) -> ZooConfig:
+    """A config.json of a family -> ZooConfig; raises ConversionError for what ZooConfig refuses."""
     theirs = their_config(raw, model_type, family)
     if not theirs.num_hidden_layers:
         raise ConversionError(f"num_hidden_layers={theirs.num_hidden_layers!r} must be greater than 0.")

@@ -50,7 +50,7 @@ def text_model_of(raw: Keys) -> tuple[str, str] | None:
             inner = raw[key].get("model_type") or default_text_model(wrapper, key)
             return (key, inner) if isinstance(inner, str) else None
     inner = default_text_model(wrapper)
-    return (SECTION, inner) if inner and _stands_at_the_top(raw) else None
+    return (SECTION, inner) if inner and stands_at_the_top(raw) else None
 
 
 @cache
@@ -73,7 +73,7 @@ def inside_by_default(wrapper: str) -> tuple[str, str] | None:
     return None
 
 
-def _stands_at_the_top(raw: Keys) -> bool:
+def stands_at_the_top(raw: Keys) -> bool:
     """Whether transformers reads the sizes of the text model from the top of a config.json."""
     sizes = {name: raw[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size") if name in raw}
     try:

@@ -35,12 +35,12 @@ def their_config(raw: dict[str, Any], model_type: str, family: Family) -> PreTra
         text = _one_rotation(text, config_class)
         if family.prepare:
             text = family.prepare(text)
-        theirs = _built(_cropped(text, config_class), config_class)
+        theirs = built(_cropped(text, config_class), config_class)
     except BAD_CONFIG as error:
         raise ConversionError(f"config.json is not a valid {model_type} configuration: {one_line(error)}") from error
-    _switch_off(theirs)
+    switch_off(theirs)
     if family.section and family.ties_at_top:
-        setattr(theirs, TIE, _is_tied(holder_of(whole, family.section), theirs))
+        setattr(theirs, TIE, is_tied(holder_of(whole, family.section), theirs))
     return theirs
 
 
@@ -94,7 +94,7 @@ def _cropped(text: dict[str, Any], config_class: type) -> dict[str, Any]:
     }
 
 
-def _built(text: dict[str, Any], config_class: type) -> PreTrainedConfig:
+def built(text: dict[str, Any], config_class: type) -> PreTrainedConfig:
     """The object of the class, with heads of a width of their own where the file gives one."""
     width, heads = (text.get(key) for key in ("hidden_size", "num_attention_heads"))
     if text.get("head_dim") and isinstance(width, int) and isinstance(heads, int) and heads and width % heads:
@@ -104,14 +104,14 @@ def _built(text: dict[str, Any], config_class: type) -> PreTrainedConfig:
     return config_class.from_dict(deepcopy(text))
 
 
-def _switch_off(config: PreTrainedConfig) -> None:
+def switch_off(config: PreTrainedConfig) -> None:
     """A switch that may be None is off then: their code asks whether it is true."""
     for field in fields(config):
         if field.type == bool | None and getattr(config, field.name) is None:
             setattr(config, field.name, False)
 
 
-def _is_tied(whole: dict[str, Any], text: PreTrainedConfig) -> bool:
+def is_tied(whole: dict[str, Any], text: PreTrainedConfig) -> bool:
     """What the class of a whole makes of the flags beside its text model and in it; without a class, either of them."""
     with suppress(*BAD_CONFIG):
         return bool(getattr(CONFIG_MAPPING[whole["model_type"]].from_dict(deepcopy(whole)), TIE, False))

@@ -1,12 +1,15 @@
 // Reads [{config, contexts, dtype}] from standard input and prints what the explorer in the folder argv[2] makes of each:
-// {whole, tensors, sizes, words} or {refused}.
+// {whole, tensors, sizes, words} or {refused}; `foreign`: the config is another family's.
 
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
 const load = (name) => import(pathToFileURL(`${process.argv[2]}/${name}`));
 const [py, { configOf, factsOf }, { modelTensors }, { layerCache, sizes }, { kinds_of, layer_words }, { place }, { sees }] =
   await Promise.all(["python.js", "facts.js", "tensors.js", "sizes.js", "words.js", "placement.js", "masks.js"].map(load));
+
+// Another family's config.json is read by a module of its own.
+const { imported } = existsSync(`${process.argv[2]}/families.js`) ? await load("families.js") : {};
 
 function words(config) {
   const [kinds, differs] = py.call(kinds_of, config);
@@ -33,10 +36,10 @@ function placed(config, facts, ranks) {
   }
 }
 
-const answers = py.parseJson(readFileSync(0, "utf8")).map(({ config: values, contexts, dtype, ranks, tokens, wants }) => {
+const answers = py.parseJson(readFileSync(0, "utf8")).map(({ config: values, contexts, dtype, ranks, tokens, wants, foreign }) => {
   let config;
   try {
-    config = configOf(values);
+    config = foreign ? imported(values) : configOf(values);
   } catch (error) {
     if (!(error instanceof py.Instance)) throw error;
     return { refused: `${error.cls.name}: ${py.text(error)}` };

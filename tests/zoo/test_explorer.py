@@ -19,11 +19,17 @@ from configuration_zoo.field_settings import nested
 from configuration_zoo.fields_per_layer import ALL
 from configuration_zoo.presets import presets
 from configuration_zoo.vocabulary import ATTENTION_TYPES, BLOCK_TYPES, RECURRENCES
+from conversion import known_families
+from conversion.engine.catalog import model_type_of
+from conversion.engine.config_bridge import import_config
+from conversion.engine.registry import family_of
+from conversion.engine.text_models import inside_by_default, with_part
+from conversion.engine.their_config import class_of
 from description_zoo.flops import flops
 from description_zoo.measure import empty_model, measure
 from zoo.cli.errors import UserError
 from zoo.cli.placement import place
-from zoo.site.explorer import STATIC
+from zoo.site.explorer import STATIC, families
 from zoo.site.explorer.rules import rules
 
 DRIVER = Path(__file__).parents[1] / "support" / "explorer.mjs"
@@ -60,7 +66,7 @@ needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node
 def scripts(tmp_path_factory):
     """The explorer's JavaScript without its tables of models."""
     folder = tmp_path_factory.mktemp("explorer")
-    shutil.copytree(STATIC, folder, dirs_exist_ok=True)
+    shutil.copytree(STATIC, folder, ignore=shutil.ignore_patterns("families.js"), dirs_exist_ok=True)
     for name, source in rules().items():
         (folder / name).write_text(source, encoding="utf-8")
     (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
@@ -323,3 +329,58 @@ def test_masks_are_those_of_the_reference(scripts):
         for layer in range(2):
             expected = [[sees(config, layer, query, key, 0) for key in range(17)] for query in range(17)]
             assert answer["masks"][layer] == expected, config.layer_types[layer]
+
+
+CONFIGS = Path(__file__).parents[1] / "support" / "data" / "configs"
+FEW = ["deepseek-v3", "llama3.1-8b", "glm-5", "nemotron-h-56b", "mlcpreset-gemma2_2b"]
+
+
+@needs_node
+def test_published_configs_are_read_as_zoo_reads_them(scripts, monkeypatch):
+    """The config.json of other families, which somebody drops on the page; models inside of others are long."""
+    monkeypatch.setattr(families, "wrapper_table", dict)
+    compare_foreign(scripts, {name: json.loads((CONFIGS / f"{name}.json").read_text("utf-8")) for name in FEW})
+
+
+@needs_node
+@pytest.mark.long
+def test_every_published_config_is_read_as_zoo_reads_it(scripts):
+    raws = {path.stem: json.loads(path.read_text("utf-8")) for path in CONFIGS.glob("*.json")}
+    compare_foreign(scripts, raws)
+
+
+@needs_node
+@pytest.mark.long
+def test_configs_of_every_family_are_read_as_zoo_reads_them(scripts):
+    """Of each family the model of the defaults and the small ones, of each wrapper the default one."""
+    compare_foreign(scripts, dict(family_configs()))
+
+
+def family_configs():
+    for name in known_families():
+        family, model_type = family_of(name), model_type_of(name)
+        smalls = [plain(class_of(name, family).from_dict(dict(given)).to_dict()) for given in family.tiny]
+        for index, own in enumerate([{"model_type": family.reads or model_type}, *smalls]):
+            whole = {"model_type": model_type}
+            yield f"{name} {index}", with_part(whole, family.section, own) if family.section else own | whole
+    for name in families.wrapper_table():
+        place, inner = inside_by_default(name)
+        yield f"{name} around {inner}", with_part({"model_type": name}, place, {"model_type": inner})
+
+
+def compare_foreign(folder, raws):
+    (folder / "families.js").write_text(families.families(), encoding="utf-8")
+    questions = [{"config": raw, "foreign": True, "wants": ["whole"]} for raw in raws.values()]
+    for (name, raw), answer in zip(raws.items(), ask(folder, questions), strict=True):
+        try:
+            config = import_config(raw)
+        except ValueError as error:
+            assert answer.get("refused", "").rpartition(": ")[2] in str(error), name
+            continue
+        config.source_config = config.source_extras = None
+        expected = {key: value for key, value in plain(config.to_dict()).items() if key not in FOREIGN}
+        assert {key: value for key, value in answer["whole"].items() if key not in FOREIGN} == expected, name
+
+
+# What a head is called and labelled: the page reckons language models.
+FOREIGN = THEIRS - {"dtype"} | {"architectures", "problem_type"}

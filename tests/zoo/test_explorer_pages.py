@@ -2,46 +2,29 @@
 
 import json
 import re
-from os import environ
 from pathlib import Path
 
 import pytest
-from browser import SIZES, dead_links, look, opened, served
+from browser import SIZES, opened
 from tiny_models import tiny_config
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.presets import presets
 from conversion import known_families
 from conversion.engine.catalog import usual_config
+from conversion.engine.config_bridge import import_config
 from description_zoo.flops import flops
 from description_zoo.measure import cache_totals, empty_model, measure
 from description_zoo.numbers import short, short_bytes
-from zoo.site.explorer import write
 
 pytestmark = pytest.mark.docs
 PICTURES = Path(__file__).parents[2] / "build" / "screenshots"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The written explorer; `ZOO_EXPLORER` names one that is there already."""
-    if made := environ.get("ZOO_EXPLORER"):
-        return Path(made).resolve()
-    made = tmp_path_factory.mktemp("site") / "explorer"
-    write(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as base:
-        yield base
-
-
 @pytest.fixture
 def page(address):
     with opened() as page:
-        page.goto(f"{address}/index.html")
+        page.goto(f"{address}/explorer/index.html")
         yield page
         assert page.problems == []
 
@@ -68,19 +51,17 @@ def refusal(page):
     return box.inner_text() if box.is_visible() else None
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["index.html", "run.html"])
-def test_pages_keep_their_promises(folder, address, name, size):
-    with opened(size) as page:
-        facts = look(page, f"{address}/{name}")
-        assert page.problems == []
-    assert dead_links({f"{address}/{name}": facts}, address, folder) == []
+def test_pages_lead_back_to_the_site(page):
+    page.get_by_role("link", name="Home").click()
+    page.wait_for_url("**/index.html")
+    page.get_by_role("link", name="Explorer").first.click()
+    page.wait_for_url("**/explorer/index.html")
 
 
-def test_pages_open_from_a_disk(folder):
+def test_pages_open_from_a_disk(site):
     with opened() as page:
         for name, wanted in (("index.html", ".card"), ("run.html", ".tokens button")):
-            page.goto((folder / name).as_uri())
+            page.goto((site / "explorer" / name).as_uri())
             assert page.locator(wanted).count() > 5
         assert page.problems == []
 
@@ -146,7 +127,8 @@ def test_a_config_can_be_brought(page, tmp_path):
         "config.json": own,
         "wrong.json": own | {"num_attention_heads": 7, "head_dim": None},
         "misspelt.json": own | {"num_exprts": 7},
-        "llama.json": {"model_type": "llama", "hidden_size": 64},
+        "llama.json": {"model_type": "llama", "hidden_size": 96, "num_attention_heads": 5},
+        "unknown.json": {"model_type": "lama"},
         "list.json": [1],
     }
     for name, values in files.items():
@@ -162,9 +144,37 @@ def test_a_config_can_be_brought(page, tmp_path):
     assert cards(page)["parameters"][1] == f"{measure(config)['parameters']:,}"
     assert "num_attention_heads=7" in bring("wrong.json")
     assert "num_exprts=7 is not a field of ZooConfig. Did you mean 'num_experts'?" in bring("misspelt.json")
-    assert "zoo inspect llama.json" in bring("llama.json") and "usual model is in the list: llama" in refusal(page)
+    assert "hidden size (96) is not a multiple" in bring("llama.json")
+    assert "model_type 'lama' is not known. Did you mean 'llama'" in bring("unknown.json")
     assert "holds no keys" in bring("list.json") and "is no JSON" in bring("broken.json")
     assert bring("config.json") is None
+
+
+PUBLISHED = sorted((Path(__file__).parents[1] / "support" / "data" / "configs").glob("*.json"))
+
+
+def test_published_configs_cost_what_zoo_inspect_says(page):
+    page.locator("#context").fill("15")
+    page.locator("#dtype").select_option("bfloat16")
+    read = 0
+    for path in PUBLISHED:
+        page.locator("#file").set_input_files(path)
+        page.locator("#source").filter(has_text=path.name).or_(page.get_by_role("alert")).first.wait_for()
+        try:
+            config = import_config(json.loads(path.read_text(encoding="utf-8")), dtype="bfloat16")
+        except ValueError as error:
+            assert str(error) in refusal(page), path.name
+            continue
+        read += 1
+        assert refusal(page) is None, path.name
+        model = empty_model(config)
+        report = measure(config, model)
+        shown = cards(page)
+        assert shown["parameters"][1] == f"{report['parameters']:,}", path.name
+        assert shown["active for a token"][1].split(" (")[0] == f"{report['active_parameters']:,}", path.name
+        assert shown["cache and state"][0] == short_bytes(cache_totals(report, 32768)["bytes"]), path.name
+        assert shown["operations, decoding"][0] == short(flops(model, 32768)["decode"]), path.name
+    assert read > 70
 
 
 def test_every_box_says_what_it_is(page):
@@ -197,7 +207,7 @@ def test_what_fits_a_gpu(page):
 
 def test_the_model_at_work(address):
     with opened() as page:
-        page.goto(f"{address}/run.html")
+        page.goto(f"{address}/explorer/run.html")
         page.locator("#text").fill("Once upon a time")
         page.locator("#temperature").fill("0")
         page.wait_for_timeout(400)
@@ -233,7 +243,7 @@ def test_pictures_of_the_explorer(address):
                     "explorer": "index.html?model=qwen3-next-80b-a3b",
                     "explorer-at-work": "run.html",
                 }.items():
-                    page.goto(f"{address}/{place}")
+                    page.goto(f"{address}/explorer/{place}")
                     page.wait_for_timeout(300)
                     path = PICTURES / f"{name}-{size}-{'dark' if dark else 'light'}.png"
                     page.screenshot(path=path, full_page=True)

@@ -2,11 +2,10 @@
 
 import json
 import re
-from os import environ
 from pathlib import Path
 
 import pytest
-from browser import SIZES, dead_links, look, opened, served
+from browser import SIZES, dead_links, look, opened
 from typer.testing import CliRunner
 
 from configuration_zoo import ZooConfig
@@ -174,24 +173,6 @@ PAIRS = (
     ("presets/qwen3-next-80b-a3b", "presets/gpt2"),
     ("presets/gpt2", "presets/gpt2"),
 )
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built site; `ZOO_SITE` names one that is there already."""
-    if folder := environ.get("ZOO_SITE"):
-        return Path(folder).resolve()
-    from zoo.site.build import build
-
-    folder = tmp_path_factory.mktemp("site")
-    build(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(site):
-    with served(site) as base:
-        yield base
 
 
 def html(site):

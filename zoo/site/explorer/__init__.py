@@ -21,6 +21,7 @@ def write(out: Path, guides: str | None = None, home: str | None = None) -> None
     that runs in the page is not installed."""
     from . import data
     from .bundle import bundle
+    from .families import families
     from .rules import rules
 
     out = Path(out)
@@ -28,7 +29,7 @@ def write(out: Path, guides: str | None = None, home: str | None = None) -> None
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         shutil.copytree(STATIC, folder, dirs_exist_ok=True)
-        for name, source in rules().items():
+        for name, source in (rules() | {"families.js": families()}).items():
             (folder / name).write_text(source, encoding="utf-8")
         tables = {name: getattr(data, name)() for name in TABLES} | {"guidePages": guides}
         (folder / "data.js").write_text(exported(tables), encoding="utf-8")

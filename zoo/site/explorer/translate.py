@@ -13,7 +13,7 @@ from .names import bound_names, free_names, is_for_editors, read_at_once
 
 BINARY = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.FloorDiv: "floordiv", ast.Mod: "mod",
-    ast.Pow: "pow", ast.BitOr: "or", ast.BitAnd: "and",
+    ast.Pow: "pow", ast.BitOr: "or", ast.BitAnd: "and", ast.BitXor: "xor",
 }  # fmt: skip
 COMPARISONS = {
     ast.Eq: "py.eq({}, {})", ast.NotEq: "!py.eq({}, {})", ast.Is: "({} === {})", ast.IsNot: "({} !== {})",
@@ -123,6 +123,8 @@ def flow(node: ast.stmt) -> str:
             return f"py.raise({expression(node.exc)}, {cause});"
         case ast.Try(orelse=[], finalbody=[]):
             return attempt(node)
+        case ast.Try(orelse=[], handlers=[]):
+            return f"try {block(node.body)} finally {block(node.finalbody)}"
         case ast.With(items=[ast.withitem(context_expr=ast.Call(func=ast.Name(id="suppress")) as call)]):
             kinds = ", ".join(map(expression, call.args))
             return f"try {block(node.body)} catch ($caught) {{ if (!py.caughtBy($caught, [{kinds}])) throw $caught; }}"
@@ -230,9 +232,11 @@ def class_of(node: ast.ClassDef) -> str:
             lines.append(f"$annotations.set({name}, {annotation(one.annotation)});")
             lines.append(f"$own.set({name}, {expression(one.value)});" if one.value else "")
         elif isinstance(one, ast.FunctionDef):
-            # A property's setter reads the property.
-            setter = [d for d in one.decorator_list if isinstance(d, ast.Attribute) and d.attr == "setter"]
-            lines.append(f"$own.set({json.dumps(one.name)}, {decorated(one, function(one))});" if not setter else "")
+            name = json.dumps(one.name)
+            if any(isinstance(two, ast.Attribute) and two.attr == "setter" for two in one.decorator_list):
+                lines.append(f"$own.set({name}, new py.Property($own.get({name}).get, {function(one)}));")
+            else:
+                lines.append(f"$own.set({name}, {decorated(one, function(one))});")
         elif isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name):
             lines.append(f"$own.set({json.dumps(one.targets[0].id)}, {expression(one.value)});")
         elif not isinstance(one, (ast.Expr, ast.Pass)):
@@ -270,6 +274,8 @@ def expression(node: ast.expr) -> str:
             return f"py.{BINARY[type(node.op)]}({expression(node.left)}, {expression(node.right)})"
         case ast.UnaryOp(op=ast.Not()):
             return f"!py.truth({expression(node.operand)})"
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=float())):
+            return constant(ast.Constant(-node.operand.value))
         case ast.UnaryOp(op=ast.USub()):
             return f"-{expression(node.operand)}"
         case ast.BoolOp():

@@ -3,10 +3,12 @@
 import { curves, memoryBar } from "./charts.js";
 import { fields, gpus, guidePages, guides, models } from "./data.js";
 import { diagram } from "./diagram.js";
+import { imported } from "./families.js";
 import { written } from "./facts.js";
 import { seenShare, tokensShown } from "./masks.js";
 import { count, numel, partOf, valueIn } from "./parts.js";
 import { place } from "./placement.js";
+import { parseJson } from "./python.js";
 import { sentenceOf } from "./facts.js";
 import { cachedBytes, cacheTotals, WIDTHS } from "./sizes.js";
 import { change, choose, readValue, refresh, state } from "./state.js";
@@ -19,7 +21,7 @@ const GROUPS = {
   "Latent attention": ["kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "index_topk", "index_n_heads", "index_head_dim"],
   Experts: ["mlp_layer_types", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "scoring_func"],
   Recurrence: ["linear_attention_type", "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim"],
-  "Stream and positions": ["block_type", "norm_type", "position_embedding_type", "no_rope_layers", "num_mtp_layers"],
+  "Residual stream and positions": ["block_type", "norm_type", "position_embedding_type", "no_rope_layers", "num_mtp_layers"],
 };
 // Colours of mixers, in the order in which a model has them.
 const COLOURS = ["#54a0e8", "#e8833a", "#4aa765", "#a371f7", "#d4a72c", "#e5534b", "#39c5cf", "#8c959f"];
@@ -283,21 +285,25 @@ function choosePreset(name) {
   byId("source").textContent = [model.source, model.published ? `published as ${short(model.published)} parameters` : "", model.note].filter(Boolean).join(". ");
 }
 
-// A config.json that somebody brings: zoo's own, or one of a family, which the page's rules cannot read.
+// A config.json that somebody brings: zoo's own, or one of any family.
 export function bring(text, name) {
   let raw;
   try {
-    raw = JSON.parse(text);
+    raw = parseJson(text);
   } catch (error) {
     return refuse(`${name} is no JSON: ${error.message}`);
   }
   if (raw === null || typeof raw !== "object" || Array.isArray(raw)) return refuse(`${name} is no config.json: it holds no keys and values.`);
-  if (raw.model_type !== undefined && raw.model_type !== "zoo") {
-    const known = Object.keys(models).find((one) => models[one].kind === "family" && one === raw.model_type.replaceAll("-", "_"));
-    return refuse(`${name} is a config of model_type ${JSON.stringify(raw.model_type)}: this page reads zoo's own. \`zoo inspect ${name}\` reckons it, and \`zoo convert\` writes the config that this page reads.${known ? ` The family's usual model is in the list: ${known}.` : ""}`);
+  let own = text;
+  if (raw.model_type !== "zoo") {
+    try {
+      own = written(imported(raw));
+    } catch (error) {
+      return refuse(`${name}: ${sentenceOf(error) ?? error.message}`);
+    }
   }
-  act(() => choose(name, text));
-  byId("source").textContent = state.refusal ? "" : `From ${name}.`;
+  act(() => choose(name, own));
+  byId("source").textContent = state.refusal ? "" : `From ${name}${own === text ? "" : `, of model_type ${raw.model_type}`}.`;
   byId("model").value = "";
   return true;
 }

@@ -14,6 +14,9 @@ export const { copy, deepcopy, cache } = py;
 export const [Any, Callable, Iterable, Mapping, Sequence, Iterator] = Array(6).fill(new py.PyClass("Any", []));
 export const TYPE_CHECKING = false;
 export const suppress = null;
+export const filter = (test, values) => [...py.iter(values)].filter((one) => py.truth(test === null ? one : py.call(test, one)));
+export const map = (what, values) => [...py.iter(values)].map((one) => py.call(what, one));
+export const frozenset = builtins.set;
 const method = (name, plain, body, more = null) => py.def(name, { plain, rest: null, only: [], keywords: more, defaults: {} }, body);
 
 // -- what a config says beside its fields --------------------------------------------------------------------------
@@ -82,7 +85,7 @@ export const NamedTuple = null;
 // -- typing, math, re, difflib -------------------------------------------------------------------------------------
 
 export const get_args = (type) => py.tuple(type instanceof py.Union ? type.args.map((one) => one ?? py.none) : type instanceof py.Generic ? type.args : []);
-export const math = { isfinite: (value) => Number.isFinite(Number(value)), log: Math.log, floor: Math.floor, inf: Infinity, prod: (values) => values.reduce((a, b) => a * b, 1) };
+export const math = { isfinite: (value) => Number.isFinite(Number(value)), log: Math.log, log2: Math.log2, sqrt: Math.sqrt, ceil: Math.ceil, floor: Math.floor, inf: Infinity, prod: (values) => values.reduce((a, b) => a * b, 1) };
 const matched = (found) => {
   if (found === null) return null;
   const made = new py.Instance(Match);
@@ -211,7 +214,8 @@ export function strict(cls) {
     const names = new Set(cls.mro.flatMap((base) => [...base.own.keys()]).filter((name) => name.startsWith("validate_")));
     for (const name of [...names].sort()) {
       try {
-        py.call(py.attr(self, name));
+        const check = cls.find(name);
+        (check.wrapped ?? check)(self);
       } catch (error) {
         if (!isRefusal(error)) throw error;
         py.raise(py.call(StrictDataclassClassValidationError, py.keywords([["validator", name], ["cause", error]])), error);
@@ -317,5 +321,12 @@ export const register_layer_types = () => null;
 // A sentence of a command of zoo.
 export const UserError = new py.PyClass("UserError", [py.Exception_]);
 export const os = {};
+// A number as bfloat16 holds it: the upper half of float32, rounded to the nearest, ties to even.
+function bfloat16(value) {
+  const bits = new Uint32Array(new Float32Array([value]).buffer);
+  bits[0] = (bits[0] + 0x7fff + ((bits[0] >>> 16) & 1)) & 0xffff0000;
+  return new Float32Array(bits.buffer)[0];
+}
+export const torch = { bfloat16: "bfloat16", tensor: (value) => ({ item: () => bfloat16(value) }) };
 export const sys = { modules: new Map() };
 export const __name__ = "configuration_zoo";

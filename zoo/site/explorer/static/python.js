@@ -260,14 +260,17 @@ const boundTo = (member, self) => {
 };
 
 // The attribute, undefined for none.
-function found(holder, name) {
+function found(holder, asked) {
   if (holder instanceof Instance) {
+    // transformers' other names of a field.
+    const name = holder.cls.find("attribute_map")?.get(asked) ?? asked;
     const member = holder.cls.find(name);
     if (member instanceof Property) return member.get(holder);
     if (holder.dict.has(name)) return holder.dict.get(name);
     if (member !== undefined) return boundTo(member, holder);
     return { __class__: holder.cls, __dict__: holder.dict }[name];
   }
+  const name = asked;
   if (holder instanceof PyClass) {
     const member = holder.find(name);
     if (member !== undefined) return boundTo(member, holder);
@@ -423,7 +426,9 @@ export const iadd = (one, other) => {
   }
   return add(one, other);
 };
-export const sub = (one, other) => one instanceof Set ? new Set([...one].filter((value) => !other.has(value))) : one - other;
+// Two views of items are arrays here, of pairs.
+export const sub = (one, other) => one instanceof Set ? new Set([...one].filter((value) => !other.has(value)))
+  : Array.isArray(one) ? one.filter((value) => !other.some((another) => eq(value, another))) : one - other;
 export const isub = sub;
 export function mul(one, other) {
   if (typeof one === "number" && Array.isArray(other)) return mul(other, one);
@@ -444,7 +449,21 @@ export const mod = (one, other) => {
   div(1, other);
   return one - other * Math.floor(one / other);
 };
-export const pow = (one, other) => one ** other;
+// Roots as C has them, to the last bit.
+export const pow = (one, other) => other === 0.5 ? Math.sqrt(one) : other === -0.5 ? reciprocalRoot(Number(one)) : one ** other;
+// A Newton step from 1 / sqrt(x) with what products lose (Dekker 1971).
+function reciprocalRoot(x) {
+  const y = 1 / Math.sqrt(x), [square, lost] = product(y, y), [near, gone] = product(x, square);
+  return Number.isFinite(near) ? y + 0.5 * y * (1 - near - gone - x * lost) : y;
+}
+function product(a, b) {
+  const split = (v) => {
+    const high = v * 134217729 - (v * 134217729 - v);
+    return [high, v - high];
+  };
+  const whole = a * b, [ah, al] = split(a), [bh, bl] = split(b);
+  return [whole, ah * bh - whole + ah * bl + al * bh + al * bl];
+}
 function or(one, other) {
   if (isType(one) || isType(other)) return new Union([...flat(one), ...flat(other)]);
   if (one instanceof Map) return new Map([...one, ...other]);
@@ -455,6 +474,7 @@ function or(one, other) {
 export { or, or as ior };
 export const and = (one, other) => one instanceof Set ? new Set([...one].filter((value) => other.has(value))) : one & other;
 export const iand = and;
+export const xor = (one, other) => typeof one === "boolean" ? one !== other : one ^ other;
 
 export function getitem(holder, key) {
   if (holder instanceof PyClass) return new Generic(holder, key instanceof Tuple ? [...key] : [key]);
@@ -628,6 +648,7 @@ const DICT = {
 const SET = {
   add: (self, value) => { self.add(value); return null; },
   update: (self, values) => { for (const one of iter(values)) self.add(one); return null; },
+  isdisjoint: (self, values) => ![...iter(values)].some((one) => self.has(one)),
   discard: (self, value) => { self.delete(value); return null; },
 };
 const fromkeys = (keys, value = null) => new Map([...iter(keys)].map((key) => [key, value]));
