@@ -143,6 +143,13 @@ class SwigluConfig(TypedDict, total=False):
     distributed normally: max(0, gate - mean - deviation · its quantile). None: none. Needs a layer with a dense
     MLP of its own and gated_mlp=True. Source: Gaussian top-k, You et al. 2025 (Spark Transformer), arXiv
     2506.06644; Gemma 3n (Google 2025)."""
+    gate_softcap: float | None
+    """In MLPs and experts the gate's activation is cap · tanh(gate / cap) · sigmoid(gate). None: hidden_act. Needs a
+    layer with an MLP and gated_mlp=True. Source: SiTU, Kimi K3 (Moonshot AI 2026); Inkling 2 (Thinking Machines
+    2026)."""
+    up_softcap: float | None
+    """In MLPs and experts the up projection becomes cap · tanh(up / cap). None: it stays. Needs a layer with an MLP
+    and gated_mlp=True. Source: SiTU, Kimi K3 (Moonshot AI 2026); Inkling 2 (Thinking Machines 2026)."""
     shared_limit: float | None
     """The limit of shared experts, 0 for none. None: swiglu_limit. Needs n_shared_experts and gated_mlp=True.
     Source: Step 3.5 Flash (StepFun 2026)."""
@@ -179,6 +186,9 @@ class Router(TypedDict, total=False):
     group_mask_value: Literal["-inf", "zero"] | None
     """What the scores of experts outside the chosen groups are set to before the selection. None: -inf. Needs
     n_group. Source: DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)."""
+    latent_norm: bool | None
+    """What the routed experts give together passes an RMS norm before it is projected back from moe_latent_size
+    channels. None: no. Needs moe_latent_size. Source: Kimi K3 (Moonshot AI 2026)."""
     per_expert_scale: bool | None
     """A learned factor per expert on the weights. Needs a 'sparse' layer in mlp_layer_types. Source: Gemma 4's
     published code."""
@@ -226,6 +236,10 @@ class BlockConfig(TypedDict, total=False):
     altup_correct_scale: bool | None
     """Per-layer inputs are gated by the computed residual stream times a weight for each channel. None: yes. Needs
     block_type='altup'. Source: Gemma 3n (Google 2025)."""
+    attn_res_block_size: int | None
+    """How many layers a block has, within which outputs are summed; mixers and MLPs attend over the sums of all
+    blocks so far. None: an eighth of the layers. Needs block_type='attention_residual'. Source: Block attention
+    residuals, Kimi team 2026, arXiv 2603.15031; Kimi K3 (Moonshot AI 2026)."""
 
 class ResidualFactors(TypedDict, total=False):
     full_attn_alpha: float | None
@@ -745,7 +759,7 @@ class ZooConfig(PreTrainedConfig):
     norm_unit_offset: bool
     """The stored weight is an offset from one: y = x̂ · (1 + w). Source: Gemma, arXiv 2403.08295; Nemotron-4, arXiv
     2402.16819."""
-    block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup"]]
+    block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup", "attention_residual"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup", "attention_residual"]]
     """Residual topology, one name for all layers or one for each; modeling_zoo/block_topologies.py draws them.
     Source: Xiong et al. 2020, arXiv 2002.04745; Wang & Komatsuzaki 2021 (parallel)."""
     residual_multiplier: float | int
@@ -972,7 +986,7 @@ class ZooConfig(PreTrainedConfig):
         norm_elementwise_affine: bool = True,
         norm_bias: bool | None = None,
         norm_unit_offset: bool = False,
-        block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup"]] | str = 'pre_norm',
+        block_type: Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup", "attention_residual"] | list[Literal["pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "post_norm", "output_norm", "sandwich_norm", "scaled_sandwich_norm", "pre_norm_residual", "parallel", "parallel_two_norms", "mixer_only", "mlp_only", "shared_block", "shortcut", "hyper_connection", "altup", "attention_residual"]] | str = 'pre_norm',
         residual_multiplier: float | int = 1.0,
         residual_factors: ResidualFactors | None = None,
         embedding_norm: bool = False,

@@ -83,6 +83,10 @@ def has_gated_experts(layer: PreTrainedConfig, index: int) -> bool:
     return layer.gated_mlp and has_experts(layer, index)
 
 
+def has_gated_mlp(layer: PreTrainedConfig, index: int) -> bool:
+    return layer.gated_mlp and has_mlp(layer, index)
+
+
 def has_gated_shared_experts(layer: PreTrainedConfig, index: int) -> bool:
     return has_gated_experts(layer, index) and bool(layer.n_shared_experts)
 
@@ -130,6 +134,7 @@ NEEDS = {
     "latent query": (has_latent_query, "attention_type='multi_matrix_factorization'"),
     "mlp": (has_mlp, "a layer with an MLP, which block_type='mixer_only' lacks"),
     "plain mlp": (has_plain_mlp, "a layer with a dense MLP, shared experts or moe_latent_size"),
+    "gated mlp": (has_gated_mlp, "a layer with an MLP and gated_mlp=True"),
     "gated dense mlp": (has_gated_dense_mlp, "a layer with a dense MLP of its own and gated_mlp=True"),
     "gated experts": (has_gated_experts, "a 'sparse' layer in mlp_layer_types and gated_mlp=True"),
     "gated shared experts": (has_gated_shared_experts, "n_shared_experts and gated_mlp=True"),
@@ -163,6 +168,8 @@ GROUP_NEEDS = {
     "gated norm": f"a block_type of {list(GATED_NORM_BLOCKS)}",
     "laurel block": f"a block_type of {list(LAUREL_BLOCKS)}",
     "altup": "block_type='altup'",
+    "attention residual": "block_type='attention_residual'",
+    "moe_latent_size": "moe_latent_size",
     "prediction layers": "num_mtp_layers",
     "auto start": "initializer.type='auto'",
     "per-layer input": "hidden_size_per_layer_input",

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from .field_kinds import count, flag, positive, settings, size
 from .fields_checks import refuse_unless
-from .vocabulary import GATED_NORM_BLOCKS, LAUREL_BLOCKS, STREAM_BLOCKS
+from .vocabulary import GATED_NORM_BLOCKS, LAUREL_BLOCKS, WHOLE_STACK_BLOCKS
 
-ALTUP = "altup"
+ALTUP, DEPTH = "altup", "attention_residual"
 # Key by key: the blocks that read it, what it is where it is left out.
 OF_BLOCKS = {
     "gated_norm_rank": (GATED_NORM_BLOCKS, 16),
@@ -14,14 +14,15 @@ OF_BLOCKS = {
     "altup_num_inputs": ((ALTUP,), 4),
     "altup_active_idx": ((ALTUP,), 0),
     "altup_coef_clip": ((ALTUP,), None),
+    "attn_res_block_size": ((DEPTH,), None),
 }
 CORRECT_SCALE = "block_config.altup_correct_scale"
 
 
 @dataclass(kw_only=True, repr=False)
 class BlockFields:
-    """Norms with gates (A.X K2), low-rank residuals (LAuReL) and alternating updates (AltUp; both Gemma 3n): what
-    `block_type` chooses, in numbers."""
+    """Norms with gates (A.X K2), low-rank residuals (LAuReL) and alternating updates (AltUp; both Gemma 3n), attention
+    over earlier blocks (Kimi K3): what `block_type` chooses, in numbers."""
 
     block_config: dict | None = settings(
         "Details of block types, key by key.",
@@ -60,12 +61,20 @@ class BlockFields:
             "yes.",
             source="Gemma 3n (Google 2025)",
         ),
+        attn_res_block_size=size(
+            needs="attention residual",
+            meaning="How many layers a block has, within which outputs are summed; mixers and MLPs attend over the "
+            "sums of all blocks so far. None: an eighth of the layers.",
+            source="Block attention residuals, Kimi team 2026, arXiv 2603.15031; Kimi K3 (Moonshot AI 2026)",
+        ),
     )
 
     def resolve_block(self) -> None:
         for key, (blocks, default) in OF_BLOCKS.items():
             if self.block_config[key] is None and {*blocks} & {*self.block_types}:
                 setattr(self, f"block_config.{key}", default)
+        if DEPTH in self.block_types and self.block_config["attn_res_block_size"] is None:
+            setattr(self, "block_config.attn_res_block_size", -(-self.num_hidden_layers // 8))
         if self._scales_altup and self.block_config["altup_correct_scale"] is None:
             setattr(self, CORRECT_SCALE, True)
 
@@ -80,9 +89,11 @@ class BlockFields:
         refuse_unless(
             self, self._scales_altup, f"block_type={ALTUP!r} and hidden_size_per_layer_input", (CORRECT_SCALE,)
         )
-        streams = [block for block in self.block_types if block in STREAM_BLOCKS]
+        streams = [block for block in self.block_types if block in WHOLE_STACK_BLOCKS]
         if streams and set(self.block_types) != {streams[0]}:
-            raise ValueError(f"block_type: {streams[0]!r} carries streams from layer to layer, so every layer has it.")
+            raise ValueError(
+                f"block_type: {streams[0]!r} hands more than one stream from layer to layer, so every layer has it."
+            )
         if ALTUP in self.block_types:
             self._validate_altup()
 

@@ -173,6 +173,13 @@ class ExpertFields:
             meaning="What the scores of experts outside the chosen groups are set to before the selection. None: -inf.",
             source="DeepSeek-V3's published code (-inf); DeepSeek-V2's (zero)",
         ),
+        latent_norm=flag(
+            None,
+            needs="moe_latent_size",
+            meaning="What the routed experts give together passes an RMS norm before it is projected back from "
+            "moe_latent_size channels. None: no.",
+            source="Kimi K3 (Moonshot AI 2026)",
+        ),
         per_expert_scale=flag(
             None,
             needs="sparse layer",
@@ -272,6 +279,7 @@ class ExpertFields:
             return
         require(self, layer.capitalize(), ("num_experts", "num_experts_per_tok", "moe_intermediate_size"))
         refuse_unless(self, bool(self.zero_expert_num), "zero_expert_num", ("zero_expert_type",))
+        refuse_unless(self, bool(self.moe_latent_size), "moe_latent_size", ("router.latent_norm",))
         if self.zero_expert_num and self.router["weight_on_input"]:
             raise ValueError("router.weight_on_input=True cannot be combined with zero_expert_num.")
         self._validate_expert_activation()

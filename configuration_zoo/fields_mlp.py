@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .field_kinds import Choice, choice, flag, non_negative, number, per_layer, positive, settings, size
-from .fields_checks import for_each_layer
+from .fields_checks import for_each_layer, refuse_unless
 from .vocabulary import ACTIVATIONS, MLP_LAYER_TYPES
 
 WIDTH_MULTIPLE = 64
@@ -78,6 +78,17 @@ class MlpFields:
             "they distributed normally: max(0, gate - mean - deviation · its quantile). None: none.",
             source="Gaussian top-k, You et al. 2025 (Spark Transformer), arXiv 2506.06644; Gemma 3n (Google 2025)",
         ),
+        gate_softcap=positive(
+            needs="gated mlp",
+            meaning="In MLPs and experts the gate's activation is cap · tanh(gate / cap) · sigmoid(gate). None: "
+            "hidden_act.",
+            source="SiTU, Kimi K3 (Moonshot AI 2026); Inkling 2 (Thinking Machines 2026)",
+        ),
+        up_softcap=positive(
+            needs="gated mlp",
+            meaning="In MLPs and experts the up projection becomes cap · tanh(up / cap). None: it stays.",
+            source="SiTU, Kimi K3 (Moonshot AI 2026); Inkling 2 (Thinking Machines 2026)",
+        ),
         shared_limit=non_negative(
             needs="gated shared experts",
             meaning="The limit of shared experts, 0 for none. None: swiglu_limit.",
@@ -110,9 +121,13 @@ class MlpFields:
 
     @for_each_layer
     def validate_mlp(self) -> None:
-        alpha = self.swiglu_config["dense_alpha"]
-        if alpha is not None and self.hidden_act != "silu":
-            raise ValueError(f"swiglu_config.dense_alpha={alpha} needs hidden_act='silu', got {self.hidden_act!r}.")
+        for key in ("dense_alpha", "gate_softcap"):
+            value = self.swiglu_config[key]
+            if value is not None and self.hidden_act != "silu":
+                raise ValueError(f"swiglu_config.{key}={value} needs hidden_act='silu', got {self.hidden_act!r}.")
+        if self.swiglu_config["gate_softcap"] is not None:
+            others = ("swiglu_config.alpha", "swiglu_config.dense_alpha")
+            refuse_unless(self, False, "swiglu_config.gate_softcap left out", others)
         for index, (kind, block) in enumerate(zip(self.mlp_layer_types, self.block_types, strict=False)):
             if kind == "sparse" and block == "mixer_only":
                 raise ValueError(

@@ -9,10 +9,10 @@ from .field_kinds import choice, count, flag, non_negative, settings
 from .fields_checks import refuse_unless
 from .fields_per_layer import PER_LAYER_FIELDS
 from .first_layers import per_layer_names
-from .vocabulary import LAYER_TYPES, MLP_LAYER_TYPES, MTP_PROJECTIONS, POSITION_BIASES, STREAM_BLOCKS
+from .vocabulary import LAYER_TYPES, MLP_LAYER_TYPES, MTP_PROJECTIONS, POSITION_BIASES, WHOLE_STACK_BLOCKS
 
 # Layers that need more than one stream of hidden states: another layer's output, or several streams.
-NOT_ALONE = ("shared_block", "shortcut", *STREAM_BLOCKS)
+NOT_ALONE = ("shared_block", "shortcut", *WHOLE_STACK_BLOCKS)
 # What such a layer has no part in, or would need the whole model for.
 WHOLE_MODEL = ("hidden_size_per_layer_input", "embedding_size", "use_bidirectional_attention")
 MLP_READERS = ("a layer with an MLP", "a layer with a dense MLP", "a 'sparse' layer")

@@ -66,7 +66,7 @@ PER_LAYER_FIELDS = {
     "a layer with a shared block": ("shared_attention_adapter_rank", "shared_mlp_adapter_rank"),
     "a layer with an MLP": (
         "gated_mlp", "hidden_act", "mlp_bias", "residual_factors.mlp_alpha", "residual_factors.mlp_beta",
-        "swiglu_config.clamp_behind_activation",
+        "swiglu_config.clamp_behind_activation", "swiglu_config.gate_softcap", "swiglu_config.up_softcap",
     ),
     "a layer with a dense MLP": (
         "intermediate_size", "mup_multipliers.mlp", "swiglu_config.dense_limit", "swiglu_config.dense_alpha",
@@ -81,7 +81,7 @@ PER_LAYER_FIELDS = {
         "router.group_mask_value",
         "use_score_correction_bias", "router.bias", "precision.router", "precision.router_weights",
         "router.weight_on_input", "router.input_norm", "router.input_multiplier", "router.per_expert_scale",
-        "router.logit_softcapping",
+        "router.logit_softcapping", "router.latent_norm",
         "router.jitter_noise", "n_shared_experts", "shared_expert_intermediate_size", "shared_expert_gate",
         "shared_expert_combination_strategy",
     ),

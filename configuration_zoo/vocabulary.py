@@ -99,6 +99,7 @@ BLOCK_TYPES = (
     "shortcut",
     "hyper_connection",
     "altup",
+    "attention_residual",
 )
 # Blocks whose residual is a norm's output, not the bare stream.
 WEIGHTED_BLOCKS = ("post_norm", "pre_norm_residual")
@@ -107,6 +108,8 @@ GATED_NORM_BLOCKS = ("gated_norm", "gated_attn_norm")
 LAUREL_BLOCKS = ("sandwich_norm", "altup")
 # Blocks with several residual streams.
 STREAM_BLOCKS = ("hyper_connection", "altup")
+# Blocks that read or write more than the one stream between layers.
+WHOLE_STACK_BLOCKS = (*STREAM_BLOCKS, "attention_residual")
 PARALLEL_BLOCKS = ("parallel", "parallel_two_norms")
 # Blocks whose mixers and MLPs read the residual stream through a norm alone.
 PRE_NORM_BLOCKS = (

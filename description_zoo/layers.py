@@ -300,6 +300,8 @@ def residual_of(config: ZooConfig, index: int) -> str:
         words.append(f"a map of rank {config.block_config['laurel_rank']} beside attention")
     if block == "altup":
         words.append(f"{config.block_config['altup_num_inputs']} streams, one computed")
+    if block == "attention_residual":
+        words.append(f"attention over blocks of {config.block_config['attn_res_block_size']} layers")
     if block == "hyper_connection":
         rounds = f"{config.hc_sinkhorn_iters} rounds of balance" if config.hc_sinkhorn_iters else "no mixing"
         words.append(f"{config.hc_mult} streams, {rounds}")

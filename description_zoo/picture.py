@@ -45,6 +45,7 @@ TOPOLOGIES = {
     "gated_attn_norm": PRE,
     "shortcut": PRE,
     "hyper_connection": PRE,
+    "attention_residual": PRE,
     "output_norm": (Branch("mixer", False, True), Branch("mlp", False, True)),
     "sandwich_norm": (Branch("mixer", True, True), Branch("mlp", True, True)),
     "scaled_sandwich_norm": (Branch("mixer", True, True), Branch("mlp", True, True)),

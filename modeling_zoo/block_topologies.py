@@ -19,6 +19,7 @@ from configuration_zoo import ZooConfig
 
 from .attention_sparse_indexer import SharedIndices
 from .block_altup import LAUREL, AltUp
+from .block_attention_residual import AttentionResidualLayer
 from .block_gated_norm import GatedAttnNormLayer, GatedNormLayer
 from .block_hyper_connections import CONNECTIONS
 from .block_layer import NORM_SLOTS, ZooDecoderLayer
@@ -27,7 +28,7 @@ from .block_shared import Adapters, SharedBlock
 from .mixer import asked_part
 from .norms import make_norm
 from .ops_attention_bands import AttentionMask
-from .ops_cross_layer import SharedKeyValues, Shortcuts
+from .ops_cross_layer import FinishedBlocks, SharedKeyValues, Shortcuts
 from .registry import MLPS
 
 
@@ -294,6 +295,7 @@ BLOCKS = {
     "shortcut": ShortcutLayer,
     "hyper_connection": HyperConnectionLayer,
     "altup": AltUpLayer,
+    "attention_residual": AttentionResidualLayer,
 }
 
 
@@ -310,6 +312,7 @@ CROSS_LAYER_STATE = {
 }
 CROSS_WORD_STATE = {
     "shortcut": ("shortcuts", Shortcuts),
+    "attention_residual": ("finished_blocks", FinishedBlocks),
     "value_residual": ("shared_key_values", SharedKeyValues),
 }
 

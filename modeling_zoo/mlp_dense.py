@@ -61,6 +61,23 @@ class ScaledSiLU(nn.Module):
 ACTIVATIONS = {"elu": nn.ELU, "xielu": XIELU}
 
 
+def softcap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    """cap · tanh(x / cap), in float32."""
+    return (cap * torch.tanh(x.float() / cap)).to(x.dtype)
+
+
+class SoftcappedSiLU(nn.Module):
+    """cap · tanh(x / cap) · sigmoid(x): a SiLU whose linear factor is bounded (SiTU; Kimi K3, Inkling 2)."""
+
+    def __init__(self, cap: float):
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        return (softcap(wide, self.cap) * torch.sigmoid(wide)).to(x.dtype)
+
+
 def activation_named(name: str) -> nn.Module:
     """The activation called `name`, a module of its own for each layer; raises KeyError for an unknown name."""
     own = ACTIVATIONS.get(name)
@@ -79,9 +96,12 @@ def gate_and_clamp(
     limit: float | None,
     offset: float | None = None,
     behind: bool | None = None,
+    up_cap: float | None = None,
 ) -> torch.Tensor:
     """act(min(gate, limit)) · (clamp(up, ±limit) + offset), `[..., I]` each (gpt-oss, DeepSeek-V4); `behind` the
-    activation it is min(act(gate), limit) (Step 3.5)."""
+    activation it is min(act(gate), limit) (Step 3.5); up becomes up_cap · tanh(up / up_cap) (Kimi K3)."""
+    if up_cap is not None:
+        up = softcap(up, up_cap)
     if limit is not None:
         up = up.clamp(min=-limit, max=limit)
         gate = act_fn(gate).clamp(max=limit) if behind else act_fn(gate.clamp(max=limit))
@@ -145,7 +165,8 @@ class GatedMLP(nn.Module):
 
 class ClampedMLP(GatedMLP):
     """down(act(min(gate x, limit)) · (clamp(up x, ±limit) + offset)), or the gate clamped behind its activation (Step
-    3.5), which may be x · sigmoid(alpha x) (MiniMax-M3); the gate may lose most of its channels first (Gemma 3n)."""
+    3.5), which may be x · sigmoid(alpha x) (MiniMax-M3); the gate may lose most of its channels first (Gemma 3n),
+    both may be bounded smoothly (Kimi K3)."""
 
     def __init__(self, config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None):
         super().__init__(config, layer_idx, intermediate_size)
@@ -153,6 +174,9 @@ class ClampedMLP(GatedMLP):
         self.limit, self.offset = own["dense_limit"], own["dense_up_offset"]
         if own["dense_alpha"] is not None:
             self.act_fn = ScaledSiLU(own["dense_alpha"])
+        if own["gate_softcap"] is not None:
+            self.act_fn = SoftcappedSiLU(own["gate_softcap"])
+        self.up_cap = own["up_softcap"]
         self.clamp_behind = own["clamp_behind_activation"]
         sparsity = own["activation_sparsity"]
         self.quantile = None if sparsity is None else NormalDist().inv_cdf(sparsity)
@@ -160,11 +184,13 @@ class ClampedMLP(GatedMLP):
     def unit(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         if self.quantile is not None:
             gate = gaussian_top_k(gate, self.quantile)
-        return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind)
+        return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind, self.up_cap)
 
 
 # What a gated dense MLP computes otherwise than act(gate) · up.
-DENSE_UNIT = ("dense_limit", "dense_alpha", "dense_up_offset", "activation_sparsity")
+DENSE_UNIT = (
+    "dense_limit", "dense_alpha", "dense_up_offset", "activation_sparsity", "gate_softcap", "up_softcap",
+)  # fmt: skip
 
 
 def make_dense_mlp(config: ZooConfig, layer_idx: int | None = None, intermediate_size: int | None = None) -> nn.Module:

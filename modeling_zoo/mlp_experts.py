@@ -12,13 +12,16 @@ from transformers.integrations.moe import use_experts_implementation
 
 from configuration_zoo import ZooConfig
 
-from .mlp_dense import ScaledSiLU, gate_and_clamp, make_activation
+from .mlp_dense import ScaledSiLU, SoftcappedSiLU, gate_and_clamp, make_activation
 from .ops_experts import EXPERTS_FORMS
 from .ops_linear import linear
 
 
 def make_expert_activation(config: ZooConfig) -> nn.Module:
-    """The activation of routed and shared experts: a dense layer's, or a SiLU with `swiglu_config.alpha` inside it."""
+    """The activation of routed and shared experts: a dense layer's, a SiLU with `swiglu_config.alpha` inside it, or one
+    with a bound, `swiglu_config.gate_softcap`."""
+    if config.swiglu_config["gate_softcap"] is not None:
+        return SoftcappedSiLU(config.swiglu_config["gate_softcap"])
     alpha = config.swiglu_config["alpha"]
     return make_activation(config) if alpha is None else ScaledSiLU(alpha)
 
@@ -90,12 +93,13 @@ class GatedProjection(Experts):
         super().__init__(config, layer_idx)
         self.limit, self.offset = config.swiglu_limit, config.swiglu_config["up_offset"]
         self.clamp_behind = config.swiglu_config["clamp_behind_activation"]
+        self.up_cap = config.swiglu_config["up_softcap"]
         self.make_projections(2 * self.intermediate_dim, self.has_projection_bias)
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         """`[n, 2I]` → `[n, I]`, under the name that the interface looks for."""
         gate, up = gate_up.chunk(2, dim=-1)
-        return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind)
+        return gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind, self.up_cap)
 
     def activate(self, states: torch.Tensor) -> torch.Tensor:
         return self._apply_gate(states)

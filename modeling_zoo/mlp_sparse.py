@@ -21,10 +21,12 @@ class GatedSharedExperts(GatedMLP):
         own = config.swiglu_config
         self.limit = config.swiglu_limit if own["shared_limit"] is None else own["shared_limit"] or None
         self.offset, self.clamp_behind = own["up_offset"], own["clamp_behind_activation"]
+        self.up_cap = own["up_softcap"]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(gate_and_clamp(self.act_fn, gate, up, self.limit, self.offset, self.clamp_behind))
+        clamps = (self.limit, self.offset, self.clamp_behind, self.up_cap)
+        return self.down_proj(gate_and_clamp(self.act_fn, gate, up, *clamps))
 
 
 SHARED_EXPERTS = {True: GatedSharedExperts, False: PlainMLP}
@@ -67,6 +69,7 @@ class SparseMLP(nn.Module):
         latent, size, bias = config.moe_latent_size, config.hidden_size, config.mlp_bias
         self.fc1_latent_proj = nn.Linear(size, latent, bias=bias) if latent else nn.Identity()
         self.fc2_latent_proj = nn.Linear(latent, size, bias=bias) if latent else nn.Identity()
+        self.latent_norm = make_norm(config, latent) if config.router["latent_norm"] else None
         self.shared_experts = self.shared_expert_gate = None
         if config.n_shared_experts:
             width = config.shared_expert_intermediate_size
@@ -114,13 +117,18 @@ class SparseMLP(nn.Module):
         inner = self.fc1_latent_proj(tokens)
         if self.zero_expert_type is None:
             run = self.run_weighted_inputs if self.weigh_input else self.experts
-            return self.fc2_latent_proj(run(inner, experts, weights))
+            return self.from_latent(run(inner, experts, weights))
         real = experts < self.num_experts
-        output = self.fc2_latent_proj(run_slots(self.experts, inner, experts, weights, real))
+        output = self.from_latent(run_slots(self.experts, inner, experts, weights, real))
         if self.zero_expert_type == "identity":
             kept = weights.masked_fill(real, 0.0).sum(dim=-1, keepdim=True)
             output = output + (tokens * kept).to(output.dtype)
         return output
+
+    def from_latent(self, routed: torch.Tensor) -> torch.Tensor:
+        """What the routed experts give together, `[N, d]` → `[N, D]`, behind a norm of its own if there is one (Kimi
+        K3)."""
+        return self.fc2_latent_proj(routed if self.latent_norm is None else self.latent_norm(routed))
 
     def run_weighted_inputs(self, tokens: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Σ_k expert(weight · x): one row per slot, each with weight one (Llama 4)."""

@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 from configuration_zoo import ZooConfig
 
 from .attention_masks import PADDING, build_masks, columns_so_far, layer_mask, mask_names, mask_plan
+from .block_attention_residual import DEPTH_READS
 from .block_layer import ZooDecoderLayer
 from .block_multi_token import MULTI_TOKEN_PREDICTIONS
 from .block_per_layer_input import PER_LAYER_EMBEDDINGS, RESIZED
@@ -147,6 +148,7 @@ class ZooModel(Backbone, ZooPreTrainedModel):
         self.mask_plan = mask_plan(config, self.mask_keys)
         self.cross_layer_state = make_cross_layer_state(config)
         self.last_query = asked_part(LAST_QUERY, config)
+        self.output_res = asked_part(DEPTH_READS, config)
         self.rope_keys = self.rotary_emb.names
         self.hashes_tokens = any(layer.hashes_tokens(index) for index, layer in enumerate(config.per_layer_config))
         self.gradient_checkpointing = False
@@ -225,6 +227,9 @@ class ZooModel(Backbone, ZooPreTrainedModel):
             )
         if past_key_values is not None:
             advance_cache(past_key_values, inputs_embeds, self.layers)
+        if self.output_res is not None:
+            finished = kwargs["finished_blocks"].before(self.config.num_hidden_layers, hidden_states)
+            hidden_states = self.output_res(finished, hidden_states)
         if ends_here:
             hidden_states = self.finish(hidden_states, inputs_embeds.dtype)
         return MoeModelOutputWithPast(hidden_states, past_key_values)

@@ -37,6 +37,31 @@ class SharedKeyValues:
         return key.to(device), value.to(device)
 
 
+class FinishedBlocks:
+    """Sums `[B, T, D]` of finished blocks of layers, by the layer behind each.
+
+    Made for each forward and handed to every layer: one that is recomputed for its gradient finds what was there.
+    """
+
+    def __init__(self):
+        self.sums = {}
+
+    def put(self, layer_idx: int, total: torch.Tensor) -> None:
+        self.sums[layer_idx] = total, torch.is_grad_enabled()
+
+    def before(self, layer_idx: int, current: torch.Tensor) -> list[torch.Tensor]:
+        """What layers before `layer_idx` left, of the tokens of `current` `[B, T, D]`, which are the last ones; raises
+        ValueError where one ran without the gradient that is wanted now."""
+        found = [self.sums[index] for index in sorted(self.sums) if index < layer_idx]
+        if torch.is_grad_enabled() and not all(recorded for _, recorded in found):
+            raise ValueError(
+                "block_type 'attention_residual' passes sums of blocks from layer to layer, so gradient checkpointing "
+                "needs use_reentrant=False."
+            )
+        length = current.shape[1]
+        return [total[:, total.shape[1] - length :].to(current.device) for total, _ in found]
+
+
 class Shortcuts:
     """What the experts of a layer give to the next one, by layer.
 

@@ -20,7 +20,7 @@ from .platform_transformers import stage_of
 # one, the embeddings beside the head.
 UNCUT = (
     "hidden_size_per_layer_input", "num_kv_shared_layers", "num_mem_blocks", "hc_mult", "num_mtp_layers",
-    "block_config.altup_num_inputs",
+    "block_config.altup_num_inputs", "block_config.attn_res_block_size",
 )  # fmt: skip
 
 

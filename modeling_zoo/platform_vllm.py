@@ -24,7 +24,7 @@ from .ops_attention_bands import AttentionMask
 UNIFORM = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "moe_intermediate_size")
 SEEN = {"full_attention", "sliding_attention"}
 SERVED_ATTENTIONS = {"grouped_query", "latent"}
-ROUTER_KEYS = ("weight_on_input", "input_norm", "norm_topk_min", "logit_softcapping")
+ROUTER_KEYS = ("weight_on_input", "input_norm", "norm_topk_min", "logit_softcapping", "latent_norm")
 
 
 def unsupported_by_vllm(config: ZooConfig) -> list[str]:
@@ -96,6 +96,8 @@ def _of_experts(layer):
         "swiglu_limit": layer.swiglu_limit is not None,
         "swiglu_config.clamp_behind_activation": layer.swiglu_config["clamp_behind_activation"],
         "swiglu_config.alpha": layer.swiglu_config["alpha"] is not None,
+        "swiglu_config.gate_softcap": layer.swiglu_config["gate_softcap"] is not None,
+        "swiglu_config.up_softcap": layer.swiglu_config["up_softcap"] is not None,
         "swiglu_config.up_offset": layer.swiglu_config["up_offset"] is not None,
         "expert_bias": layer.expert_bias,
         "moe_latent_size": layer.moe_latent_size,

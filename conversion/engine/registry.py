@@ -16,8 +16,9 @@ OWN_TYPE = "zoo"
 # Between the name of a wrapper without a file of its own and that of the text model inside it (wrappers.py).
 WITHIN = "+"
 _FOLDER = Path(__file__).parent.parent / "families"
-# A config.json of the first type with this key means the second type, as transformers' AutoConfig reads it.
-REDIRECTS = {"mistral": ("layer_types", "ministral")}
+# A config.json of the first type with this key means the second type, as transformers' AutoConfig reads it; Kimi K3
+# calls its text model so too.
+REDIRECTS = {"mistral": ("layer_types", "ministral"), "kimi_linear": ("attn_res_block_size", "kimi_k3_text")}
 
 
 def file_name(model_type: str) -> str:

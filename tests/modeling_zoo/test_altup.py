@@ -156,7 +156,7 @@ def test_tools_know_them():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"block_type": ["altup", "sandwich_norm", "altup"]}, "'altup' carries streams from layer to layer"),
+        ({"block_type": ["altup", "sandwich_norm", "altup"]}, "'altup' hands more than one stream from layer to layer"),
         ({"block_type": "sandwich_norm"}, "block_config.altup_num_inputs=3 only means something with"),
         ({"block_type": "pre_norm", "block_config": {"laurel_rank": 5}}, "block_config.laurel_rank=5 only means"),
         ({"block_config": {"altup_num_inputs": 1}}, "altup_num_inputs=1 must be at least 2"),

@@ -9,7 +9,7 @@ from random_models import randomize
 from samples import every
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.vocabulary import BLOCK_TYPES, STREAM_BLOCKS, WEIGHTED_BLOCKS
+from configuration_zoo.vocabulary import BLOCK_TYPES, WEIGHTED_BLOCKS, WHOLE_STACK_BLOCKS
 from modeling_zoo import ZooForCausalLM, ZooModel
 from modeling_zoo.block_topologies import BLOCKS, NORM_SLOTS
 
@@ -27,10 +27,10 @@ NORMS = {
     "layer_bare": {"norm_type": "layer_norm", "norm_elementwise_affine": False},
 }
 
-# Those with several streams are in test_hyper_connections.py and test_altup.py, those that layers share in
-# test_state_space_models.py.
+# Those with several streams are in test_hyper_connections.py, test_altup.py and
+# test_attention_residuals.py, those that layers share in test_state_space_models.py.
 ALONE = [name for name in BLOCK_TYPES if name != "shared_block"]
-ONE_STREAM = [name for name in ALONE if name not in STREAM_BLOCKS]
+ONE_STREAM = [name for name in ALONE if name not in WHOLE_STACK_BLOCKS]
 
 
 def normalise(x, kind, eps):

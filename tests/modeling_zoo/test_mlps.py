@@ -83,6 +83,15 @@ def slow_mlp(config, mlp, x):
     act = activation_of(config, mlp)
     inner = linear(mlp.up_proj, x)
     gate = linear(mlp.gate_proj, x) if config.gated_mlp else inner
+    own = config.swiglu_config
+    if own["gate_softcap"] is not None:
+        cap = own["gate_softcap"]
+
+        def act(x):
+            return cap * math.tanh(x / cap) * sigmoid(x)
+
+    if own["up_softcap"] is not None:
+        inner = own["up_softcap"] * torch.tanh(inner / own["up_softcap"])
     limit, behind = config.swiglu_config["dense_limit"] or math.inf, config.swiglu_config["clamp_behind_activation"]
     before, after = (math.inf, limit) if behind else (limit, math.inf)
     activated = [min(act(min(float(value), before)), after) for value in gate]
@@ -108,6 +117,14 @@ def test_equals_the_formula(name, gated, bias):
     found = mlp(x).detach()
     expected = torch.stack([slow_mlp(config, mlp, token) for token in x.flatten(0, 1).double()]).view_as(found)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("caps", [{"gate_softcap": 0.8}, {"up_softcap": 0.6}, {"gate_softcap": 2.0, "up_softcap": 0.6}])
+def test_a_smoothly_bounded_unit_equals_the_formula(caps):
+    config, mlp = make(mlp_bias=True, swiglu_config=caps)
+    x = torch.randn(2, 3, config.hidden_size) * 5
+    expected = torch.stack([slow_mlp(config, mlp, token) for token in x.flatten(0, 1).double()]).view_as(x)
+    assert (mlp(x).detach() - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", ["silu", "relu", "gelu"])

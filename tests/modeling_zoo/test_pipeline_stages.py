@@ -78,6 +78,7 @@ WHOLE = {
     },
     "hc_mult": {"block_type": "hyper_connection", "hc_mult": 2},
     "num_mtp_layers": {"num_mtp_layers": 1},
+    "block_config.attn_res_block_size": {"block_type": "attention_residual", "block_config.attn_res_block_size": 2},
     "block_config.altup_num_inputs": {"block_type": "altup", "block_config.altup_num_inputs": 2},
 }
 

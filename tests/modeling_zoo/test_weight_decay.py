@@ -17,6 +17,7 @@ MAMBA |= {"linear_key_head_dim": 7, "linear_num_value_heads": 8, "attention_sink
 # What papers spare or never decayed, by the end of the name.
 NEVER = ("A_log", ".D", "sinks", "recurrent_param", ".base", ".scale", "per_expert_scale", "alpha_p", "alpha_n")
 NEVER += ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2", "value_weights", "correct_output_scale")
+NEVER += ("res.query",)
 
 
 @pytest.mark.parametrize("group", [group for group in ROWS if group != "stray"])

@@ -6,6 +6,7 @@ Written from the models' reports and the layouts of their files.
 from dataclasses import fields
 
 from published_experts import BailingMoeV2ForCausalLM, DeepseekForCausalLM, MiniCPMForCausalLM
+from published_kimi import KimiK3ForCausalLM
 from published_parts import (
     Attention,
     GatedMLP,
@@ -213,6 +214,6 @@ PUBLISHED = {
     for model in (
         InternLM2ForCausalLM, ChatGLMForConditionalGeneration, MiniCPMForCausalLM, DeepseekForCausalLM, QWenLMHeadModel,
         DeciLMForCausalLM, BailingMoeV2ForCausalLM, BaichuanForCausalLM, RWForCausalLM,
-        RWModelForCausalLM,
+        RWModelForCausalLM, KimiK3ForCausalLM,
     )
 }  # fmt: skip

@@ -6,7 +6,8 @@ from .concepts_stream import STREAM
 from .concepts_training import TRAINING
 
 ORDER = (
-    "norms", "norm-placement", "parallel-layers", "hyper-connections", "altup", "gated-mlps", "experts",
+    "norms", "norm-placement", "parallel-layers", "hyper-connections", "attention-residuals", "altup", "gated-mlps",
+    "experts",
     "grouped-query-attention", "latent-attention", "rope", "positions", "nope", "qk-norm", "soft-capping",
     "gates-and-sinks", "windows", "sparse-patterns", "sparse-attention", "other-softmaxes", "factored-attention",
     "shared-keys-and-values", "value-residual",

@@ -86,6 +86,18 @@ STREAM = (
         see=("norm-placement",),
     ),
     Concept(
+        "attention-residuals",
+        "Attention residuals: attention over depth",
+        ("block_config.attn_res_block_size",),
+        ("modeling_zoo/block_attention_residual.py:DepthRead",),
+        (),
+        {"block_type": "attention_residual", "block_config": {"attn_res_block_size": 4}},
+        ("Kimi team 2026, Attention Residuals, arXiv 2603.15031",),
+        ("attention over depth", "a sum"),
+        trained=False,
+        see=("hyper-connections", "norm-placement"),
+    ),
+    Concept(
         "altup",
         "AltUp and LAuReL: wide and low-rank residuals",
         (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.field_settings import described
-from configuration_zoo.vocabulary import STREAM_BLOCKS
+from configuration_zoo.vocabulary import WHOLE_STACK_BLOCKS
 from conversion.engine.rules import Drop, Rule
 from conversion.engine.zoo_side import expected_tensors
 
@@ -42,7 +42,7 @@ TIED_FIELDS = {
     "hidden_size_per_layer_input": "an embedding has a part for each layer",
     "scale_attn_by_inverse_layer_idx": "scores are scaled by the number of a layer",
 }
-TIED_BLOCKS = (*STREAM_BLOCKS, "shared_block", "shortcut")
+TIED_BLOCKS = (*WHOLE_STACK_BLOCKS, "shared_block", "shortcut")
 TIED_MIXERS = ("lightning_attention", "differential", "value_residual")
 # Blocks that norm or scale the residual stream itself.
 LOUD_BLOCKS = ("post_norm", "pre_norm_residual", "scaled_sandwich_norm")

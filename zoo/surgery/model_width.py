@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.vocabulary import STREAM_BLOCKS
+from configuration_zoo.vocabulary import WHOLE_STACK_BLOCKS
 from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
@@ -67,7 +67,7 @@ class ModelWidth(Operation):
         if config.position_embedding_type not in POSITIONS:
             raise SurgeryError(f"position_embedding_type={config.position_embedding_type!r} is computed for one width.")
         own_states = {name for name in config.recurrent_mixers if name is not None}
-        own_states |= {*STREAM_BLOCKS, "shared_block", "shortcut"} & set(config.block_types)
+        own_states |= {*WHOLE_STACK_BLOCKS, "shared_block", "shortcut"} & set(config.block_types)
         if own_states:
             raise SurgeryError(f"{min(own_states)!r} has states of its own that do not grow alike.")
         if name := next(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from configuration_zoo import ZooConfig
-from configuration_zoo.vocabulary import STREAM_BLOCKS
+from configuration_zoo.vocabulary import WHOLE_STACK_BLOCKS
 from conversion.engine.rules import Rule
 from conversion.engine.zoo_side import expected_tensors
 
@@ -51,7 +51,7 @@ class Multipliers(Operation):
             if config.position_embedding_type not in ("rope", "none", "learned", "sinusoidal"):
                 raise SurgeryError("attention_multiplier: the position bias would be scaled as well.")
         if "residual_multiplier" in request.fields:
-            if other := {*STREAM_BLOCKS, "shared_block"} & set(config.block_types):
+            if other := {*WHOLE_STACK_BLOCKS, "shared_block"} & set(config.block_types):
                 raise SurgeryError(f"residual_multiplier: block_type={min(other)!r} adds in another way.")
             if config.zero_expert_type == "identity":
                 raise SurgeryError("residual_multiplier: zero experts give their input, which no weight scales.")

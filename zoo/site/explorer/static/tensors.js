@@ -345,6 +345,7 @@ function sparse(layer) {
     ...router(layer),
     ...experts(layer),
     ...(width ? [...linear("fc1_latent_proj", hidden, width, bias), ...linear("fc2_latent_proj", width, hidden, bias)] : []),
+    ...(layer.router.latent_norm ? norm("latent_norm", layer, width) : []),
     ...within("shared_experts", shared),
     ...(layer.n_shared_experts && layer.shared_expert_gate ? linear("shared_expert_gate", hidden, 1) : []),
     ...(layer.shared_expert_combination_strategy === "normed_sum" ? norm("output_norm", layer, hidden) : []),
@@ -367,6 +368,9 @@ function gatedNorm(layer) {
   const { hidden_size: hidden, block_config: { gated_norm_rank: rank } } = layer;
   return [...norm("norm", layer, hidden), ...linear("a_proj", hidden, rank), ...linear("b_proj", rank, hidden)];
 }
+
+// What a sub-layer reads over depth.
+const depthRead = (name, layer) => within(name, [...norm("norm", layer, layer.hidden_size), tensor("query", [layer.hidden_size])]);
 
 // Streams that layers predict and correct, and the map of low rank beside attention.
 function altup(layer) {
@@ -429,6 +433,7 @@ export function layerTensors(layer) {
     ...(beside && block === "scaled_sandwich_norm" ? ["mlp_branch_norm", "moe_norm", "moe_output_norm"].flatMap((name) => norm(name, layer, hidden)) : []),
     ...(block === "hyper_connection" ? ["attn_hc", "mlp_hc"].flatMap((name) => within(name, hyperConnection(layer, [layer.hc_mult, layer.hc_mult, ...(layer.hc_sinkhorn_iters ? [layer.hc_mult ** 2] : [])]))) : []),
     ...(block === "altup" ? within("altup", altup(layer)) : []),
+    ...(block === "attention_residual" ? [...(layer.index > 0 ? depthRead("attn_res", layer) : []), ...depthRead("mlp_res", layer)] : []),
     ...(layer.block_config?.laurel_rank && ["altup", "sandwich_norm"].includes(block) ? within("laurel", laurel(layer)) : []),
     ...(block === "shared_block" ? [...adapters(layer), ...linear("linear", hidden, hidden)] : []),
     ...(row ? within("per_layer_input", [
@@ -464,6 +469,7 @@ export function endTensors(model) {
       ...linear("per_layer_model_projection", hidden, model.num_hidden_layers * row), ...norm("per_layer_projection_norm", model, row),
     ]) : []),
     ...(model.hc_mult ? within("hc_head", hyperConnection(model, [model.hc_mult])) : []),
+    ...(model.block_config?.attn_res_block_size ? depthRead("output_res", model) : []),
     ...(model.block_config?.altup_num_inputs ? within("hc_head", altupEnds(model)) : []),
     ...(model.final_norm ? norm("norm", model, hidden) : []),
     ...(narrow ? linear("project_out", hidden, outer) : []),
