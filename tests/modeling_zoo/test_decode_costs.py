@@ -5,7 +5,7 @@ import torch
 from random_models import randomize
 from tiny_fields import GROUPED, LATENT, WIDTHS
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, StaticCache
 
 from configuration_zoo import ZooConfig
 from modeling_zoo import ZooForCausalLM
@@ -138,3 +138,55 @@ def test_a_static_cache_decodes_with_one_graph(case):
         cache.reset()
     torch._dynamo.reset()
     assert counter.frame_count == 1
+
+
+GENERATED = CASES | {
+    "chunked": GROUPED | {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 5},
+    "forgetting": GROUPED | {"attention_type": "forgetting"},
+    "stick_breaking": GROUPED | {"attention_type": "stick_breaking"},
+    "path": GROUPED | {"attention_type": "path"},
+    "differential": GROUPED | {"attention_type": "differential"},
+    "value_residual": GROUPED | {"attention_type": "value_residual"},
+    "multi_matrix_factorization": GROUPED | {
+        "attention_type": "multi_matrix_factorization", "num_key_value_heads": 1,
+    },
+    "tensor_product": GROUPED | {"attention_type": "tensor_product"},
+    "grouped_tied": GROUPED | {"attention_type": "grouped_tied"},
+    "indexed blocks": GROUPED | {
+        "layer_types": ["indexed_attention"] * 3, "index_topk": 6, "index_n_heads": 1, "index_head_dim": 10,
+        "indexer": {"block_size": 2},
+    },
+    "mamba2": GROUPED | DELTA | {"layer_types": ["linear_attention"] * 3, "linear_attention_type": "mamba2"},
+}  # fmt: skip
+
+
+@pytest.mark.long
+@torch.no_grad()
+@pytest.mark.parametrize("case", GENERATED)
+def test_generate_compiles_a_static_cache_once(case, monkeypatch):
+    """By generate's own compile_config: one graph for all tokens, and the tokens of a growing cache."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setitem(CASES, case, GENERATED[case])
+    model, tokens = make(case), torch.randint(1, 31, (2, 9), generator=torch.Generator().manual_seed(2))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = CompileConfig(fullgraph=True, dynamic=False, backend="eager", mode=None)
+    compiled._compile_all_devices = True
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(tokens, **options)
+    found = model.generate(tokens, cache_implementation="static", compile_config=compiled, **options)
+    graphs = counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+    assert torch.equal(found, expected) and graphs == 1
+
+
+def test_a_mixer_without_a_static_cache_says_so():
+    """Compressed attention keeps entries of several tokens, which no cache of fixed size holds."""
+    fields = GROUPED | {
+        "layer_types": ["heavily_compressed_attention"] * 3, "sliding_window": 5, "attention_k_eq_v": True,
+        "num_key_value_heads": 1, "position_config": {"rope_values": True},
+    }  # fmt: skip
+    model = ZooForCausalLM(ZooConfig(**(SIZES | fields))).eval()
+    with pytest.raises(ValueError, match="compressed attention, which has no cache of fixed size"):
+        model.generate(torch.ones(1, 4, dtype=torch.long), cache_implementation="static", max_new_tokens=2)
