@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contexts", type=int, nargs="*", default=[64, 2048, 8192], help="tokens before a decoded one")
     parser.add_argument("--prompts", type=int, nargs="*", default=[64, 512, 2048], help="tokens of whole prompts")
     parser.add_argument("--chunked", type=int, nargs="*", default=[2048], help=f"tokens of prompts in parts of {PART}")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5, help="half as many of long prompts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bits", nargs="*", default=["int8", "int4"], choices=["int8", "int4"], help="by torchao")
     parser.add_argument("--llama-cpp", metavar="PYTHON", help="an interpreter that can import llama_cpp")
@@ -136,13 +136,12 @@ def reading(model: nn.Module, tokens: torch.Tensor, part: int) -> Callable:
 
 
 def in_turn(sides: dict[str, Callable], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Clock and processor seconds of every round, in which each side runs once, the order reversed from round to round;
-    one round goes ahead."""
+    """Clock and processor seconds of every round, in which each side runs once, the order reversed from round to round.
+    All have run before."""
     taken = {name: [] for name in sides}
-    for turn in range(rounds + 1):
+    for turn in range(rounds):
         for name in list(sides)[:: 1 if turn % 2 else -1]:
-            spent, _ = seconds(sides[name])
-            taken[name] += [spent] if turn else []
+            taken[name].append(seconds(sides[name])[0])
     return taken
 
 
@@ -168,7 +167,8 @@ def measure(options: argparse.Namespace) -> dict:
         # Fewer bits where reading weights is most of the time.
         here = made | (few if context == min(options.contexts) else {})
         sides = {name: decoding(model, context) for name, model in here.items()}
-        error = difference(sides["zoo"](), sides["transformers"]())
+        ran = {name: run() for name, run in sides.items()}
+        error = difference(ran["zoo"], ran["transformers"])
         one = row("decode", context, in_turn(sides, options.rounds), RUN, error)
         moved = reported(made["zoo"].config, context)["bytes_moved_per_token"]
         one["limit"] = {"bytes": moved, "seconds": moved / speed}
@@ -178,7 +178,8 @@ def measure(options: argparse.Namespace) -> dict:
             part = min(PART, -(-length // 2)) if kind == "chunked" else length
             sides = {name: reading(model, tokens[:, :length], part) for name, model in made.items()}
             error = difference(sides["zoo"](), sides["transformers"]())
-            rows.append(row(kind, length, in_turn(sides, max(1, options.rounds - 2)), 1, error))
+            rounds = options.rounds if length <= PART else max(1, options.rounds // 2)
+            rows.append(row(kind, length, in_turn(sides, rounds), 1, error))
     found = {
         "case": options.case, "parameters": sum(weight.numel() for weight in made["zoo"].parameters()),
         "processor": processor(), "threads": options.threads, "torch": torch.__version__, "date": str(date.today()),
