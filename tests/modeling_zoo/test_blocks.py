@@ -63,7 +63,7 @@ def norm(layer, name, config):
 
 
 def slow_block(name, x, f, g, norms, m):
-    """The stream after a layer of mixer f and MLP g; norms by slot, m on every branch."""
+    """The residual stream behind a layer of mixer f and MLP g; norms by slot, m on every branch."""
     a, ao, b, bo = (norms[slot] for slot in ("attn_norm", "attn_output_norm", "mlp_norm", "mlp_output_norm"))
     # Without experts in it, what a shortcut leads around is a plain layer.
     if name in ("pre_norm", "sub_norm", "gated_norm", "gated_attn_norm", "shortcut"):

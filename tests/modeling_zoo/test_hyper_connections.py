@@ -83,6 +83,14 @@ def test_mixing_is_doubly_stochastic():
     assert (found - 0.25).abs().max() > 0.05
 
 
+def slow_connection(x, pre, post, comb, compute):
+    """`[B, T, n, D]`: a branch reads a sum of the n streams, and each is written from its output and all of them."""
+    streams = range(x.shape[2])
+    output = compute(sum(pre[..., n, None] * x[:, :, n] for n in streams))
+    written = [post[..., k, None] * output + sum(comb[..., j, k, None] * x[:, :, j] for j in streams) for k in streams]
+    return torch.stack(written, dim=2)
+
+
 @torch.no_grad()
 def test_a_layer_equals_its_formula(streams):
     """Token by token and stream by stream, in float64."""
@@ -99,12 +107,7 @@ def test_a_layer_equals_its_formula(streams):
     for connection, compute in halves:
         _, post, comb = (part.double() for part in connection(x.float()))
         pre = torch.sigmoid(connection.weights(x.float())[0].double()) + 1e-4
-        read = sum(pre[..., n, None] * x[:, :, n] for n in range(3))
-        output = 0.7 * compute(read.float()).double()
-        written = [
-            post[..., k, None] * output + sum(comb[..., j, k, None] * x[:, :, j] for j in range(3)) for k in range(3)
-        ]
-        x = torch.stack(written, dim=2)
+        x = slow_connection(x, pre, post, comb, lambda read, of=compute: 0.7 * of(read.float()).double())
     torch.testing.assert_close(layer(streams, **rotation).double(), x, rtol=1e-5, atol=1e-5)
 
 

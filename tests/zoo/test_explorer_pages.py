@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from browser import SIZES, opened
 from tiny_models import tiny_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configuration_zoo import ZooConfig
 from configuration_zoo.presets import presets
@@ -16,6 +18,8 @@ from conversion.engine.config_bridge import import_config
 from description_zoo.flops import flops
 from description_zoo.measure import cache_totals, empty_model, measure
 from description_zoo.numbers import short, short_bytes
+from modeling_zoo import ZooForCausalLM
+from zoo.site.explorer.data import ROUTED, STORIES
 
 pytestmark = pytest.mark.docs
 PICTURES = Path(__file__).parents[2] / "build" / "screenshots"
@@ -233,6 +237,32 @@ def test_the_model_at_work(address):
         assert page.problems == []
 
 
+@pytest.mark.parametrize("name", ["stories260K", "routed"])
+def test_what_the_page_predicts_is_what_pytorch_predicts(address, name):
+    model_class, folder = {"stories260K": (AutoModelForCausalLM, STORIES), "routed": (ZooForCausalLM, ROUTED)}[name]
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer, text = AutoTokenizer.from_pretrained(STORIES), "Once upon a time, there was a little girl. She"
+    with torch.no_grad():
+        best = model(**tokenizer(text, return_tensors="pt")).logits[0, -1].softmax(-1).topk(10)
+    with opened() as page:
+        page.goto(f"{address}/explorer/run.html")
+        page.locator("#which").select_option(name)
+        page.locator("#temperature").fill("1")
+        page.locator("#text").fill(text)
+        page.wait_for_timeout(800)
+        shown = [float(one.removesuffix(" %")) for one in page.locator("#probabilities span").all_inner_texts()]
+        assert shown == pytest.approx((best.values * 100).tolist(), abs=0.051)
+        words = [one.replace("␣", "▁") for one in page.locator("#probabilities code").all_inner_texts()]
+        assert words == tokenizer.convert_ids_to_tokens(best.indices)
+        assert page.locator("#routing canvas").count() == (3 if name == "routed" else 0)
+        assert page.locator("#routing-panel").is_visible() == (name == "routed")
+        assert page.locator("#maps small").count() == (12 if name == "routed" else 0)
+        page.locator("#more").click()
+        page.wait_for_timeout(600)
+        page.locator("#stop").click()
+        assert page.problems == []
+
+
 def test_pictures_of_the_explorer(address):
     """For eyes: build/screenshots."""
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -242,8 +272,11 @@ def test_pictures_of_the_explorer(address):
                 for name, place in {
                     "explorer": "index.html?model=qwen3-next-80b-a3b",
                     "explorer-at-work": "run.html",
+                    "explorer-routed": "run.html",
                 }.items():
                     page.goto(f"{address}/explorer/{place}")
+                    if name == "explorer-routed":
+                        page.locator("#which").select_option("routed")
                     page.wait_for_timeout(300)
                     path = PICTURES / f"{name}-{size}-{'dark' if dark else 'light'}.png"
                     page.screenshot(path=path, full_page=True)

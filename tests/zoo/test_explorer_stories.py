@@ -1,4 +1,4 @@
-"""The bundled model and its tokenizer in JavaScript are those of PyTorch and tokenizers."""
+"""The bundled models and their tokenizer in JavaScript are those of PyTorch and tokenizers."""
 
 import json
 import random
@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_zoo import ZooForCausalLM
 from zoo.site.explorer import STATIC, exported
-from zoo.site.explorer.data import STORIES, stories
+from zoo.site.explorer.data import ROUTED, STORIES, stories
 
 DRIVER = Path(__file__).parents[1] / "support" / "explorer_stories.mjs"
 SENTENCES = [
@@ -40,8 +41,14 @@ def folder(tmp_path_factory):
     return made
 
 
-def ask(folder, texts=(), spelled=(), ids=(), greedy=("Once", 0)):
-    question = {"texts": texts, "spelled": spelled, "ids": ids, "greedy": {"text": greedy[0], "count": greedy[1]}}
+def ask(folder, texts=(), spelled=(), ids=(), greedy=("Once", 0), name="stories260K"):
+    question = {
+        "name": name,
+        "texts": texts,
+        "spelled": spelled,
+        "ids": ids,
+        "greedy": {"text": greedy[0], "count": greedy[1]},
+    }
     command = ["node", str(DRIVER), str(folder)]
     done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -58,11 +65,16 @@ def random_texts(count):
     return ["".join(rng.choices(letters, k=rng.randrange(1, 40))) for _ in range(count)]
 
 
+CLASSES = {"stories260K": (AutoModelForCausalLM, STORIES), "routed": (ZooForCausalLM, ROUTED)}
+
+
 @needs_node
-def test_logits_are_those_of_pytorch(folder):
-    model = AutoModelForCausalLM.from_pretrained(STORIES, attn_implementation="eager", dtype=torch.float32).eval()
+@pytest.mark.parametrize("name", CLASSES)
+def test_logits_are_those_of_pytorch(folder, name):
+    model_class, place = CLASSES[name]
+    model = model_class.from_pretrained(place, attn_implementation="eager", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(STORIES)
-    answer = ask(folder, SENTENCES, greedy=(SENTENCES[0], 40))
+    answer = ask(folder, SENTENCES, greedy=(SENTENCES[0], 40), name=name)
     for text, mine in zip(SENTENCES, answer["found"], strict=True):
         inputs = tokenizer(text, return_tensors="pt")
         assert mine["ids"] == inputs.input_ids[0].tolist(), text
@@ -84,6 +96,25 @@ def test_logits_are_those_of_pytorch(folder):
     inputs = tokenizer(SENTENCES[0], return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs.input_ids.shape[1] :]
     assert answer["written"] == ids.tolist()
+
+
+@needs_node
+def test_gates_and_routes_are_those_of_pytorch(folder):
+    model = ZooForCausalLM.from_pretrained(ROUTED, dtype=torch.float32).eval()
+    tokenizer, seen = AutoTokenizer.from_pretrained(STORIES), {"open": [], "routed": []}
+    for layer in model.model.layers:
+        gate, router = layer.self_attn.output_gate.g_proj, layer.mlp.gate
+        gate.register_forward_hook(lambda module, given, out: seen["open"].append(out[0].sigmoid()))
+        router.register_forward_hook(
+            lambda module, given, out: seen["routed"].append(torch.zeros(len(out[1]), 8).scatter(1, out[2], out[1]))
+        )
+    for text, mine in zip(SENTENCES, ask(folder, SENTENCES, name="routed")["found"], strict=True):
+        seen["open"].clear(), seen["routed"].clear()
+        with torch.no_grad():
+            model(**tokenizer(text, return_tensors="pt"))
+        for what, expected in seen.items():
+            close(mine[what], torch.stack(expected, dim=1), 1e-5)
+        assert all(sum(share > 0 for share in layer) == 2 for step in mine["routed"] for layer in step)
 
 
 @needs_node

@@ -72,6 +72,7 @@ def test_a_built_wheel_works_away_from_the_clone(tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("index.html", "models.json", "explorer/index.html", "explorer/run.html"):
         assert (tmp_path / "site" / name).stat().st_size > 1000
-    weights = b64encode((STORIES / "model.safetensors").read_bytes()).decode()
-    assert weights in (tmp_path / "site" / "explorer" / "run.js").read_text(encoding="utf-8")
+    page = (tmp_path / "site" / "explorer" / "run.js").read_text(encoding="utf-8")
+    for folder in (STORIES, ROOT / "zoo" / "site" / "explorer" / "routed"):
+        assert b64encode((folder / "model.safetensors").read_bytes()).decode() in page
     assert not STORIES.is_relative_to(installed) and "stories260K" in {path.name for path in installed.rglob("*")}

@@ -29,10 +29,11 @@ class Concept:
     """One guide. Its text is `text/<slug>.md`.
 
     `flags`: fields of the config, `router.` for all keys of a dict; `classes` and `references` as
-    `modeling_zoo/norms.py:RMSNorm`; `config` is what the page sets on a plain model, `twin` what it is set beside,
-    {} for the plain model itself; `small` and `small_twin` the same at the size that is trained, where numbers differ.
-    `trained`: whether the page has an ablation; `match`: which number of parameters is made equal there, by the width
-    of the MLP. `curve`: the case of benchmarks/results/decode.json. `picture`: the function of pictures.py.
+    `modeling_zoo/norms.py:RMSNorm`, a reference without a folder is in tests/support/; `config` is what the page sets
+    on a plain model, `twin` what it is set beside, {} for the plain model itself; `small` and `small_twin` the same at
+    the size that is trained, where numbers differ. `trained`: whether the page has an ablation; `match`: which number
+    of parameters is made equal there, by the width of the MLP. `curve`: the case of benchmarks/results/decode.json.
+    `picture`: the function of pictures.py.
     """
 
     slug: str

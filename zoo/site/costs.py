@@ -25,6 +25,17 @@ def cost_table(concept: Concept) -> str:
     return table(("", *concept.names), [row for row in rows if row[0] != "active" or row[1:] != rows[0][1:]])
 
 
+def decodes_as_plain(concept: Concept) -> bool:
+    """Whether a token of context costs what it costs with the plain model: bytes of cache, operations of decoding."""
+    grown = []
+    for fields in (concept.sizes()[0], PLAIN):
+        config = ZooConfig(**fields)
+        model = empty_model(config)
+        report, (near, far) = measure(config, model), (flops(model, length)["decode"] for length in (8192, 131072))
+        grown.append((report["cache_bytes_per_token"], report["window_bytes"], report["state_bytes"], far - near))
+    return grown[0] == grown[1]
+
+
 def column(fields: dict) -> dict[str, str]:
     """A model's numbers in words."""
     config = ZooConfig(**fields)

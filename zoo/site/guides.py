@@ -16,7 +16,7 @@ from description_zoo.flags import flags
 
 from .concept import Concept
 from .concepts import CONCEPTS, flags_of
-from .costs import ablation, cost_table, decode_curve, decode_picture, shape
+from .costs import ablation, cost_table, decode_curve, decode_picture, decodes_as_plain, shape
 from .front import families_table, mixed, mixed_picture
 from .pictures import pictures_of
 from .uses import concepts_of_families, uses_table
@@ -25,6 +25,8 @@ from .worked import WORKED
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS, PAGES = Path(__file__).with_name("text"), ROOT / "docs" / "concepts"
 REFERENCES, DECODING = "tests/support/", "milliseconds of a decoded token against the context"
+# The guide that measures how the plain model decodes.
+PLAINLY = "grouped-query-attention"
 FRONT = ROOT / "docs" / "pictures" / "mixed.svg"
 
 
@@ -121,18 +123,19 @@ def docstring_of(place: str) -> str:
 def code(concept: Concept) -> str:
     """The short references that the tests compare with."""
     blocks = []
-    for place in concept.references:
-        path, name = place.split(":")
-        text, node = node_of(REFERENCES + path, name)
+    for path, name in places(concept):
+        text, node = node_of(path, name)
         source = textwrap.dedent(ast.get_source_segment(text, node))
         blocks.append(f"```python\n{source}\n```")
-    where = ", ".join(dict.fromkeys(f"[{REFERENCES}{p}](../../{REFERENCES}{p})" for p in files_of(concept)))
+    where = ", ".join(dict.fromkeys(f"[{path}](../../{path})" for path, _ in places(concept)))
     said = f"Slow and obvious: what the tests compare the model with, from {where}."
     return "\n\n".join([said, *blocks]) if blocks else ""
 
 
-def files_of(concept: Concept) -> list[str]:
-    return [place.split(":")[0] for place in concept.references]
+def places(concept: Concept) -> list[tuple[str, str]]:
+    """(file, name) of each reference."""
+    found = [place.split(":") for place in concept.references]
+    return [(path if "/" in path else REFERENCES + path, name) for path, name in found]
 
 
 def config_block(concept: Concept) -> str:
@@ -163,6 +166,11 @@ def measured(concept: Concept) -> str:
             "(`python -m benchmarks plot`, [all of them](../../benchmarks/results/decode.md)):\n\n"
             + decode_curve(concept.curve)
             + f"\n\n![{DECODING}](pictures/{concept.slug}-decode.svg)"
+        )
+    elif decodes_as_plain(concept):
+        parts.append(
+            "It adds nothing that grows with the context, neither to the cache nor to the operations of a decoded "
+            f"token: the measured curve of decoding is that of [{CONCEPTS[PLAINLY].title}]({PLAINLY}.md#measured)."
         )
     return "\n\n".join([*parts, ablation(concept)] if concept.trained else parts).strip()
 

@@ -12,6 +12,7 @@ from ..concepts import CONCEPTS, flags_of
 
 # Beside this file in an installed package, under examples/ in a checkout.
 PLACES = (Path(__file__).with_name("stories260K"), Path(__file__).resolve().parents[3] / "examples" / "stories260K")
+ROUTED = Path(__file__).with_name("routed")
 STORIES = next((place for place in PLACES if place.is_dir()), PLACES[0])
 # Where a published config comes from, or another model's weights were described: not what a model is.
 NOT_SHOWN = ("source_config", "source_extras", "surgery", "transformers_version")
@@ -125,9 +126,30 @@ def gpus() -> dict[str, dict[str, Any]]:
 
 
 def stories() -> dict[str, Any]:
-    """The bundled model: its config, its tokenizer, and its weights as the file of them, in base64. Raises UserError
-    where it is not installed."""
+    """The models that run in the page: their configs, the tokenizer of both, and their weights as files in base64.
+    Raises UserError where stories260K is not installed."""
     if not STORIES.is_dir():
         raise UserError(f"The model that runs in the explorer is missing: copy examples/stories260K to {STORIES}.")
-    read = {name: json.loads((STORIES / f"{name}.json").read_text("utf-8")) for name in ("config", "tokenizer")}
-    return read | {"weights": b64encode((STORIES / "model.safetensors").read_bytes()).decode()}
+    found = {"tokenizer": json.loads((STORIES / "tokenizer.json").read_text("utf-8")), "configs": {}, "weights": {}}
+    for name, folder in {"stories260K": STORIES, "routed": ROUTED}.items():
+        found["configs"][name] = run_config(folder)
+        found["weights"][name] = b64encode((folder / "model.safetensors").read_bytes()).decode()
+    return found
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """What the page has to know to run a model, as its own config.json says it, or with what ZooConfig derives."""
+    said = json.loads((folder / "config.json").read_text("utf-8"))
+    if said["model_type"] != "zoo":
+        return said
+    from configuration_zoo import ZooConfig
+
+    whole = ZooConfig.from_pretrained(folder).to_dict()
+    return {name: whole[name] for name in RUN}
+
+
+RUN = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "norm_eps",
+    "rope_parameters", "max_position_embeddings", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "norm_topk_prob", "bos_token_id", "eos_token_id",
+)  # fmt: skip

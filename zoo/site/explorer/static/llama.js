@@ -1,8 +1,11 @@
-// A Llama in plain numbers, one token at a time; everything on the way is kept to be looked at.
+// A Llama, with or without experts and gates, in plain numbers, one token at a time; everything on the way is kept to be looked at.
 //
 //   h = E[token]
 //   for each layer   h += W_o · attention(norm(h));   h += W_down · (silu(W_gate n) · W_up n),  n = norm(h)
 //   logits = E · norm(h)
+//
+// With experts the second is Σ weight_e · expert_e(n) over those that the router scores best; with gates each head's share
+// of the attention is multiplied by a sigmoid before W_o.
 
 // The tensors of a safetensors file: {name: {shape, data}}, float32.
 export function readSafetensors(bytes) {
@@ -27,6 +30,18 @@ function product({ shape: [rows, columns], data }, x) {
   return found;
 }
 
+// Rows of one of the matrices [experts, rows, columns].
+function part({ shape: [, rows, columns], data }, expert, from, count) {
+  const start = (expert * rows + from) * columns;
+  return { shape: [count, columns], data: data.subarray(start, start + count * columns) };
+}
+
+// W_down · (silu(W_gate n) · W_up n), and the gate silu(W_gate n).
+function feed(gateWeights, upWeights, downWeights, n) {
+  const up = product(upWeights, n), gate = product(gateWeights, n).map((value) => value / (1 + Math.exp(-value)));
+  return { fed: product(downWeights, gate.map((value, channel) => value * up[channel])), gate };
+}
+
 export function softmax(values, temperature = 1) {
   const most = values.reduce((one, other) => Math.max(one, other), -Infinity);
   const powers = Float64Array.from(values, (value) => Math.exp((value - most) / temperature));
@@ -43,9 +58,11 @@ export class Llama {
   }
 
   layerOf(index) {
-    const named = (name) => this.tensors[`model.layers.${index}.${name}.weight`];
+    const inside = (name) => this.tensors[`model.layers.${index}.${name}`], named = (name) => inside(`${name}.weight`);
     return {
-      attnNorm: named("input_layernorm"), mlpNorm: named("post_attention_layernorm"),
+      attnNorm: named("input_layernorm") ?? named("attn_norm"), mlpNorm: named("post_attention_layernorm") ?? named("mlp_norm"),
+      outputGate: named("self_attn.output_gate.g_proj"), router: named("mlp.gate"),
+      gateUp: inside("mlp.experts.gate_up_proj"), downs: inside("mlp.experts.down_proj"),
       q: named("self_attn.q_proj"), k: named("self_attn.k_proj"), v: named("self_attn.v_proj"), o: named("self_attn.o_proj"),
       gate: named("mlp.gate_proj"), up: named("mlp.up_proj"), down: named("mlp.down_proj"),
     };
@@ -59,7 +76,7 @@ export class Llama {
 
   norm(x, { data }) {
     const square = x.reduce((sum, value) => sum + value * value, 0) / x.length;
-    const scale = 1 / Math.sqrt(square + this.config.rms_norm_eps);
+    const scale = 1 / Math.sqrt(square + (this.config.rms_norm_eps ?? this.config.norm_eps));
     return Float64Array.from(x, (value, channel) => value * scale * data[channel]);
   }
 
@@ -77,24 +94,40 @@ export class Llama {
     return x;
   }
 
-  // One more token: {logits, attention [layer][head] over all tokens so far, streams [0 … layers], gates [layer]}.
+  // One more token: {logits, attention [layer][head] over all tokens so far, streams [0 … layers], gates [layer], open
+  // [layer][head], routed [layer][expert]}; the last two where the model has such gates and experts.
   step(token) {
     const { hidden_size: width } = this.config, table = this.tensors["model.embed_tokens.weight"];
     let h = Float64Array.from(table.data.subarray(token * width, (token + 1) * width));
-    const seen = { token, attention: [], streams: [h], gates: [] };
+    const seen = { token, attention: [], streams: [h], gates: [], open: [], routed: [] };
     this.layers.forEach((layer, index) => {
-      const { output, weights } = this.attend(layer, this.caches[index], this.norm(h, layer.attnNorm));
+      const { output, weights, open } = this.attend(layer, this.caches[index], this.norm(h, layer.attnNorm));
       h = h.map((value, channel) => value + output[channel]);
-      const n = this.norm(h, layer.mlpNorm), up = product(layer.up, n);
-      const gate = product(layer.gate, n).map((value) => value / (1 + Math.exp(-value)));
-      const fed = product(layer.down, gate.map((value, channel) => value * up[channel]));
+      const n = this.norm(h, layer.mlpNorm);
+      const { fed, gate, routed } = layer.router ? this.route(layer, n) : feed(layer.gate, layer.up, layer.down, n);
       h = h.map((value, channel) => value + fed[channel]);
       seen.attention.push(weights);
       seen.streams.push(h);
       seen.gates.push(gate);
+      if (open) seen.open.push(open);
+      if (routed) seen.routed.push(routed);
     });
     this.length += 1;
     return { ...seen, logits: this.read(h) };
+  }
+
+  // The experts that the router scores best, each with its share; gates are those of all experts, 0 of the others.
+  route(layer, n) {
+    const scores = softmax(product(layer.router, n)), best = top(scores, this.config.num_experts_per_tok), [experts, width] = layer.downs.shape;
+    const sum = this.config.norm_topk_prob ? best.reduce((all, [, score]) => all + score, 0) : 1, inner = layer.downs.shape[2];
+    const routed = new Float64Array(experts), gate = new Float64Array(experts * inner), fed = new Float64Array(width);
+    for (const [expert, score] of best) {
+      const said = feed(part(layer.gateUp, expert, 0, inner), part(layer.gateUp, expert, inner, inner), part(layer.downs, expert, 0, width), n);
+      routed[expert] = score / sum;
+      gate.set(said.gate, expert * inner);
+      said.fed.forEach((value, channel) => fed[channel] += routed[expert] * value);
+    }
+    return { fed, gate, routed };
   }
 
   attend(layer, cache, x) {
@@ -116,7 +149,8 @@ export class Llama {
       });
       weights.push(shares);
     }
-    return { output: product(layer.o, mixed), weights };
+    const open = layer.outputGate && product(layer.outputGate, x).map((value) => 1 / (1 + Math.exp(-value)));
+    return { output: product(layer.o, open ? mixed.map((value, channel) => value * open[Math.floor(channel / width)]) : mixed), weights, open };
   }
 
   // What a stream would predict if it were the last: the logit lens; after the last layer it is the model's own answer.

@@ -1,7 +1,7 @@
 // The page in which the bundled model works.
 
 import { draw, Llama, readSafetensors, softmax, top } from "./llama.js";
-import { config, tokenizer as tokenizerJson, weights } from "./stories.js";
+import { configs, tokenizer as tokenizerJson, weights } from "./stories.js";
 import { fill, make, whole } from "./text.js";
 import { Tokenizer } from "./tokenizer.js";
 
@@ -9,9 +9,21 @@ const byId = (id) => document.getElementById(id);
 // Maps of more tokens are too fine to be read, and lists of them too long.
 const SHOWN = 96;
 
-const bytes = Uint8Array.from(atob(weights), (one) => one.charCodeAt(0));
-const tensors = readSafetensors(bytes), model = new Llama(config, tensors), tokenizer = new Tokenizer(tokenizerJson);
+const tokenizer = new Tokenizer(tokenizerJson), made = {};
 const now = { steps: [], typed: 0, token: 0, layer: 0, head: 0, timer: null };
+let model, config;
+function choose(name) {
+  const bytes = () => Uint8Array.from(atob(weights[name]), (one) => one.charCodeAt(0));
+  model = made[name] ??= new Llama(configs[name], readSafetensors(bytes()));
+  config = model.config;
+  const size = Object.values(model.tensors).reduce((sum, { data }) => sum + data.length, 0);
+  const shape = `${whole(size)} parameters, ${config.num_hidden_layers} layers, ${config.num_attention_heads} heads on ${config.num_key_value_heads} key-value heads`;
+  byId("about").textContent = config.num_experts
+    ? `Trained on the stories that come with zoo (\`zoo train examples/routed.yaml\`): ${shape}, a gate on each head, ${config.num_experts_per_tok} of ${config.num_experts} experts for a token. Run in this page in plain JavaScript.`
+    : `stories260K (Andrej Karpathy, MIT): a trained Llama of ${shape}, run in this page in plain JavaScript. It tells children's stories. It has no experts, so nothing is routed: the other model has.`;
+  byId("routing-panel").hidden = !config.num_experts;
+  Object.assign(now, { layer: 0, head: 0 });
+}
 
 // Runs what differs from the tokens of before.
 function run(tokens) {
@@ -102,6 +114,12 @@ function paint(canvas, layer, head, pixel) {
   return canvas;
 }
 
+// How far the gate of a head is open for the chosen token.
+function gateOf(layer, head) {
+  const open = now.steps[now.token].open[layer];
+  return open ? make("small", {}, ` gate ${(open[head] * 100).toFixed(0)} %`) : [];
+}
+
 function showMaps() {
   const heads = config.num_attention_heads;
   fill("maps", model.layers.map((_, layer) => [
@@ -114,7 +132,7 @@ function showMaps() {
         show();
       };
       return make("figure", { tabindex: 0, role: "button", "aria-pressed": String(layer === now.layer && head === now.head), "aria-label": `layer ${layer}, head ${head}`, onclick: choose, onkeydown: choose },
-        paint(make("canvas", { role: "img", "aria-label": `attention of layer ${layer}, head ${head}` }), layer, head, 2), make("figcaption", {}, `head ${head}`));
+        paint(make("canvas", { role: "img", "aria-label": `attention of layer ${layer}, head ${head}` }), layer, head, 2), make("figcaption", {}, `head ${head}`, gateOf(layer, head)));
     })),
   ]).flat());
   byId("map-title").textContent = `Layer ${now.layer}, head ${now.head}`;
@@ -132,8 +150,8 @@ function showMaps() {
 }
 
 function showGates() {
-  const { gates } = now.steps[now.token], cell = 3, high = 14;
-  const canvas = make("canvas", { width: config.intermediate_size * cell, height: gates.length * (high + 2), role: "img", "aria-label": "gates of the MLP of each layer" });
+  const { gates } = now.steps[now.token], cell = 3, high = 14, channels = gates[0].length;
+  const canvas = make("canvas", { width: channels * cell, height: gates.length * (high + 2), role: "img", "aria-label": "gates of the MLP of each layer" });
   const ink = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
   gates.forEach((row, layer) => row.forEach((value, channel) => {
     ink.globalAlpha = Math.min(Math.sqrt(Math.abs(value)), 1);
@@ -141,7 +159,28 @@ function showGates() {
     ink.fillRect(channel * cell, layer * (high + 2), cell, high);
   }));
   const open = gates.map((row) => row.filter((value) => value > 0.1).length);
-  fill("gates", canvas, make("p", { class: "faint" }, `Above 0.1, of ${config.intermediate_size}: ${open.map((count, layer) => `layer ${layer} ${count}`).join(", ")}.`));
+  fill("gates", canvas, make("p", { class: "faint" }, `Above 0.1, of ${channels}: ${open.map((count, layer) => `layer ${layer} ${count}`).join(", ")}.`));
+}
+
+// Which experts each of the last tokens went to.
+function showRouting() {
+  if (!config.num_experts) return;
+  const from = Math.max(0, now.steps.length - SHOWN), steps = now.steps.slice(from), cell = 12;
+  const style = getComputedStyle(document.documentElement), count = config.num_experts;
+  fill("routing", model.layers.map((_, layer) => {
+    const canvas = make("canvas", { width: steps.length * cell, height: count * cell, role: "img", "aria-label": `experts of layer ${layer}` });
+    const ink = canvas.getContext("2d");
+    ink.fillStyle = style.getPropertyValue("--weights");
+    steps.forEach(({ routed }, place) => routed[layer].forEach((share, expert) => {
+      ink.globalAlpha = share;
+      ink.fillRect(place * cell, expert * cell, cell - 1, cell - 1);
+    }));
+    ink.globalAlpha = 1;
+    ink.strokeStyle = style.getPropertyValue("--cache");
+    ink.strokeRect((now.token - from) * cell - 0.5, 0.5, cell, count * cell - 1);
+    const chosen = top(now.steps[now.token].routed[layer], config.num_experts_per_tok);
+    return [make("h3", {}, `layer ${layer}`), canvas, make("p", { class: "faint" }, `"${tokenizer.shown(now.steps[now.token].token)}" goes to ${chosen.map(([expert, share]) => `expert ${expert} with ${(share * 100).toFixed(1)} %`).join(", ")}.`)];
+  }).flat());
 }
 
 function show() {
@@ -149,10 +188,9 @@ function show() {
   showPredictions();
   showMaps();
   showGates();
+  showRouting();
 }
 
-const size = Object.values(tensors).reduce((sum, { data }) => sum + data.length, 0);
-byId("about").textContent = `stories260K (Andrej Karpathy, MIT): a trained Llama of ${whole(size)} parameters, ${config.num_hidden_layers} layers, ${config.num_attention_heads} heads on ${config.num_key_value_heads} key-value heads, run in this page in plain JavaScript. It tells children's stories. It has no experts, so nothing is routed.`;
 let waiting = null;
 byId("text").addEventListener("input", () => {
   clearTimeout(waiting);
@@ -174,4 +212,9 @@ byId("temperature").addEventListener("input", () => {
   showPredictions();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+byId("which").addEventListener("change", () => {
+  choose(byId("which").value);
+  typed();
+});
+choose(byId("which").value);
 typed();
