@@ -264,7 +264,7 @@ def refuse_logits(how: Healing, student: Source) -> None:
     if how.steps:
         raise SurgeryError(
             f"steps={how.steps}: healing on logits holds both models, {bytes_to_heal(student) / 2**30:,.1f} GiB; "
-            "--steps 0 --layerwise 80 heals a layer at a time, accelerate launch -m zoo heal over several processes."
+            "--steps 0 --layerwise 80 heals a layer at a time, torchrun -m zoo heal TARGET --layerwise 0 shares them."
         )
 
 

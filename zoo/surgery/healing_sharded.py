@@ -1,5 +1,5 @@
-"""Healing over several processes, `accelerate launch --num-processes N -m zoo heal ...`: by FSDP2 each keeps a part of
-every weight, gradient and moment of AdamW, and has its rows of every batch.
+"""Healing over several processes, `torchrun --nproc-per-node N -m zoo heal ...` or accelerate's launcher: by FSDP2 each
+keeps a part of every weight, gradient and moment of AdamW, and has its rows of every batch.
 
 The steps are those of one process: gradients are means over all rows, the rows of a step follow from its number.
 Only outputs are not fitted so, as they read parts of a model: those steps are for one process, a layer in memory.
@@ -110,12 +110,16 @@ def sharded(source: Source) -> PreTrainedModel:
 
 
 class ShardedDistillation(Distillation):
-    """A process's part of the loop."""
+    """A process's part of the loop; a step has a row for each process at least."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.rows_of_batch = -(-self.rows_of_batch // processes()) * processes()
 
     def batch(self) -> Tensor:
         rows, count = super().batch(), processes()
         if len(rows) % count:
-            raise SurgeryError(f"{count} processes do not share the {len(rows)} rows of a step equally.")
+            raise SurgeryError(f"{count} processes do not share the {len(rows)} rows of the text: give a longer one.")
         return rows[dist.get_rank() :: count]
 
     def step(self, stage: HealingStage, parameters: list[nn.Parameter], learner: nn.Module) -> float:

@@ -56,9 +56,9 @@ OPERATIONS = (
     AttentionSpan(),
     SparseAttention(),
     NoRotation(),
-    Experts(),
-    ExpertPruning(),
     Dense(),
     MlpWidth(),
+    Experts(),
+    ExpertPruning(),
     Depth(),
 )
