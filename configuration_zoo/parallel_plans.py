@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 from transformers import PreTrainedConfig
 
-from .vocabulary import POSITION_BIASES
+from .vocabulary import LEARNED_ACTIVATIONS, POSITION_BIASES
 
 COLWISE, ROWWISE = "colwise", "rowwise"
+# The same on each rank, which uses it for its own part: what it learns is the sum over ranks.
+SUMMED = "replicated_with_grad_allreduce"
 # The same weights on each rank, but activations whole: for what sees all heads.
 GATHERED, FROM_WHOLE = "colwise_gather_output", "rowwise_rep"
 PREFIX, RECURRENT = "layers.*.self_attn.", "layers.*.linear_attn."
@@ -29,7 +31,7 @@ def grouped_query_plan(config: PreTrainedConfig) -> dict[str, str]:
     plan = {f"{PREFIX}{name}_proj": projection for name in "qkv"} | {f"{PREFIX}o_proj": output}
     shared = {"shared": "qk", "keys": "k"}.get(config.qk_norm_config["weight"] or "", "")
     if config.qk_norm is not None and not whole:
-        plan |= {f"{PREFIX}{name}_norm": "replicated_with_grad_allreduce" for name in shared}
+        plan |= {f"{PREFIX}{name}_norm": SUMMED for name in shared}
     return plan | gate_and_sinks_plan(config, whole)
 
 
@@ -139,7 +141,7 @@ def shared_block_plan(config: PreTrainedConfig) -> dict[str, str]:
     if not config.shared_block_layers or biases_shared_blocks(config):
         return {}
     layer = config.per_layer_config[config.shared_block_layers[0]]
-    plan = grouped_query_plan(layer) | mlp_plan("layers.*.mlp.", True)
+    plan = grouped_query_plan(layer) | mlp_plan("layers.*.mlp.", layer)
     return {rule.replace("layers.", "shared_blocks.", 1): how for rule, how in plan.items()}
 
 
@@ -154,10 +156,11 @@ def same_in_all(plans: list[dict[str, str]]) -> dict[str, str]:
     return plans[0] if all(plan == plans[0] for plan in plans) else {}
 
 
-def mlp_plan(prefix: str, gated: bool) -> dict[str, str]:
+def mlp_plan(prefix: str, config: PreTrainedConfig) -> dict[str, str]:
     """Inner channels split over ranks."""
     plan = {f"{prefix}up_proj": COLWISE, f"{prefix}down_proj": ROWWISE}
-    return plan | ({f"{prefix}gate_proj": COLWISE} if gated else {})
+    plan |= {f"{prefix}act_fn": SUMMED} if config.hidden_act in LEARNED_ACTIVATIONS else {}
+    return plan | ({f"{prefix}gate_proj": COLWISE} if config.gated_mlp else {})
 
 
 def experts_plan(config: PreTrainedConfig) -> dict[str, str]:
@@ -169,8 +172,9 @@ def experts_plan(config: PreTrainedConfig) -> dict[str, str]:
             f"{prefix}experts.down_proj": ROWWISE,
             f"{prefix}experts": "moe_tp_experts",
         }
+        plan |= {f"{prefix}experts.act_fn": SUMMED} if config.hidden_act in LEARNED_ACTIVATIONS else {}
     if config.n_shared_experts:
-        plan |= mlp_plan(f"{prefix}shared_experts.", config.gated_mlp)
+        plan |= mlp_plan(f"{prefix}shared_experts.", config)
     return plan
 
 
@@ -192,7 +196,7 @@ class ParallelPlans:
         # The mean and deviation of a gate are those of all its channels.
         if not any(layer.swiglu_config["activation_sparsity"] for layer in layers["dense"]):
             for layer in layers["dense"]:
-                plan |= mlp_plan("layers.*.mlp.", layer.gated_mlp)
+                plan |= mlp_plan("layers.*.mlp.", layer)
         if layers["sparse"]:
             plan |= same_in_all([experts_plan(layer) for layer in layers["sparse"]])
         return plan

@@ -77,6 +77,8 @@ ACTIVATIONS = (
     "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
 )  # fmt: skip
 # Those without parameters of their own.
+# Those with numbers that learn.
+LEARNED_ACTIVATIONS = ("xielu",)
 PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name not in ("elu", "xielu"))
 
 # -- block_type: the residual topology -----------------------------------------------------------------------------

@@ -41,10 +41,9 @@ def sequence_ties(config: ZooConfig) -> list[str]:
 def cut_over() -> str | None:
     """What cuts rows in this process, "cp_size=2" or "sp_size=2" of accelerate's ParallelismConfig; None for
     nothing."""
-    state = sys.modules.get("accelerate.state")
-    if state is None or not state.is_initialized():
-        return None
-    layout = getattr(state.AcceleratorState(), "parallelism_config", None)
+    state = getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
+    # What every Accelerator of the process shares. Gone: nothing is refused here.
+    layout = getattr(state, "_shared_state", {}).get("parallelism_config")
     sizes = [(name, getattr(layout, name, None) or 1) for name in ("cp_size", "sp_size")]
     return next((f"{name}={size}" for name, size in sizes if size > 1), None)
 
