@@ -17,6 +17,7 @@ HOOKS = {
     "fit_to_ranks": "zoo.training.ranks:fit_to_ranks",
     "help_text": "description_zoo.flags:help_text",
     "preset": "configuration_zoo.presets:preset",
+    "refuse_cut_rows": "zoo.training.cut_rows:refuse_cut_rows",
     "replace_empty_card": "description_zoo.card:replace_empty_card",
 }
 

@@ -36,7 +36,6 @@ from .platform_export import refuse_left_out
 from .platform_peft import lora_targets
 from .platform_pipeline import StagedModel, refuse_uncut, ties_of_layers
 from .platform_saving import SavedFolder
-from .platform_sequence import refuse_cut_rows, refuse_reserved
 from .platform_transformers import enter_among_causal_models, warn_of_what_is_gone
 from .platform_vllm import check_backend
 from .position_biases import ScoreBiases
@@ -82,14 +81,13 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         """As torch's; what would go wrong in training without a word is said when it begins."""
         if mode:
             self.config.warn_of_training()
-            refuse_cut_rows(self.config)
+            self.config.refuse_cut_rows()
         return super().train(mode)
 
     @classmethod
     def maybe_distribute_model(cls, model: nn.Module, distributed_config: Any, mesh_manager: Any) -> nn.Module:
-        refuse_reserved(distributed_config)
-        if mesh_manager is not None and (fit_to_ranks := model.config._installed("fit_to_ranks")) is not None:
-            fit_to_ranks(model, distributed_config.tp_size)
+        if distributed_config is not None and (fit_to_ranks := model.config._installed("fit_to_ranks")) is not None:
+            fit_to_ranks(model, distributed_config, mesh_manager)
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
@@ -298,8 +296,6 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         record = kwargs.pop("output_router_logits", self.config.output_router_logits)
         chunk_size = kwargs.pop("loss_chunk_size", None if labels is None else self.config.loss_chunk_size)
         asked, added = {"output_router_logits": True} if record else {}, []
-        if labels is not None and self.training:
-            refuse_cut_rows(self.config)
         if self.added_losses is not None and labels is not None:
             added = due_losses(self, record)
             for part in added:

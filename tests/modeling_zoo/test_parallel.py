@@ -251,7 +251,7 @@ def test_heads_that_do_not_divide_are_refused(flags, ways, message):
     with torch.device("meta"):
         model = ZooForCausalLM(ZooConfig(**{**EVEN, "num_key_value_heads": 4, **flags}))
     with pytest.raises(ValueError, match=message):
-        fit_to_ranks(model, ways)
+        fit_to_ranks(model, DistributedConfig(tp_size=ways), object())
 
 
 def test_an_indexer_cannot_learn_from_some_of_the_heads():

@@ -1,21 +1,18 @@
 """Every row of flags split over two ranks: the numbers of one process, or a sentence that says why not."""
 
-import json
 import re
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-from combinations import EXPERTS, FULL, HYBRID, LINEAR, ROWS, SHARED_BLOCKS, SIZES, STATES, linear
-from huggingface_hub.errors import StrictDataclassError
-from random_models import randomize
+from combinations import EXPERTS, FULL, HYBRID, LINEAR, ROWS, SHARED_BLOCKS, STATES, linear
+from rows_alone import distinct, model_of
 from torch.multiprocessing import start_processes
 from transformers.distributed import DistributedConfig
 
-from modeling_zoo import ZooConfig, ZooForCausalLM
+from modeling_zoo import ZooForCausalLM
 
-DROPOUTS = ("attention_dropout", "embedding_dropout", "residual_dropout", "router.jitter_noise")
 # Rows that two ranks refuse, by the field that the sentence names.
 REFUSED = {"mixer 6": "num_key_value_heads=3", "mixer 33": "indexer_loss_coef=0.1"}
 # Rows of which only the embeddings are split, since their norms see all channels.
@@ -35,27 +32,6 @@ ROWS = ROWS | {
         {"hidden_act": "xielu", **EXPERTS, "n_shared_experts": 1},
     ]
 }  # fmt: skip
-
-
-def distinct(group):
-    """{name: row} of a group, each set of flags once."""
-    rows = {json.dumps(row, sort_keys=True, default=str): n for n, row in reversed([*enumerate(ROWS[group])])}
-    return {f"{group} {n}": ROWS[group][n] for n in sorted(rows.values())}
-
-
-def model_of(row):
-    """A random model in float64, where sums in another order choose the same experts and keys; None for flags that no
-    model can have."""
-    try:
-        config = ZooConfig(**{**SIZES, **{field: value for field, value in row.items() if field not in DROPOUTS}})
-    except (ValueError, StrictDataclassError):
-        return None
-    model = ZooForCausalLM(config).double()
-    randomize(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(0.6)
-    return model
 
 
 def computed(model, tokens):
@@ -112,7 +88,8 @@ def differences(found, expected):
 def test_two_ranks_compute_what_one_does_or_say_why_not(group, tmp_path):
     torch.manual_seed(0)
     tokens = torch.randint(1, 101, (2, 9))
-    models = {name: model_of(row) for name, row in distinct(group).items()}
+    rows = {f"{group} {n}": row for n, row in distinct(ROWS[group]).items()}
+    models = {name: model_of(row) for name, row in rows.items()}
     models = {name: model for name, model in models.items() if model is not None}
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
@@ -131,4 +108,4 @@ def test_two_ranks_compute_what_one_does_or_say_why_not(group, tmp_path):
             apart = differences(found, computed(model, tokens))
             if apart:
                 wrong[name] = apart
-    assert not wrong, "\n".join(f"{name} {distinct(group)[name]}: {what}" for name, what in wrong.items())
+    assert not wrong, "\n".join(f"{name} {rows[name]}: {what}" for name, what in wrong.items())

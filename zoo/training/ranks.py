@@ -1,6 +1,6 @@
 """Tensor parallelism over a number of ranks: what the plan of a model cannot know, or why it does not fit."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -8,12 +8,18 @@ if TYPE_CHECKING:
     from configuration_zoo import ZooConfig
 
 
-def fit_to_ranks(model: "nn.Module", ways: int) -> None:
+def fit_to_ranks(model: "nn.Module", layout: Any, meshes: Any) -> None:
     """Keys and values of fewer heads than ranks are made on all of them, and each rank keeps the head it reads.
 
     Called where transformers distributes a model (`HOOKS` of configuration_zoo), if zoo is installed. Raises ValueError
-    for heads that do not divide.
+    for heads that do not divide, and for a word of `layout`, transformers' DistributedConfig, that does nothing yet.
     """
+    if getattr(layout, "enable_sequence_parallel", False):
+        raise ValueError(
+            "enable_sequence_parallel=True: transformers reserves this word and cuts nothing by it. Leave it out; "
+            "tp_size and fsdp_size divide a model."
+        )
+    ways = 1 if meshes is None else layout.tp_size
     if ways == 1:
         return
     plan = dict(model.tp_plan)

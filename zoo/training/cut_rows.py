@@ -5,11 +5,10 @@ Both let torch's attention read the keys of other processes, drop its mask for a
 """
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
-from configuration_zoo import ZooConfig
-
-from .ops_dispatch import is_traced
+if TYPE_CHECKING:
+    from configuration_zoo import ZooConfig
 
 # Attention that reads other tokens by torch's attention alone, with keys that a causal mask hides.
 BY_PLAIN_ATTENTION = (
@@ -23,8 +22,8 @@ NOT_PLAIN = (
 BIASES = ("alibi", "relative", "transformer_xl")
 
 
-def sequence_ties(config: ZooConfig) -> list[str]:
-    """ "field=value" of all that a cut row would change."""
+def sequence_ties(config: "ZooConfig") -> list[str]:
+    """What a cut row would change, "field=value" each."""
     words = [*dict.fromkeys(word for word in config.layer_types if word not in ("full_attention", "moe"))]
     found = [f"layer_types={words}"] if words else []
     others = sorted(config.attentions - {*BY_PLAIN_ATTENTION})
@@ -48,21 +47,12 @@ def cut_over() -> str | None:
     return next((f"{name}={size}" for name, size in sizes if size > 1), None)
 
 
-def refuse_cut_rows(config: ZooConfig) -> None:
-    """Raises ValueError where rows are cut that this model has to read whole; a traced graph asks nothing."""
-    setting = None if is_traced() else cut_over()
+def refuse_cut_rows(config: "ZooConfig") -> None:
+    """Raises ValueError where rows are cut that this model has to read whole."""
+    setting = cut_over()
     ties = sequence_ties(config) if setting is not None else []
     if ties:
         raise ValueError(
             f"{setting} cuts rows of tokens over processes, which {ties[0]} does not allow: leave it at 1 and use "
             "tp_size or fsdp_size."
-        )
-
-
-def refuse_reserved(distributed_config: Any) -> None:
-    """Raises ValueError for a word of transformers' DistributedConfig that does nothing yet."""
-    if getattr(distributed_config, "enable_sequence_parallel", False):
-        raise ValueError(
-            "enable_sequence_parallel=True: transformers reserves this word and cuts nothing by it. Leave it out; "
-            "tp_size and fsdp_size divide a model."
         )
