@@ -1286,8 +1286,6 @@ class ZooConfig(PreTrainedConfig):
         """Whether layer `index` has a dense MLP, be it beside experts."""
     def mtp_layer_config(self) -> PreTrainedConfig:
         """The config of one prediction layer, as of a model that has no other layer."""
-    def refuse_cut_rows(self) -> None:
-        """Where zoo is installed: ValueError for rows cut over processes that this model reads whole."""
     def warn_of_training(self) -> None:
         """Says what would go wrong in training without a word; a converted model learns by the losses of its own."""
     def outside_layers(self) -> PreTrainedConfig:

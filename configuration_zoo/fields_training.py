@@ -102,13 +102,10 @@ class TrainingFields:
         if self.initializer["type"] == "auto":
             self._resolve_start()
 
-    def refuse_cut_rows(self) -> None:
-        """Where zoo is installed: ValueError for rows cut over processes that this model reads whole."""
-        if (refuse := self._installed("refuse_cut_rows")) is not None:
-            refuse(self)
-
     def warn_of_training(self) -> None:
         """Says what would go wrong in training without a word; a converted model learns by the losses of its own."""
+        if (refuse := self._installed("refuse_cut_rows")) is not None:
+            refuse(self)
         if self.source_config is not None:
             return
         if "sparse" in self.mlp_layer_types and not self.outside_layers()._balances_experts():

@@ -81,7 +81,6 @@ class ZooPreTrainedModel(StagedModel, SavedFolder, InitialWeights, PreTrainedMod
         """As torch's; what would go wrong in training without a word is said when it begins."""
         if mode:
             self.config.warn_of_training()
-            self.config.refuse_cut_rows()
         return super().train(mode)
 
     @classmethod
