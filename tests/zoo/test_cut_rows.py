@@ -63,7 +63,7 @@ def test_a_word_that_does_nothing_is_refused(tmp_path):
 
 
 def only_own(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """In the place of torch's attention: each query reads the value of its own token."""
+    """Instead of torch's attention: each query reads the value of its own token."""
     return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
 
 
