@@ -48,6 +48,7 @@ def latent_plan(config: PreTrainedConfig) -> dict[str, str]:
     if config.qk_rope_head_dim:
         # The heads of all ranks read its rope key, so its gradient is the sum over ranks.
         plan[f"{PREFIX}kv_a_proj_with_mqa"] = "mla_kv_a_proj"
+        plan |= {f"{PREFIX}k_rope_layernorm": SUMMED} if config.mla_config["rope_key_norm"] else {}
     return plan | gate_and_sinks_plan(config)
 
 

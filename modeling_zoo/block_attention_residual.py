@@ -33,7 +33,7 @@ class DepthRead(nn.Module):
     def forward(self, finished: list[torch.Tensor], current: torch.Tensor) -> torch.Tensor:
         """Finished blocks and the running sum, `[B, T, D]` each → `[B, T, D]`."""
         states = torch.stack((*finished, current), dim=2).float()
-        scores = F.linear(self.norm(states), self.query.float()[None]).squeeze(-1)
+        scores = F.linear(self.norm(states).float(), self.query.float()[None]).squeeze(-1)
         weights = torch.softmax(scores, dim=-1).unsqueeze(-2)
         return torch.matmul(weights, states).squeeze(-2).to(current.dtype)
 
