@@ -283,7 +283,7 @@ def filled_cache(model: "PreTrainedModel", length: int, indices: Iterable[int]) 
             context["shared_indices"] = SharedIndices()
         body, biases, keys = body_of(model), {}, body_of(model).mask_keys
         if body.score_biases is not None:
-            biases = body.score_biases(body.position_bias, hidden_states, None, None)
+            biases = body.score_biases(body.position_bias, hidden_states, None, None, body.layers)
         if (source := model.config.value_source) is not None:
             first = body_of(model).layers[source].self_attn.keys_and_values(hidden_states, None)
             context["shared_key_values"].put(source, *first)

@@ -83,6 +83,8 @@ class Depth(Operation):
             raise SurgeryError(f"num_hidden_layers={wanted} must be at least 1.")
         if wanted > 2 * count:
             raise SurgeryError(f"num_hidden_layers={wanted}: at most one copy of each of {count} layers at a time.")
+        if wanted > count and request.method != "repeat" and gives_input(config):
+            raise SurgeryError("zero_expert_type='identity': a copy of a layer would give its input: --method repeat.")
         loud = set(config.block_types) & set(LOUD_BLOCKS)
         if wanted > count and request.method != "repeat" and loud:
             raise SurgeryError(f"block_type={min(loud)!r} changes what a branch joins: --method repeat.")
@@ -157,3 +159,9 @@ def is_last(rest: str) -> bool:
 def per_layer_fields() -> list[str]:
     """Fields with an entry for each layer."""
     return [name for name, one in described(ZooConfig).items() if getattr(one.metadata.get("kind"), "per_layer", False)]
+
+
+def gives_input(config: ZooConfig) -> bool:
+    """Whether experts of a layer give their input as it is, which no weight silences."""
+    layers = [config.per_layer_config[index] for index in range(config.num_hidden_layers)]
+    return any(layer.zero_expert_type == "identity" and layer.zero_expert_num for layer in layers)

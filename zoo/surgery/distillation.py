@@ -322,7 +322,10 @@ def parts_of(model: nn.Module, place: str) -> list[nn.Module]:
 
 def row_length(config: ZooConfig, usual: int) -> int:
     """Tokens of a row: more than an indexer takes, so that it has to leave some out."""
-    keys = config.index_topk if "indexed_attention" in config.layer_types else 0
+    layers = [
+        config.per_layer_config[index] for index, kind in enumerate(config.layer_types) if kind == "indexed_attention"
+    ]
+    keys = max((layer.index_topk for layer in layers), default=0)
     return min(max(usual, 2 * keys), config.max_position_embeddings)
 
 

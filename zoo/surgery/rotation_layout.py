@@ -33,6 +33,8 @@ class RotationLayout(Operation):
             )
         if config.attn_output_gate == "query":
             raise SurgeryError(f"{FIELD}: a gate stands between the heads of q_proj.")
+        if any(config.per_layer_config[index].attention_k_eq_v for index in range(config.num_hidden_layers)):
+            raise SurgeryError(f"{FIELD}: attention_k_eq_v=True: rows of keys are rows of values too.")
         if has_own(config, "head_dim"):
             raise SurgeryError(f"{FIELD}: layers have a head_dim of their own.")
         if "shared_block" in config.block_types:

@@ -15,6 +15,7 @@ from configuration_zoo import ZooConfig
 from conversion.engine.zoo_side import expected_tensors
 
 from .depth import LAYER, is_last
+from .distillation import row_length
 from .operation import SurgeryError
 
 # Blocks in which the residual stream is read behind norms, written by sums, and touched by nothing else.
@@ -90,6 +91,7 @@ def readers_of(config: ZooConfig, field: str) -> dict[str, list[str]]:
             known = readers.setdefault(norm, [])
             for name, weight in module.named_parameters(recurse=False):
                 reads = weight.ndim > 1 and weight.shape[-1] == config.hidden_size and not is_down(name)
+                reads = reads and not name.endswith("bias")
                 if reads and (full := f"{names[module]}.{name}") not in known:
                     known.append(full)
 
@@ -100,12 +102,33 @@ def readers_of(config: ZooConfig, field: str) -> dict[str, list[str]]:
             module.register_forward_pre_hook(note_reader, with_kwargs=True)
     with next(model.parameters()).fake_mode, torch.no_grad():
         # An indexer chooses where there are more keys than it takes.
-        model(torch.ones(1, 8 + (config.index_topk or 0), dtype=torch.long), use_cache=False)
+        model(torch.ones(1, row_length(config, 8), dtype=torch.long), use_cache=False)
     if idle:
         raise SurgeryError(f"{field}: {min(idle)} reads something else than a norm, or nothing in this run.")
+    refuse_scaled(config, field, model, [one for names in readers.values() for one in names])
     if unread := [name for name, _ in outputs.values() if not readers.get(name)]:
         raise SurgeryError(f"{field}: {unread[0]} is read by no matrix, but scaled or mixed first.")
     return readers
+
+
+def refuse_scaled(config: ZooConfig, field: str, model: nn.Module, readers: list[str]) -> None:
+    """Raises SurgeryError for a matrix of a layer that is as wide as the residual stream and none of the `readers`:
+    what it reads is scaled first, or normed again."""
+    from modeling_zoo.mlp_routers import Router
+
+    for name, module in model.named_modules():
+        if isinstance(module, Router) and config.per_layer_config[layer_number(name)].router["input_norm"]:
+            raise SurgeryError(f"{field}: {name} norms what it reads again (router.input_norm=True).")
+        if not (isinstance(module, nn.Linear) and name.startswith(LAYER) and module.in_features == config.hidden_size):
+            continue
+        writes = is_last(f"{name.removeprefix(LAYER).partition('.')[2]}.weight")
+        if not writes and f"{name}.weight" not in readers:
+            raise SurgeryError(f"{field}: {name} reads a norm's output only scaled or mixed, or something else.")
+
+
+def layer_number(name: str) -> int:
+    """Of a module in a layer."""
+    return int(name.removeprefix(LAYER).partition(".")[0])
 
 
 def is_down(name: str) -> bool:
