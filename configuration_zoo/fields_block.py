@@ -85,10 +85,10 @@ class BlockFields:
     def validate_block(self) -> None:
         for key, (blocks, _) in OF_BLOCKS.items():
             read = bool({*blocks} & {*self.block_types})
-            refuse_unless(self, read, f"a block_type of {list(blocks)}", (f"block_config.{key}",))
-        refuse_unless(
-            self, self._scales_altup, f"block_type={ALTUP!r} and hidden_size_per_layer_input", (CORRECT_SCALE,)
-        )
+            need = f"block_type={blocks[0]!r}" if len(blocks) == 1 else f"a block_type of {list(blocks)}"
+            refuse_unless(self, read, need, (f"block_config.{key}",))
+        refuse_unless(self, ALTUP in self.block_types, f"block_type={ALTUP!r}", (CORRECT_SCALE,))
+        refuse_unless(self, self._scales_altup, "hidden_size_per_layer_input", (CORRECT_SCALE,))
         streams = [block for block in self.block_types if block in WHOLE_STACK_BLOCKS]
         if streams and set(self.block_types) != {streams[0]}:
             raise ValueError(

@@ -83,13 +83,17 @@ class Tables:
         return {name: place for name, place in found.items() if self.is_present(name) or name in self.plan.said}
 
     def left_lines(self) -> dict[str, list[str]]:
-        """What is left out: the names at None as words, the others with their values."""
+        """What is left out: names at None, and dicts all of whose keys are, as words, the others with their values."""
         absent = [name for name, value in self.plan.left.items() if value is None and "." not in name]
         others = {name: value for name, value in self.plan.left.items() if name not in {*absent, *self.plan.said}}
-        words = textwrap.wrap(" ".join(absent), 112)
+        groups = {name: keys for name, keys in others.items() if isinstance(keys, dict) and is_absent(keys)}
+        others = {name: value for name, value in others.items() if name not in groups}
+        keys = "{row.split()[0]: dict.fromkeys(row.split()[1:]) for row in ABSENT_KEYS} | " if groups else ""
+        rows = wrapped("; ".join(f"{name} {' '.join(keys)}" for name, keys in groups.items()))
         return {
-            "ABSENT": ['ABSENT = """', *(f"    {row}" for row in words), '""".split()'],
-            "LEFT_OUT": table_lines(others, 0, "LEFT_OUT = dict.fromkeys(ABSENT) | SAID | ", ""),
+            "ABSENT": ['ABSENT = """', *wrapped(" ".join(absent)), '""".split()'],
+            **({"ABSENT_KEYS": ['ABSENT_KEYS = """', *rows, '""".split(";")']} if groups else {}),
+            "LEFT_OUT": table_lines(others, 0, f"LEFT_OUT = dict.fromkeys(ABSENT) | {keys}SAID | ", ""),
         }
 
     def is_open(self, name: str) -> bool:
@@ -98,6 +102,14 @@ class Tables:
     def is_present(self, name: str) -> bool:
         status = self.plan.statuses.get(name)
         return status is not None and status is not Open and self.every[name].default is None
+
+
+def is_absent(keys: dict[str, Any]) -> bool:
+    return all(value is None for value in keys.values())
+
+
+def wrapped(text: str) -> list[str]:
+    return [f"    {row}" for row in textwrap.wrap(text, 112, break_on_hyphens=False)]
 
 
 def tuple_lines(name: str, values: Iterable[str]) -> list[str]:

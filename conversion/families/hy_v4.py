@@ -5,7 +5,7 @@ from torch import Tensor, arange
 
 from ..engine.family import Family, Keys, Theirs
 from ..engine.permutations import HeadPermutation
-from ..engine.rules import Context, Keep, Rule, renames
+from ..engine.rules import Context, Keep, Rule
 from .shared_latent import INDEX_FIELDS, V3_FIELDS, V3_FIXED, V3_RULES, listed, restore_listed, tiny_indexed
 
 STREAMS = {"hc_mult": "hc_mult", "hc_eps": "hc_eps", "hc_magnitude": "residual_factors.stream"}
@@ -37,9 +37,14 @@ FAMILY = Family(
         Keep("model.mtp_layers.{*}"),
         *(Rule(f"{CONNECTION}hc_{x}_layer.hc_{{fn|base|scale}}", f"{LAYER}{x}_hc.{{fn|base|scale}}")
           for x in ("attn", "mlp")),
-        Rule(HEAD + "hc_head_{fn|base|scale}", "model.hc_head.{fn|base|scale}"),
-        Rule(LAYER + "self_attn.learnable_sink_param", LAYER + "self_attn.sinks"),
-        *renames({"self_attn.linear_gate": "self_attn.output_gate.g_proj"}),
+        # What transformers holds under other names than it writes stands under both.
+        *(Rule(f"{LAYER}{theirs}_hc.{{fn|base|scale}}", f"{LAYER}{ours}_hc.{{fn|base|scale}}")
+          for theirs, ours in (("attn", "attn"), ("ffn", "mlp"))),
+        *(Rule(f"{head}_{{fn|base|scale}}", "model.hc_head.{fn|base|scale}")
+          for head in (HEAD + "hc_head", "model.hc_head.hc")),
+        *(Rule(f"{LAYER}self_attn.{name}", LAYER + "self_attn.sinks") for name in ("learnable_sink_param", "sinks")),
+        *(Rule(f"{LAYER}self_attn.{name}.weight", LAYER + "self_attn.output_gate.g_proj.weight")
+          for name in ("linear_gate", "gate_proj")),
         # transformers 5.23 writes every gate's projection under the name that attention's has.
         *(Rule(f"{LAYER}{mlp}.{name}.weight", f"{LAYER}{mlp}.gate_proj.weight")
           for mlp in ("mlp", "mlp.shared_experts") for name in ("gate_proj", "linear_gate")),

@@ -163,7 +163,7 @@ def test_tools_know_them():
         ({"block_config": {"altup_num_inputs": 2, "altup_active_idx": 2}}, "altup_active_idx=2 must be below"),
         (
             {"hidden_size_per_layer_input": None, "block_config": {"altup_correct_scale": True}},
-            "altup_correct_scale=True only means something with block_type='altup' and hidden_size_per_layer_input",
+            "altup_correct_scale=True only means something with hidden_size_per_layer_input",
         ),
         ({"num_mtp_layers": 1, "hidden_size_per_layer_input": None}, "cannot be combined with block_type 'altup'"),
         ({"swiglu_config.activation_sparsity": 1.0}, "swiglu_config.activation_sparsity=1.0 must be"),

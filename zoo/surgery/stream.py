@@ -105,9 +105,9 @@ def readers_of(config: ZooConfig, field: str) -> dict[str, list[str]]:
         model(torch.ones(1, row_length(config, 8), dtype=torch.long), use_cache=False)
     if idle:
         raise SurgeryError(f"{field}: {min(idle)} reads something else than a norm, or nothing in this run.")
-    refuse_scaled(config, field, model, [one for names in readers.values() for one in names])
     if unread := [name for name, _ in outputs.values() if not readers.get(name)]:
         raise SurgeryError(f"{field}: {unread[0]} is read by no matrix, but scaled or mixed first.")
+    refuse_scaled(config, field, model, [one for names in readers.values() for one in names])
     return readers
 
 

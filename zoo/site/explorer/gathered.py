@@ -4,7 +4,7 @@ import ast
 import builtins
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
@@ -49,6 +49,8 @@ class Gathered:
             return f"(...given) => py.call({', '.join(map(self.of, (value.func, *value.args)))}, ...given)"
         if isinstance(value, FunctionType):
             return self.add(value, self.function(value))
+        if value is Sequence:  # which configs ask of values of config.json alone
+            return "[py.list, py.tupleType]"
         if isinstance(value, type):
             return self.add(value, self.config_class(value))
         raise ValueError(f"{value!r} cannot be said in JavaScript.")
@@ -92,6 +94,7 @@ class Gathered:
         said = expression(node) if isinstance(node, ast.Lambda) else function(node)
         if isinstance(node, ast.FunctionDef):
             node.decorator_list = []
+            unannotated(node)
         return self.with_names(ast.unparse(node), said, find, what)
 
     def config_class(self, cls: type) -> str:
@@ -110,6 +113,8 @@ class Gathered:
             [],
         )
         node.body = [unchecked(one) for one in node.body if not is_of_models(one)]
+        for method in [one for one in node.body if isinstance(one, ast.FunctionDef)]:
+            unannotated(method)
         scope = vars(inspect.getmodule(cls))
         known = {f"base_{i}": base for i, base in enumerate(bases)}
 
@@ -153,6 +158,13 @@ def is_of_models(node: ast.stmt) -> bool:
     return bool(names & {*OF_MODELS, "keys_to_ignore_at_inference"}) or (
         isinstance(node, ast.FunctionDef) and node.name in ("to_dict", "to_diff_dict", "__init__")
     )
+
+
+def unannotated(function: ast.FunctionDef) -> None:
+    """Takes the types of parameters and of the result away, which the page has nothing for."""
+    function.returns = None
+    for one in [one for one in ast.walk(function.args) if isinstance(one, ast.arg)]:
+        one.annotation = None
 
 
 def node_of(what: FunctionType) -> ast.FunctionDef | ast.Lambda:
