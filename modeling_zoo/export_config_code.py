@@ -32,29 +32,33 @@ def compiled(text: str, evaluates: bool) -> CodeType:
     return compile(tree, "<exported>", "exec")
 
 
-COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
-def nodes_of(node: ast.AST) -> list[ast.AST]:
-    """All nodes of a tree that stays as it is, in the order of `ast.walk`, without those that say "load" or "store"."""
+def nodes_of(node: ast.AST, kind: type | None = None) -> list[ast.AST]:
+    """All nodes of a tree that stays as it is, or those of one kind, in the order of `ast.walk`, without those that say
+    "load" or "store"."""
     if not hasattr(node, "nodes_below"):
         node.nodes_below = found = [node]
+        node.by_kind = kinds = {}
         for one in found:
-            for name, value in ast.iter_fields(one):
-                if isinstance(value, list):
+            kinds.setdefault(type(one), []).append(one)
+            for name in one._fields:
+                value = getattr(one, name, None)
+                if type(value) is list:
                     found += [entry for entry in value if isinstance(entry, ast.AST)]
                 elif isinstance(value, ast.AST) and name != "ctx":
                     found.append(value)
-    return node.nodes_below
+    return node.nodes_below if kind is None else node.by_kind.get(kind, [])
 
 
 def own_names(node: ast.AST) -> set[int]:
     """The names in comprehensions that are their own, by the identity of their nodes."""
     if not hasattr(node, "names_own"):
         node.names_own = set()
-        for one in [n for n in nodes_of(node) if isinstance(n, COMPREHENSIONS)]:
-            names = [n for n in nodes_of(one) if isinstance(n, ast.Name)]
-            bound = {n.id for g in one.generators for n in nodes_of(g.target) if isinstance(n, ast.Name)}
+        for one in [one for kind in COMPREHENSIONS for one in nodes_of(node, kind)]:
+            names = nodes_of(one, ast.Name)
+            bound = {n.id for g in one.generators for n in nodes_of(g.target, ast.Name)}
             node.names_own |= {id(n) for n in names if n.id in bound}
     return node.names_own
 
@@ -62,7 +66,7 @@ def own_names(node: ast.AST) -> set[int]:
 def loaded(node: ast.AST) -> set[str]:
     """The names that code reads."""
     if not hasattr(node, "names_loaded"):
-        names = [n for n in nodes_of(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        names = [n for n in nodes_of(node, ast.Name) if isinstance(n.ctx, ast.Load)]
         node.names_loaded = {n.id for n in names if id(n) not in own_names(node)}
     return node.names_loaded
 
@@ -70,7 +74,7 @@ def loaded(node: ast.AST) -> set[str]:
 def stored(node: ast.AST) -> set[str]:
     """The names that code binds, those of comprehensions left out."""
     if not hasattr(node, "names_stored"):
-        names = [n for n in nodes_of(node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
+        names = [n for n in nodes_of(node, ast.Name) if not isinstance(n.ctx, ast.Load)]
         node.names_stored = {n.id for n in names if id(n) not in own_names(node)} | changed(node)
     return node.names_stored
 
@@ -78,8 +82,8 @@ def stored(node: ast.AST) -> set[str]:
 def changed(node: ast.AST) -> set[str]:
     """The names whose value code changes in place."""
     if not hasattr(node, "names_changed"):
-        stores = [n for n in nodes_of(node) if isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load)]
-        calls = [n.func for n in nodes_of(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+        stores = [n for n in nodes_of(node, ast.Subscript) if not isinstance(n.ctx, ast.Load)]
+        calls = [n.func for n in nodes_of(node, ast.Call) if isinstance(n.func, ast.Attribute)]
         found = [n.value for n in [*stores, *(call for call in calls if call.attr in IN_PLACE)]]
         node.names_changed = {n.id for n in found if isinstance(n, ast.Name)}
     return node.names_changed

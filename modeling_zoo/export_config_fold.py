@@ -184,7 +184,7 @@ class Folder:
 
     def folded(self, spaces: list[dict]) -> list[str] | None:
         """The lines of the function, None where nothing of it is left."""
-        parameters = [a.arg for a in nodes_of(self.function.args) if isinstance(a, ast.arg)]
+        parameters = [a.arg for a in nodes_of(self.function.args, ast.arg)]
         spaces = [{**space, "__Returned": Returned} for space in spaces]
         frame = self.frame(spaces, set(parameters) - spaces[0].keys())
         kept, _ = self.body(self.function.body, frame, 0)
@@ -200,7 +200,7 @@ class Folder:
 
     def answers(self) -> bool:
         """Whether the function gives something back, were it None."""
-        return any(isinstance(n, ast.Return) and n.value is not None for n in nodes_of(self.function))
+        return any(one.value is not None for one in nodes_of(self.function, ast.Return))
 
     def is_reached(self, spaces: list[dict]) -> bool:
         """Whether the function comes to an end in a config that is fixed so: what fails in all is called in none."""
@@ -335,7 +335,7 @@ class Folder:
         if not hasattr(stmt, "names_outside"):
             inside = {id(node) for node in nodes_of(stmt)}
             inside |= own_names(self.function)
-            nodes = [node for node in nodes_of(self.function) if isinstance(node, ast.Name) and id(node) not in inside]
+            nodes = [node for node in nodes_of(self.function, ast.Name) if id(node) not in inside]
             stmt.names_outside = {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
         return stmt.names_outside
 

@@ -7,18 +7,21 @@ import ast
 import re
 from typing import Any
 
-from .export_config_code import nodes_of
+from .export_config_code import COMPREHENSIONS, nodes_of
 
 WIDTH = 120
+# Expressions in which nothing is taken out, and what else holds expressions.
+KEPT_WHOLE = (*COMPREHENSIONS, ast.Lambda, ast.JoinedStr)
+WITH_EXPRESSIONS = (ast.expr, ast.keyword)
 
 
 class Text:
-    """The source of one file."""
+    """The source of one file, or of what `tree` is the tree of."""
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, tree: ast.AST | None = None):
         self.lines = source.split("\n")
         self.bytes = [line.encode() for line in self.lines]
-        self.tree = ast.parse(source)
+        self.tree = ast.parse(source) if tree is None else tree
 
     def segment(self, node: ast.AST) -> str:
         """The text of a node."""
@@ -141,13 +144,14 @@ class Text:
                 ]
                 found.append((*span(node), word.join(texts)))
                 return
-        if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda | ast.JoinedStr):
+        if isinstance(node, KEPT_WHOLE):
             return
-        for field, value in ast.iter_fields(node):
+        for field in node._fields:
+            value = getattr(node, field, None)
             test = as_test and isinstance(node, ast.BoolOp) or field == "test"
             test = test or isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.expr | ast.keyword):
+                if isinstance(child, WITH_EXPRESSIONS):
                     self.edits(child, frame, test, found)
 
     def folded_statement(self, stmt: ast.stmt, frame: Any, shift: int) -> tuple[list[str], set[str]]:
@@ -257,7 +261,7 @@ def literal(value: Any) -> str:
 def reads_of(node: ast.AST | str) -> set[str]:
     if isinstance(node, str):
         node = ast.parse(f"def f():\n    {node.strip()}")
-    return {n.id for n in nodes_of(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return {n.id for n in nodes_of(node, ast.Name) if isinstance(n.ctx, ast.Load)}
 
 
 def span(node: ast.AST) -> tuple:

@@ -102,7 +102,7 @@ class ModelFolder(Folder):
 
     def rewritten(self, stmt: ast.Assign, kept: list[tuple], shift: int) -> Kept:
         targets, values = (", ".join(self.text.one_line(one) for one in part) for part in zip(*kept, strict=True))
-        reads = {n.id for _, value in kept for n in nodes_of(value) if isinstance(n, ast.Name)}
+        reads = {n.id for _, value in kept for n in nodes_of(value, ast.Name)}
         return Kept([*self.text.comments(stmt, shift), f"{' ' * (stmt.col_offset - shift)}{targets} = {values}"], reads)
 
 
@@ -228,20 +228,20 @@ def words_read(piece: Piece) -> set[str]:
     """The names of attributes that a piece reads, and its words in quotes."""
     if not hasattr(piece, "words_read"):
         piece.words_read = set()
-        for node in nodes_of(piece.tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        for node in nodes_of(piece.tree, ast.Attribute):
+            if isinstance(node.ctx, ast.Load):
                 piece.words_read.add(node.attr)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 80:
+        for node in nodes_of(piece.tree, ast.Constant):
+            if isinstance(node.value, str) and len(node.value) < 80:
                 piece.words_read |= set(node.value.replace(".", " ").split())
     return piece.words_read
 
 
 def text_of(piece: Piece) -> tuple[Text, ast.stmt]:
-    """The text of a piece and its tree, whose nodes know their places in it."""
+    """The text of a piece and its tree."""
     if not hasattr(piece, "as_text"):
-        text = Text(piece.text)
-        piece.as_text = text, text.tree.body[0]
-    return piece.as_text
+        piece.as_text = Text(piece.text, piece.tree)
+    return piece.as_text, piece.tree
 
 
 def model_pieces(config: ZooConfig) -> tuple[Piece, ...]:

@@ -102,8 +102,8 @@ class Calls:
 
     def escape_all(self, node: ast.AST, only_parts: bool = True) -> None:
         if only_parts:
-            for one in nodes_of(node):
-                if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load):
+            for one in nodes_of(node, ast.Name):
+                if isinstance(one.ctx, ast.Load):
                     self.escape(one.id)
 
     def escape(self, name: str) -> None:
@@ -131,16 +131,16 @@ class Calls:
     def read_function(self, module: str, owner: str | None, function: ast.FunctionDef) -> None:
         frame = self.facts.started(module, owner, function)
         skipped = {id(n) for one in annotations(function) for n in nodes_of(one)}
-        for node in nodes_of(function):
-            if isinstance(node, ast.Call):
-                skipped |= self.read_call(node, frame, owner, function)
-            elif id(node) in skipped:
-                continue
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        for node in nodes_of(function, ast.Call):
+            skipped |= self.read_call(node, frame, owner, function)
+        for node in nodes_of(function, ast.Name):
+            if id(node) not in skipped and isinstance(node.ctx, ast.Load):
                 self.escape(node.id)
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and f".{node.attr}" in self.callees:
+        for node in nodes_of(function, ast.Attribute):
+            if id(node) not in skipped and isinstance(node.ctx, ast.Load) and f".{node.attr}" in self.callees:
                 self.escape(f".{node.attr}")
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and f".{node.value}" in self.callees:
+        for node in nodes_of(function, ast.Constant):
+            if id(node) not in skipped and isinstance(node.value, str) and f".{node.value}" in self.callees:
                 self.escape(f".{node.value}")
 
     def read_call(self, node: ast.Call, frame: ModelFrame, owner: str | None, function: ast.FunctionDef) -> set[int]:
@@ -239,7 +239,7 @@ class Calls:
         places = {tuple(one.arg for one in all_parameters(callee, d)) for d in callee.definitions}
         if len(places) > 1 or any(d[2].args.vararg for d in callee.definitions):
             return []
-        read = {n.id for d in callee.definitions for n in nodes_of(d[2]) if isinstance(n, ast.Name)}
+        read = {n.id for d in callee.definitions for n in nodes_of(d[2], ast.Name)}
         return [name for name in first if name not in read]
 
 
@@ -252,12 +252,12 @@ MISSING = ast.Constant("missing")
 
 
 def annotations(function: ast.FunctionDef) -> Iterator[ast.expr]:
-    for one in nodes_of(function):
-        if isinstance(one, ast.arg | ast.AnnAssign) and one.annotation is not None:
+    for one in nodes_of(function, ast.arg) + nodes_of(function, ast.AnnAssign):
+        if one.annotation is not None:
             yield one.annotation
-        elif isinstance(one, ast.FunctionDef):
-            yield from [one.returns] if one.returns is not None else []
-            yield from one.decorator_list
+    for one in nodes_of(function, ast.FunctionDef):
+        yield from [one.returns] if one.returns is not None else []
+        yield from one.decorator_list
 
 
 def all_parameters(callee: Callee, definition: Definition) -> list[ast.arg]:
@@ -293,7 +293,7 @@ def without(piece: Piece, parameters: dict[int, set[str]], arguments: dict[int, 
     found = [node for node in callers_and_called(piece) if id(node) in parameters or id(node) in arguments]
     if not found:
         return piece
-    text, edits = Text(piece.text), []
+    text, edits = Text(piece.text, piece.tree), []
     for node in found:
         if id(node) in parameters:
             last = node.lineno - 1 + len(text.head(node))

@@ -138,7 +138,7 @@ class Facts:
                 space["layer_idx"] = index
             space |= {name: value for name, value in given.items() if name in annotations}
             spaces.append(space)
-        parameters = {one.arg for one in nodes_of(function.args) if isinstance(one, ast.arg)}
+        parameters = {one.arg for one in nodes_of(function.args, ast.arg)}
         opened = (parameters | stored_anywhere(function)) - {*configs}
         opened -= {"layer_idx"} if annotations.get("layer_idx") == "int" else set()
         opened -= given.keys() & annotations.keys()
@@ -169,7 +169,7 @@ class Facts:
             self.read_function(module, owner, stmt)
         elif isinstance(stmt, ast.Assign | ast.AnnAssign):
             targets = stmt.targets if isinstance(stmt, ast.Assign) else [stmt.target]
-            for target in [one for part in targets for one in nodes_of(part) if isinstance(one, ast.Name)]:
+            for target in [one for part in targets for one in nodes_of(part, ast.Name)]:
                 # What has an annotation is a field, which is set where one is made.
                 value = written_out(stmt.value) if isinstance(stmt, ast.Assign) else None
                 self.reading.append((target.id, (owner, value)))
@@ -177,13 +177,14 @@ class Facts:
     def read_function(self, module: str, owner: str | None, function: ast.FunctionDef) -> None:
         """Collects what a function sets."""
         pairs: dict[int, tuple] = {}
-        for node in nodes_of(function):
-            if isinstance(node, ast.Assign):
-                found = [pair for target in node.targets for pair in paired(target, node.value)]
-                pairs |= {id(target): (target, value) for target, value in found}
-            elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+        for node in nodes_of(function, ast.Assign):
+            found = [pair for target in node.targets for pair in paired(target, node.value)]
+            pairs |= {id(target): (target, value) for target, value in found}
+        for node in nodes_of(function, ast.Attribute):
+            if not isinstance(node.ctx, ast.Load):
                 pairs.setdefault(id(node), (node, None))
-            elif isinstance(node, ast.Call) and (name := set_by(node)) is not None:
+        for node in nodes_of(function, ast.Call):
+            if (name := set_by(node)) is not None:
                 self.reading.append((name, (None, None)))
         pairs = {key: pair for key, pair in pairs.items() if isinstance(pair[0], ast.Attribute)}
         frame = self.started(module, owner, function) if pairs else None
@@ -196,8 +197,8 @@ class Facts:
         """The names of a function behind those of its statements that name one value for good."""
         frame = self.frame(module, owner, function)
         counts: dict[str, int] = {}
-        for node in nodes_of(function):
-            if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+        for node in nodes_of(function, ast.Name):
+            if not isinstance(node.ctx, ast.Load):
                 counts[node.id] = counts.get(node.id, 0) + 1
         for stmt in function.body:
             names = stored(stmt) if isinstance(stmt, ast.Assign) else ()
@@ -249,7 +250,7 @@ def paired(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr |
 def stored_anywhere(function: ast.FunctionDef) -> set[str]:
     """The names that a function binds, in whatever is inside it."""
     if not hasattr(function, "names_bound"):
-        names = [n for n in nodes_of(function) if isinstance(n, ast.Name)]
+        names = nodes_of(function, ast.Name)
         function.names_bound = {n.id for n in names if not isinstance(n.ctx, ast.Load)}
     return function.names_bound
 
@@ -257,9 +258,8 @@ def stored_anywhere(function: ast.FunctionDef) -> set[str]:
 def words_in(piece: Piece) -> set[str]:
     """The names and attributes in a piece."""
     if not hasattr(piece, "words"):
-        nodes = nodes_of(piece.tree)
-        piece.words = {n.id for n in nodes if isinstance(n, ast.Name)} | {
-            n.attr for n in nodes if isinstance(n, ast.Attribute)
+        piece.words = {n.id for n in nodes_of(piece.tree, ast.Name)} | {
+            n.attr for n in nodes_of(piece.tree, ast.Attribute)
         }
     return piece.words
 
@@ -273,7 +273,7 @@ def is_call_of_entry(node: ast.AST) -> bool:
 def callers_and_called(piece: Piece) -> list[ast.AST]:
     """The calls and the functions in a piece."""
     if not hasattr(piece, "callers_and_called"):
-        piece.callers_and_called = [n for n in nodes_of(piece.tree) if isinstance(n, ast.Call | ast.FunctionDef)]
+        piece.callers_and_called = nodes_of(piece.tree, ast.Call) + nodes_of(piece.tree, ast.FunctionDef)
     return piece.callers_and_called
 
 
@@ -281,7 +281,7 @@ def names_asked(piece: Piece) -> list[tuple[str, bool]]:
     """The names that a piece reads, and whether what stands in it is called at once."""
     if not hasattr(piece, "names_asked"):
         called = {id(node.func.value) for node in callers_and_called(piece) if is_call_of_entry(node)}
-        names = [n for n in nodes_of(piece.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        names = [n for n in nodes_of(piece.tree, ast.Name) if isinstance(n.ctx, ast.Load)]
         piece.names_asked = [(node.id, id(node) in called) for node in names]
     return piece.names_asked
 

@@ -6,7 +6,6 @@ the same in all objects of a class (export_model_facts.py).
 
 import ast
 import builtins
-import copy
 import importlib
 import types
 from functools import cache
@@ -33,6 +32,8 @@ OPEN_ATTRIBUTES = {"gradient_checkpointing", "training", "config", "is_initializ
 # Parameters by their annotation: those that are the config, those that are a model.
 CONFIGS, MODELS = ("ZooConfig",), ("PreTrainedModel", "ZooModel", "ZooPreTrainedModel")
 PLAIN = (type(None), bool, int, float, str)
+# Expressions that are not asked for their value.
+ACTING = (ast.NamedExpr, ast.Yield, ast.Await, ast.Lambda, ast.JoinedStr)
 
 
 def is_path(node: ast.expr) -> bool:
@@ -119,20 +120,19 @@ class ModelFrame(Frame):
 
     def is_pure(self, node: ast.expr) -> bool:
         """Whether to ask for a value changes nothing and depends on nothing but what the frame knows."""
-        return all(self._is_known(one, own_names(node)) for one in nodes_of(node))
-
-    def _is_known(self, node: ast.AST, bound: set[int]) -> bool:
-        space = self.spaces[0]
-        if isinstance(node, ast.NamedExpr | ast.Yield | ast.Await | ast.Lambda | ast.JoinedStr):
+        if any(nodes_of(node, kind) for kind in ACTING):
             return False
-        if isinstance(node, ast.Name):
-            return node.id in space or node.id in BUILTINS or id(node) in bound
-        if not isinstance(node, ast.Call):
-            return True
+        space, bound = self.spaces[0], own_names(node)
+        if not all(one.id in space or one.id in BUILTINS or id(one) in bound for one in nodes_of(node, ast.Name)):
+            return False
+        return all(self._is_known(one, bound) for one in nodes_of(node, ast.Call))
+
+    def _is_known(self, node: ast.Call, bound: set[int]) -> bool:
+        space = self.spaces[0]
         if isinstance(node.func, ast.Name):
             if node.func.id in BUILTINS:
                 return True
-            names = [one for part in node.args for one in nodes_of(part) if isinstance(one, ast.Name)]
+            names = [one for part in node.args for one in nodes_of(part, ast.Name)]
             given = [space.get(one.id) for one in names]
             is_function = isinstance(space.get(node.func.id), types.FunctionType)
             return is_function and any(isinstance(one, World) for one in given)
@@ -263,20 +263,27 @@ class Place:
     def applied(self, node: ast.expr) -> ast.expr:
         """An expression with the attributes that are known in place of their names."""
         if getattr(node, "known_by", None) is not self:
-            node.known_by = self
-            names = {one.attr for one in nodes_of(node) if isinstance(one, ast.Attribute)}
-            words = {one.id for one in nodes_of(node) if isinstance(one, ast.Name)}
-            known = "config" in names or any(names & facts.keys() for facts in self.roots.values())
-            if known or words & (self.empty | self.returns.keys()):
-                known = Known(self).visit(copy.deepcopy(bare(node)))
-                node.as_known = ast.fix_missing_locations(ast.parse(ast.unparse(known), mode="eval").body)
-            else:
-                node.as_known = node
+            node.known_by, node.as_known = self, node
+            names, words = names_and_words(node)
+            known = "config" in names or not all(facts.keys().isdisjoint(names) for facts in self.roots.values())
+            if known or not (self.empty.isdisjoint(words) and self.returns.keys().isdisjoint(words)):
+                text = ast.unparse(Known(self).visit(parsed(source(node))))
+                if text != source(node):
+                    node.as_known = parsed(text)
+                    node.as_known.as_text = text
         return node.as_known
 
 
-def bare(node: ast.expr) -> ast.expr:
-    return ast.parse(source(node), mode="eval").body
+def names_and_words(node: ast.expr) -> tuple[set[str], set[str]]:
+    """The names of attributes in an expression, and the names."""
+    if not hasattr(node, "names_and_words"):
+        names = {one.attr for one in nodes_of(node, ast.Attribute)}
+        node.names_and_words = names, {one.id for one in nodes_of(node, ast.Name)}
+    return node.names_and_words
+
+
+def parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
 
 
 class Known(ast.NodeTransformer):

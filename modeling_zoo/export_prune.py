@@ -182,14 +182,14 @@ def front() -> list[str]:
 def literal_keys() -> frozenset[tuple[str, str]]:
     """(table, word) wherever code of the model looks up a word that it spells out."""
     pieces = [piece for source in sources().values() if source.package == MODEL for piece in source.pieces]
-    asked = [node for piece in pieces for node in nodes_of(piece.tree) if isinstance(node, ast.Subscript)]
+    asked = [node for piece in pieces for node in nodes_of(piece.tree, ast.Subscript)]
     named = [node for node in asked if isinstance(node.value, ast.Name) and is_word(node.slice)]
     return frozenset((node.value.id, node.slice.value) for node in named)
 
 
 def names_in(row: Row) -> set[str]:
     """The names that a row reads."""
-    return {node.id for part in row if part is not None for node in nodes_of(part) if isinstance(node, ast.Name)}
+    return {node.id for part in row if part is not None for node in nodes_of(part, ast.Name)}
 
 
 def literal_set(words: set[str]) -> str:
