@@ -7,7 +7,7 @@ from .block_indexers import BlockIndexers
 from .compressed_layers import CompressedLayers
 from .field_kinds import Choice, count, flag, length, non_negative, per_layer, positive, settings, size
 from .fields_checks import for_each_layer, refuse_unless, require
-from .vocabulary import COMPRESSED_SPARSE, HYBRID_LAYERS, INDEXED, INDEXER_TYPES
+from .vocabulary import COMPRESSED_SPARSE, HYBRID_LAYERS, INDEXED, INDEXER_TYPES, POSITION_BIASES
 
 WIDTH_FIELDS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_FIELDS = (
@@ -347,7 +347,7 @@ class LatentFields(BlockIndexers, CompressedLayers):
                 f"such layers, got {self.attention_type!r}."
             )
         self._validate_blocks(in_blocks=found == {"grouped_query"})
-        if self.position_embedding_type in ("alibi", "relative"):
+        if self.position_embedding_type in POSITION_BIASES:
             # Only the distance tells equal tokens apart then, and their scores differ by rounding alone: a step and a
             # whole would choose different ones of them.
             raise ValueError(

@@ -142,8 +142,9 @@ class TrainingFields:
             raise UnreadField("router_z_loss_coef", self.router_z_loss_coef, "output_router_logits left out or True")
 
     def validate_initializers(self) -> None:
-        kind, ends = self.initializer["residual_type"], [block in ENDS_IN_NORM for block in self.block_types]
-        if kind != "same" and self.initializer["type"] != "auto" and any(ends) and not self.norm_elementwise_affine:
+        kind, layers = self.initializer["residual_type"], zip(self.block_types, self.per_layer_config, strict=True)
+        bare = [b in ENDS_IN_NORM and not layer.norm_elementwise_affine for b, layer in layers]
+        if kind != "same" and self.initializer["type"] != "auto" and any(bare):
             reason = "norms that have a weight (norm_elementwise_affine=True), as they end the branches"
             raise UnreadField("initializer.residual_type", kind, reason)
         if self.initializer["residual_rms"] is not None and self.initializer["type"] != "auto":

@@ -168,7 +168,7 @@ SAME_FIELD = {
     "n_shared_experts": "num_shared_experts moe_num_shared_experts num_shared_expert",
     "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size shared_intermediate_size "
     "share_expert_dim share_expert_dims",
-    "scoring_func": "expert_selection_fn score_func router_scoring gate_type",
+    "scoring_func": "expert_selection_fn score_func router_scoring gate_type moe_router_activation_func",
     "router.sparsemixer_jitter_eps": "sparsemixer_jitter_eps",
     "router.score_after_topk": "score_after_topk",
     "router.norm_topk_eps": "norm_topk_eps",

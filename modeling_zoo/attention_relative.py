@@ -33,13 +33,18 @@ class TransformerXLAttention(GroupedQueryAttention):
         init.zeros_(self.content_bias)
         init.zeros_(self.distance_bias)
 
+    @property
+    def query_matrix(self) -> nn.Linear:
+        """The projection whose rows are the heads of queries."""
+        return self.q_proj if self.q_a_proj is None else self.q_b_proj
+
     def distance_scores(self, query: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
         """Queries `[B, H, T, d]`, distances `[T, K]` → `[B, H, T, K]`: every distance is projected once, then
         picked."""
         count = distances.shape[-1]
         waves = interleaved_waves(torch.arange(count, device=query.device), self.config.hidden_size).to(query.dtype)
         rows = self.r_proj(waves).view(count, -1, self.head_dim).permute(1, 2, 0)
-        by_distance = torch.matmul(query + own_part(self.distance_bias, self.q_proj)[:, None], rows)
+        by_distance = torch.matmul(query + own_part(self.distance_bias, self.query_matrix)[:, None], rows)
         index = distances.clamp(0, count - 1).expand(*query.shape[:2], -1, -1)
         return by_distance.gather(-1, index)
 
@@ -54,5 +59,5 @@ class TransformerXLAttention(GroupedQueryAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of q + u, with the second term as the bias; `position_bias` are the distances `[T, S]`."""
         bias = self.distance_scores(query, position_bias) * self.scaling
-        query = query + own_part(self.content_bias, self.q_proj)[:, None]
+        query = query + own_part(self.content_bias, self.query_matrix)[:, None]
         return super().attend(query, key, value, attention_mask, position_bias=bias, **kwargs)

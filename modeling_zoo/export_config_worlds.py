@@ -78,6 +78,9 @@ class World:
         self.__dict__["_answers"] = {}
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            # What `copy` asks of an object that it is about to fill.
+            raise AttributeError(name)
         config_class, values, groups = self.__dict__["_state"]
         if name in values:
             return _open() if values[name] is Open else values[name]

@@ -81,7 +81,7 @@ def usual_config(name: str) -> ZooConfig:
 
 def model_type_of(name: str) -> str:
     """`openai_gpt` -> `openai-gpt`: the spelling in a config.json."""
-    own = family_of(name).config_class if is_known(name) else None
+    own = family_of(name).config_class if is_known(name) and family_of(name).section is None else None
     return own.model_type if own else _spellings().get(name, name)
 
 

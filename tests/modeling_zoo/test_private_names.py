@@ -28,6 +28,7 @@ ELSEWHERE = {
     "_apply_gate": "what transformers' experts interface documents that a class with its own gate defines",
     "_LAYER_TYPE_MAPPING": "the end of a public name",
     "_dynamo": "torch's, which its documentation names",
+    "_fields": "a node's of Python's syntax tree, documented",
     "_forward_hooks": "torch's; a module without it has no hooks to ask for",
     "_forward_pre_hooks": "the same",
     "_is_avx512_bf16_supported": "torch's; without it a CPU counts as one without units",

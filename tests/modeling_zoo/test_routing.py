@@ -270,7 +270,7 @@ def test_what_is_left_out_is_written_out_and_resolving_again_changes_nothing():
     assert config.shared_expert_intermediate_size == 2 * config.moe_intermediate_size
     left_out = [name for name in described(fields_experts.ExpertFields) if getattr(config, name) is None]
     unselected = {"swiglu_limit", *fields_experts.GROUP_FIELDS, "n_group", "router.norm_topk_min"}
-    unselected |= {"router.logit_softcapping"}
+    unselected |= {"router.logit_softcapping", "router.latent_norm"}
     unselected |= {"moe_latent_size", "zero_expert_num", "zero_expert_type", "router.sparsemixer_jitter_eps"}
     assert set(left_out) == unselected | {"router.input_multiplier"}
     again = ZooConfig.from_dict(config.to_dict())
