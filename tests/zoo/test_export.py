@@ -182,6 +182,17 @@ def test_a_folder_has_the_concepts_of_its_model_alone(folder):
         assert f"class {name}(" in code()["modeling_zoo.py"] and f"class {name}(" not in text
 
 
+def test_a_folder_with_prediction_layers_loads_by_its_own_code(tmp_path):
+    model = ZooForCausalLM(ZooConfig(**TINY | {"num_mtp_layers": 2})).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    again = remote(tmp_path)
+    assert again.state_dict().keys() == model.state_dict().keys() and any(".mtp" in f".{n}" for n in model.state_dict())
+    tokens = torch.randint(0, 61, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, model(tokens).logits)
+
+
 @pytest.mark.parametrize(("name", "most"), [("llama", 4250), ("deepseek_v3", 6350)])
 def test_both_files_together_keep_to_a_number_of_lines(name, most):
     family = family_of(name)
