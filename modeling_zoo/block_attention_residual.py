@@ -19,7 +19,7 @@ from .ops_cross_layer import FinishedBlocks
 
 class DepthRead(nn.Module):
     """Σ_i p_i v_i, p = softmax_i(w · norm(v_i)), over n states v `[B, T, n, D]` of a token: w `[D]` is learned, the
-    same for all tokens. Computed in float32. (Kimi team 2026, arXiv 2603.15031.)"""
+    same for all tokens. Computed in float32 at least. (Kimi team 2026, arXiv 2603.15031.)"""
 
     def __init__(self, config: ZooConfig):
         super().__init__()
@@ -32,8 +32,9 @@ class DepthRead(nn.Module):
 
     def forward(self, finished: list[torch.Tensor], current: torch.Tensor) -> torch.Tensor:
         """Finished blocks and the running sum, `[B, T, D]` each → `[B, T, D]`."""
-        states = torch.stack((*finished, current), dim=2).float()
-        scores = F.linear(self.norm(states).float(), self.query.float()[None]).squeeze(-1)
+        wide = torch.promote_types(current.dtype, torch.float32)
+        states = torch.stack((*finished, current), dim=2).to(wide)
+        scores = F.linear(self.norm(states).to(wide), self.query.to(wide)[None]).squeeze(-1)
         weights = torch.softmax(scores, dim=-1).unsqueeze(-2)
         return torch.matmul(weights, states).squeeze(-2).to(current.dtype)
 

@@ -62,8 +62,8 @@ ACTIVATIONS = {"elu": nn.ELU, "xielu": XIELU}
 
 
 def softcap(x: torch.Tensor, cap: float) -> torch.Tensor:
-    """cap · tanh(x / cap), in float32."""
-    return (cap * torch.tanh(x.float() / cap)).to(x.dtype)
+    """cap · tanh(x / cap), in float32 at least."""
+    return (cap * torch.tanh(x.to(torch.promote_types(x.dtype, torch.float32)) / cap)).to(x.dtype)
 
 
 class SoftcappedSiLU(nn.Module):
@@ -74,7 +74,7 @@ class SoftcappedSiLU(nn.Module):
         self.cap = cap
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return (softcap(wide, self.cap) * torch.sigmoid(wide)).to(x.dtype)
 
 
